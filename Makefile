@@ -1,0 +1,46 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-all test-parity lint format clean
+
+$(VENV)/core.stamp: requirements/core.txt pyproject.toml setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/core.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/dev.stamp: requirements/dev.txt $(VENV)/core.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	touch $@
+
+demo: $(VENV)/core.stamp
+	$(BIN)/gen demo
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m "not slow" --ignore=tests/parity
+
+test-all: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest
+
+test-parity: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest tests/parity
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+requirements: $(VENV)/dev.stamp
+	uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url \
+		pyproject.toml requirements/build.in -o requirements/core.txt
+	uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url \
+		--extra dev -c requirements/core.txt pyproject.toml requirements/build.in -o requirements/dev.txt
+
+clean:
+	rm -rf $(VENV) build *.egg-info

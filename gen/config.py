@@ -1,0 +1,200 @@
+"""Configurations: frozen dataclasses, to JSON and back by a short registered ``kind``.
+
+Every configurable thing of the project (process, backbone, solver, tokenizer, task ...) is a frozen
+dataclass named in `KINDS`. The table maps the short kind that stands in JSON to where the class lives, so
+that listing names imports nothing heavy. A class joins the project (JSON, ``gen list``, the conformance
+suites) by its one row here.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from gen.errors import GenError
+
+__all__ = ["KINDS", "config_class", "fingerprint", "from_json", "kind_of", "kinds", "suggest", "to_json"]
+
+# family -> kind -> "module:Class". A kind is unique over all families.
+KINDS: dict[str, dict[str, str]] = {
+    "process": {
+        "linear": "gen.diffusion.process:Linear",
+        "trigonometric": "gen.diffusion.process:Trigonometric",
+        "vp": "gen.diffusion.process:VP",
+        "ddpm": "gen.diffusion.process:DDPM",
+        "ve": "gen.diffusion.process:VE",
+        "edm": "gen.diffusion.process:EDM",
+    },
+    "parameterization": {
+        "predict": "gen.diffusion.denoiser:Predict",
+        "edm-precondition": "gen.diffusion.denoiser:EDMPrecondition",
+    },
+    "objective": {
+        "velocity-matching": "gen.diffusion.objectives:VelocityMatching",
+        "ddpm-loss": "gen.diffusion.objectives:DDPMLoss",
+        "edm-loss": "gen.diffusion.objectives:EDMLoss",
+    },
+    "backbone": {
+        "dit": "gen.diffusion.backbones.dit:DiTConfig",
+    },
+    "grid": {
+        "uniform": "gen.sampling.grids:Uniform",
+        "karras": "gen.sampling.grids:Karras",
+        "respaced": "gen.sampling.grids:Respaced",
+        "explicit": "gen.sampling.grids:Explicit",
+    },
+    "solver": {
+        "euler": "gen.sampling.solvers:Euler",
+        "heun": "gen.sampling.solvers:Heun",
+        "ddim": "gen.sampling.solvers:DDIM",
+        "ddpm-ancestral": "gen.sampling.solvers:Ancestral",
+        "edm-stochastic": "gen.sampling.solvers:EDMStochastic",
+    },
+    "guidance": {
+        "cfg": "gen.sampling.guidance:ClassifierFree",
+        "interval": "gen.sampling.guidance:Interval",
+    },
+    "tokenizer": {
+        "kl1d": "gen.tokenizers.kl1d:KL1DConfig",
+    },
+    "task": {
+        "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
+        "denoiser-task": "gen.diffusion.train:DenoiserTask",
+        "kd-task": "gen.distill.kd:KDTask",
+        "dmd2-task": "gen.distill.dmd2:DMD2Task",
+    },
+}
+
+
+def kinds() -> dict[str, str]:
+    """All registered kinds: kind -> "module:Class". Imports nothing."""
+    return {kind: target for family in KINDS.values() for kind, target in family.items()}
+
+
+def suggest(name: str, known: typing.Iterable[str]) -> str:
+    """A clause for an error message that names the closest known name, or the known names."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+
+
+def config_class(kind: str) -> type:
+    """The dataclass registered as `kind`; imports its module. Raises GenError for an unknown kind."""
+    table = kinds()
+    if kind not in table:
+        raise GenError(f"unknown kind '{kind}' in a configuration; {suggest(kind, table)}")
+    module, _, name = table[kind].partition(":")
+    return typing.cast(type, getattr(importlib.import_module(module), name))
+
+
+def kind_of(cls: type) -> str | None:
+    """The kind under which `cls` is registered, or None."""
+    target = f"{cls.__module__}:{cls.__qualname__}"
+    return next((kind for kind, where in kinds().items() if where == target), None)
+
+
+def to_json(value: Any) -> Any:
+    """A configuration as plain JSON values; registered dataclasses carry their ``kind``.
+
+    Raises TypeError for a value that has no JSON form (arrays, functions): configurations hold numbers,
+    strings and other configurations only.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = kind_of(type(value))
+        head = {"kind": kind} if kind else {}
+        return head | {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+    if isinstance(value, Mapping):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_json(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{type(value).__name__} does not belong in a configuration")
+
+
+def from_json(data: Any, expected: Any = Any, where: str = "config") -> Any:
+    """Rebuilds what `to_json` wrote, checked against the type annotation `expected`.
+
+    `where` names the position for error messages. Lists become tuples where the annotation says so, ints
+    become floats where a float is expected. Raises GenError for an unknown key, a missing key, an unknown
+    kind or a value of the wrong type.
+    """
+    if isinstance(data, Mapping) and "kind" in data:
+        cls = config_class(str(data["kind"]))
+        _check_member(cls, expected, where)
+        return _build(cls, {k: v for k, v in data.items() if k != "kind"}, where)
+    origin, args = typing.get_origin(expected), typing.get_args(expected)
+    if origin in (typing.Union, types.UnionType):
+        errors: list[str] = []
+        for option in args:
+            try:
+                return from_json(data, option, where)
+            except GenError as error:
+                errors.append(str(error))
+        raise GenError(errors[0] if len(errors) == 1 else "; or ".join(dict.fromkeys(errors)))
+    if origin is typing.Literal:
+        if data in args:
+            return data
+        raise GenError(f"{where} is {data!r}; expected one of {', '.join(map(repr, args))}")
+    if origin in (tuple, list):
+        if not isinstance(data, list | tuple):
+            raise GenError(f"{where} is {data!r}; expected a list")
+        variadic = origin is list or (len(args) == 2 and args[1] is Ellipsis)
+        types_ = [args[0]] * len(data) if args and variadic else list(args) or [Any] * len(data)
+        if len(types_) != len(data):
+            raise GenError(f"{where} has {len(data)} entries; expected {len(types_)}")
+        return origin(from_json(v, t, f"{where}[{i}]") for i, (v, t) in enumerate(zip(data, types_, strict=True)))
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(data, Mapping):
+            raise GenError(f"{where} is {data!r}; expected an object")
+        return {k: from_json(v, args[1] if args else Any, f"{where}.{k}") for k, v in data.items()}
+    if dataclasses.is_dataclass(expected) and isinstance(expected, type):
+        if not isinstance(data, Mapping):
+            raise GenError(f"{where} is {data!r}; expected an object")
+        return _build(expected, data, where)
+    return _scalar(data, expected, where)
+
+
+def _check_member(cls: type, expected: Any, where: str) -> None:
+    options = typing.get_args(expected) or (expected,)
+    concrete = [o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)]
+    all_concrete = concrete and len(concrete) == len([o for o in options if o is not type(None)])
+    if all_concrete and not any(issubclass(cls, o) for o in concrete):
+        names = " or ".join(o.__name__ for o in concrete)
+        raise GenError(f"{where} is a {cls.__name__}; expected {names}")
+
+
+def _build(cls: type, data: Mapping[str, Any], where: str) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    hints = typing.get_type_hints(cls)
+    for key in data:
+        if key not in fields:
+            raise GenError(f"{where} has an unknown key '{key}' for {cls.__name__}; {suggest(key, fields)}")
+    required = (dataclasses.MISSING, dataclasses.MISSING)
+    for name, field in fields.items():
+        if name not in data and (field.default, field.default_factory) == required:
+            raise GenError(f"{where} lacks the key '{name}' that {cls.__name__} requires; add it")
+    return cls(**{k: from_json(v, hints[k], f"{where}.{k}") for k, v in data.items()})
+
+
+def _scalar(data: Any, expected: Any, where: str) -> Any:
+    if expected is Any or not isinstance(expected, type) or getattr(expected, "_is_protocol", False):
+        return tuple(data) if isinstance(data, list) else data
+    if expected is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if expected is type(None) and data is None:
+        return None
+    if isinstance(data, expected) and not (isinstance(data, bool) and expected in (int, float)):
+        return data
+    raise GenError(f"{where} is {data!r}; expected {expected.__name__}")
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 (16 hex digits) of a configuration's canonical JSON: equal configurations, equal text."""
+    text = json.dumps(to_json(value), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,325 @@
+"""Denoisers: a network, the process it was trained under, and what its output means.
+
+The network keeps its official clock and sign. The parameterization says what the raw output is and how our
+time becomes the network's; it is the only place where a clock is ever reversed. The result of evaluating a
+denoiser is a `Prediction`, which converts between data, noise, velocity and score.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from gen.diffusion.process import DDPM, EDM, Process, expand, pair
+from gen.nn.network import Cond, Network, Params
+
+__all__ = [
+    "Clock",
+    "Denoise",
+    "Denoiser",
+    "EDMPrecondition",
+    "Parameterization",
+    "Predict",
+    "Prediction",
+    "PredictionKind",
+    "drop",
+]
+
+PredictionKind = Literal["x", "eps", "v", "velocity", "score"]
+Clock = Literal["time", "reversed", "index"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a denoiser says about x_t. All arrays are shaped like `x`.
+
+    Attributes:
+      value: the prediction, in the quantity named by `kind`.
+      x: the noisy input x_t.
+      t: its time, a scalar or (B,), on the clock of `process`.
+      extra: further outputs by name: ``variance`` (learned variance, raw), feature taps.
+      process: the process under which the conversions hold.
+      kind: x (data), eps (noise), v (alpha eps - sigma x), velocity (d x_t / d t) or score.
+    """
+
+    value: jax.Array
+    x: jax.Array
+    t: jax.Array
+    extra: Mapping[str, Any]
+    process: Process = dataclasses.field(metadata={"static": True})
+    kind: PredictionKind = dataclasses.field(metadata={"static": True})
+
+    @property
+    def denoised(self) -> jax.Array:
+        """E[x | x_t]."""
+        a, s = pair(self.process, self.t, self.x)
+        match self.kind:
+            case "x":
+                return self.value
+            case "eps":
+                return (self.x - s * self.value) / a
+            case "v":
+                return (a * self.x - s * self.value) / (a * a + s * s)
+            case "score":
+                return (self.x + s * s * self.value) / a
+            case "velocity":
+                da, ds = self._rates()
+                return (ds * self.x - s * self.value) / (a * ds - s * da)
+
+    @property
+    def eps(self) -> jax.Array:
+        """E[eps | x_t]."""
+        a, s = pair(self.process, self.t, self.x)
+        match self.kind:
+            case "eps":
+                return self.value
+            case "x":
+                return (self.x - a * self.value) / s
+            case "v":
+                return (s * self.x + a * self.value) / (a * a + s * s)
+            case "score":
+                return -s * self.value
+            case "velocity":
+                da, ds = self._rates()
+                return (a * self.value - da * self.x) / (a * ds - s * da)
+
+    @property
+    def velocity(self) -> jax.Array:
+        """d x_t / d t of the probability flow, on the clock of `process` (time 0 = data)."""
+        if self.kind == "velocity":
+            return self.value
+        da, ds = self._rates()
+        if self.kind == "x":
+            # written around the data prediction: exact where alpha is 1 and at sigma -> 0 the caller stops
+            a, s = pair(self.process, self.t, self.x)
+            return da * self.value + ds * (self.x - a * self.value) / s
+        if self.kind in ("eps", "score"):
+            a, s = pair(self.process, self.t, self.x)
+            return da / a * self.x + (ds - da * s / a) * self.eps
+        return da * self.denoised + ds * self.eps
+
+    @property
+    def score(self) -> jax.Array:
+        """Gradient of log p(x_t): -eps / sigma."""
+        return self.value if self.kind == "score" else -self.eps / pair(self.process, self.t, self.x)[1]
+
+    def with_denoised(self, x: jax.Array) -> "Prediction":
+        """The same prediction with its denoised image replaced (clipping, guidance in data space)."""
+        return dataclasses.replace(self, value=x, kind="x")
+
+    def with_value(self, value: jax.Array) -> "Prediction":
+        """The same kind of prediction with another value (guidance in the network's own space)."""
+        return dataclasses.replace(self, value=value)
+
+    def as_kind(self, kind: PredictionKind) -> jax.Array:
+        """This prediction's value in another quantity."""
+        match kind:
+            case "x":
+                return self.denoised
+            case "eps":
+                return self.eps
+            case "velocity":
+                return self.velocity
+            case "score":
+                return self.score
+            case "v":
+                a, s = pair(self.process, self.t, self.x)
+                return self.value if self.kind == "v" else a * self.eps - s * self.denoised
+
+    def _rates(self) -> tuple[jax.Array, jax.Array]:
+        return expand(self.process.dalpha(self.t), self.x), expand(self.process.dsigma(self.t), self.x)
+
+
+class Denoise(Protocol):
+    """A denoiser with its parameters bound, as solvers and guidance see it.
+
+    ``step`` is the solver's step index (int32 scalar), for step-dependent guidance; ``carry`` is guidance
+    state threaded through the sampler's scan (APG's momentum), ``()`` where there is none.
+    """
+
+    def __call__(
+        self, x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any
+    ) -> tuple[Prediction, Any]: ...
+
+
+class Parameterization(Protocol):
+    """How a network is called and what comes out; see `Predict` and `EDMPrecondition`."""
+
+    def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(network input, network time (B,)) for x_t at our time t (B,)."""
+        ...
+
+    def prediction(
+        self, process: Process, raw: jax.Array, x: jax.Array, t: jax.Array, extra: Mapping[str, Any]
+    ) -> Prediction:
+        """The meaning of the raw output."""
+        ...
+
+    def target(self, process: Process, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+        """What the raw output should have been for clean `x` and noise `eps`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """The raw output is x, eps, v, velocity or score, up to a sign, on one of three clocks.
+
+    Attributes:
+      kind: the quantity predicted.
+      clock: what the network receives: ``time`` (our t), ``reversed`` (1 - t: SiT, LightningDiT) or ``index``
+        (the DDPM chain index: DiT, ADM).
+      scale: factor on the network's time (1000 where a continuous model was built for chain indices).
+      sign: -1 where the official code predicts the negative (velocities on reversed clocks).
+      learned_variance: the network has twice the data's channels; the second half is the raw variance output.
+    """
+
+    kind: PredictionKind = "velocity"
+    clock: Clock = "time"
+    scale: float = 1.0
+    sign: int = 1
+    learned_variance: bool = False
+
+    def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        match self.clock:
+            case "time":
+                clock = t
+            case "reversed":
+                clock = 1.0 - t
+            case "index":
+                if not isinstance(process, DDPM):
+                    raise ValueError("clock 'index' needs the ddpm process; use 'time' or name process 'ddpm'")
+                clock = process.index(t)
+        return x, self.scale * clock
+
+    def prediction(
+        self, process: Process, raw: jax.Array, x: jax.Array, t: jax.Array, extra: Mapping[str, Any]
+    ) -> Prediction:
+        if self.learned_variance:
+            raw, variance = jnp.split(raw, 2, axis=-1)
+            extra = {**extra, "variance": variance}
+        return Prediction(self.sign * raw, x, t, extra, process, self.kind)
+
+    def target(self, process: Process, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+        a, s = pair(process, t, x)
+        match self.kind:
+            case "x":
+                return self.sign * x
+            case "eps":
+                return self.sign * eps
+            case "v":
+                return self.sign * (a * eps - s * x)
+            case "score":
+                return self.sign * -eps / s
+            case "velocity":
+                return self.sign * (expand(process.dalpha(t), x) * x + expand(process.dsigma(t), x) * eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class EDMPrecondition:
+    """EDM preconditioning (Karras et al. 2022, table 1): D = c_skip x + c_out F(c_in x; ln(sigma) / 4)."""
+
+    sigma_data: float = 0.5
+
+    def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if not isinstance(process, EDM):
+            raise ValueError("EDM preconditioning needs the edm process")
+        return expand(jax.lax.rsqrt(t**2 + self.sigma_data**2), x) * x, 0.25 * jnp.log(t)
+
+    def _scales(self, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        total = t**2 + self.sigma_data**2
+        return expand(self.sigma_data**2 / total, x), expand(t * self.sigma_data * jax.lax.rsqrt(total), x)
+
+    def prediction(
+        self, process: Process, raw: jax.Array, x: jax.Array, t: jax.Array, extra: Mapping[str, Any]
+    ) -> Prediction:
+        skip, out = self._scales(x, t)
+        return Prediction(skip * x + out * raw, x, t, extra, process, "x")
+
+    def target(self, process: Process, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+        skip, out = self._scales(x, t)
+        return (x - skip * (x + expand(t, x) * eps)) / out
+
+
+def drop(network: Network, params: Params, cond: Cond, mask: jax.Array) -> Cond:
+    """Replaces the conditioning of the samples where `mask` (B,) is true by the network's null condition."""
+    null = network.apply(params, cond, method="null")
+    return {k: jnp.where(mask.reshape(mask.shape + (1,) * (v.ndim - 1)), null[k], v) for k, v in cond.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoiser:
+    """network + process + parameterization. Static and hashable: parameters are passed to every call.
+
+    Attributes:
+      network: the config of a backbone (a frozen dataclass with ``build(rngs)``).
+    """
+
+    network: Any
+    process: Any
+    parameterization: Any = Predict()
+
+    @property
+    def net(self) -> Network:
+        """The network as a parameter-free callable."""
+        return Network(self.network)
+
+    def __call__(
+        self,
+        params: Params,
+        x: jax.Array,
+        t: jax.Array,
+        cond: Cond,
+        *,
+        controls: Mapping[str, jax.Array] | None = None,
+        taps: tuple[str, ...] = (),
+    ) -> Prediction:
+        """Evaluates the network at x_t.
+
+        Args:
+          params: the network's parameters.
+          x: (B, ..., C) x_t.
+          t: scalar or (B,), our clock.
+          cond: conditioning arrays with leading axis B.
+          controls, taps: passed to the network; tapped features come back in ``extra``.
+        """
+        t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
+        inner, clock = self.parameterization.inputs(self.process, x, t)
+        raw, features = self.net(params, inner, (clock,), cond, controls=controls, taps=taps)
+        return self.parameterization.prediction(self.process, raw, x, t, features)
+
+    def features(
+        self, params: Params, x: jax.Array, t: jax.Array, cond: Cond, taps: tuple[str, ...]
+    ) -> Mapping[str, jax.Array]:
+        """Only the features named by `taps`; the network stops at the last of them."""
+        t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
+        inner, clock = self.parameterization.inputs(self.process, x, t)
+        _, features = self.net(params, inner, (clock,), cond, taps=taps, stop=True)
+        return features
+
+    def bind(self, params: Params) -> Denoise:
+        """The `Denoise` function of these parameters."""
+
+        def denoise(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
+            del step
+            return self(params, x, t, cond), carry
+
+        return denoise
+
+    def under(self, process: Process) -> Callable[..., Prediction]:
+        """The same denoiser seen under another process by equal log-SNR.
+
+        Returns ``(params, x, t, cond) -> Prediction`` on the clock of `process`: x is rescaled by the ratio of the
+        two alphas (equal signal-to-noise ratio makes the two inputs equal up to that scale).
+        """
+
+        def call(params: Params, x: jax.Array, t: jax.Array, cond: Cond, **kwargs: Any) -> Prediction:
+            t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
+            own = self.process.time_of(process.logsnr(t))
+            scale = expand(self.process.alpha(own) / process.alpha(t), x)
+            inner = self(params, scale * x, own, cond, **kwargs)
+            return Prediction(inner.denoised, x, t, inner.extra, process, "x")
+
+        return call

@@ -1,0 +1,361 @@
+"""Noise processes: ``x_t = alpha(t) x + sigma(t) eps`` with time 0 = data.
+
+For flows and variance-preserving processes t is in [0, 1]; for EDM (and VE) `t` is the noise level itself.
+NumPy (or Python) times give float64 NumPy values, so that sampling grids are built on the host without
+loss; JAX times give JAX values. All functions act elementwise on `t`.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["DDPM", "EDM", "VE", "VP", "Linear", "Process", "Trigonometric", "expand", "pair"]
+
+Time = Any  # float, np.ndarray (float64) or jax.Array
+
+
+class Process(Protocol):
+    """A Gaussian forward process; see the module docstring for the contract on array types.
+
+    Attributes:
+      t_min, t_max: the times between which a solver runs by default (data end, noise end).
+    """
+
+    @property
+    def t_min(self) -> float: ...
+    @property
+    def t_max(self) -> float: ...
+    def alpha(self, t: Time) -> Any:
+        """Scale of the data at time t."""
+        ...
+
+    def sigma(self, t: Time) -> Any:
+        """Scale of the noise at time t."""
+        ...
+
+    def dalpha(self, t: Time) -> Any:
+        """Derivative of `alpha` in t."""
+        ...
+
+    def dsigma(self, t: Time) -> Any:
+        """Derivative of `sigma` in t."""
+        ...
+
+    def logsnr(self, t: Time) -> Any:
+        """log(alpha^2 / sigma^2), decreasing in t; infinite where sigma or alpha is 0."""
+        ...
+
+    def time_of(self, logsnr: Any) -> Any:
+        """The inverse of `logsnr`, clipped to the process's times."""
+        ...
+
+    def at(self, u: Any) -> Any:
+        """What "t uniform" means: maps u in [0, 1] to a time, u = 0 at the data end."""
+        ...
+
+
+def _xp(t: Any) -> Any:
+    """jax.numpy for JAX arrays, numpy in float64 for everything else."""
+    return jnp if isinstance(t, jax.Array) else np
+
+
+def _in(t: Any) -> Any:
+    return t if isinstance(t, jax.Array) else np.asarray(t, np.float64)
+
+
+def expand(t: Any, x: Any) -> Any:
+    """Appends axes to `t` (a prefix of x's shape, or a scalar) so that it broadcasts against `x`."""
+    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim)) if hasattr(t, "reshape") else t
+
+
+def pair(process: Process, t: Any, x: Any) -> tuple[Any, Any]:
+    """(alpha(t), sigma(t)) with axes appended to broadcast against x."""
+    return expand(process.alpha(t), x), expand(process.sigma(t), x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Rectified flow: alpha = 1 - t, sigma = sigma_min + (1 - sigma_min) t; the velocity is d x_t / d t.
+
+    With ``sigma_min = 0`` this is the linear interpolant of SiT and rectified flow (velocity eps - x).
+    """
+
+    sigma_min: float = 0.0
+
+    t_min = 0.0
+    t_max = 1.0
+
+    def alpha(self, t: Time) -> Any:
+        return 1.0 - _in(t)
+
+    def sigma(self, t: Time) -> Any:
+        return self.sigma_min + (1.0 - self.sigma_min) * _in(t)
+
+    def dalpha(self, t: Time) -> Any:
+        return _xp(t).full_like(_in(t), -1.0)
+
+    def dsigma(self, t: Time) -> Any:
+        return _xp(t).full_like(_in(t), 1.0 - self.sigma_min)
+
+    def logsnr(self, t: Time) -> Any:
+        return _logsnr(self, t)
+
+    def time_of(self, logsnr: Any) -> Any:
+        xp, value = _xp(logsnr), _in(logsnr)
+        # (1 - t) / (m + (1 - m) t) = r  =>  t = (1 - m r) / (1 + (1 - m) r), written with e = 1 / r
+        e = xp.exp(-0.5 * value)
+        return xp.clip((e - self.sigma_min) / (e + 1.0 - self.sigma_min), 0.0, 1.0)
+
+    def at(self, u: Any) -> Any:
+        return _in(u)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trigonometric:
+    """GVP of SiT, the cosine interpolant: alpha = cos(pi t / 2), sigma = sin(pi t / 2)."""
+
+    t_min = 0.0
+    t_max = 1.0
+
+    def alpha(self, t: Time) -> Any:
+        return _xp(t).cos(0.5 * math.pi * _in(t))
+
+    def sigma(self, t: Time) -> Any:
+        return _xp(t).sin(0.5 * math.pi * _in(t))
+
+    def dalpha(self, t: Time) -> Any:
+        return -0.5 * math.pi * self.sigma(t)
+
+    def dsigma(self, t: Time) -> Any:
+        return 0.5 * math.pi * self.alpha(t)
+
+    def logsnr(self, t: Time) -> Any:
+        return _logsnr(self, t)
+
+    def time_of(self, logsnr: Any) -> Any:
+        xp = _xp(logsnr)
+        return 2.0 / math.pi * xp.arctan(xp.exp(-0.5 * _in(logsnr)))
+
+    def at(self, u: Any) -> Any:
+        return _in(u)
+
+
+@dataclasses.dataclass(frozen=True)
+class VP:
+    """Variance-preserving SDE with beta(t) = beta_min + t (beta_max - beta_min) (Song et al. 2021, eq. 33).
+
+    alpha = exp(-t^2 (beta_max - beta_min) / 4 - t beta_min / 2), sigma = sqrt(1 - alpha^2).
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-5
+    t_max: float = 1.0
+
+    def _log_alpha(self, t: Time) -> Any:
+        t = _in(t)
+        return -(t**2) * (self.beta_max - self.beta_min) / 4 - t * self.beta_min / 2
+
+    def alpha(self, t: Time) -> Any:
+        return _xp(t).exp(self._log_alpha(t))
+
+    def sigma(self, t: Time) -> Any:
+        xp = _xp(t)
+        return xp.sqrt(-xp.expm1(2.0 * self._log_alpha(t)))
+
+    def _half_beta(self, t: Time) -> Any:
+        return 0.5 * (self.beta_min + _in(t) * (self.beta_max - self.beta_min))
+
+    def dalpha(self, t: Time) -> Any:
+        return -self._half_beta(t) * self.alpha(t)
+
+    def dsigma(self, t: Time) -> Any:
+        return self._half_beta(t) * self.alpha(t) ** 2 / self.sigma(t)
+
+    def logsnr(self, t: Time) -> Any:
+        return _logsnr(self, t)
+
+    def time_of(self, logsnr: Any) -> Any:
+        xp, value = _xp(logsnr), _in(logsnr)
+        minus2log = xp.logaddexp(0.0 * value, -value)  # -log alpha^2 = log(1 + 1 / snr)
+        slope = self.beta_max - self.beta_min
+        # slope t^2 / 2 + beta_min t = minus2log; the rationalised root is safe for small times
+        t = 2.0 * minus2log / (self.beta_min + xp.sqrt(self.beta_min**2 + 2.0 * slope * minus2log))
+        return xp.clip(t, 0.0, 1.0)
+
+    def at(self, u: Any) -> Any:
+        return self.t_min + (self.t_max - self.t_min) * _in(u)
+
+
+@functools.lru_cache(maxsize=16)
+def _ddpm_betas(schedule: str, steps: int) -> np.ndarray:
+    if schedule == "linear":
+        return np.linspace(1e-4 * 1000 / steps, 0.02 * 1000 / steps, steps, dtype=np.float64)
+    if schedule == "scaled-linear":
+        return np.linspace(0.00085**0.5, 0.012**0.5, steps, dtype=np.float64) ** 2
+    u = np.arange(steps + 1, dtype=np.float64) / steps
+    abar = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1.0 - abar[1:] / abar[:-1], 0.999)
+
+
+@functools.lru_cache(maxsize=16)
+def _ddpm_log_alpha(schedule: str, steps: int) -> np.ndarray:
+    """log alpha at t = 0, 1/T, ..., 1 (T + 1 entries, the first 0)."""
+    return np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-_ddpm_betas(schedule, steps)))])
+
+
+@dataclasses.dataclass(frozen=True)
+class DDPM:
+    """The discrete chain of DDPM as a process: index i of the chain is time t = (i + 1) / steps.
+
+    t = 0 is clean data (abar_{-1} = 1). Between the table's entries log alpha is interpolated linearly, so
+    any continuous solver runs on it; at the entries it is exact. Schedules: ``linear`` (Ho et al. 2020),
+    ``cosine`` (Nichol & Dhariwal 2021, "squaredcos_cap_v2"), ``scaled-linear`` (latent diffusion).
+
+    Raises ValueError for another schedule name.
+    """
+
+    schedule: str = "linear"
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("linear", "cosine", "scaled-linear"):
+            raise ValueError(f"DDPM schedule is {self.schedule!r}; expected linear, cosine or scaled-linear")
+
+    @property
+    def t_min(self) -> float:
+        return 1.0 / self.steps
+
+    @property
+    def t_max(self) -> float:
+        return 1.0
+
+    @property
+    def betas(self) -> np.ndarray:
+        """(steps,) float64: beta_i of the chain."""
+        return _ddpm_betas(self.schedule, self.steps)
+
+    def time(self, index: Any) -> Any:
+        """The time of chain index `index` (0 .. steps - 1; -1 is clean data)."""
+        return (_in(index) + 1.0) / self.steps
+
+    def index(self, t: Time) -> Any:
+        """The chain index of time t as a real number; within 1e-3 of an integer it is that integer.
+
+        The snap undoes the rounding of t to float32, so that networks see the very index they were trained on.
+        """
+        xp = _xp(t)
+        raw = _in(t) * self.steps - 1.0
+        near = xp.round(raw)
+        return xp.where(xp.abs(raw - near) < 1e-3, near, raw)
+
+    def _log_alpha(self, t: Time) -> Any:
+        xp = _xp(t)
+        table = _ddpm_log_alpha(self.schedule, self.steps)
+        position = self.index(t) + 1.0
+        low = xp.clip(xp.floor(position), 0, self.steps - 1).astype(int)
+        weight = position - low
+        table_xp = xp.asarray(table) if xp is np else jnp.asarray(table, jnp.float32)
+        return table_xp[low] + weight * (table_xp[low + 1] - table_xp[low])
+
+    def _slope(self, t: Time) -> Any:
+        xp = _xp(t)
+        steps = np.diff(_ddpm_log_alpha(self.schedule, self.steps)) * self.steps
+        low = xp.clip(xp.floor(self.index(t) + 1.0), 0, self.steps - 1).astype(int)
+        return (xp.asarray(steps) if xp is np else jnp.asarray(steps, jnp.float32))[low]
+
+    def alpha(self, t: Time) -> Any:
+        return _xp(t).exp(self._log_alpha(t))
+
+    def sigma(self, t: Time) -> Any:
+        xp = _xp(t)
+        return xp.sqrt(-xp.expm1(2.0 * self._log_alpha(t)))
+
+    def dalpha(self, t: Time) -> Any:
+        return self._slope(t) * self.alpha(t)
+
+    def dsigma(self, t: Time) -> Any:
+        return -self._slope(t) * self.alpha(t) ** 2 / self.sigma(t)
+
+    def logsnr(self, t: Time) -> Any:
+        return _logsnr(self, t)
+
+    def time_of(self, logsnr: Any) -> Any:
+        xp, value = _xp(logsnr), _in(logsnr)
+        log_alpha = -0.5 * xp.logaddexp(0.0 * value, -value)
+        table = _ddpm_log_alpha(self.schedule, self.steps)
+        times = np.arange(self.steps + 1) / self.steps
+        if xp is np:
+            return np.interp(-log_alpha, -table, times)
+        return jnp.interp(-log_alpha, jnp.asarray(-table, jnp.float32), jnp.asarray(times, jnp.float32))
+
+    def at(self, u: Any) -> Any:
+        """Uniform over the chain: index floor(u * steps), as the discrete losses draw it."""
+        xp = _xp(u)
+        return (xp.clip(xp.floor(_in(u) * self.steps), 0, self.steps - 1) + 1.0) / self.steps
+
+
+@dataclasses.dataclass(frozen=True)
+class VE:
+    """Variance-exploding process with the noise level as its clock: alpha = 1, sigma = t."""
+
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+
+    @property
+    def t_min(self) -> float:
+        return self.sigma_min
+
+    @property
+    def t_max(self) -> float:
+        return self.sigma_max
+
+    def alpha(self, t: Time) -> Any:
+        return _xp(t).ones_like(_in(t))
+
+    def sigma(self, t: Time) -> Any:
+        return _in(t)
+
+    def dalpha(self, t: Time) -> Any:
+        return _xp(t).zeros_like(_in(t))
+
+    def dsigma(self, t: Time) -> Any:
+        return _xp(t).ones_like(_in(t))
+
+    def logsnr(self, t: Time) -> Any:
+        return _logsnr(self, t)
+
+    def time_of(self, logsnr: Any) -> Any:
+        return _xp(logsnr).exp(-0.5 * _in(logsnr))
+
+    def at(self, u: Any) -> Any:
+        """Geometric between sigma_min and sigma_max."""
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** _in(u)
+
+
+@dataclasses.dataclass(frozen=True)
+class EDM(VE):
+    """EDM's process (Karras et al. 2022): alpha = 1, sigma = t, uniform times on the rho curve (eq. 5).
+
+    sigma_data is the standard deviation of the data that preconditioning assumes.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    sigma_data: float = 0.5
+
+    def at(self, u: Any) -> Any:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return (low + _in(u) * (high - low)) ** self.rho
+
+
+def _logsnr(process: Any, t: Time) -> Any:
+    xp = _xp(t)
+    with np.errstate(divide="ignore"):
+        return 2.0 * (xp.log(process.alpha(t)) - xp.log(process.sigma(t)))

@@ -1,0 +1,79 @@
+"""Networks as pairs of a static structure and a plain dict of arrays.
+
+A Flax NNX module is built once to learn its structure (`nnx.eval_shape`: nothing is allocated) and is
+rebuilt inside jitted functions from parameters that are always passed in. Shared by all floors above.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+__all__ = ["Cond", "Network", "NetworkConfig", "Params", "count", "param_shapes", "tree_copy"]
+
+Params = Mapping[str, Any]  # nested plain dict of arrays; stacked blocks hold their layers on axis 0
+Cond = Mapping[str, jax.Array]  # conditioning by name: label (B,) int32, text (B, T, D), ...
+
+
+class NetworkConfig(Protocol):
+    """What a network's configuration offers: a frozen dataclass that builds its module."""
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        """The module with freshly drawn parameters."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network without its parameters: hashable, cheap to hold, usable as a static argument.
+
+    Attributes:
+      config: the frozen dataclass whose ``build(rngs)`` gives the NNX module.
+    """
+
+    config: Any
+
+    def init(self, key: jax.Array) -> Params:
+        """Freshly drawn parameters as a nested plain dict of float32 arrays."""
+        module = self.config.build(nnx.Rngs(params=key))
+        return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+    def apply(self, params: Params, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
+        """Calls `method` of the module holding `params`; pure, to be used under `jax.jit`."""
+        return getattr(self.module(params), method)(*args, **kwargs)
+
+    def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
+        """Same as `apply`."""
+        return self.apply(params, *args, **kwargs)
+
+    def module(self, params: Params) -> Any:
+        """The NNX module holding `params` (live arrays or tracers)."""
+        return nnx.merge(_graphdef(self.config), params)
+
+
+_GRAPHDEFS: dict[Any, Any] = {}
+
+
+def _graphdef(config: Any) -> Any:
+    if config not in _GRAPHDEFS:
+        module = nnx.eval_shape(lambda: config.build(nnx.Rngs(0)))
+        _GRAPHDEFS[config] = nnx.graphdef(module)
+    return _GRAPHDEFS[config]
+
+
+def param_shapes(config: Any) -> Any:
+    """The parameters of `config`'s network as `jax.ShapeDtypeStruct` leaves; allocates nothing."""
+    return jax.eval_shape(Network(config).init, jax.ShapeDtypeStruct((2,), jnp.uint32))
+
+
+def count(params: Any) -> int:
+    """Number of scalars in a tree of arrays or shapes."""
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(params))
+
+
+def tree_copy(tree: Any) -> Any:
+    """A tree of fresh buffers: what is donated must never alias what lives on."""
+    return jax.tree.map(jnp.copy, tree)

@@ -1,0 +1,119 @@
+"""Generators: everything that makes images, as ``(params, keys, cond) -> images``."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+
+from gen.diffusion.denoiser import Denoiser
+from gen.nn.network import Cond
+from gen.sampling.grids import Uniform
+from gen.sampling.guidance import ClassifierFree
+from gen.sampling.solvers import Heun, per_sample_noise, prior
+
+__all__ = ["DiffusionGenerator", "Generator", "OneStepGenerator", "Sampler"]
+
+# arrays by role: "net" the sampled network, "tokenizer", "normalizer" {"shift", "scale"}
+GeneratorParams = Mapping[str, Any]
+
+
+class Generator(Protocol):
+    """What ``gen sample`` and evaluation call."""
+
+    @property
+    def nfe(self) -> int:
+        """Network calls per sample."""
+        ...
+
+    def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
+        """Images (B, H, W, C) float32 in [-1, 1], unclipped.
+
+        Args:
+          params: arrays by role: ``net``, and ``tokenizer`` and ``normalizer`` where the model is latent.
+          keys: (B,) typed PRNG keys; sample i depends on keys[i] and cond[i] alone.
+          cond: conditioning arrays with leading axis B.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """How a denoiser is sampled: solver, grid, number of steps, guidance."""
+
+    solver: Any = Heun()
+    grid: Any = Uniform()
+    steps: int = 50
+    guidance: Any = ClassifierFree()
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionGenerator:
+    """Prior noise -> solver -> inverse normaliser -> tokenizer decode.
+
+    Attributes:
+      denoiser: the sampled `Denoiser`.
+      shape: shape of one latent (or image), channels last.
+      sampler: solver, grid, steps, guidance.
+      tokenizer: a tokenizer config, or None for pixel models.
+    """
+
+    denoiser: Denoiser
+    shape: tuple[int, ...]
+    sampler: Sampler = Sampler()
+    tokenizer: Any = None
+
+    @property
+    def nfe(self) -> int:
+        """Network calls per sample (a guided call counts once)."""
+        return self.sampler.solver.nfe(self.sampler.grid(self.denoiser.process, self.sampler.steps))
+
+    def latents(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
+        """The sampled latents (B, *shape) on the normalised scale the denoiser was trained on."""
+        grid = self.sampler.grid(self.denoiser.process, self.sampler.steps)
+        x = prior(self.denoiser.process, grid, keys, self.shape)
+        net = params["net"]
+        guided = self.sampler.guidance(
+            self.denoiser.bind(net), lambda c: self.denoiser.net.apply(net, c, method="null")
+        )
+        noise = per_sample_noise(keys, self.shape)
+        return self.sampler.solver(guided, x, grid, noise, cond, self.sampler.guidance.init(x))
+
+    def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
+        """See `Generator`."""
+        return decode(self.tokenizer, params, self.latents(params, keys, cond))
+
+
+@dataclasses.dataclass(frozen=True)
+class OneStepGenerator:
+    """A distilled student: x = denoised prediction at one fixed time from pure noise.
+
+    Attributes:
+      denoiser: the student, in its teacher's parameterization.
+      shape: shape of one latent, channels last.
+      t: the conditioning time (the noise end of the process by default).
+    """
+
+    denoiser: Denoiser
+    shape: tuple[int, ...]
+    t: float = 1.0
+    tokenizer: Any = None
+
+    nfe = 1
+
+    def latents(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
+        """The generated latents (B, *shape) on the normalised scale; same noise as the teacher for a key."""
+        scale = float(self.denoiser.process.sigma(self.t))
+        x = scale * jax.vmap(lambda key: jax.random.normal(key, self.shape))(keys)
+        return self.denoiser(params["net"], x, jax.numpy.float32(self.t), cond).denoised
+
+    def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
+        """See `Generator`."""
+        return decode(self.tokenizer, params, self.latents(params, keys, cond))
+
+
+def decode(tokenizer: Any, params: GeneratorParams, latents: jax.Array) -> jax.Array:
+    """Undoes the latent normaliser and decodes; the identity for pixel models."""
+    if "normalizer" in params:
+        latents = latents * params["normalizer"]["scale"] + params["normalizer"]["shift"]
+    return latents if tokenizer is None else tokenizer.decode(params["tokenizer"], latents)
