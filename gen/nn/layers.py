@@ -1,0 +1,201 @@
+"""Transformer parts shared by tokenizers and backbones, and depth as one scanned stack.
+
+Parameters are float32; `dtype` is the compute type of the matrix products. Norms, softmax and residual sums
+are float32.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+__all__ = [
+    "MLP",
+    "Attention",
+    "Remat",
+    "TimeEmbedder",
+    "layer_norm",
+    "linear",
+    "modulate",
+    "run_stack",
+    "sincos_positions",
+    "sinusoid",
+    "stack",
+]
+
+Remat = Literal["none", "dots", "full"]
+
+_xavier = nnx.initializers.xavier_uniform()
+
+
+def linear(
+    features_in: int,
+    features_out: int,
+    *,
+    rngs: nnx.Rngs,
+    dtype: Any = jnp.float32,
+    bias: bool = True,
+    init: Callable[..., jax.Array] = _xavier,
+) -> nnx.Linear:
+    """A dense layer with Xavier-uniform weights and zero bias unless told otherwise."""
+    return nnx.Linear(features_in, features_out, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
+
+
+def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """LayerNorm without affine over the last axis, in float32."""
+    x = x.astype(jnp.float32)
+    mean = x.mean(-1, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + eps)
+
+
+def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """x (1 + scale) + shift with shift and scale (B, D) broadcast over the tokens of x (B, N, D)."""
+    return x * (1.0 + scale[:, None]) + shift[:, None]
+
+
+def sinusoid(t: jax.Array, width: int = 256, max_period: float = 10000.0) -> jax.Array:
+    """Features of a time: [cos(t f), sin(t f)], f_k = max_period^(-k / (width / 2)); (B,) -> (B, width) float32."""
+    half = width // 2
+    freqs = np.exp(-math.log(max_period) * np.arange(half, dtype=np.float32) / half).astype(np.float32)
+    angles = t.astype(jnp.float32)[:, None] * freqs
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def sincos_positions(shape: Sequence[int], width: int) -> np.ndarray:
+    """The fixed position table of MAE and DiT, (prod(shape), width) float32, computed in float64.
+
+    One axis: [sin(p w_k), cos(p w_k)], w_k = 10000^(-k / (width / 2)). Two axes (rows, columns): the first half
+    of the channels encodes the column, the second half the row.
+    """
+
+    def axis(position: np.ndarray, width: int) -> np.ndarray:
+        omega = 1.0 / 10000 ** (np.arange(width // 2, dtype=np.float64) / (width / 2.0))
+        angles = position.reshape(-1).astype(np.float64)[:, None] * omega
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    if len(shape) == 1:
+        return axis(np.arange(shape[0], dtype=np.float32), width).astype(np.float32)
+    rows, columns = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij")
+    return np.concatenate([axis(columns, width // 2), axis(rows, width // 2)], axis=1).astype(np.float32)
+
+
+class TimeEmbedder(nnx.Module):
+    """Sinusoid -> Linear -> SiLU -> Linear; (B,) -> (B, width)."""
+
+    def __init__(self, width: int, *, frequencies: int = 256, max_period: float = 10000.0, rngs: nnx.Rngs) -> None:
+        init = nnx.initializers.normal(0.02)
+        self.frequencies, self.max_period = frequencies, max_period
+        self.fc1 = linear(frequencies, width, rngs=rngs, init=init)
+        self.fc2 = linear(width, width, rngs=rngs, init=init)
+
+    def __call__(self, t: jax.Array) -> jax.Array:
+        return self.fc2(jax.nn.silu(self.fc1(sinusoid(t, self.frequencies, self.max_period))))
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention; one qkv projection with rows ordered q, k, v, then head, then head_dim.
+
+    Attributes:
+      rotate: applied to q and k (B, N, H, D) by the caller's choice of position encoding, or None.
+    """
+
+    def __init__(self, width: int, heads: int, *, bias: bool = True, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+        self.heads = heads
+        self.qkv = linear(width, 3 * width, bias=bias, dtype=dtype, rngs=rngs)
+        self.proj = linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        rotate: Callable[[jax.Array], jax.Array] | None = None,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        b, n, width = x.shape
+        q, k, v = jnp.moveaxis(self.qkv(x).reshape(b, n, 3, self.heads, width // self.heads), 2, 0)
+        if rotate is not None:
+            q, k = rotate(q).astype(v.dtype), rotate(k).astype(v.dtype)
+        return self.proj(jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(b, n, width))
+
+
+class MLP(nnx.Module):
+    """Linear -> GELU -> Linear; `approximate` chooses the tanh form of GELU (DiT) or the exact one (ViT)."""
+
+    def __init__(
+        self, width: int, hidden: int, *, approximate: bool = True, dtype: Any = jnp.float32, rngs: nnx.Rngs
+    ) -> None:
+        self.approximate = approximate
+        self.fc1 = linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=self.approximate))
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`depth` modules as one whose parameters carry the layer on axis 0."""
+
+    @nnx.split_rngs(splits=depth)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        return make(rngs)
+
+    return build(rngs)
+
+
+_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+
+
+def run_stack(
+    blocks: nnx.Module,
+    x: jax.Array,
+    call: Callable[[Any, jax.Array, Any], jax.Array],
+    *,
+    per_layer: Any = None,
+    remat: Remat = "none",
+    scan: bool = True,
+    keep: tuple[int, ...] = (),
+    stop: int | None = None,
+) -> tuple[jax.Array, dict[int, jax.Array]]:
+    """Runs x through stacked blocks: ``x = call(block, x, extra)`` for each layer.
+
+    Args:
+      blocks: what `stack` made.
+      call: applies one block; `extra` is this layer's slice of `per_layer` (None without).
+      per_layer: arrays with the layer on axis 0.
+      remat: what the backward pass recomputes: nothing, all but matrix products, or everything.
+      scan: one `lax.scan` over depth (constant compile time) or a Python loop (faster on CPU for a few layers).
+      keep: layer indices whose outputs are returned; the stack is split there, so other layers cost no memory.
+      stop: run only the first `stop` layers.
+
+    Returns:
+      the final x and the kept outputs by layer index.
+    """
+    graphdef, params = nnx.split(blocks)
+    depth = jax.tree.leaves(params)[0].shape[0]
+
+    def body(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+        weights, extra = layer
+        return call(nnx.merge(graphdef, weights), x, extra), None
+
+    if remat != "none":
+        body = partial(jax.checkpoint, policy=_POLICIES[remat], prevent_cse=not scan)(body)
+    kept: dict[int, jax.Array] = {}
+    stop = depth if stop is None else stop
+    start = 0
+    for end in sorted({*(k + 1 for k in keep if k < stop), stop}):
+        layers = jax.tree.map(lambda a, s=start, e=end: a[s:e], (params, per_layer))
+        if scan:
+            x, _ = jax.lax.scan(body, x, layers)
+        else:
+            for i in range(end - start):
+                x, _ = body(x, jax.tree.map(lambda a, i=i: a[i], layers))
+        if end - 1 in keep:
+            kept[end - 1] = x
+        start = end
+    return x, kept
