@@ -1,0 +1,24 @@
+"""The tolerances that the fixtures' READMEs state, in one place: (fixture, array) patterns -> (rtol, atol).
+
+An array is close when ``|a - b| <= atol + rtol max|b|`` over the whole array. The last matching row counts.
+"""
+
+import fnmatch
+
+__all__ = ["TOLERANCES", "tolerance"]
+
+TOLERANCES: list[tuple[str, str, float, float]] = [
+    ("*", "*", 1e-4, 1e-5),
+    ("dit-forward*", "t_sinusoid", 0.0, 2e-4),  # angles reach 1000 radians: float32 rounding
+    ("dit-forward*", "pos_embed", 0.0, 1e-6),
+    ("dit-ddpm-losses*", "*schedule_*", 1e-12, 0.0),  # float64 tables
+    ("dit-ddpm-sampling*", "*_traj*", 1e-3, 1e-5),  # errors accumulate along a trajectory
+    ("dit-ddpm-sampling*", "*_final*", 1e-3, 1e-5),
+    ("dit-ddpm-sampling*", "*_pred_xstart*", 1e-3, 1e-5),
+]
+
+
+def tolerance(fixture: str, array: str) -> tuple[float, float]:
+    """(rtol, atol) for an array of a fixture."""
+    rows = [r for r in TOLERANCES if fnmatch.fnmatchcase(fixture, r[0]) and fnmatch.fnmatchcase(array, r[1])]
+    return rows[-1][2], rows[-1][3]
