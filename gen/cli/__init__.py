@@ -1,0 +1,177 @@
+"""The ``gen`` command: finds the command, parses its flags, runs it, and turns what goes wrong into one line.
+
+Commands are plain functions with typed parameters, one module per theme beside this one; each is imported
+only when it is called, and imports jax only when it runs. `COMMANDS` is the whole table.
+"""
+
+import contextlib
+import functools
+import importlib
+import inspect
+import io
+import re
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gen.config import suggest
+from gen.errors import GenError
+
+__all__ = ["COMMANDS", "main"]
+
+# command -> ("module:function", one line for the overview)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("gen.cli.train:demo", "train, distil, sample and score handwritten digits; writes a report page"),
+    "train": ("gen.cli.train:train", "train a preset, or go on where it stopped"),
+    "distill": ("gen.cli.train:distill", "train a few-step student from a teacher run"),
+    "sample": ("gen.cli.sample:sample", "make images with a run: PNG folder, grid, npz or zip"),
+    "evaluate": ("gen.cli.evaluate:evaluate", "score a run, a folder of images or an npz"),
+    "reconstruct": ("gen.cli.tokenizers:reconstruct", "images through a tokenizer and back, with PSNR"),
+    "encode": ("gen.cli.tokenizers:encode", "images to a cache of latents for training"),
+    "convert": ("gen.cli.convert:convert", "published weights to ours and back"),
+    "info": ("gen.cli.info:info", "parameters, memory and identities of a preset or run"),
+    "report": ("gen.cli.report:report", "rebuild the report page of a run folder"),
+    "doctor": ("gen.cli.doctor:doctor", "devices, versions and what is missing for which feature"),
+    "list": ("gen.cli.listing:listing", "presets and registered building blocks"),
+}
+
+EXAMPLES = """\
+Examples:
+  gen demo                                                     the whole path on a laptop, in minutes
+  gen list                                                     what there is
+  gen train demo-teacher --outdir runs/t --data runs/cache     a preset; the same command again resumes
+  gen train demo-teacher --outdir runs/t --stages.0.steps 500  any setting can be overridden by its path
+  gen sample runs/demo/student --seeds 0-63 --out grid.png     images (also a folder/, .npz, .zip)
+  gen evaluate runs/demo/student                               scores with the protocol they hold under
+
+gen COMMAND --help explains one command."""
+
+
+def overview() -> str:
+    """The text of ``gen --help``."""
+    rows = "\n".join(f"  {name:<12} {line}" for name, (_, line) in COMMANDS.items())
+    return (
+        "usage: gen COMMAND [OPTIONS]\n\nTokenizers, diffusion models, distillation and evaluation for image generation."
+        f"\n\nCommands:\n{rows}\n\n{EXAMPLES}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status.
+
+    0: done; 2: bad input, explained in one line on stderr; 130 and 143: stopped by Ctrl-C or SIGTERM, work saved.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not args or args[0] in ("-h", "--help", "help"):
+            print(overview())
+            return 0 if args else 2
+        if args[0] == "--version":
+            import gen
+
+            print(gen.__version__)
+            return 0
+        if args[0] not in COMMANDS:
+            raise GenError(f"unknown command '{args[0]}'; {suggest(args[0], COMMANDS)} (gen --help shows all)")
+        run = parse(args[0], args[1:])
+        if run is not None:
+            run()
+    except GenError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return getattr(error, "status", 2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command again goes on where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader (head, less) has gone: nobody is left to tell
+        sys.stderr.close()
+        return 141
+    return 0
+
+
+def parse(command: str, args: Sequence[str]) -> Callable[[], None] | None:
+    """The command's function with its parsed arguments bound; None when its help was printed.
+
+    Flags with a dot in their name (``--stages.0.steps 500``) are overrides of a configuration; they reach the
+    function's parameter ``overrides`` as (path, text) pairs. Raises GenError for anything that does not parse.
+    """
+    import tyro
+
+    module, _, name = COMMANDS[command][0].partition(":")
+    function = getattr(importlib.import_module(module), name)
+    takes_overrides = "overrides" in inspect.signature(function).parameters
+    plain, overrides = split_overrides(args) if takes_overrides else (list(args), ())
+    outer = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(outer):
+            bound, unknown = tyro.cli(
+                _binder(function), prog=f"gen {command}", args=plain, return_unknown_args=True, description=_help(function)
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            return None
+        raise GenError(f"{_one_line(outer.getvalue())}; see gen {command} --help") from None
+    if unknown:
+        raise GenError(f"gen {command}: {_unknown(unknown[0], function)}; see gen {command} --help")
+    return functools.partial(bound, overrides=overrides) if takes_overrides else bound
+
+
+def split_overrides(args: Sequence[str]) -> tuple[list[str], tuple[tuple[str, str], ...]]:
+    """Separates ``--a.b value`` and ``--a.b=value`` from the other arguments, as ("a.b", "value") pairs."""
+    rest: list[str] = []
+    overrides: list[tuple[str, str]] = []
+    queue = list(args)
+    while queue:
+        arg = queue.pop(0)
+        flag, equals, value = arg.partition("=")
+        if not (flag.startswith("--") and "." in flag):
+            rest.append(arg)
+            continue
+        if not equals:
+            if not queue:
+                raise GenError(f"{flag} lacks its value; write {flag} VALUE")
+            value = queue.pop(0)
+        overrides.append((flag[2:], value))
+    return rest, tuple(overrides)
+
+
+def _binder(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """A function with the same parameters that only binds them: nothing may run before all flags are known good."""
+
+    @functools.wraps(function)
+    def bind(*args: Any, **kwargs: Any) -> Callable[[], None]:
+        return functools.partial(function, *args, **kwargs)
+
+    return bind
+
+
+def _help(function: Callable[..., None]) -> str:
+    """The docstring up to its ``Args`` section, which the parser shows flag by flag."""
+    return re.split(r"\n\s*Args:\n", inspect.getdoc(function) or "")[0].strip()
+
+
+def _one_line(box: str) -> str:
+    """The parser's error box as one line, without its borders and the help that follows the message."""
+    lines = [line.strip("╭╮╰╯│─| +-") for line in box.splitlines() if not set(line.strip()) <= set("│─ |+-")]
+    body = [line.strip() for line in lines if line.strip()][1:]
+    end = next((i for i, line in enumerate(body) if line.startswith(("Got errors", "Argument helptext", "For full"))), None)
+    text = " ".join(body[:end])
+    return text[:1].lower() + text[1:].rstrip(".") if text else "the arguments do not parse"
+
+
+def _flags(function: Callable[..., None]) -> list[str]:
+    """All flags of a command with their aliases."""
+    names = []
+    for parameter, hint in typing.get_type_hints(function, include_extras=True).items():
+        if parameter not in ("return", "overrides"):
+            names.append("--" + parameter.replace("_", "-"))
+            for extra in getattr(hint, "__metadata__", ()):
+                names += list(getattr(extra, "aliases", None) or ())
+    return [*names, "--help"]
+
+
+def _unknown(argument: str, function: Callable[..., None]) -> str:
+    flag = argument.partition("=")[0]
+    if flag.startswith("-"):
+        return f"unknown flag '{flag}'; {suggest(flag, _flags(function))}"
+    return f"unexpected argument '{argument}'"

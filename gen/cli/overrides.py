@@ -1,0 +1,61 @@
+"""Overrides of a configuration by path, typed by the configuration itself."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from gen.config import from_json, kinds, suggest, to_json
+from gen.errors import GenError
+
+__all__ = ["override"]
+
+
+def override(config: Any, assignments: Iterable[tuple[str, str]]) -> Any:
+    """`config` with some of its values replaced.
+
+    Args:
+      config: a registered configuration.
+      assignments: (path, text) pairs: ``("stages.0.task.lr", "3e-4")``. A list entry is named by its position or,
+        where the entries have names, by its name. The text is JSON (``3e-4``, ``true``, ``[1, 2]``), plain text for a
+        string, or a registered kind to replace a whole component by that kind's defaults (``solver euler``).
+
+    Raises GenError for an unknown key, with the closest known one, and for a value of the wrong type.
+    """
+    data = to_json(config)
+    for path, text in assignments:
+        data = _assign(data, path.split("."), text, path)
+    return from_json(data, type(config))
+
+
+def _assign(data: Any, path: list[str], text: str, full: str) -> Any:
+    if not path:
+        return _value(data, text)
+    head, rest = path[0], path[1:]
+    if isinstance(data, dict):
+        known = [k for k in data if k != "kind"]
+        if head not in known:
+            raise GenError(f"--{full}: unknown key '{head}'; {suggest(head, known)}")
+        return data | {head: _assign(data[head], rest, text, full)}
+    if isinstance(data, list):
+        at = _index(data, head, full)
+        return [*data[:at], _assign(data[at], rest, text, full), *data[at + 1 :]]
+    raise GenError(f"--{full}: nothing lies under '{head}': the value before it is {data!r}; shorten the path")
+
+
+def _index(data: list[Any], head: str, full: str) -> int:
+    names = [str(v["name"]) if isinstance(v, dict) and "name" in v else str(i) for i, v in enumerate(data)]
+    if head in names:
+        return names.index(head)
+    if head.isdecimal() and int(head) < len(data):
+        return int(head)
+    raise GenError(f"--{full}: no entry '{head}'; {suggest(head, names)} (or 0 to {len(data) - 1})")
+
+
+def _value(old: Any, text: str) -> Any:
+    try:
+        new = json.loads({"None": "null", "True": "true", "False": "false"}.get(text, text))
+    except json.JSONDecodeError:
+        new = text
+    if isinstance(new, str) and new in kinds() and isinstance(old, dict | None):
+        return {"kind": new}
+    return text if isinstance(old, str) and new is not None else new
