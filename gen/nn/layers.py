@@ -22,10 +22,12 @@ __all__ = [
     "layer_norm",
     "linear",
     "modulate",
+    "patchify",
     "run_stack",
     "sincos_positions",
     "sinusoid",
     "stack",
+    "unpatchify",
 ]
 
 Remat = Literal["none", "dots", "full"]
@@ -82,6 +84,27 @@ def sincos_positions(shape: Sequence[int], width: int) -> np.ndarray:
         return axis(np.arange(shape[0], dtype=np.float32), width).astype(np.float32)
     rows, columns = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij")
     return np.concatenate([axis(columns, width // 2), axis(rows, width // 2)], axis=1).astype(np.float32)
+
+
+def patchify(x: jax.Array, patch: int) -> jax.Array:
+    """Cuts (B, *size, C) with one or two spatial axes into tokens (B, N, patch^axes C).
+
+    Tokens are row-major; inside a token the order is (row in patch, column in patch, channel), channel fastest.
+    `patch` must divide every entry of size.
+    """
+    b, *size, c = x.shape
+    axes = len(size)
+    split = [m for n in size for m in (n // patch, patch)]
+    order = (0, *range(1, 2 * axes + 1, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1)
+    return x.reshape(b, *split, c).transpose(order).reshape(b, -1, patch**axes * c)
+
+
+def unpatchify(tokens: jax.Array, size: Sequence[int], patch: int) -> jax.Array:
+    """The inverse of `patchify`: tokens (B, N, patch^axes C) back to (B, *size, C)."""
+    axes = len(size)
+    x = tokens.reshape(tokens.shape[0], *(n // patch for n in size), *(patch,) * axes, -1)
+    order = (0, *(m for i in range(axes) for m in (1 + i, 1 + axes + i)), 2 * axes + 1)
+    return x.transpose(order).reshape(tokens.shape[0], *size, -1)
 
 
 class TimeEmbedder(nnx.Module):

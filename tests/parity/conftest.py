@@ -1,4 +1,4 @@
-"""Golden fixtures: folders `<system>-<what>` with README.md, config.json, io.npz and (where needed) weights.safetensors.
+"""Golden fixtures: folders `<system>-<what>` with README.md, config.json, io.npz and often weights.safetensors.
 
 The folder is named by the environment variable GEN_PARITY; without it the compact set beside this file is used.
 Everything a test needs to know about a configuration comes from the fixture's config.json: the same tests run on
