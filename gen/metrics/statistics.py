@@ -1,0 +1,176 @@
+"""Statistics gathered in one pass over samples: small accumulators, updated on device, merged on the host.
+
+An accumulator is a flat dict of arrays. `update` runs inside the jitted evaluation step on float32 arrays; every few
+thousand samples the accumulator is fetched and merged, in float64, into the host's. `merge` is one formula for both
+places, and associative up to rounding, so partial results of several jobs merge the same way.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen.errors import GenError
+
+__all__ = ["Accumulator", "Accuracy", "Features", "Moments", "Statistic"]
+
+Accumulator = dict[str, Any]  # arrays by name: jax on device, numpy (floats as float64) on the host
+Shapes = Mapping[str, Any]  # name -> something with .shape, leading axis = batch
+
+
+class Statistic(Protocol):
+    """One quantity gathered over samples. Implementations are frozen dataclasses."""
+
+    def init(self, shapes: Shapes) -> Accumulator:
+        """The accumulator of no samples, for batches of these shapes."""
+        ...
+
+    def update(
+        self, accumulator: Accumulator, batch: Mapping[str, jax.Array], weight: jax.Array, index: jax.Array
+    ) -> Accumulator:
+        """Adds a batch; pure and jittable.
+
+        Args:
+          batch: arrays (B, ...) by name: ``features`` (B, D), ``logits`` (B, K), ``label`` (B,) where there are any.
+          weight: (B,) float32, 1 for a sample and 0 for padding.
+          index: (B,) int32, global sample indices.
+        """
+        ...
+
+    def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
+        """The accumulator of two disjoint sets of samples; works on device and on host arrays."""
+        ...
+
+    def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
+        """What the samples amount to, by name (host arrays)."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of the features: count, mean, and the sum of centred outer products (Chan et al. 1979)."""
+
+    @staticmethod
+    def of(features: Any, weight: Any = None) -> Accumulator:
+        """The accumulator of one batch (B, D); centred on its own mean, so float32 loses nothing to cancellation."""
+        np_ = jnp if isinstance(features, jax.Array) else np
+        weight = np_.ones(len(features), features.dtype) if weight is None else weight
+        count = weight.sum()
+        # where, not a product: whatever stands in padded rows must not get through
+        rows = np_.where(weight[:, None] > 0, features, 0)
+        mean = rows.sum(0) / np_.maximum(count, 1)
+        centred = (rows - mean) * weight[:, None]
+        scatter = jnp.matmul(centred.T, centred, precision="highest") if np_ is jnp else centred.T @ centred
+        return {"count": count, "mean": mean, "scatter": scatter}
+
+    def init(self, shapes: Shapes) -> Accumulator:
+        """See `Statistic`."""
+        dim = shapes["features"].shape[-1]
+        return {"count": jnp.zeros(()), "mean": jnp.zeros(dim), "scatter": jnp.zeros((dim, dim))}
+
+    def update(
+        self, accumulator: Accumulator, batch: Mapping[str, jax.Array], weight: jax.Array, index: jax.Array
+    ) -> Accumulator:
+        """See `Statistic`."""
+        return self.merge(accumulator, self.of(batch["features"], weight))
+
+    def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
+        """See `Statistic`."""
+        np_ = jnp if isinstance(a["count"], jax.Array) else np
+        count = a["count"] + b["count"]
+        share = b["count"] / np_.maximum(count, 1)
+        delta = b["mean"] - a["mean"]
+        return {
+            "count": count,
+            "mean": a["mean"] + delta * share,
+            "scatter": a["scatter"] + b["scatter"] + np_.outer(delta, delta) * (a["count"] * share),
+        }
+
+    def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
+        """``count`` (), ``mean`` (D,), ``covariance`` (D, D) with count - 1 in the denominator.
+
+        Raises GenError for fewer than two samples.
+        """
+        count = float(accumulator["count"])
+        if count < 2:
+            raise GenError(f"a covariance of {count:.0f} samples; expected at least 2; evaluate more samples")
+        covariance = np.asarray(accumulator["scatter"], np.float64) / (count - 1)
+        return {
+            "count": np.float64(count),
+            "mean": np.asarray(accumulator["mean"], np.float64),
+            "covariance": (covariance + covariance.T) / 2,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """The features of the samples with index below `limit`, whole, for the measures that need neighbours.
+
+    Chosen by index, so the set depends on neither batch size nor number of devices.
+    """
+
+    limit: int
+
+    def init(self, shapes: Shapes) -> Accumulator:
+        """See `Statistic`."""
+        dim = shapes["features"].shape[-1]
+        return {"rows": jnp.zeros((self.limit, dim)), "filled": jnp.zeros(self.limit, jnp.bool_)}
+
+    def update(
+        self, accumulator: Accumulator, batch: Mapping[str, jax.Array], weight: jax.Array, index: jax.Array
+    ) -> Accumulator:
+        """See `Statistic`."""
+        where = jnp.where(weight > 0, index, self.limit)  # padding falls off the end
+        return {
+            "rows": accumulator["rows"].at[where].set(batch["features"], mode="drop"),
+            "filled": accumulator["filled"].at[where].set(True, mode="drop"),
+        }
+
+    def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
+        """See `Statistic`."""
+        np_ = jnp if isinstance(a["filled"], jax.Array) else np
+        rows = np_.where(b["filled"][:, None], b["rows"], a["rows"])
+        return {"rows": rows, "filled": a["filled"] | b["filled"]}
+
+    def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
+        """``features`` (min(N, limit), D) float32 in index order."""
+        filled = np.asarray(accumulator["filled"])
+        return {"features": np.asarray(accumulator["rows"], np.float32)[filled]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """How often the classifier of the extractor reads the label a sample was made for."""
+
+    def init(self, shapes: Shapes) -> Accumulator:
+        """See `Statistic`."""
+        classes = shapes["logits"].shape[-1]
+        return {"right": jnp.zeros(classes), "seen": jnp.zeros(classes)}
+
+    def update(
+        self, accumulator: Accumulator, batch: Mapping[str, jax.Array], weight: jax.Array, index: jax.Array
+    ) -> Accumulator:
+        """See `Statistic`."""
+        right = (batch["logits"].argmax(-1) == batch["label"]) * weight
+        return {
+            "right": accumulator["right"].at[batch["label"]].add(right),
+            "seen": accumulator["seen"].at[batch["label"]].add(weight),
+        }
+
+    def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
+        """See `Statistic`."""
+        return {name: a[name] + b[name] for name in a}
+
+    def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
+        """``accuracy`` () in [0, 1]; ``class_accuracy`` (K,), NaN for a class without samples; ``class_count`` (K,)."""
+        right, seen = np.asarray(accumulator["right"], np.float64), np.asarray(accumulator["seen"], np.float64)
+        with np.errstate(invalid="ignore"):
+            per_class = right / seen
+        return {
+            "accuracy": np.float64(right.sum() / max(seen.sum(), 1)),
+            "class_accuracy": per_class,
+            "class_count": seen,
+        }
