@@ -30,6 +30,9 @@ KINDS: dict[str, dict[str, str]] = {
         "ve": "gen.diffusion.process:VE",
         "edm": "gen.diffusion.process:EDM",
     },
+    "denoiser": {
+        "denoiser": "gen.diffusion.denoiser:Denoiser",
+    },
     "parameterization": {
         "predict": "gen.diffusion.denoiser:Predict",
         "edm-precondition": "gen.diffusion.denoiser:EDMPrecondition",
@@ -59,8 +62,19 @@ KINDS: dict[str, dict[str, str]] = {
         "cfg": "gen.sampling.guidance:ClassifierFree",
         "interval": "gen.sampling.guidance:Interval",
     },
+    "generator": {
+        "diffusion-generator": "gen.sampling.generator:DiffusionGenerator",
+        "one-step-generator": "gen.sampling.generator:OneStepGenerator",
+        "sampler": "gen.sampling.generator:Sampler",
+    },
     "tokenizer": {
         "kl1d": "gen.tokenizers.kl1d:KL1DConfig",
+    },
+    "run": {
+        "run": "gen.training.engine:RunConfig",
+        "engine": "gen.training.engine:EngineConfig",
+        "stage": "gen.training.task:Stage",
+        "mesh": "gen.training.sharding:MeshConfig",
     },
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
@@ -106,6 +120,8 @@ def to_json(value: Any) -> Any:
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kind = kind_of(type(value))
+        if "kind" in (f.name for f in dataclasses.fields(value)):
+            raise TypeError(f"{type(value).__name__} has a field 'kind', the name of the tag; rename the field")
         head = {"kind": kind} if kind else {}
         return head | {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
     if isinstance(value, Mapping):

@@ -68,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(overview())
             return 0 if args else 2
         if args[0] == "--version":
-            import gen
+            from gen import __version__
 
-            print(gen.__version__)
+            print(__version__)
             return 0
         if args[0] not in COMMANDS:
             raise GenError(f"unknown command '{args[0]}'; {suggest(args[0], COMMANDS)} (gen --help shows all)")
@@ -105,7 +105,11 @@ def parse(command: str, args: Sequence[str]) -> Callable[[], None] | None:
     try:
         with contextlib.redirect_stderr(outer):
             bound, unknown = tyro.cli(
-                _binder(function), prog=f"gen {command}", args=plain, return_unknown_args=True, description=_help(function)
+                _binder(function),
+                prog=f"gen {command}",
+                args=plain,
+                return_unknown_args=True,
+                description=_help(function),
             )
     except SystemExit as stop:
         if not stop.code:
@@ -154,7 +158,9 @@ def _one_line(box: str) -> str:
     """The parser's error box as one line, without its borders and the help that follows the message."""
     lines = [line.strip("╭╮╰╯│─| +-") for line in box.splitlines() if not set(line.strip()) <= set("│─ |+-")]
     body = [line.strip() for line in lines if line.strip()][1:]
-    end = next((i for i, line in enumerate(body) if line.startswith(("Got errors", "Argument helptext", "For full"))), None)
+    end = next(
+        (i for i, line in enumerate(body) if line.startswith(("Got errors", "Argument helptext", "For full"))), None
+    )
     text = " ".join(body[:end])
     return text[:1].lower() + text[1:].rstrip(".") if text else "the arguments do not parse"
 

@@ -33,7 +33,9 @@ def doctor() -> None:
     print(f"python {sys.version.split()[0]}  gen {_version('gen-image')}")
     print("  ".join(f"{name} {_version(name)}" for name in CORE))
     devices = jax.devices()
-    print(f"devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es)")
+    print(
+        f"devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es)"
+    )
     memory = (devices[0].memory_stats() or {}).get("bytes_limit")
     if memory:
         print(f"memory per device: {memory / 2**30:.1f} GiB")
@@ -80,7 +82,11 @@ def _try() -> None:
     with jax.default_matmul_precision("highest"):
         product = np.asarray(jax.jit(lambda a: a.T @ a)(placed))  # contracts the sharded axis: needs an all-reduce
     error = float(np.abs(product - x.T.astype(np.float64) @ x).max() / np.abs(product).max())
-    total = float(jax.jit(jnp.sum)(jax.device_put(jnp.arange(n, dtype=jnp.float32), NamedSharding(mesh, PartitionSpec("data")))))
+    total = float(
+        jax.jit(jnp.sum)(jax.device_put(jnp.arange(n, dtype=jnp.float32), NamedSharding(mesh, PartitionSpec("data"))))
+    )
     if error > 1e-4 or total != n * (n - 1) / 2:
-        raise GenError(f"the devices calculate wrongly: matmul error {error:.1e}, sum {total}; check drivers and jaxlib")
+        raise GenError(
+            f"the devices calculate wrongly: matmul error {error:.1e}, sum {total}; check drivers and jaxlib"
+        )
     print(f"matmul over {n} device(s): ok (relative error {error:.0e}); sum across devices: ok")

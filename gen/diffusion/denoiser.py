@@ -168,7 +168,7 @@ class Predict:
     """The raw output is x, eps, v, velocity or score, up to a sign, on one of three clocks.
 
     Attributes:
-      kind: the quantity predicted.
+      output: the quantity predicted.
       clock: what the network receives: ``time`` (our t), ``reversed`` (1 - t: SiT, LightningDiT) or ``index``
         (the DDPM chain index: DiT, ADM).
       scale: factor on the network's time (1000 where a continuous model was built for chain indices).
@@ -176,7 +176,7 @@ class Predict:
       learned_variance: the network has twice the data's channels; the second half is the raw variance output.
     """
 
-    kind: PredictionKind = "velocity"
+    output: PredictionKind = "velocity"
     clock: Clock = "time"
     scale: float = 1.0
     sign: int = 1
@@ -200,11 +200,11 @@ class Predict:
         if self.learned_variance:
             raw, variance = jnp.split(raw, 2, axis=-1)
             extra = {**extra, "variance": variance}
-        return Prediction(self.sign * raw, x, t, extra, process, self.kind)
+        return Prediction(self.sign * raw, x, t, extra, process, self.output)
 
     def target(self, process: Process, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
         a, s = pair(process, t, x)
-        match self.kind:
+        match self.output:
             case "x":
                 return self.sign * x
             case "eps":

@@ -1,0 +1,154 @@
+"""``gen demo``, ``gen train`` and ``gen distill``."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+__all__ = ["demo", "distill", "prepare", "train"]
+
+Overrides = Annotated[tuple[tuple[str, str], ...], tyro.conf.Suppress]
+
+
+def demo(
+    outdir: Path = Path("runs/demo"), smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False, seed: int = 0
+) -> None:
+    """Trains a tokenizer, a flow transformer and its one-step student on handwritten digits, and scores them.
+
+    Takes minutes on a laptop. OUTDIR/report.html shows everything; OUTDIR/tokenizer, teacher and student are run
+    folders. Interrupted and started again, it goes on where it was.
+
+    Examples:
+      gen demo
+      gen demo --outdir /tmp/try --smoke
+
+    Args:
+      outdir: where everything is written.
+      smoke: a run of seconds that checks the path, not the quality.
+      seed: of initial weights, data order and noise.
+    """
+    from gen.experiments import demo as experiment
+
+    experiment.run(outdir, smoke=smoke, seed=seed)
+
+
+def train(
+    preset: Annotated[str, tyro.conf.Positional],
+    /,
+    *,
+    outdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
+    data: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None,
+    teacher: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
+    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
+    batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    batch_gpu: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    overrides: Overrides = (),
+) -> None:
+    """Trains a preset into a run folder; the same command again resumes there, or says that all is done.
+
+    Any setting of the preset can be overridden by its path, as gen info PRESET shows it.
+
+    Examples:
+      gen train demo-tokenizer --outdir runs/tok
+      gen train demo-tokenizer --outdir runs/tok --stages.0.steps 200 --engine.log_every 20
+      gen train demo-tokenizer --outdir runs/tok --engine.mesh.fsdp 4 --batch 1024 --batch-gpu 32
+      gen train demo-tokenizer --dry-run
+
+    Args:
+      preset: a name from gen list.
+      outdir: the run folder; runs/PRESET by default.
+      data: the data or latent cache, for presets that take one.
+      teacher: the teacher's run folder, for presets that take one.
+      tokenizer: the tokenizer's run folder, for presets that take one.
+      batch: global batch size of every stage.
+      batch_gpu: samples per device at a time; gradients are accumulated up to the batch.
+      seed: of initial weights, data order and noise.
+      dry_run: show parameters, shardings and bytes per device, then stop.
+    """
+    recipe = prepare(
+        preset, {"data": data, "teacher": teacher, "tokenizer": tokenizer}, overrides, batch=batch, seed=seed
+    )
+    outdir = outdir or Path("runs") / preset
+    from gen.training import engine
+
+    engine.enable_compile_cache()
+    if dry_run:
+        engine.dry_run(recipe.config, frozen=recipe.frozen, batch_gpu=batch_gpu)
+        return
+    engine.train(recipe.config, outdir, frozen=recipe.frozen, artifacts=recipe.artifacts, batch_gpu=batch_gpu)
+
+
+def distill(
+    preset: Annotated[str, tyro.conf.Positional],
+    /,
+    *,
+    teacher: Annotated[Path, tyro.conf.arg(metavar="RUN")],
+    outdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
+    data: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None,
+    batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    batch_gpu: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    overrides: Overrides = (),
+) -> None:
+    """Trains a student of a teacher run: gen train with a teacher.
+
+    Examples:
+      gen distill demo-student --teacher runs/demo/teacher --outdir runs/student
+
+    Args:
+      preset: a name from gen list.
+      teacher: the teacher's run folder; its EMA weights are used.
+      outdir: the run folder; runs/PRESET by default.
+      data: the data, latent cache or stored pairs, for presets that take them.
+      batch: global batch size of every stage.
+      batch_gpu: samples per device at a time; gradients are accumulated up to the batch.
+      seed: of initial weights, data order and noise.
+      dry_run: show parameters, shardings and bytes per device, then stop.
+    """
+    train(
+        preset,
+        outdir=outdir,
+        data=data,
+        teacher=teacher,
+        batch=batch,
+        batch_gpu=batch_gpu,
+        seed=seed,
+        dry_run=dry_run,
+        overrides=overrides,
+    )
+
+
+def prepare(
+    preset: str,
+    inputs: dict[str, Any],
+    overrides: tuple[tuple[str, str], ...] = (),
+    *,
+    batch: int | None = None,
+    seed: int | None = None,
+) -> Any:
+    """The recipe of a preset with its inputs loaded and its settings overridden.
+
+    Args:
+      inputs: paths by input name, None where not given; runs are loaded with their EMA weights.
+      overrides: (path, text) pairs.
+      batch, seed: common overrides under their short names.
+    Raises GenError for an unknown preset, key or value, or an input that is missing or no run.
+    """
+    from gen.cli.overrides import override
+    from gen.experiments import build, presets
+
+    given = {name: path for name, path in inputs.items() if path is not None}
+    known = presets()
+    if preset in known:  # an unknown name is reported before anything is loaded
+        from gen.pretrained.load import load
+
+        given = {name: path if name == "data" else load(path) for name, path in given.items()}
+    recipe = build(preset, given)
+    short = [("engine.seed", str(seed))] if seed is not None else []
+    if batch is not None:
+        short += [(f"stages.{i}.batch", str(batch)) for i in range(len(recipe.config.stages))]
+    return dataclasses.replace(recipe, config=override(recipe.config, [*short, *overrides]))

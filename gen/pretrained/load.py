@@ -1,0 +1,193 @@
+"""`load`: a run folder back as something to use."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen.config import from_json, suggest
+from gen.errors import GenError
+from gen.sampling.generate import quantise
+from gen.training.checkpoints import load_arrays, load_weights
+from gen.training.engine import RunConfig
+from gen.training.indexed import sample_keys
+
+__all__ = ["Loaded", "Weights", "classes", "labels_for", "load", "read_config"]
+
+Weights = Literal["ema", "raw"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A trained run: its configuration and its parameters.
+
+    Attributes:
+      path: the run folder.
+      config: its RunConfig.
+      params: arrays by role: what the last stage's task exports (``net`` or ``tokenizer``), and the run's artifacts.
+      weights: which weights ``params`` holds: ``ema`` where the task keeps an average, else ``raw``.
+      step: the training step they are from.
+    """
+
+    path: Path
+    config: RunConfig
+    params: Mapping[str, Any]
+    weights: Weights
+    step: int
+
+    @property
+    def generator(self) -> Any:
+        """The Generator. Raises GenError for a run that makes no images by itself (a tokenizer's)."""
+        if self.config.generator is None:
+            raise GenError(f"{self.path} holds no generator ({self._what()}); give a teacher's or student's run")
+        return self.config.generator
+
+    @property
+    def denoiser(self) -> Any:
+        """The Denoiser inside the generator; its parameters are ``params["net"]``."""
+        if not hasattr(self.generator, "denoiser"):
+            raise GenError(f"{self.path} holds no denoiser ({self._what()}); give a diffusion or flow model's run")
+        return self.generator.denoiser
+
+    @property
+    def tokenizer(self) -> Any:
+        """The Tokenizer; its parameters are ``params["tokenizer"]``."""
+        owners = (self.config.generator, *(stage.task for stage in self.config.stages[-1:]))
+        found = next((t for t in (getattr(o, "tokenizer", None) for o in owners) if t is not None), None)
+        if found is None or "tokenizer" not in self.params:
+            raise GenError(f"{self.path} holds no tokenizer ({self._what()}); give a tokenizer's run")
+        return found
+
+    def sample(self, seeds: Sequence[int], label: int | Sequence[int] | None = None, *, batch: int = 64) -> np.ndarray:
+        """Images (N, H, W, C) uint8, one per seed.
+
+        Args:
+          seeds: sample i depends on seeds[i] and its label alone.
+          label: one class, or one per seed; classes in turn (seed mod number of classes) by default.
+        Raises GenError for a label out of range.
+        """
+        seeds = np.asarray(list(seeds), np.int32)
+        cond = {k: np.asarray(v) for k, v in labels_for(self.generator, seeds, label).items()}
+        call = _sampler(self.generator)
+        out = []
+        for start in range(0, len(seeds), batch):
+            rows = np.minimum(np.arange(start, start + min(batch, len(seeds))), len(seeds) - 1)
+            images = call(self.params, jnp.asarray(seeds[rows]), {k: v[rows] for k, v in cond.items()})
+            out.append(np.asarray(images)[: len(seeds) - start])
+        return np.concatenate(out)
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """Latents (the posterior's mode, raw scale) of images (N, H, W, C) uint8."""
+        tokenizer = self.tokenizer
+        expected = tuple(tokenizer.spec.image)
+        if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1:] != expected:
+            given = f"{images.dtype} {images.shape}"
+            raise GenError(f"images are {given}; this tokenizer takes uint8 (N, {', '.join(map(str, expected))})")
+        return np.asarray(_encoder(tokenizer)(self.params["tokenizer"], images))
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Images (N, H, W, C) uint8 of raw latents (N, ...)."""
+        tokenizer = self.tokenizer
+        if tuple(latents.shape[1:]) != tuple(tokenizer.spec.shape):
+            raise GenError(f"latents are {latents.shape}; this tokenizer decodes (N, {tokenizer.spec.shape})")
+        return np.asarray(_decoder(tokenizer)(self.params["tokenizer"], latents))
+
+    def _what(self) -> str:
+        tasks = ", ".join(type(stage.task).__name__ for stage in self.config.stages)
+        return f"'{self.config.name}', {tasks or 'no training stage'}"
+
+
+@functools.lru_cache(maxsize=8)
+def _sampler(generator: Any) -> Callable[..., jax.Array]:
+    return jax.jit(lambda params, seeds, cond: quantise(generator(params, sample_keys(0, seeds), cond)))
+
+
+@functools.lru_cache(maxsize=8)
+def _encoder(tokenizer: Any) -> Callable[..., jax.Array]:
+    return jax.jit(lambda params, images: tokenizer.encode(params, images.astype(jnp.float32) / 127.5 - 1.0).mode())
+
+
+@functools.lru_cache(maxsize=8)
+def _decoder(tokenizer: Any) -> Callable[..., jax.Array]:
+    return jax.jit(lambda params, latents: quantise(tokenizer.decode(params, latents)))
+
+
+def classes(generator: Any) -> int | None:
+    """Number of classes a generator is conditioned on; None for an unconditional one."""
+    network = getattr(getattr(generator, "denoiser", None), "network", None)
+    count = getattr(network, "num_classes", None)
+    return int(count) if count else None
+
+
+def labels_for(generator: Any, seeds: np.ndarray, label: int | Sequence[int] | None) -> dict[str, np.ndarray]:
+    """The conditioning of a class-conditional generator: ``{"label": (N,) int32}``; {} for an unconditional one.
+
+    Args:
+      label: one class for all, one per seed, or None for seed mod number of classes.
+    Raises GenError for a label out of range, a number of labels that does not fit, or labels nobody reads.
+    """
+    count = classes(generator)
+    if count is None:
+        if label is not None:
+            raise GenError("this model is not class-conditional; leave the label out")
+        return {}
+    labels = np.asarray(seeds % count if label is None else label, np.int32)
+    if labels.ndim and len(labels) != len(seeds):
+        raise GenError(f"{len(labels)} labels for {len(seeds)} seeds; give one label, or one per seed")
+    if labels.size and (labels.min() < 0 or labels.max() >= count):
+        bad = int(labels[(labels < 0) | (labels >= count)][0]) if labels.ndim else int(labels)
+        raise GenError(f"label {bad} is out of range; this model has classes 0 to {count - 1}")
+    return {"label": np.broadcast_to(labels, len(seeds))}
+
+
+def read_config(path: str | Path) -> RunConfig:
+    """The configuration of the run folder at `path`. Raises GenError when there is no run, or not a sound one."""
+    path = Path(path)
+    file = path / "config.json"
+    if not file.is_file():
+        raise GenError(f"{path} is not a run folder (it has no config.json); {_nearby(path)}")
+    try:
+        data = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise GenError(f"{file} is not JSON ({error}); restore it or train the run again") from None
+    config = from_json(data, RunConfig, str(file))
+    if not isinstance(config, RunConfig):
+        raise GenError(f"{file} does not describe a run; give a folder made by gen train, demo or convert")
+    return config
+
+
+def _nearby(path: Path) -> str:
+    """What the user may have meant: a run inside the folder, or one with a similar name beside it."""
+    if path.is_dir():
+        inside = sorted(p.parent.name for p in path.glob("*/config.json"))
+        return f"runs inside it: {', '.join(str(path / p) for p in inside)}" if inside else "give a folder made by gen"
+    beside = [str(p.parent) for p in path.parent.glob("*/config.json")]
+    return suggest(str(path), beside) if beside else "give a folder made by gen train, demo or convert"
+
+
+def load(path: str | Path, *, weights: Weights = "ema", step: int | None = None) -> Loaded:
+    """Loads the run folder at `path`: a teacher, a student, a tokenizer, or converted published weights.
+
+    Args:
+      path: the run folder.
+      weights: ``ema`` for the averaged weights, which the field reports; ``raw`` for the optimiser's own.
+      step: a kept checkpoint's step; the last by default.
+    Raises GenError when there is no such run or checkpoint, or its files are damaged or do not fit its configuration.
+    """
+    path = Path(path)
+    config = read_config(path)
+    params = {file.stem: load_arrays(file) for file in sorted((path / "artifacts").glob("*.safetensors"))}
+    if not config.stages:
+        return Loaded(path, config, params, "raw", 0)
+    state = load_weights(path, step)
+    task = config.stages[-1].task
+    if weights == "raw":
+        state = dataclasses.replace(state, ema={})
+    params |= dict(task.export(state))
+    return Loaded(path, config, params, "ema" if state.ema else "raw", int(state.step))

@@ -1,0 +1,90 @@
+"""Imports between the rooms point only downward, and rooms on one floor do not import each other (read from the AST)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# floors from the top; rooms of one floor must not import each other. The command line finds presets by name, so it
+# stands above them.
+FLOORS = (
+    ("cli",),
+    ("experiments",),
+    ("pretrained",),
+    ("distill", "finetune"),
+    ("autoregressive",),
+    ("tokenizers",),
+    ("sampling", "metrics"),
+    ("diffusion",),
+    ("features",),
+    ("training", "data"),
+    ("nn",),
+    ("config",),
+    ("errors",),
+)
+LEVEL = {room: len(FLOORS) - i for i, floor in enumerate(FLOORS) for room in floor}
+
+
+def sources() -> list[tuple[str, Path]]:
+    """(dotted module name, file) of all library code; ``experiments`` is installed as gen.experiments."""
+    found = []
+    for folder, package in ((ROOT / "gen", "gen"), (ROOT / "experiments", "gen.experiments")):
+        for path in sorted(folder.rglob("*.py")):
+            parts = [*package.split("."), *path.relative_to(folder).with_suffix("").parts]
+            found.append((".".join(p for p in parts if p != "__init__"), path))
+    return found
+
+
+def imports(path: Path, text: str | None = None) -> list[tuple[int, str]]:
+    """(line, dotted name) of everything under gen that a file imports, at any depth of nesting."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text() if text is None else text)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, a.name) for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import; write the full name"
+            found += [(node.lineno, f"{node.module}.{a.name}") for a in node.names]
+    return [(line, name) for line, name in found if name.split(".")[0] == "gen"]
+
+
+def violations(module: str, path: Path, text: str | None = None) -> list[str]:
+    """What a file imports and must not."""
+    own = module.split(".")[1] if "." in module else None
+    wrong = []
+    for line, name in imports(path, text):
+        room = name.partition(".")[2].partition(".")[0]
+        if room == "__version__" or own is None or room == own:
+            continue
+        if room not in LEVEL:
+            wrong.append(f"{path}:{line}: {name} is in no room; import from the module that has it")
+        elif LEVEL[room] >= LEVEL[own]:
+            wrong.append(f"{path}:{line}: {own} imports {room}, which is not below it")
+    return wrong
+
+
+@pytest.mark.parametrize(("module", "path"), sources(), ids=lambda v: v if isinstance(v, str) else "")
+def test_imports_point_downward(module: str, path: Path) -> None:
+    assert module == "gen" or module.split(".")[1] in LEVEL, f"{path} is in no known room"
+    assert violations(module, path) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("gen.nn.layers", "from gen.training import engine"),
+        ("gen.training.engine", "def f():\n    import gen.data.loader"),
+        ("gen.sampling.generate", "from gen.metrics.frechet import frechet_distance"),
+        ("gen.metrics.evaluate", "from gen import load"),
+        ("gen.metrics.evaluate", "import gen"),
+    ],
+)
+def test_the_check_finds_what_it_should(module: str, text: str) -> None:
+    assert len(violations(module, Path("x.py"), text)) == 1
+
+
+def test_the_linter_knows_the_same_floors() -> None:
+    lines = (ROOT / ".importlinter").read_text().split("layers =")[1].split()
+    names = [word.strip("()") for word in lines if word != "|"]
+    assert names == [room for floor in FLOORS for room in floor if room != "experiments"]
