@@ -29,6 +29,7 @@ KINDS: dict[str, dict[str, str]] = {
         "ddpm": "gen.diffusion.process:DDPM",
         "ve": "gen.diffusion.process:VE",
         "edm": "gen.diffusion.process:EDM",
+        "edm-family": "gen.diffusion.process:EDMFamily",
     },
     "denoiser": {
         "denoiser": "gen.diffusion.denoiser:Denoiser",
@@ -50,6 +51,9 @@ KINDS: dict[str, dict[str, str]] = {
         "karras": "gen.sampling.grids:Karras",
         "respaced": "gen.sampling.grids:Respaced",
         "explicit": "gen.sampling.grids:Explicit",
+        "chain": "gen.sampling.grids:Chain",
+        "matched": "gen.sampling.grids:Matched",
+        "snapped": "gen.sampling.grids:Snapped",
     },
     "solver": {
         "euler": "gen.sampling.solvers:Euler",
@@ -61,6 +65,8 @@ KINDS: dict[str, dict[str, str]] = {
     "guidance": {
         "cfg": "gen.sampling.guidance:ClassifierFree",
         "interval": "gen.sampling.guidance:Interval",
+        "clip": "gen.sampling.guidance:Clip",
+        "chained": "gen.sampling.guidance:Chained",
     },
     "generator": {
         "diffusion-generator": "gen.sampling.generator:DiffusionGenerator",
@@ -75,6 +81,10 @@ KINDS: dict[str, dict[str, str]] = {
         "engine": "gen.training.engine:EngineConfig",
         "stage": "gen.training.task:Stage",
         "mesh": "gen.training.sharding:MeshConfig",
+    },
+    "evaluation": {
+        "protocol": "gen.metrics.protocol:Protocol",
+        "result": "gen.metrics.protocol:Result",
     },
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",

@@ -8,13 +8,13 @@ loss; JAX times give JAX values. All functions act elementwise on `t`.
 import dataclasses
 import functools
 import math
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["DDPM", "EDM", "VE", "VP", "Linear", "Process", "Trigonometric", "expand", "pair"]
+__all__ = ["DDPM", "EDM", "VE", "VP", "EDMFamily", "Linear", "Process", "Trigonometric", "expand", "pair"]
 
 Time = Any  # float, np.ndarray (float64) or jax.Array
 
@@ -353,6 +353,93 @@ class EDM(VE):
     def at(self, u: Any) -> Any:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return (low + _in(u) * (high - low)) ** self.rho
+
+
+@dataclasses.dataclass(frozen=True)
+class EDMFamily:
+    """x_t = s(t) (x + level(t) eps) with any of the schedules and scalings of Karras et al. 2022, table 1.
+
+    The processes of their ablations, on which published VP and VE models are sampled.
+
+    Attributes:
+      schedule: ``vp`` level(t) = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1), ``ve`` sqrt(t), or ``linear`` t.
+      scaling: ``vp`` s = 1 / sqrt(1 + level^2), or ``none`` s = 1.
+      sigma_min, sigma_max: lowest and highest level, which give t_min and t_max.
+      beta_min, beta_d: of the vp schedule (beta_d = beta_max - beta_min).
+    """
+
+    schedule: Literal["vp", "ve", "linear"] = "linear"
+    scaling: Literal["vp", "none"] = "none"
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    beta_min: float = 0.1
+    beta_d: float = 19.9
+
+    @property
+    def t_min(self) -> float:
+        return float(self._time(np.float64(self.sigma_min)))
+
+    @property
+    def t_max(self) -> float:
+        return float(self._time(np.float64(self.sigma_max)))
+
+    def _level(self, t: Time) -> Any:
+        xp, t = _xp(t), _in(t)
+        match self.schedule:
+            case "vp":
+                return xp.sqrt(xp.expm1(0.5 * self.beta_d * t**2 + self.beta_min * t))
+            case "ve":
+                return xp.sqrt(t)
+            case "linear":
+                return t
+
+    def _dlevel(self, t: Time) -> Any:
+        xp, t = _xp(t), _in(t)
+        level = self._level(t)
+        match self.schedule:
+            case "vp":
+                return 0.5 * (self.beta_min + self.beta_d * t) * (level + 1.0 / level)
+            case "ve":
+                return 0.5 / level
+            case "linear":
+                return xp.ones_like(t)
+
+    def _time(self, level: Any) -> Any:
+        xp = _xp(level)
+        match self.schedule:
+            case "vp":
+                rise = xp.log1p(level**2)  # = beta_d t^2 / 2 + beta_min t; the rationalised root
+                return 2.0 * rise / (self.beta_min + xp.sqrt(self.beta_min**2 + 2.0 * self.beta_d * rise))
+            case "ve":
+                return level**2
+            case "linear":
+                return level
+
+    def alpha(self, t: Time) -> Any:
+        level = self._level(t)
+        return 1.0 / _xp(t).sqrt(1.0 + level**2) if self.scaling == "vp" else _xp(t).ones_like(level)
+
+    def sigma(self, t: Time) -> Any:
+        return self.alpha(t) * self._level(t)
+
+    def dalpha(self, t: Time) -> Any:
+        level = self._level(t)
+        return -level * self._dlevel(t) * self.alpha(t) ** 3 if self.scaling == "vp" else _xp(t).zeros_like(level)
+
+    def dsigma(self, t: Time) -> Any:
+        return self.dalpha(t) * self._level(t) + self.alpha(t) * self._dlevel(t)
+
+    def logsnr(self, t: Time) -> Any:
+        xp = _xp(t)
+        with np.errstate(divide="ignore"):
+            return -2.0 * xp.log(self._level(t))
+
+    def time_of(self, logsnr: Any) -> Any:
+        return self._time(_xp(logsnr).exp(-0.5 * _in(logsnr)))
+
+    def at(self, u: Any) -> Any:
+        """Uniform between t_min and t_max."""
+        return self.t_min + (self.t_max - self.t_min) * _in(u)
 
 
 def _logsnr(process: Any, t: Time) -> Any:

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import jax
 
-from gen.diffusion.denoiser import Denoiser
-from gen.nn.network import Cond
-from gen.sampling.grids import Uniform
+from gen.diffusion.denoiser import Denoise, Denoiser, Prediction
+from gen.nn.network import Cond, Params
+from gen.sampling.grids import Grid, Uniform
 from gen.sampling.guidance import ClassifierFree
 from gen.sampling.solvers import Heun, per_sample_noise, prior
 
@@ -39,12 +39,59 @@ class Generator(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """How a denoiser is sampled: solver, grid, number of steps, guidance."""
+    """How a denoiser is sampled: solver, grid, number of steps, guidance.
+
+    Attributes:
+      process: the process that is integrated; None for the one the denoiser was trained under. Another one sees
+        the denoiser by equal log-SNR (`Denoiser.under`).
+    """
 
     solver: Any = Heun()
     grid: Any = Uniform()
     steps: int = 50
     guidance: Any = ClassifierFree()
+    process: Any = None
+
+    def times(self, process: Any) -> Grid:
+        """The grid for a denoiser trained under `process`. Raises GenError when the options do not suit."""
+        return self.grid(self.process or process, self.steps)
+
+    def nfe(self, process: Any) -> int:
+        """Network calls per sample for a denoiser trained under `process` (a guided call counts once)."""
+        return self.solver.nfe(self.times(process))
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        params: Params,
+        keys: jax.Array,
+        shape: tuple[int, ...],
+        cond: Cond,
+        *,
+        trajectory: bool = False,
+    ) -> jax.Array:
+        """Samples (B, *shape); with `trajectory` the states after each step, (N, B, *shape).
+
+        Args:
+          params: the denoiser's parameters.
+          keys: (B,) typed PRNG keys; sample i depends on keys[i] and cond alone.
+        """
+        grid = self.times(denoiser.process)
+        x = prior(grid, keys, shape)
+        guided = self.guidance(self._bound(denoiser, params), lambda c: denoiser.net.apply(params, c, method="null"))
+        noise = per_sample_noise(keys, shape)
+        return self.solver(guided, x, grid, noise, cond, self.guidance.init(x), trajectory=trajectory)
+
+    def _bound(self, denoiser: Denoiser, params: Params) -> Denoise:
+        if self.process is None or self.process == denoiser.process:
+            return denoiser.bind(params)
+        seen = denoiser.under(self.process)
+
+        def denoise(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
+            del step
+            return seen(params, x, t, cond), carry
+
+        return denoise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +113,11 @@ class DiffusionGenerator:
     @property
     def nfe(self) -> int:
         """Network calls per sample (a guided call counts once)."""
-        return self.sampler.solver.nfe(self.sampler.grid(self.denoiser.process, self.sampler.steps))
+        return self.sampler.nfe(self.denoiser.process)
 
     def latents(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """The sampled latents (B, *shape) on the normalised scale the denoiser was trained on."""
-        grid = self.sampler.grid(self.denoiser.process, self.sampler.steps)
-        x = prior(self.denoiser.process, grid, keys, self.shape)
-        net = params["net"]
-        guided = self.sampler.guidance(
-            self.denoiser.bind(net), lambda c: self.denoiser.net.apply(net, c, method="null")
-        )
-        noise = per_sample_noise(keys, self.shape)
-        return self.sampler.solver(guided, x, grid, noise, cond, self.sampler.guidance.init(x))
+        return self.sampler(self.denoiser, params["net"], keys, self.shape, cond)
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """See `Generator`."""

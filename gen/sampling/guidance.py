@@ -1,21 +1,25 @@
 """Guidance: functions from Denoise to Denoise. Scale w = 1 means none.
 
-Conditional and unconditional inputs run as one batched network call.
+Conditional and unconditional inputs run as one batched network call. Guidances compose (`Chained`); what they
+remember from step to step is a dict of arrays by name, threaded through the sampler's scan.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from gen.diffusion.denoiser import Denoise, Prediction
+from gen.diffusion.process import pair
+from gen.errors import GenError
 from gen.nn.network import Cond
 
-__all__ = ["ClassifierFree", "Guidance"]
+__all__ = ["Chained", "ClassifierFree", "ClassifierGradient", "Clip", "Guidance", "Interval"]
 
 Null = Callable[[Cond], Cond]
+Carry = Mapping[str, jax.Array]
 
 
 class Guidance(Protocol):
@@ -25,8 +29,8 @@ class Guidance(Protocol):
         """The guided Denoise."""
         ...
 
-    def init(self, x: jax.Array) -> Any:
-        """The initial carry for a batch shaped like x; ``()`` for stateless guidance."""
+    def init(self, x: jax.Array) -> Carry:
+        """The initial carry for a batch shaped like x; ``{}`` for stateless guidance."""
         ...
 
 
@@ -42,18 +46,21 @@ class ClassifierFree:
     scale: float = 1.0
     channels: int | None = None
 
-    def init(self, x: jax.Array) -> Any:
+    def init(self, x: jax.Array) -> Carry:
         """No state."""
         del x
-        return ()
+        return {}
 
     def __call__(self, denoise: Denoise, null: Null) -> Denoise:
-        """See `Guidance`."""
+        """See `Guidance`. Raises GenError when there is no condition to drop."""
         if self.scale == 1.0:
             return denoise
 
         def guided(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
-            both = {k: jnp.concatenate([v, null(cond)[k]]) for k, v in cond.items()}
+            if not cond:
+                raise GenError(f"guidance scale {self.scale:g} on a model without conditioning; use scale 1")
+            unconditional = null(cond)
+            both = {k: jnp.concatenate([v, unconditional[k]]) for k, v in cond.items()}
             t2 = jnp.concatenate([t, t]) if jnp.ndim(t) else t
             double, carry = denoise(jnp.concatenate([x, x]), t2, both, step, carry)
             c, u = jnp.split(double.value, 2)
@@ -64,3 +71,131 @@ class ClassifierFree:
             return first.with_value(value), carry
 
         return guided
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """Another guidance inside an interval of noise levels, none outside (Kynkäänniemi et al. 2024).
+
+    Outside, only the conditional half of the batch is evaluated. The official codes differ in whose level counts
+    where a method evaluates the network twice a step: here that of each evaluation (``by="call"``) or that of
+    its step's start (``by="step"``, which needs the grid and therefore step indices: low and high are then steps).
+
+    Attributes:
+      guidance: what acts inside.
+      low, high: bounds of sigma / alpha, low < level <= high; with ``by="step"`` of the step index, low <= i < high.
+      by: ``call`` or ``step``.
+    """
+
+    guidance: Any = ClassifierFree()
+    low: float = 0.0
+    high: float = float("inf")
+    by: Literal["call", "step"] = "call"
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise GenError(f"guidance interval from {self.low:g} to {self.high:g} is empty; expected low < high")
+
+    def init(self, x: jax.Array) -> Carry:
+        """The inner guidance's state."""
+        return self.guidance.init(x)
+
+    def __call__(self, denoise: Denoise, null: Null) -> Denoise:
+        """See `Guidance`. Times must be scalars (as solvers give them)."""
+        guided = self.guidance(denoise, null)
+
+        def limited(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
+            plain, _ = jax.eval_shape(denoise, x, t, cond, step, carry)
+
+            def inside() -> tuple[Prediction, Any]:
+                prediction, after = guided(x, t, cond, step, carry)
+                # guidance in data space changes the kind; both branches must give the same
+                value = prediction.as_kind(plain.kind)
+                return dataclasses.replace(prediction, value=value, kind=plain.kind), after
+
+            def outside() -> tuple[Prediction, Any]:
+                return denoise(x, t, cond, step, carry)
+
+            if self.by == "step":
+                active = (step >= self.low) & (step < self.high)
+            else:
+                a, s = plain.process.alpha(t), plain.process.sigma(t)
+                active = (s > self.low * a) & (s <= self.high * a if self.high < float("inf") else True)
+            return jax.lax.cond(active, inside, outside)
+
+        return limited
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """Clips the denoised prediction to [low, high] (``clip_denoised`` of the DDPM code family)."""
+
+    low: float = -1.0
+    high: float = 1.0
+
+    def init(self, x: jax.Array) -> Carry:
+        """No state."""
+        del x
+        return {}
+
+    def __call__(self, denoise: Denoise, null: Null) -> Denoise:
+        """See `Guidance`."""
+        del null
+
+        def clipped(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
+            prediction, carry = denoise(x, t, cond, step, carry)
+            return prediction.with_denoised(jnp.clip(prediction.denoised, self.low, self.high)), carry
+
+        return clipped
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierGradient:
+    """Classifier guidance (Dhariwal & Nichol 2021): moves the prediction along a gradient of log p(cond | x_t).
+
+    Not a configuration, since it holds a function.
+
+    Attributes:
+      gradient: ``(x_t, t, cond) -> `` array like x_t, already times the guidance scale.
+      on: ``score`` adds it to the score (their alg. 2, any solver), ``mean`` to the mean of the ancestral
+        transition, times its variance (their alg. 1, ancestral solver only).
+    """
+
+    gradient: Callable[[jax.Array, jax.Array, Cond], jax.Array]
+    on: Literal["score", "mean"] = "score"
+
+    def init(self, x: jax.Array) -> Carry:
+        """No state."""
+        del x
+        return {}
+
+    def __call__(self, denoise: Denoise, null: Null) -> Denoise:
+        """See `Guidance`."""
+        del null
+
+        def guided(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
+            prediction, carry = denoise(x, t, cond, step, carry)
+            gradient = self.gradient(x, t, cond)
+            if self.on == "mean":
+                return dataclasses.replace(prediction, extra={**prediction.extra, "mean_gradient": gradient}), carry
+            sigma = pair(prediction.process, prediction.t, x)[1]
+            return dataclasses.replace(prediction, value=prediction.eps - sigma * gradient, kind="eps"), carry
+
+        return guided
+
+
+@dataclasses.dataclass(frozen=True)
+class Chained:
+    """Guidances one around the other; the first is applied first (innermost)."""
+
+    parts: tuple[Any, ...] = ()
+
+    def init(self, x: jax.Array) -> Carry:
+        """The states of all parts."""
+        return {k: v for part in self.parts for k, v in part.init(x).items()}
+
+    def __call__(self, denoise: Denoise, null: Null) -> Denoise:
+        """See `Guidance`."""
+        for part in self.parts:
+            denoise = part(denoise, null)
+        return denoise
