@@ -42,6 +42,7 @@ KINDS: dict[str, dict[str, str]] = {
         "velocity-matching": "gen.diffusion.objectives:VelocityMatching",
         "ddpm-loss": "gen.diffusion.objectives:DDPMLoss",
         "edm-loss": "gen.diffusion.objectives:EDMLoss",
+        "noise-matching": "gen.diffusion.transport:NoiseMatching",
     },
     "backbone": {
         "dit": "gen.diffusion.backbones.dit:DiTConfig",
