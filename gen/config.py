@@ -83,6 +83,14 @@ KINDS: dict[str, dict[str, str]] = {
         "stage": "gen.training.task:Stage",
         "mesh": "gen.training.sharding:MeshConfig",
     },
+    "optimizer": {
+        "adamw": "gen.training.optim:OptimConfig",
+    },
+    "ema": {
+        "ema-constant": "gen.training.ema:Constant",
+        "ema-halflife": "gen.training.ema:HalfLife",
+        "ema-power": "gen.training.ema:PowerFunction",
+    },
     "evaluation": {
         "protocol": "gen.metrics.protocol:Protocol",
         "result": "gen.metrics.protocol:Result",

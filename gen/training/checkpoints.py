@@ -1,0 +1,292 @@
+"""Checkpoints: Orbax for training state, safetensors for arrays that are passed on.
+
+A checkpoint is a folder ``<run>/checkpoints/<step>`` with the items ``params``, ``opt``, ``ema``, ``aux`` (each
+readable alone) and ``meta`` (JSON). It appears under its name only when it is whole.
+"""
+
+import dataclasses
+import json
+import logging
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gen.errors import GenError
+from gen.training.files import atomic, writing
+from gen.training.task import State
+
+__all__ = ["Checkpoints", "latest_step", "load_arrays", "load_meta", "load_weights", "save_arrays"]
+
+_ITEMS = ("params", "opt", "ema", "aux")
+
+
+class Checkpoints:
+    """The checkpoints of one run. Saves run in the background; use as a context manager, or call `close`.
+
+    Args:
+      folder: where they stand; made if missing.
+      keep: the newest `keep` are kept.
+      keep_every: those at multiples of it are kept for good; 0 for none.
+      best: also keep the one whose ``score`` given to `save` is lowest; False for no such rule.
+
+    Raises:
+      GenError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = 2, keep_every: int = 0, best: bool = False) -> None:
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers as policies
+
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every phase of every save
+        self.folder = Path(folder).absolute()
+        rules: list[Any] = [policies.LatestN(max(keep, 1))]
+        if keep_every:
+            rules.append(policies.EveryNSteps(keep_every))
+        if best:
+            score = policies.BestN(
+                get_metric_fn=lambda m: m["score"], reverse=True, n=1, keep_checkpoints_without_metrics=False
+            )
+            rules.append(score)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(rules), cleanup_tmp_directories=True
+            )
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._args = ocp.args
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def latest(self) -> int | None:
+        """The newest whole checkpoint's step, or None."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """Steps of all whole checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: State, meta: Mapping[str, Any], score: float | None = None) -> None:
+        """Starts saving; returns once the arrays are copied. `state` may be donated afterwards.
+
+        Raises:
+          GenError: this or the previous save could not be written. Earlier checkpoints stand.
+        """
+        items = {name: getattr(state, name) for name in _ITEMS}
+        saves = {name: self._args.StandardSave(tree) for name, tree in items.items() if jax.tree.leaves(tree)}
+        meta = {**meta, "items": sorted(saves), "stage_step": int(state.step)}
+        metrics = None if score is None else {"score": float(score)}
+        with self._failing("save", step):
+            self._manager.save(
+                step, args=self._args.Composite(meta=self._args.JsonSave(meta), **saves), metrics=metrics, force=True
+            )
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What was given to `save` as `meta`, with ``items`` and ``stage_step``."""
+        return load_meta(self.folder, step)
+
+    def restore(self, step: int, target: State) -> State:
+        """The state saved at `step`.
+
+        Args:
+          step: one of `steps`.
+          target: `jax.ShapeDtypeStruct` leaves with shardings: restored onto that layout, whatever it was.
+
+        Raises:
+          GenError: unreadable, or of another structure.
+        """
+        saved = self.meta(step)["items"]
+        wanted = {name: getattr(target, name) for name in _ITEMS if jax.tree.leaves(getattr(target, name))}
+        if set(saved) != set(wanted):
+            raise GenError(
+                f"checkpoint {self.folder / str(step)} holds {', '.join(saved)} but this task has "
+                f"{', '.join(sorted(wanted))}; use the configuration it was made with"
+            )
+        with self._failing("restore", step):
+            args = {name: self._args.StandardRestore(tree) for name, tree in wanted.items()}
+            found = self._manager.restore(step, args=self._args.Composite(**args))
+        trees = {name: found[name] if name in wanted else {} for name in _ITEMS}
+        count = jax.device_put(np.asarray(self.meta(step)["stage_step"], np.int32), target.step.sharding)
+        return State(step=count, **trees)
+
+    def wait(self) -> None:
+        """Blocks until the save under way is whole. Raises GenError when it failed."""
+        with self._failing("save", self._manager.latest_step()):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and frees the threads."""
+        try:
+            self.wait()
+        finally:
+            with self._failing("close", self._manager.latest_step()):
+                self._manager.close()
+
+    def _failing(self, what: str, step: int | None) -> "_Failing":
+        return _Failing(f"cannot {what} checkpoint {self.folder / str(step)}")
+
+
+@dataclasses.dataclass
+class _Failing:
+    """Orbax and its storage library raise many types; a person needs the place and the first line."""
+
+    what: str
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or isinstance(error, GenError) or not isinstance(error, Exception):
+            return
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise GenError(
+            f"{self.what}: {reason[:300]}; earlier checkpoints stand, free space or check the folder"
+        ) from error
+
+
+def latest_step(run_dir: str | Path) -> int:
+    """The newest whole checkpoint of a run folder. Raises GenError when there is none."""
+    folder = _checkpoint_folder(run_dir)
+    steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit() and (p / "meta" / "metadata").exists()]
+    if not steps:
+        raise GenError(f"{run_dir} has no finished checkpoint; train it first, or give a run folder")
+    return max(steps)
+
+
+def load_meta(run_dir: str | Path, step: int | None = None) -> dict[str, Any]:
+    """The metadata of a checkpoint (the newest by default), read without touching arrays."""
+    step = latest_step(run_dir) if step is None else step
+    path = _checkpoint_folder(run_dir) / str(step) / "meta" / "metadata"
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise GenError(f"{path.parent.parent} is not a whole checkpoint ({error}); choose another step") from error
+
+
+def load_weights(run_dir: str | Path, step: int | None = None) -> State:
+    """Parameters and averages of a run's checkpoint, whole on the default device; optimisers are not read.
+
+    Args:
+      run_dir: a run folder.
+      step: global step; the newest by default.
+
+    Returns:
+      A State whose ``opt`` and ``aux`` are empty.
+    """
+    import orbax.checkpoint as ocp
+
+    step = latest_step(run_dir) if step is None else step
+    meta = load_meta(run_dir, step)
+    folder = _checkpoint_folder(run_dir).absolute() / str(step)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    trees: dict[str, Any] = {}
+    with _Failing(f"cannot read checkpoint {folder}"), ocp.StandardCheckpointer() as reader:
+        for name in ("params", "ema"):
+            if name not in meta["items"]:
+                continue
+            shapes = reader.metadata(folder / name).item_metadata
+            target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), dict(shapes))
+            trees[name] = reader.restore(folder / name, target)
+    return State(
+        step=jax.numpy.asarray(meta["stage_step"], jax.numpy.int32), params=trees["params"], ema=trees.get("ema", {})
+    )
+
+
+def _checkpoint_folder(run_dir: str | Path) -> Path:
+    path = Path(run_dir)
+    return path if path.name == "checkpoints" else path / "checkpoints"
+
+
+def save_arrays(path: str | Path, tree: Any, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a nested dict of arrays as one safetensors file, atomically.
+
+    Written by hand (length, JSON header, bytes) because the package's NumPy side has no bfloat16.
+
+    Args:
+      path: the file.
+      tree: nested dict with string keys; a name in the file is the keys joined by "/".
+      metadata: strings for the file's header.
+
+    Raises:
+      GenError: a key holds "/", a type the format lacks, or the file cannot be written.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    chunks, offset = [], 0
+    for name, value in sorted(_flatten(tree)):
+        array = np.asarray(jax.device_get(value))
+        if array.dtype.name not in _NAMES:
+            raise GenError(f"array {name} is {array.dtype}; safetensors holds {', '.join(_NAMES)}")
+        data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        span = [offset, offset + len(data)]
+        header[name] = {"dtype": _NAMES[array.dtype.name], "shape": list(array.shape), "data_offsets": span}
+        offset = span[1]
+        chunks.append(data)
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    atomic(path, lambda file: file.writelines([struct.pack("<Q", len(head)), head, *chunks]))
+
+
+def load_arrays(path: str | Path) -> dict[str, Any]:
+    """The nested dict of NumPy arrays that `save_arrays` wrote.
+
+    Raises:
+      GenError: missing, truncated or not a safetensors file.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise GenError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    out: dict[str, Any] = {}
+    try:
+        (size,) = struct.unpack_from("<Q", data)
+        header = json.loads(data[8 : 8 + size])
+        header.pop("__metadata__", None)
+        body = memoryview(data)[8 + size :]
+        if max((entry["data_offsets"][1] for entry in header.values()), default=0) != len(body):
+            raise ValueError("its length is not what its header says")
+        for name, entry in header.items():
+            start, stop = entry["data_offsets"]
+            *parents, leaf = name.split("/")
+            node = out
+            for key in parents:
+                node = node.setdefault(key, {})
+            # a copy: slices of the file may be misaligned, and callers may write into what they load
+            node[leaf] = np.frombuffer(bytearray(body[start:stop]), _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GenError(f"{path} is not a whole safetensors file ({error}); make or fetch it again") from error
+    return out
+
+
+_NAMES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+_DTYPES = {short: np.dtype(jax.numpy.dtype(name)) for name, short in _NAMES.items()}
+
+
+def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(tree, Mapping):
+        return [(prefix[:-1], tree)]
+    for key in tree:
+        if not isinstance(key, str) or "/" in key or not key:
+            raise GenError(f"array name {prefix}{key!r} is not a string without '/'; rename the parameter")
+    return [pair for key, value in tree.items() for pair in _flatten(value, f"{prefix}{key}/")]

@@ -1,0 +1,173 @@
+"""What a run tells: metrics.jsonl, a status line, preview pictures, and TensorBoard or W&B where asked for."""
+
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gen.errors import GenError
+from gen.training.files import atomic, writing
+
+__all__ = ["MetricsLog", "StatusLine", "duration", "picture_grid", "read_metrics", "write_picture"]
+
+
+def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl, oldest first; [] when there is none. A half-written line is left out."""
+    path = Path(run_dir) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
+
+
+class MetricsLog:
+    """metrics.jsonl, and optional TensorBoard and W&B, of one run.
+
+    Records after `step` (of a run that was killed between a log line and a checkpoint) are dropped on opening.
+
+    Args:
+      run_dir: the run folder.
+      step: global step the run goes on from.
+      tensorboard: also write event files to ``<run>/tensorboard``; needs the extra.
+      wandb: W&B project name, or None; needs the extra.
+      name: run name for W&B.
+    """
+
+    def __init__(
+        self, run_dir: str | Path, step: int, *, tensorboard: bool = False, wandb: str | None = None, name: str = ""
+    ) -> None:
+        run_dir = Path(run_dir)
+        self.path = run_dir / "metrics.jsonl"
+        kept = [record for record in read_metrics(run_dir) if record["step"] <= step]
+        lines = "".join(json.dumps(record) + "\n" for record in kept).encode()
+        if self.path.exists() and self.path.read_bytes() != lines:
+            atomic(self.path, lambda file: file.write(lines))
+        with writing(self.path):
+            self._file = open(self.path, "a", buffering=1)  # noqa: SIM115 - lives as long as the run
+        self._board: Any = None
+        self._wandb: Any = None
+        if tensorboard:
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError as error:
+                raise GenError("TensorBoard logs need tensorboardX; pip install 'gen-image[tensorboard]'") from error
+            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
+        if wandb is not None:
+            try:
+                import wandb as package
+            except ImportError as error:
+                raise GenError("W&B logs need wandb; pip install 'gen-image[wandb]'") from error
+            self._wandb = package.init(project=wandb, name=name, dir=str(run_dir), resume="allow")
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one record; NaN and infinity become null, for JSON has neither."""
+        record = {"step": step} | {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        with writing(self.path):
+            self._file.write(json.dumps(record) + "\n")
+        numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
+        if self._board is not None:
+            for key, value in numbers.items():
+                self._board.add_scalar(key, value, step)
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+
+    def close(self) -> None:
+        """Flushes everything."""
+        with writing(self.path):
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+class StatusLine:
+    """One line about a running stage: rewritten in place on a terminal, else printed every `every` seconds."""
+
+    def __init__(self, *, every: float = 10.0, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.terminal = sys.stdout.isatty()
+        self._every = 0.25 if self.terminal else every
+        self._last = -math.inf if self.terminal else time.monotonic()
+        self._live: Any = None
+
+    def due(self) -> bool:
+        """Whether it is time for another line."""
+        return not self.quiet and time.monotonic() - self._last >= self._every
+
+    def show(self, text: str) -> None:
+        """Shows the line now."""
+        self._last = time.monotonic()
+        if self.quiet:
+            return
+        if not self.terminal:
+            print(text, flush=True)
+            return
+        if self._live is None:
+            from rich.live import Live
+
+            self._live = Live(auto_refresh=False)
+            self._live.start()
+        self._live.update(text, refresh=True)
+
+    def note(self, text: str) -> None:
+        """Prints a line that stays."""
+        if not self.quiet:
+            self.close()
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Leaves the last line standing."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def duration(seconds: float) -> str:
+    """3725 -> "1h02m", 75 -> "1m15s", 3.2 -> "3s"."""
+    if not math.isfinite(seconds):
+        return "?"
+    total = round(seconds)
+    if total >= 3600:
+        return f"{total // 3600}h{total % 3600 // 60:02d}m"
+    return f"{total // 60}m{total % 60:02d}s" if total >= 60 else f"{total}s"
+
+
+def picture_grid(images: Any, columns: int | None = None) -> np.ndarray:
+    """Tiles pictures (N, H, W, C) float in [-1, 1] into one uint8 (rows H, columns W, C), black where none is left."""
+    images = np.asarray(images, np.float32)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise GenError(f"pictures have shape {images.shape}; expected (N, H, W, 1 or 3)")
+    n, h, w, c = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    pixels = np.clip(np.nan_to_num(images) * 127.5 + 128, 0, 255).astype(np.uint8)
+    cells = np.zeros((rows * columns, h, w, c), np.uint8)
+    cells[:n] = pixels
+    return cells.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)
+
+
+def write_picture(path: str | Path, images: Any, *, shown_at: int = 48) -> None:
+    """Writes a grid of pictures as PNG; cells smaller than `shown_at` pixels are enlarged (Lanczos)."""
+    from PIL import Image
+
+    images = np.asarray(images, np.float32)
+    grid = picture_grid(images)
+    picture = Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
+    factor = shown_at / images.shape[1]
+    if factor > 1:
+        size = (round(picture.width * factor), round(picture.height * factor))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    atomic(path, lambda file: picture.save(file, format="PNG"))

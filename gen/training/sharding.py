@@ -1,0 +1,152 @@
+"""Device meshes and the one rule by which array shapes decide sharding."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gen.errors import GenError
+
+__all__ = [
+    "AXES",
+    "MeshConfig",
+    "batch_sharding",
+    "bytes_per_device",
+    "constrain",
+    "make_mesh",
+    "mesh_sizes",
+    "microbatch_count",
+    "replicated",
+    "shardings",
+    "spec",
+]
+
+AXES = ("data", "fsdp", "tensor")
+_BATCH = ("data", "fsdp")  # the axes over which a batch is split
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How devices are laid out. One axis may be -1: the rest of the devices.
+
+    Attributes:
+      data: copies of the model, each on its part of the batch.
+      fsdp: parts into which parameters, optimiser state and averages are cut; also splits the batch.
+      tensor: parts into which the widest axis of a weight is cut; does not split the batch.
+      shard_from: arrays with fewer elements are kept whole on every device.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    shard_from: int = 2**16
+
+
+def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
+    """Axis sizes for a number of devices. Raises GenError unless their product is that number."""
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    text = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
+    if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
+        raise GenError(f"mesh {text} is not valid; axes are positive, at most one is -1 (the rest of the devices)")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    for axis, size in sizes.items():
+        if size == -1 and devices % fixed == 0:
+            sizes[axis] = devices // fixed
+    if math.prod(sizes.values()) != devices:
+        raise GenError(f"mesh {text} does not fit {devices} devices; make the product {devices}, or one axis -1")
+    return sizes
+
+
+def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:
+    """The mesh over all devices of all processes, Auto axes ("data", "fsdp", "tensor").
+
+    Raises GenError when the axes do not multiply to the number of devices.
+    """
+    sizes = mesh_sizes(config, jax.device_count())
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int], shard_from: int = 2**16) -> P:
+    """The one rule: the largest divisible axis goes to "tensor", the largest remaining one to "fsdp".
+
+    The layer axis of stacked blocks (axis 0 of arrays whose path names "blocks") is never cut: a scan slices it.
+    Small arrays stay whole. Optimiser moments and averages have the shapes of their parameters, hence their layout.
+
+    Args:
+      path: the array's place in the tree, as text (`jax.tree_util.keystr`).
+      shape: its shape.
+      sizes: mesh axis sizes by name.
+      shard_from: number of elements below which an array is kept whole.
+    """
+    if math.prod(shape) < shard_from:
+        return P()
+    free = set(range(1 if "blocks" in path else 0, len(shape)))
+    entries: list[str | None] = [None] * len(shape)
+    for axis in ("tensor", "fsdp"):
+        fits = [i for i in free if sizes[axis] > 1 and shape[i] % sizes[axis] == 0]
+        if fits:
+            best = max(fits, key=lambda i: (shape[i], i))
+            entries[best] = axis
+            free.remove(best)
+    return P(*entries)
+
+
+def shardings(tree: Any, mesh: Mesh, shard_from: int = 2**16) -> Any:
+    """The tree of NamedShardings that `spec` gives for a tree of arrays or shapes."""
+
+    def rule(path: Any, leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, spec(jax.tree_util.keystr(path), leaf.shape, mesh.shape, shard_from))
+
+    return jax.tree_util.tree_map_with_path(rule, tree)
+
+
+def bytes_per_device(tree: Any, sizes: Mapping[str, int], shard_from: int = 2**16) -> int:
+    """Bytes one device holds of a tree of arrays or shapes, under the rule, on a mesh of these axis sizes."""
+    total = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        entries = spec(jax.tree_util.keystr(path), leaf.shape, sizes, shard_from)
+        parts = math.prod(sizes[axis] for axis in entries if axis is not None)
+        total += leaf.size * leaf.dtype.itemsize // parts
+    return total
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Axis 0 over the data and fsdp axes, the rest whole."""
+    return NamedSharding(mesh, P(_BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, P())
+
+
+def microbatch_count(batch: int, batch_gpu: int | None, sizes: Mapping[str, int]) -> int:
+    """Number of microbatches into which a global batch is cut so that one device handles `batch_gpu` at a time.
+
+    Raises GenError when the batch does not divide over the devices, or a device's part over microbatches.
+    """
+    parts = math.prod(sizes[axis] for axis in _BATCH)
+    if batch < 1 or batch % parts:
+        raise GenError(f"batch {batch} does not divide over {parts} devices (data x fsdp); use a multiple of {parts}")
+    local = batch // parts
+    if batch_gpu is None:
+        return 1
+    if batch_gpu < 1 or local % batch_gpu:
+        raise GenError(f"batch-gpu {batch_gpu} does not divide the {local} images each device has of batch {batch}")
+    return local // batch_gpu
+
+
+def constrain(x: jax.Array, *, axis: int = 0) -> jax.Array:
+    """Keeps activations split over the batch: to be called on the residual stream at each block.
+
+    The identity when no mesh is set (`jax.set_mesh`), on one device, or when `axis` does not divide.
+    """
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    parts = math.prod(sizes.get(name, 1) for name in _BATCH)
+    if parts == 1 or x.ndim <= axis or x.shape[axis] % parts:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(*[None] * axis, _BATCH))
