@@ -11,11 +11,23 @@ from typing import Any, Literal, Protocol
 import jax
 import jax.numpy as jnp
 
+from gen.diffusion.chain import Chain, Variance, mean_over_data
 from gen.diffusion.denoiser import Prediction
-from gen.diffusion.process import expand, pair
+from gen.diffusion.process import EDM, expand, pair
+from gen.errors import GenError
 from gen.nn.network import Cond
 
-__all__ = ["Draws", "Evaluate", "Objective", "TimeSampler", "VelocityMatching", "mean_over_data", "noised"]
+__all__ = [
+    "DDPMLoss",
+    "Draws",
+    "EDMLoss",
+    "Evaluate",
+    "Objective",
+    "TimeSampler",
+    "VelocityMatching",
+    "mean_over_data",
+    "noised",
+]
 
 # (x_t, t, cond) -> Prediction, with label dropout already applied to cond by the caller
 Evaluate = Callable[[jax.Array, jax.Array, Cond], Prediction]
@@ -82,11 +94,6 @@ def noised(process: Any, x: jax.Array, draws: Draws) -> jax.Array:
     return a * x + s * draws.eps
 
 
-def mean_over_data(value: jax.Array) -> jax.Array:
-    """Mean over all axes but the first."""
-    return value.reshape(value.shape[0], -1).mean(axis=1)
-
-
 @dataclasses.dataclass(frozen=True)
 class VelocityMatching:
     """Flow matching: mean |v_hat - (alpha' x + sigma' eps)|^2 (Lipman et al. 2023; SiT section 2)."""
@@ -104,3 +111,90 @@ class VelocityMatching:
         target = expand(process.dalpha(draws.t), x) * x + expand(process.dsigma(draws.t), x) * draws.eps
         losses = mean_over_data(jnp.square(prediction.velocity - target))
         return losses, {"velocity_mse": losses}
+
+
+@dataclasses.dataclass(frozen=True)
+class DDPMLoss:
+    """The losses of the discrete DDPM chain: simple, hybrid (DiT, ADM) and variational (Nichol & Dhariwal 2021).
+
+    Attributes:
+      term: ``mse`` in the network's own quantity, plus the variational term where the variance is learned; or ``kl``:
+        the variational term alone, times the length of the chain.
+      variance: of the reverse step; ``learned`` needs a network with learned variance.
+      bound_weight: factor on the variational term beside the mse. It trains the variance only: the mean is held
+        constant in it.
+      kept: original indices of a respaced chain; all when empty.
+    """
+
+    term: Literal["mse", "kl"] = "mse"
+    variance: Variance = "learned"
+    bound_weight: float = 1.0
+    kept: tuple[int, ...] = ()
+
+    def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
+        """Uniform over the steps of the chain. Raises GenError for a process other than ddpm."""
+        time_key, eps_key = jax.random.split(key)
+        chain = Chain(process, self.kept)
+        step = jax.random.randint(time_key, x.shape[:1], 0, len(chain.indices))
+        return Draws(chain.times(step), jax.random.normal(eps_key, x.shape))
+
+    def loss(
+        self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws
+    ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+        """See `Objective`; terms ``mse`` and ``vb`` (bits per dimension) as far as they are part of the loss."""
+        chain = Chain(process, self.kept)
+        step = chain.steps(draws.t)
+        prediction = evaluate(noised(process, x, draws), draws.t, cond)
+        if self.term == "kl":
+            bound = chain.bound(prediction, x, step, self.variance)
+            return len(chain.indices) * bound, {"vb": bound}
+        mse = mean_over_data(jnp.square(_target(prediction, process, x, draws) - prediction.value))
+        if self.variance != "learned":
+            return mse, {"mse": mse}
+        held = prediction.with_value(jax.lax.stop_gradient(prediction.value))
+        bound = self.bound_weight * chain.bound(held, x, step, self.variance)
+        return mse + bound, {"mse": mse, "vb": bound}
+
+
+def _target(prediction: Prediction, process: Any, x: jax.Array, draws: Draws) -> jax.Array:
+    """What the prediction's value should have been. Raises GenError for score predictions."""
+    match prediction.kind:
+        case "x":
+            return x
+        case "eps":
+            return draws.eps
+        case "v":
+            a, s = pair(process, draws.t, x)
+            return a * draws.eps - s * x
+    raise GenError(f"the ddpm loss trains networks that predict x, eps or v, not {prediction.kind}; change one of them")
+
+
+@dataclasses.dataclass(frozen=True)
+class EDMLoss:
+    """EDM's denoising loss (Karras et al. 2022, table 1): lambda(sigma) mean |D(x + sigma eps; sigma) - x|^2.
+
+    ln sigma is normal, lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 with the process's sigma_data.
+
+    Attributes:
+      mean, std: of ln sigma.
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
+        """Log-normal noise levels."""
+        time_key, eps_key = jax.random.split(key)
+        sigma = jnp.exp(self.mean + self.std * jax.random.normal(time_key, x.shape[:1]))
+        return Draws(sigma, jax.random.normal(eps_key, x.shape))
+
+    def loss(
+        self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws
+    ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+        """See `Objective`. Raises GenError for a process other than edm."""
+        if not isinstance(process, EDM):
+            raise GenError(f"the edm loss needs the edm process, not {type(process).__name__}; use that")
+        prediction = evaluate(noised(process, x, draws), draws.t, cond)
+        weight = (draws.t**2 + process.sigma_data**2) / (draws.t * process.sigma_data) ** 2
+        error = mean_over_data(jnp.square(prediction.denoised - x))
+        return weight * error, {"denoised_mse": error}

@@ -29,6 +29,7 @@ from gen.nn.layers import (
     unpatchify,
 )
 from gen.nn.network import Cond
+from gen.training.sharding import constrain
 
 __all__ = ["SIZES", "DiT", "DiTConfig", "dit"]
 
@@ -188,12 +189,12 @@ class DiT(nnx.Module):
         layers = self._layers(x, times, controls, taps)
         c = self.embed(times, cond)
         tokens = self.patch(patchify(x, self.config.patch)).astype(jnp.float32)
-        tokens = tokens + sincos_positions(self.config.grid, self.config.width)
+        tokens = constrain(tokens + sincos_positions(self.config.grid, self.config.width))
         features = {"tokens": tokens} if "tokens" in taps else {}
         tokens, kept = run_stack(
             self.blocks,
             tokens,
-            lambda block, tokens, _: block(tokens, c),
+            lambda block, tokens, _: constrain(block(tokens, c)),
             remat=self.config.remat,
             scan=self.config.scan,
             keep=layers,

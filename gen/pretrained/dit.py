@@ -1,0 +1,97 @@
+"""Official DiT weights (facebookresearch/DiT): names, shapes and the official sampler."""
+
+import math
+from typing import Any
+
+from gen.diffusion.backbones.dit import DiTConfig
+from gen.diffusion.denoiser import Denoiser, Predict
+from gen.diffusion.process import DDPM
+from gen.errors import GenError
+from gen.nn.layers import sincos_positions
+from gen.pretrained.rules import SAME, Arrays, Constant, Importer, Rule, Rules, depth_of, linear, patches
+from gen.sampling.generator import DiffusionGenerator, Sampler
+from gen.sampling.grids import Respaced
+from gen.sampling.solvers import Ancestral
+
+__all__ = ["IMPORTER", "config", "generator", "rules"]
+
+_HEAD_WIDTH = {384: 64, 768: 64, 1024: 64, 1152: 72}  # the published sizes
+
+
+def rules(config: DiTConfig) -> Rules:
+    """The table of official names for a configuration."""
+    positions = sincos_positions(config.grid, config.width)[None]
+    return [
+        Constant("pos_embed", positions),
+        Rule("x_embedder.proj.weight", "patch/kernel", patches(config.patch)),
+        Rule("x_embedder.proj.bias", "patch/bias"),
+        *linear("t_embedder.mlp.0", "time/fc1"),
+        *linear("t_embedder.mlp.2", "time/fc2"),
+        Rule("y_embedder.embedding_table.weight", "label/embedding", SAME),
+        *linear("blocks.{i}.attn.qkv", "blocks/attn/qkv"),
+        *linear("blocks.{i}.attn.proj", "blocks/attn/proj"),
+        *linear("blocks.{i}.mlp.fc1", "blocks/mlp/fc1"),
+        *linear("blocks.{i}.mlp.fc2", "blocks/mlp/fc2"),
+        *linear("blocks.{i}.adaLN_modulation.1", "blocks/ada"),
+        *linear("final_layer.linear", "final"),
+        *linear("final_layer.adaLN_modulation.1", "final_ada"),
+    ]
+
+
+def config(weights: Arrays, *, heads: int | None = None, null_class: bool = True) -> DiTConfig:
+    """The configuration of a state dict, from its shapes.
+
+    Args:
+      heads: attention heads; shapes do not tell, so they are required for a width that was not published.
+      null_class: whether the label table's last row is the null label.
+
+    Raises GenError when a needed array is missing or not shaped as in a DiT, or the heads are not known.
+    """
+    try:
+        width, channels, patch, _ = weights["x_embedder.proj.weight"].shape
+        tokens = weights["pos_embed"].shape[1]
+        rows = weights["y_embedder.embedding_table.weight"].shape[0]
+        outputs = weights["final_layer.linear.weight"].shape[0] // patch**2
+        hidden = weights["blocks.0.mlp.fc1.weight"].shape[0]
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise GenError(f"this is not a DiT: {error} is missing or misshaped; give an official DiT file") from None
+    side = math.isqrt(tokens)
+    if side**2 != tokens:
+        raise GenError(f"this DiT has {tokens} tokens, not a square grid; give its configuration")
+    if heads is None and width not in _HEAD_WIDTH:
+        raise GenError(f"DiT width {width} is not a published size; say how many attention heads it has")
+    return DiTConfig(
+        size=(side * patch, side * patch),
+        channels=channels,
+        patch=patch,
+        width=width,
+        depth=depth_of(weights, "blocks.{i}.attn.qkv.weight"),
+        heads=heads if heads is not None else width // _HEAD_WIDTH[width],
+        mlp_ratio=hidden / width,
+        num_classes=rows - null_class,
+        null_class=null_class,
+        learned_variance=outputs == 2 * channels,
+    )
+
+
+def generator(config: DiTConfig, steps: int = 250, guidance: Any = None) -> DiffusionGenerator:
+    """The official sampler: ancestral, learned variance, respaced to `steps`; latents of the SD-VAE (times 0.18215).
+
+    Args:
+      guidance: none by default; ``ClassifierFree(1.5, channels=3)`` reproduces the published tables, which guide
+        only the first three channels.
+    """
+    parameterization = Predict("eps", clock="index", learned_variance=config.learned_variance)
+    denoiser = Denoiser(config, DDPM("linear", 1000), parameterization)
+    solver = Ancestral("learned" if config.learned_variance else "large")
+    sampler = Sampler(solver, Respaced(), steps) if guidance is None else Sampler(solver, Respaced(), steps, guidance)
+    return DiffusionGenerator(denoiser, (*config.size, config.channels), sampler)
+
+
+IMPORTER = Importer(
+    name="dit",
+    signature=("x_embedder.proj.weight", "y_embedder.embedding_table.weight", "blocks.0.attn.qkv.bias", "pos_embed"),
+    config=config,
+    rules=rules,
+    generator=generator,
+)

@@ -1,0 +1,273 @@
+"""Published weight files as dicts of NumPy arrays: safetensors and torch's .pt/.pth, without torch.
+
+Nothing in a file is ever executed (see `gen.pretrained.pickles`), and no number in it is believed before it has been
+checked against the size of the file.
+"""
+
+import io
+import json
+import math
+import struct
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import ml_dtypes
+import numpy as np
+
+from gen.errors import GenError
+from gen.pretrained.pickles import Storage, Tensor, read_pickle
+
+__all__ = ["read_state", "read_weights", "write_weights"]
+
+_SAFE_TYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_MAX_HEADER = 100_000_000  # the safetensors library's own limit
+# which entry of a training checkpoint is meant when the user does not say: averaged weights first
+_PREFERRED = ("ema", "ema_state_dict", "state_dict", "model", "module", "params")
+
+
+def read_weights(path: str | Path, key: str | None = None) -> dict[str, np.ndarray]:
+    """The state dict in a .safetensors, .pt or .pth file: official name -> array (read-only, as stored).
+
+    Args:
+      key: which entry of a training checkpoint such as {"model", "ema", "opt", "args"}; the averaged weights by
+        default (see `read_state`, which also tells the choice).
+    Raises GenError naming the file for one that is missing, truncated, damaged, hostile, or holds no weights.
+    """
+    return read_state(path, key)[0]
+
+
+def read_state(path: str | Path, key: str | None = None) -> tuple[dict[str, np.ndarray], str]:
+    """As `read_weights`, with the name of the entry that was taken ("" when the file is the state dict itself)."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+            file.seek(0)
+            if head[:4] == b"PK\x03\x04":
+                return _pick(_read_zip(file, path), key, path)
+            if len(head) == 8 and (head[:2] == b"\x80\x02" and _is_legacy(file, path)):
+                return _pick(_read_legacy(file, path), key, path)
+            if path.suffix == ".safetensors" or _looks_safe(head, path):
+                return _pick(_read_safetensors(file, path), key, path)
+    except FileNotFoundError:
+        raise GenError(f"no weights file at {path}; check the path") from None
+    except OSError as error:
+        raise GenError(f"cannot read {path} ({error.strerror or error}); check the path and its permissions") from None
+    if tarfile.is_tarfile(path):
+        raise GenError(f"{path} is in torch's format of before 2017; load and save it once with a newer torch")
+    raise GenError(f"{path} is neither safetensors nor a torch .pt file; give one of these")
+
+
+def write_weights(path: str | Path, weights: Mapping[str, np.ndarray]) -> None:
+    """Writes a state dict as safetensors, in sorted order. Raises GenError for a type safetensors cannot hold."""
+    names = {np.dtype(v): k for k, v in _SAFE_TYPES.items()}
+    header, offset, arrays = {}, 0, []
+    for name in sorted(weights):
+        array = np.ascontiguousarray(weights[name])
+        if array.dtype not in names:
+            raise GenError(f"'{name}' is {array.dtype}, which safetensors cannot hold; convert it to a plain number")
+        shape, end = list(np.shape(weights[name])), offset + array.nbytes
+        header[name] = {"dtype": names[array.dtype], "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+        arrays.append(array)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    partial = Path(path).with_name(Path(path).name + ".partial")
+    with partial.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for array in arrays:
+            file.write(array.tobytes())
+    partial.replace(path)
+
+
+def _damaged(path: Path, what: str) -> GenError:
+    return GenError(f"{path} is damaged ({what}); download or write it again")
+
+
+def _looks_safe(head: bytes, path: Path) -> bool:
+    if len(head) < 8 or struct.unpack("<Q", head)[0] > min(_MAX_HEADER, path.stat().st_size - 8):
+        return False
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return dict(pairs)
+
+
+def _read_safetensors(file: IO[bytes], path: Path) -> dict[str, np.ndarray]:
+    size = path.stat().st_size
+    length = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
+    if size < 8 or length > min(_MAX_HEADER, size - 8):
+        raise _damaged(path, f"its header claims {length} bytes, the file has {size}")
+    try:
+        header = json.loads(file.read(length), object_pairs_hook=_unique)
+        entries = {k: _safe_entry(k, v) for k, v in header.items() if k != "__metadata__"}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _damaged(path, f"unreadable header: {' '.join(str(error).split())[:100]}") from None
+    end = 0
+    for begin, stop, name in sorted((begin, stop, name) for name, (_, _, begin, stop) in entries.items()):
+        if begin != end:
+            raise _damaged(path, f"'{name}' overlaps its neighbour or leaves a gap")
+        end = stop
+    if size - 8 - length != end:
+        raise _damaged(path, f"{size - 8 - length} bytes of data, its header claims {end}")
+    base = 8 + length
+    data = np.memmap(path, np.uint8, "r", base, (end,)) if end else np.zeros(0, np.uint8)
+    return {k: data[a:b].view(dtype).reshape(shape) for k, (dtype, shape, a, b) in entries.items()}
+
+
+def _safe_entry(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
+    if entry["dtype"] not in _SAFE_TYPES:
+        raise ValueError(f"'{name}' has the unknown type {str(entry['dtype'])[:20]}")
+    dtype, shape = np.dtype(_SAFE_TYPES[entry["dtype"]]), tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+    if any(type(n) is not int or n < 0 for n in (*shape, begin, end)) or len(shape) > 32:
+        raise ValueError(f"'{name}' has sizes that are no sizes")
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"'{name}' has {end - begin} bytes for shape {shape}")
+    return dtype, shape, begin, end
+
+
+def _storage(value: Any, path: Path, found: dict[str, Storage]) -> Storage:
+    """The storage that a persistent id ("storage", type, key, device, numel, ...) stands for."""
+    match value:
+        case ("storage", np.dtype() as dtype, str(key), _, int(numel), *rest) if numel >= 0 and not any(rest):
+            known = found.setdefault(key, Storage(key, dtype, numel))
+            if (known.dtype, known.numel) != (dtype, numel):
+                raise _damaged(path, f"storage {key[:20]} is described in two ways")
+            return known
+    raise _damaged(path, "a storage is described in a way torch does not write")
+
+
+def _read_zip(file: IO[bytes], path: Path) -> Any:
+    """torch.save since 1.6: a zip of <root>/data.pkl and <root>/data/<key>, all uncompressed."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = {info.filename: info for info in archive.infolist()}
+            if sum(info.file_size for info in entries.values()) > path.stat().st_size:
+                raise _damaged(path, "its entries overlap")
+            pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+            if len(pickles) != 1:
+                raise GenError(f"{path} is a zip without torch weights in it (no data.pkl); give a file of torch.save")
+            root = pickles[0].removesuffix("data.pkl")
+            order = f"{root}byteorder"
+            if order in entries and _stored(archive, entries[order], path) != b"little":
+                raise GenError(f"{path} was written on a big-endian machine; save it again on a little-endian one")
+            found: dict[str, Storage] = {}
+            text = io.BytesIO(_stored(archive, entries[pickles[0]], path))
+            content = read_pickle(text, lambda value: _storage(value, path, found), str(path))
+            for key, storage in found.items():
+                info = entries.get(f"{root}data/{key}")
+                if info is None or info.file_size != storage.numel * storage.dtype.itemsize:
+                    raise _damaged(path, f"the bytes of storage {key[:20]} are missing or of another length")
+                storage.data = np.frombuffer(_stored(archive, info, path), storage.dtype)
+            return content
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, struct.error, ValueError, RuntimeError) as error:
+        raise _damaged(path, " ".join(str(error).split())[:100]) from None
+
+
+def _stored(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> bytes:
+    """The bytes of an entry, checked against its CRC. Only uncompressed entries: those cannot grow."""
+    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+        raise GenError(f"{path} has the compressed entry '{info.filename[:60]}', which torch never writes; refused")
+    return archive.read(info)
+
+
+def _is_legacy(file: IO[bytes], path: Path) -> bool:
+    try:
+        return bool(read_pickle(file, lambda _: None, str(path)) == _LEGACY_MAGIC)
+    except GenError:
+        return False
+    finally:
+        file.seek(0)
+
+
+def _read_legacy(file: IO[bytes], path: Path) -> Any:
+    """torch.save before 1.6: five pickles (magic, version, system, object, storage keys), then the storages."""
+    found: dict[str, Storage] = {}
+
+    def next_object() -> Any:
+        return read_pickle(file, lambda value: _storage(value, path, found), str(path))
+
+    _, version, system = next_object(), next_object(), next_object()
+    if version != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise GenError(f"{path} is in an old torch format that is not read; load and save it once with a newer torch")
+    content, keys = next_object(), next_object()
+    if not isinstance(keys, list) or any(not isinstance(k, str) for k in keys) or sorted(keys) != sorted(found):
+        raise _damaged(path, "its list of storages does not match its tensors")
+    for key in keys:
+        storage = found[key]
+        head = file.read(8)
+        if len(head) != 8 or struct.unpack("<q", head)[0] != storage.numel:
+            raise _damaged(path, f"storage {key[:20]} is cut off or of another length")
+        nbytes = storage.numel * storage.dtype.itemsize
+        if nbytes > path.stat().st_size - file.tell():
+            raise _damaged(path, f"storage {key[:20]} is cut off")
+        storage.data = np.frombuffer(file.read(nbytes), storage.dtype)
+    return content
+
+
+def _tensors(entry: Any) -> dict[str, Any]:
+    """The tensors of a state dict by name; what is not a tensor (counters, nested dicts) is left out."""
+    if not isinstance(entry, dict):
+        return {}
+    return {k: v for k, v in entry.items() if isinstance(k, str) and (isinstance(v, np.ndarray | Tensor) or _late(v))}
+
+
+def _late(value: Any) -> bool:
+    return callable(getattr(value, "array", None))
+
+
+def _pick(content: Any, key: str | None, path: Path) -> tuple[dict[str, np.ndarray], str]:
+    if not isinstance(content, dict):
+        raise GenError(f"{path} holds a {type(content).__name__}, not a state dict; save model.state_dict() instead")
+    inner = {k: v for k, v in content.items() if isinstance(k, str) and _tensors(v)}
+    if key is not None and key not in inner:
+        raise GenError(
+            f"{path} has no weights under '{key[:60]}'; it has {', '.join(sorted(inner)) or 'one state dict'}"
+        )
+    if key is None:
+        named = [k for k in _PREFERRED if k in inner] or ([] if _tensors(content) else list(inner))
+        if len(named) > 1 and named[0] not in _PREFERRED:
+            names = ", ".join(sorted(named)[:8])
+            raise GenError(f"{path} holds weights under {names}; say which with key")
+        key = named[0] if named else None
+        if key is None and not _tensors(content):
+            raise GenError(f"{path} holds no weights; save model.state_dict() there")
+    chosen = _tensors(content if key is None else inner[key])
+    try:
+        state = {k: v if isinstance(v, np.ndarray) else v.array() for k, v in chosen.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _damaged(path, " ".join(str(error).split())[:100]) from None
+    return _unwrapped(state), key or ""
+
+
+def _unwrapped(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without the prefixes that data-parallel and compile wrappers put before every name."""
+    for prefix in ("module.", "_orig_mod."):
+        if state and all(name.startswith(prefix) for name in state):
+            return _unwrapped({name.removeprefix(prefix): v for name, v in state.items()})
+    return state

@@ -1,0 +1,362 @@
+"""Official weight names <-> our parameter paths, as a table of rules per published system.
+
+A rule says how one of our arrays is made from official ones and back; both directions are exact, so that
+``save(load(w)) == w``. ``{i}`` in a name runs over the blocks of a stack: ours carries the block on axis 0. A system
+joins the project as a module with an `Importer` and a row in `SYSTEMS`.
+"""
+
+import dataclasses
+import fnmatch
+import importlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import jax
+import numpy as np
+
+from gen.config import suggest
+from gen.errors import GenError
+from gen.nn.network import param_shapes
+
+__all__ = [
+    "CONV",
+    "LINEAR",
+    "SAME",
+    "SYSTEMS",
+    "Constant",
+    "Importer",
+    "Report",
+    "Rule",
+    "Transform",
+    "convolution",
+    "joined",
+    "linear",
+    "load",
+    "patches",
+    "save",
+    "system",
+]
+
+# system -> where its Importer lives
+SYSTEMS: dict[str, str] = {
+    "dit": "gen.pretrained.dit:IMPORTER",
+}
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """A bijection between the official layout of an array and ours.
+
+    Attributes:
+      load: one array per official name -> ours.
+      save: ours -> the official arrays, in the same order.
+    """
+
+    load: Callable[..., np.ndarray]
+    save: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+
+
+SAME = Transform(lambda a: a, lambda a: (a,))
+LINEAR = Transform(lambda a: a.T, lambda a: (a.T,))  # (out, in) <-> (in, out)
+# convolution kernels OIHW <-> HWIO
+CONV = Transform(lambda a: a.transpose(2, 3, 1, 0), lambda a: (a.transpose(3, 2, 0, 1),))
+
+
+def patches(patch: int) -> Transform:
+    """A patch convolution (D, C, p, p) as the dense layer (p p C, D) on `gen.nn.layers.patchify`'s tokens."""
+
+    def back(a: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (a.reshape(patch, patch, -1, a.shape[1]).transpose(3, 2, 0, 1),)
+
+    return Transform(lambda a: a.transpose(2, 3, 1, 0).reshape(-1, a.shape[0]), back)
+
+
+def joined(count: int, inner: Transform = LINEAR) -> Transform:
+    """`count` official arrays of equal shape side by side on our last axis (separate q, k and v as one qkv)."""
+
+    def back(a: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(inner.save(part)[0] for part in np.split(a, count, axis=-1))
+
+    return Transform(lambda *parts: np.concatenate([inner.load(p) for p in parts], axis=-1), back)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One of our arrays and the official ones it is made of.
+
+    Attributes:
+      official: name, or names where several official arrays make one of ours; ``{i}`` for the block.
+      ours: "/"-joined path in our parameters.
+    """
+
+    official: str | tuple[str, ...]
+    ours: str
+    transform: Transform = SAME
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The official names."""
+        return (self.official,) if isinstance(self.official, str) else self.official
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the rule runs over blocks."""
+        return "{i}" in self.names[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """An array that official files store and we compute: compared on load, written again on save.
+
+    Attributes:
+      atol: largest difference that is accepted on load.
+      optional: whether a file may lack it.
+    """
+
+    official: str
+    value: Any
+    atol: float = 1e-6
+    optional: bool = False
+
+
+Rules = Sequence[Rule | Constant]
+
+
+def linear(official: str, ours: str, bias: bool = True) -> list[Rule]:
+    """The rules of a dense layer: ``.weight`` -> ``/kernel`` and ``.bias`` -> ``/bias``."""
+    return _layer(official, ours, LINEAR, bias)
+
+
+def convolution(official: str, ours: str, bias: bool = True) -> list[Rule]:
+    """The rules of a 2-D convolution."""
+    return _layer(official, ours, CONV, bias)
+
+
+def _layer(official: str, ours: str, transform: Transform, bias: bool) -> list[Rule]:
+    rules = [Rule(f"{official}.weight", f"{ours}/kernel", transform)]
+    return [*rules, Rule(f"{official}.bias", f"{ours}/bias")] if bias else rules
+
+
+@dataclasses.dataclass
+class Report:
+    """What an import found. Names are official ones, except `fresh`, which are our paths.
+
+    Attributes:
+      matched: official arrays that were taken.
+      missing: expected and not there.
+      unexpected: there and not expected.
+      misshaped: there in another shape, or with other values where a constant is expected; as text.
+      fresh: our parameters that no official array fills.
+      ignored: unexpected ones that were named as such.
+    """
+
+    matched: list[str] = dataclasses.field(default_factory=list)
+    missing: list[str] = dataclasses.field(default_factory=list)
+    unexpected: list[str] = dataclasses.field(default_factory=list)
+    misshaped: list[str] = dataclasses.field(default_factory=list)
+    fresh: list[str] = dataclasses.field(default_factory=list)
+    ignored: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is in the way of the import."""
+        return not (self.missing or self.unexpected or self.misshaped or self.fresh)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.matched)} matched"]
+        for what in ("missing", "unexpected", "misshaped", "fresh", "ignored"):
+            names = getattr(self, what)
+            if names:
+                more = f", and {len(names) - 3} more" if len(names) > 3 else ""
+                parts.append(f"{len(names)} {what} ({', '.join(names[:3])}{more})")
+        return "; ".join(parts)
+
+
+def load(
+    rules: Rules, weights: Arrays, shapes: Any, *, ignore: Sequence[str] = (), fresh: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], Report]:
+    """Our parameters from an official state dict.
+
+    Args:
+      rules: the system's table.
+      weights: official name -> array.
+      shapes: our parameters as shapes (`gen.nn.network.param_shapes`); arrays are cast to their dtypes.
+      ignore: patterns of official names that may be left over.
+      fresh: values, by our "/"-joined path, for parameters that the file does not have (new heads).
+
+    Returns:
+      the nested parameters and what was found.
+
+    Raises GenError with the report in one line when anything is missing, unexpected, misshaped or new and not named.
+    """
+    report = Report()
+    targets = dict(_flatten(shapes))
+    params: dict[str, Any] = {}
+    taken: set[str] = set()
+    for rule in rules:
+        if isinstance(rule, Constant):
+            _check_constant(rule, weights, report)
+            taken.add(rule.official)
+            continue
+        if rule.ours not in targets:
+            raise GenError(f"the import table names '{rule.ours}', which the network lacks; correct the table")
+        target = targets[rule.ours]
+        groups = _names(rule, target.shape[0]) if rule.stacked else [rule.names]
+        taken.update(name for group in groups for name in group)
+        absent = [name for group in groups for name in group if name not in weights]
+        report.missing += absent
+        if not absent:
+            _take(rule, groups, weights, target, params, report)
+    left = [name for name in weights if name not in taken]
+    report.ignored = [name for name in left if any(fnmatch.fnmatchcase(name, p) for p in ignore)]
+    report.unexpected = [name for name in left if name not in report.ignored]
+    filled = {rule.ours for rule in rules if isinstance(rule, Rule)}
+    for path in targets:
+        if path not in filled:
+            if fresh is not None and path in fresh:
+                params[path] = np.asarray(fresh[path], targets[path].dtype)
+            else:
+                report.fresh.append(path)
+    if not report.clean:
+        raise GenError(f"the weights do not fit: {report}; give the file this configuration was made for")
+    return nest(params), report
+
+
+def _names(rule: Rule, depth: int) -> list[tuple[str, ...]]:
+    return [tuple(name.replace("{i}", str(i)) for name in rule.names) for i in range(depth)]
+
+
+def _check_constant(rule: Constant, weights: Arrays, report: Report) -> None:
+    value = np.asarray(rule.value)
+    if rule.official not in weights:
+        if not rule.optional:
+            report.missing.append(rule.official)
+    elif weights[rule.official].shape != value.shape:
+        report.misshaped.append(f"{rule.official} {weights[rule.official].shape} for {value.shape}")
+    elif not np.allclose(weights[rule.official].astype(np.float64), value, rtol=0.0, atol=rule.atol):
+        report.misshaped.append(f"{rule.official} with other values than this configuration computes")
+    else:
+        report.matched.append(rule.official)
+
+
+def _take(
+    rule: Rule, groups: list[tuple[str, ...]], weights: Arrays, target: Any, params: dict[str, Any], report: Report
+) -> None:
+    """Transforms the arrays of one rule into `params`, or notes why not."""
+    shape = tuple(target.shape[1:] if rule.stacked else target.shape)
+    result = np.empty(target.shape, target.dtype)
+    for i, group in enumerate(groups):
+        try:
+            array = rule.transform.load(*(np.asarray(weights[name]) for name in group))
+        except (ValueError, IndexError, TypeError):
+            array = None
+        if array is None or array.shape != shape:
+            found = ", ".join(str(weights[name].shape) for name in group)
+            report.misshaped.append(f"{group[0]} {found} for ours {shape}")
+            return
+        result[(i,) if rule.stacked else ()] = array
+    params[rule.ours] = result
+    report.matched += [name for group in groups for name in group]
+
+
+def save(rules: Rules, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The official state dict of our parameters: the inverse of `load`."""
+    ours = dict(_flatten(params))
+    weights: dict[str, np.ndarray] = {}
+    for rule in rules:
+        if isinstance(rule, Constant):
+            weights[rule.official] = np.asarray(rule.value)
+            continue
+        if rule.ours not in ours:
+            raise GenError(f"the parameters lack '{rule.ours}'; export parameters of the same system and configuration")
+        array = np.asarray(ours.pop(rule.ours))
+        groups = _names(rule, len(array)) if rule.stacked else [rule.names]
+        for i, group in enumerate(groups):
+            parts = rule.transform.save(array[i] if rule.stacked else array)
+            weights |= {name: np.ascontiguousarray(part) for name, part in zip(group, parts, strict=True)}
+    if ours:
+        raise GenError(f"the official format has no place for {', '.join(sorted(ours)[:4])}; export without them")
+    return weights
+
+
+def _flatten(tree: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """ "/"-joined paths as nested dicts."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def depth_of(weights: Arrays, pattern: str) -> int:
+    """How many blocks a state dict has, from a name with ``{i}``; 0 for none. For `Importer.config`."""
+    expression = re.compile(re.escape(pattern).replace(r"\{i\}", r"(\d+)"))
+    found = [int(match[1]) for match in map(expression.fullmatch, weights) if match]
+    return max(found, default=-1) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Importer:
+    """A published system.
+
+    Attributes:
+      name: its key in `SYSTEMS`.
+      signature: official names that only this system has together; a file with all of them is taken for one.
+      config: the network configuration, inferred from a state dict; options that shapes do not tell (heads) may be
+        given by keyword.
+      rules: the table for a configuration.
+      generator: the Generator with the system's official sampler, from the network configuration.
+      ignore: patterns of official names without a place in our network (buffers).
+    """
+
+    name: str
+    signature: tuple[str, ...]
+    config: Callable[..., Any]
+    rules: Callable[[Any], Rules]
+    generator: Callable[[Any], Any]
+    ignore: tuple[str, ...] = ()
+
+    def load(self, weights: Arrays, config: Any = None) -> tuple[Any, dict[str, Any], Report]:
+        """(network configuration, parameters, report); the configuration is inferred when not given."""
+        config = self.config(weights) if config is None else config
+        params, report = load(self.rules(config), weights, param_shapes(config), ignore=self.ignore)
+        return config, params, report
+
+    def save(self, config: Any, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The official state dict; exact inverse of `load`."""
+        return save(self.rules(config), jax.device_get(params))
+
+
+def system(name: str | None, weights: Arrays) -> Importer:
+    """The importer called `name`, or the one whose signature the weights carry.
+
+    Raises GenError for an unknown name, and when no system, or more than one, fits.
+    """
+    if name is not None:
+        if name not in SYSTEMS:
+            raise GenError(f"unknown system '{name}'; {suggest(name, SYSTEMS)}")
+        return _importer(name)
+    found = [i for i in map(_importer, SYSTEMS) if all(key in weights for key in i.signature)]
+    if len(found) != 1:
+        names = ", ".join(i.name for i in found) or "none of the known systems"
+        raise GenError(f"the names in the file fit {names}; say which system it is (known: {', '.join(SYSTEMS)})")
+    return found[0]
+
+
+def _importer(name: str) -> Importer:
+    module, _, attribute = SYSTEMS[name].partition(":")
+    return cast(Importer, getattr(importlib.import_module(module), attribute))
