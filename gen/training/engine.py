@@ -97,7 +97,8 @@ class RunConfig:
 
     Attributes:
       name: of the run, for people.
-      stages: trained one after the other; the final state of each is the `previous` of the next.
+      stages: trained one after the other; the final state of each is the `previous` of the next. None for
+        published weights, which stand in artifacts/ alone.
       frozen: role -> where those arrays came from (a run folder and its fingerprint, a file ...): text.
       generator: the Generator configuration with which this run makes images, or None.
       engine: how it is carried out.
@@ -111,8 +112,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
-        if not names or len(set(names)) < len(names):
-            raise GenError(f"run '{self.name}' has stages {names}; expected at least one, with different names")
+        if len(set(names)) < len(names):
+            raise GenError(f"run '{self.name}' has stages {names}; expected different names")
         for stage in self.stages:
             if stage.steps < 1:
                 raise GenError(f"stage '{stage.name}' has {stage.steps} steps; expected at least 1")
@@ -176,6 +177,8 @@ def train(
         `nan_patience` skipped steps in a row.
       Interrupted: SIGTERM or SIGINT; the state is saved.
     """
+    if not config.stages:
+        raise GenError(f"run '{config.name}' has no stages; expected at least one; give a configuration that trains")
     outdir = Path(outdir)
     mesh = make_mesh(config.engine.mesh)
     parts = [microbatch_count(stage.batch, batch_gpu, mesh.shape) for stage in config.stages]
