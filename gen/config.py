@@ -63,6 +63,10 @@ KINDS: dict[str, dict[str, str]] = {
         "ddpm-ancestral": "gen.sampling.solvers:Ancestral",
         "edm-stochastic": "gen.sampling.solvers:EDMStochastic",
     },
+    "head": {
+        "conv-head": "gen.nn.adversarial:ConvHead",
+        "token-head": "gen.nn.adversarial:TokenHead",
+    },
     "guidance": {
         "cfg": "gen.sampling.guidance:ClassifierFree",
         "interval": "gen.sampling.guidance:Interval",
@@ -94,6 +98,16 @@ KINDS: dict[str, dict[str, str]] = {
     "evaluation": {
         "protocol": "gen.metrics.protocol:Protocol",
         "result": "gen.metrics.protocol:Result",
+    },
+    "data": {
+        "digits": "gen.data.sources:Digits",
+        "cache": "gen.data.caches:Cache",
+    },
+    "augmentation": {
+        "random-affine": "gen.data.augment:RandomAffine",
+    },
+    "extractor": {
+        "digits-extractor": "gen.features.digits:DigitsExtractor",
     },
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",

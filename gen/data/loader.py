@@ -1,0 +1,144 @@
+"""Shuffled, endless batches that are a pure function of (seed, step).
+
+The semantics are those of Grain's ``shuffle().repeat().random_map().batch()``: a global stream of
+positions p = 0, 1, 2 ..., epoch p // N, in each epoch every record exactly once in an order of its own,
+cut into global batches (which may span two epochs). The pipeline itself works on whole batches: Grain sees
+a random-access sequence of batches, so that its cost is paid once a step and not once a record, and
+memory-resident data are gathered by one indexing operation.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import grain
+import numpy as np
+
+from gen.errors import GenError
+
+__all__ = ["Source", "Transform", "batches", "epoch_order"]
+
+Record = dict[str, np.ndarray]
+Transform = Callable[[np.random.Generator, Record], Record]  # must not change its input arrays in place
+
+
+class Source(Protocol):
+    """Records by index. Reading is a pure function of the index and safe from several threads."""
+
+    def __len__(self) -> int:
+        """Number of records."""
+        ...
+
+    def __getitem__(self, index: int) -> Record:
+        """One record: arrays by name, without a batch axis."""
+        ...
+
+    def gather(self, indices: np.ndarray) -> Record:
+        """Records `indices` (B,) int64 as one batch: fresh arrays by name with leading axis B."""
+        ...
+
+
+def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of one epoch: a permutation of range(size), (size,) int64.
+
+    Sorts raw Philox output keyed by (seed, epoch): that bit stream is fixed by definition, unlike the
+    derived draws of NumPy's generators, so the order never changes under a library's feet.
+    """
+    keys = np.random.Philox(key=_key(seed, 2 * epoch)).random_raw(size)
+    return np.argsort(keys, kind="stable")
+
+
+def _key(seed: int, stream: int) -> int:
+    return (stream << 64) | (seed & 0xFFFF_FFFF_FFFF_FFFF)
+
+
+class _Batches:
+    """Step -> this process's part of that step's global batch. Thread safe."""
+
+    def __init__(self, source: Source, batch: int, seed: int, part: slice, transform: Transform | None):
+        self.source, self.batch, self.seed, self.part, self.transform = source, batch, seed, part, transform
+        self._orders: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return 1 << 40  # endless for every purpose; Grain wants a number
+
+    def __getitem__(self, step: int) -> Record:
+        positions = np.arange(step * self.batch, (step + 1) * self.batch)[self.part]
+        indices = self._indices(positions)
+        if self.transform is None:
+            return self.source.gather(indices)
+        records = []
+        for position, index in zip(positions.tolist(), indices.tolist(), strict=True):
+            # A record's random stream belongs to its position, not to the process that reads it.
+            stream = np.random.Generator(np.random.Philox(key=_key(self.seed, 2 * position + 1)))
+            records.append(self.transform(stream, self.source[index]))
+        return {name: np.stack([record[name] for record in records]) for name in records[0]}
+
+    def _indices(self, positions: np.ndarray) -> np.ndarray:
+        epochs, within = np.divmod(positions, len(self.source))
+        first, last = int(epochs[0]), int(epochs[-1])
+        if first == last:
+            return self._order(first)[within]
+        return np.concatenate([self._order(e)[within[epochs == e]] for e in range(first, last + 1)])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        with self._lock:
+            if epoch not in self._orders:
+                # Two epochs are in flight at a boundary (more only when a batch is larger than the data).
+                for old in [e for e in self._orders if abs(e - epoch) > 1]:
+                    del self._orders[old]
+                self._orders[epoch] = epoch_order(len(self.source), self.seed, epoch)
+            return self._orders[epoch]
+
+
+def batches(
+    source: Source,
+    *,
+    batch: int,
+    seed: int,
+    start: int = 0,
+    process: int = 0,
+    processes: int = 1,
+    transform: Transform | None = None,
+    threads: int = 2,
+    prefetch: int = 8,
+) -> Iterator[Record]:
+    """Endless batches of `source`, prepared ahead in the background.
+
+    The global batch of a step depends on (seed, step) alone; process h gets its h-th contiguous part, so
+    that the parts in process order are the global batch, whatever the number of processes. Resuming is
+    starting at another step: there is no state to store.
+
+    Args:
+      source: records by index.
+      batch: global batch size; every process receives batch / processes rows.
+      seed: of the order and of the transforms' random streams.
+      start: global step of the first batch.
+      process, processes: which part is this process's.
+      transform: (generator, record) -> record on the host; the generator is keyed by (seed, position).
+      threads, prefetch: workers and batches prepared ahead; neither changes what comes out.
+
+    Returns an iterator; closing it (or dropping it) ends the workers. Raises GenError for an empty source,
+    a batch that the processes do not divide, or a process out of range.
+    """
+    if len(source) == 0:
+        raise GenError("the data are empty; expected at least one record, check the path or the split")
+    if batch < 1 or processes < 1 or batch % processes:
+        raise GenError(f"batch {batch} is not divisible by {processes} processes; choose a multiple of {processes}")
+    if not 0 <= process < processes:
+        raise GenError(f"process {process} does not exist; expected 0 to {processes - 1}")
+    if start < 0:
+        raise GenError(f"data cannot start at step {start}; expected 0 or more")
+    rows = batch // processes
+    part = slice(process * rows, (process + 1) * rows)
+    pipeline = grain.MapDataset.source(_Batches(source, batch, seed, part, transform))[start:]
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    return _closing(iter(pipeline.to_iter_dataset(options)))
+
+
+def _closing(iterator: grain.DatasetIterator[Record]) -> Iterator[Record]:
+    try:
+        yield from iterator
+    finally:
+        iterator.close()

@@ -1,0 +1,97 @@
+"""Where records come from: sources by index, and the embedded digits."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from typing import Literal
+
+import numpy as np
+
+from gen.data import loader
+from gen.data.loader import Source
+from gen.errors import GenError
+
+__all__ = ["ArraySource", "Digits", "Source", "array_identity", "digits"]
+
+
+class ArraySource:
+    """Records held as arrays that share their leading axis, in memory or memory-mapped.
+
+    Args:
+      arrays: name -> (N, ...). Raises GenError when they are none or their lengths differ.
+    """
+
+    def __init__(self, **arrays: np.ndarray):
+        sizes = {name: len(array) for name, array in arrays.items()}
+        if len(set(sizes.values())) != 1:
+            text = ", ".join(f"{name}: {size}" for name, size in sizes.items()) or "none"
+            raise GenError(f"arrays of one source must share their length, got {text}; give one row per record")
+        self.arrays = arrays
+        self._length = next(iter(sizes.values()))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {name: np.asarray(array[index]) for name, array in self.arrays.items()}
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Rows `indices` of every array, copied."""
+        return {name: array[indices] for name, array in self.arrays.items()}
+
+    def identity(self) -> str:
+        """Fingerprint of the content; reads everything."""
+        return array_identity(self.arrays)
+
+
+def array_identity(arrays: Mapping[str, np.ndarray], rows: int = 65536) -> str:
+    """SHA-256 (16 hex digits) of named arrays: names, dtypes, shapes and bytes, read `rows` at a time."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
+        for first in range(0, len(array), rows):
+            digest.update(np.ascontiguousarray(array[first : first + rows]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def digits(split: Literal["train", "test", "all"] = "train") -> ArraySource:
+    """The UCI handwritten digits that come with the package (gen/data/DIGITS.md says where from).
+
+    Args:
+      split: "train" (1438), "test" (359, held out, stratified) or "all" (1797, in the original order).
+
+    Returns a source of "image" (8, 8, 1) uint8 in 0..255 and "label" () int32. The stored values 0..16
+    are round(value * 255 / 16) here; `round(image * 16 / 255)` gives them back exactly.
+    """
+    with resources.files("gen.data").joinpath("digits.npz").open("rb") as file, np.load(file) as stored:
+        images, labels, test = stored["images"], stored["labels"], stored["test"]
+    chosen = {"train": ~test, "test": test, "all": np.ones_like(test)}
+    if split not in chosen:
+        raise GenError(f"unknown split '{split}' of the digits; expected train, test or all")
+    image = np.rint(images[chosen[split], :, :, None] * (255 / 16)).astype(np.uint8)
+    return ArraySource(image=image, label=labels[chosen[split]].astype(np.int32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Digits:
+    """The embedded 8x8 digits as training data: "image" (B, 8, 8, 1) uint8 and "label" (B,) int32."""
+
+    split: Literal["train", "test", "all"] = "train"
+
+    def source(self) -> ArraySource:
+        """The records by index."""
+        return digits(self.split)
+
+    def batches(
+        self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Endless shuffled batches, this process's slice, from global step `start` (see `gen.data.loader`)."""
+        return loader.batches(self.source(), batch=batch, seed=seed, start=start, process=process, processes=processes)
+
+    def identity(self) -> str:
+        """Fingerprint of the content."""
+        return self.source().identity()
