@@ -170,7 +170,7 @@ def test_noise_prediction(fx: Fixture) -> None:
     process = DDPM(c["beta_schedule"].split()[0].replace("_", "-"), steps)
     task = DMD2Task(
         Denoiser(toy(fx, nets["teacher"]), process, Predict("eps", clock="index", scale=1.0 / steps)),
-        objective=DDPMLoss(),
+        objective=DDPMLoss(variance="small"),
         times=tuple(float(process.time(i)) for i in c["denoising_steps"]),
         levels=Levels(c["min_step"] / steps, c["max_step"] / steps, steps),
         fake_levels=Levels(count=steps),

@@ -1,0 +1,380 @@
+"""DMD2: improved distribution matching distillation (Yin et al. 2024, arXiv 2405.14867).
+
+The student's output x is noised; the frozen teacher ("real score") and a trained copy that models the student's own
+distribution ("fake score") both denoise it, and their difference is a gradient on x: an approximate reverse KL.
+A discriminator head on the fake score's features adds a GAN loss against real data. The fake score is updated at
+every step, the student at every `ratio`-th, before the fake score and on the same x.
+
+Everything goes through `Prediction.denoised`, so that teachers of any process and parameterization (EDM, noise
+prediction, flows) are distilled by the same lines.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen.diffusion.denoiser import Denoiser, Prediction
+from gen.diffusion.objectives import Draws, VelocityMatching, noised
+from gen.diffusion.process import pair
+from gen.errors import GenError
+from gen.nn.adversarial import logistic_discriminator_loss, logistic_generator_loss
+from gen.nn.network import Cond, Network, Params
+from gen.sampling.guidance import ClassifierFree
+from gen.training.optim import OptimConfig, begin, update
+from gen.training.task import Batch, Frozen, Metrics, Program, State
+
+__all__ = [
+    "DMD2Draws",
+    "DMD2Task",
+    "Levels",
+    "backward_simulation",
+    "matching_gradient",
+    "matching_loss",
+    "sample_norm",
+]
+
+
+def matching_gradient(x: jax.Array, real: jax.Array, fake: jax.Array) -> jax.Array:
+    """The distribution-matching gradient on x (B, ...): (fake - real) / mean |x - real|.
+
+    Args:
+      real, fake: denoised x_t by the teacher and by the fake score.
+
+    Returns:
+      like x; the mean is per sample over all other axes; non-finite entries become 0 or the largest finite number.
+    """
+    weight = jnp.abs(x - real).mean(axis=tuple(range(1, x.ndim)), keepdims=True)
+    return jnp.nan_to_num((fake - real) / weight)
+
+
+def matching_loss(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    """A scalar whose gradient in x is `gradient` / x.size: 0.5 mean (x - stop(x - gradient))^2."""
+    return 0.5 * jnp.square(x - jax.lax.stop_gradient(x - gradient)).mean()
+
+
+def sample_norm(gradient: jax.Array) -> jax.Array:
+    """The mean over samples of the norm of each sample's own gradient, from the gradient (B, ...) of a batch mean."""
+    b = gradient.shape[0]
+    return b * jnp.linalg.norm(gradient.reshape(b, -1), axis=1).mean()
+
+
+def backward_simulation(
+    student: Callable[[jax.Array, jax.Array], jax.Array],
+    process: Any,
+    times: tuple[float, ...],
+    noises: jax.Array,
+    stop: jax.Array | int,
+) -> jax.Array:
+    """The image that `stop` calls of a multi-step student make from noise (DMD2 section 4.5); no gradient.
+
+    Args:
+      student: (x_t, t) -> denoised.
+      times: the student's times, noise end first (n entries).
+      noises: (n, B, ...); noises[0] is the starting point, noises[j] re-noises to times[j].
+      stop: 0 .. n - 1, may be traced; 0 returns noises[0].
+    """
+    clock = jnp.asarray(times, jnp.float32)
+
+    def body(j: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        clean = student(state[0], clock[j])
+        a, s = pair(process, clock[j + 1], clean)
+        return a * clean + s * noises[j + 1], clean
+
+    return jax.lax.fori_loop(0, stop, body, (noises[0], noises[0]))[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    """Noise levels drawn uniformly from a table of `count` times, ``process.at(0 .. 1)``, data end first.
+
+    On EDM this is the official table of Karras levels, on DDPM the chain itself.
+
+    Attributes:
+      low, high: the fractions of the table between which indices are drawn, both ends included.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    count: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.low < self.high <= 1.0:
+            raise GenError(f"noise levels from {self.low} to {self.high}; expected 0 <= low < high <= 1")
+
+    def table(self, process: Any) -> np.ndarray:
+        """(count,) float64 times."""
+        return np.asarray(process.at(np.linspace(0.0, 1.0, self.count)))
+
+    def __call__(self, key: jax.Array, process: Any, batch: int) -> jax.Array:
+        """(batch,) float32 times."""
+        first, last = int(self.low * self.count), min(int(self.high * self.count), self.count - 1)
+        index = jax.random.randint(key, (batch,), first, last + 1)
+        return jnp.asarray(self.table(process), jnp.float32)[index]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DMD2Draws:
+    """All randomness of one step, shared by its student and fake-score updates. Every array has leading axis B.
+
+    Attributes:
+      order: (B,) int32, a permutation: which of the batch's conditions each generated sample gets.
+      noise: (B, ...) unit normal, what the student's input is made with.
+      stop: (B,) int32, all equal: the student step that is trained (0 for one-step students).
+      simulated: (B, n, ...) unit normals of the backward simulation; (B, 0, ...) for one-step students.
+      matching, gan_student: levels and noises of the student's two losses.
+      fake: draws of the fake score's own objective.
+      gan_fake, gan_real: levels and noises of the discriminator's two inputs.
+    """
+
+    order: jax.Array
+    noise: jax.Array
+    stop: jax.Array
+    simulated: jax.Array
+    matching: Draws
+    gan_student: Draws
+    fake: Draws
+    gan_fake: Draws
+    gan_real: Draws
+
+
+@dataclasses.dataclass(frozen=True)
+class DMD2Task:
+    """Distils ``frozen["teacher"]`` into a student of the same form. Networks: ``student``, ``fake_score``.
+
+    Batches hold real data as "latent" (float32) or "image" (uint8), and conditioning arrays ("label"). The student
+    is conditioned on a shuffle of the batch's own conditions, so that real and generated conditions are independent.
+
+    Attributes:
+      denoiser: the teacher's network, process and parameterization; student and fake score have the same.
+      objective: the loss the fake score is trained with: the teacher's native one.
+      times: the student's times, noise end first. One time makes a one-step generator; several are trained on
+        inputs simulated with the current student.
+      noise_scale: standard deviation of the student's first input: 1 for flows and VP processes, 80 for EDM.
+      levels, gan_levels: noise levels of distribution matching and of the discriminator's inputs.
+      fake_levels: noise levels of the fake score's objective; None keeps the objective's own.
+      guidance: applied to the teacher only.
+      head: the discriminator head on the fake score's features (`gen.nn.adversarial`), None for no GAN loss.
+      taps: names of those features; several are joined on the channel axis.
+      gan_weight, head_weight: of the student's GAN loss and of the discriminator's. The student's is best chosen so
+        that the logged ``dm_grad`` and ``gan_weight * gan_grad`` are of one size.
+      ratio: fake-score updates per student update.
+      optim, fake_optim: optimisers of the student, and of fake score and head together.
+      ema: the student's average (`gen.training.ema`), or None.
+      cond: names of the batch's conditioning arrays.
+    """
+
+    denoiser: Denoiser
+    objective: Any = VelocityMatching()
+    times: tuple[float, ...] = (1.0,)
+    noise_scale: float = 1.0
+    levels: Levels = Levels(0.02, 0.98)
+    fake_levels: Levels | None = Levels()
+    gan_levels: Levels = Levels()
+    guidance: Any = ClassifierFree()
+    head: Any = None
+    taps: tuple[str, ...] = ()
+    gan_weight: float = 3e-3
+    head_weight: float = 1e-2
+    ratio: int = 5
+    optim: OptimConfig = OptimConfig(lr=2e-6, weight_decay=0.01, warmup=500, clip=10.0)
+    fake_optim: OptimConfig = OptimConfig(lr=2e-6, weight_decay=0.01, warmup=500, clip=10.0)
+    ema: Any = None
+    cond: tuple[str, ...] = ("label",)
+
+    def __post_init__(self) -> None:
+        if not self.times or any(a <= b for a, b in itertools.pairwise(self.times)):
+            raise GenError(f"student times {self.times} must decrease from the noise end; give at least one")
+        if (self.head is None) != (not self.taps):
+            raise GenError("a discriminator head reads taps: give both `head` and `taps`, or neither")
+        if self.ratio < 1:
+            raise GenError(f"ratio is {self.ratio}; expected fake-score updates per student update, at least 1")
+
+    def init(self, key: jax.Array, frozen: Frozen, previous: State | None) -> State:
+        """Fake score from the teacher; student from the previous stage's student, or else from the teacher."""
+        if "teacher" not in frozen:
+            raise GenError(f"DMD2 needs the frozen role 'teacher'; got {', '.join(frozen) or 'none'}")
+        fake: dict[str, Any] = {"net": frozen["teacher"]}
+        if self.head is not None:
+            fake["head"] = Network(self.head).init(key)
+        student = previous.params["student"] if previous is not None else frozen["teacher"]
+        optimizers = {"student": self.optim, "fake_score": self.fake_optim}
+        return begin({"student": student, "fake_score": fake}, optimizers, self._averages)
+
+    @property
+    def _averages(self) -> dict[str, Any]:
+        return {} if self.ema is None else {"student": self.ema}
+
+    @property
+    def programs(self) -> Mapping[str, Program]:
+        """``student`` (student, then fake score, on the same x) and ``fake_score`` alone."""
+        return {"student": self.update_both, "fake_score": self.update_fake_score}
+
+    def select(self, step: int) -> str:
+        """The student moves at every `ratio`-th step, the first included."""
+        return "student" if step % self.ratio == 0 else "fake_score"
+
+    def inputs(self, step: int) -> Mapping[str, np.ndarray]:
+        """No schedules."""
+        del step
+        return {}
+
+    def update_both(self, state: State, frozen: Frozen, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+        """One student update; the fake score then learns from the x it was judged by."""
+        data = self._data(batch, key)
+        before = state.params["student"]
+
+        def loss(student: Params, data: Any) -> tuple[jax.Array, Any]:
+            _, _, cond, draws = data
+            return self.student_loss(student, frozen["teacher"], state.params["fake_score"], cond, draws)
+
+        state, metrics = update(state, "student", loss, data, self.optim, self._averages)
+        renamed = {f"student_{k}" if k in ("loss", "grad_norm", "skipped") else k: v for k, v in metrics.items()}
+        state, fake_metrics = self._update_fake_score(state, before, data)
+        skipped = jnp.maximum(fake_metrics["skipped"], renamed.pop("student_skipped"))
+        return state, {**fake_metrics, **renamed, "skipped": skipped}
+
+    def update_fake_score(self, state: State, frozen: Frozen, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+        """One update of the fake score and the discriminator head."""
+        del frozen
+        return self._update_fake_score(state, state.params["student"], self._data(batch, key))
+
+    def _update_fake_score(self, state: State, student: Params, data: Any) -> tuple[State, Metrics]:
+        def loss(fake: Params, data: Any) -> tuple[jax.Array, Any]:
+            real, real_cond, cond, draws = data
+            x = self.generate(student, cond, draws)
+            return self.fake_score_loss(fake, x, cond, real, real_cond, draws)
+
+        return update(state, "fake_score", loss, data, self.fake_optim)
+
+    def _data(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, Cond, Cond, DMD2Draws]:
+        """(real data, its conditions, the generated samples' conditions, draws), all with leading axis B."""
+        real = batch["latent"] if "latent" in batch else batch["image"].astype(jnp.float32) / 127.5 - 1.0
+        draws = self.draw(key, real)
+        real_cond = {name: batch[name] for name in self.cond}
+        return real, real_cond, {name: v[draws.order] for name, v in real_cond.items()}, draws
+
+    def preview(self, state: State, frozen: Frozen, key: jax.Array) -> Mapping[str, jax.Array]:
+        """None: the generator of the run shows its pictures."""
+        del state, frozen, key
+        return {}
+
+    def export(self, state: State) -> Mapping[str, Any]:
+        """The student, averaged where it is, as ``net``."""
+        return {"net": state.ema.get("student", state.params["student"])}
+
+    def draw(self, key: jax.Array, x: jax.Array) -> DMD2Draws:
+        """All random numbers of a step for data shaped like x (B, ...)."""
+        keys = jax.random.split(key, 8)
+        process, n, b = self.denoiser.process, len(self.times), x.shape[0]
+
+        def draws(key: jax.Array, levels: Levels) -> Draws:
+            first, second = jax.random.split(key)
+            return Draws(levels(first, process, b), jax.random.normal(second, x.shape))
+
+        fake = self.objective.draw(keys[5], process, x)
+        if self.fake_levels is not None:
+            fake = dataclasses.replace(fake, t=self.fake_levels(jax.random.fold_in(keys[5], 1), process, b))
+        return DMD2Draws(
+            order=jax.random.permutation(keys[7], b).astype(jnp.int32),
+            noise=jax.random.normal(keys[0], x.shape),
+            stop=jnp.broadcast_to(jax.random.randint(keys[1], (), 0, n), (b,)),
+            simulated=jax.random.normal(keys[2], (b, n if n > 1 else 0, *x.shape[1:])),
+            matching=draws(keys[3], self.levels),
+            gan_student=draws(keys[4], self.gan_levels),
+            fake=fake,
+            gan_fake=draws(jax.random.fold_in(keys[6], 0), self.gan_levels),
+            gan_real=draws(jax.random.fold_in(keys[6], 1), self.gan_levels),
+        )
+
+    def student_input(self, student: Params, cond: Cond, draws: DMD2Draws) -> tuple[jax.Array, jax.Array]:
+        """(x_t, t) the student is trained at; without gradient."""
+        start = self.noise_scale * draws.noise
+        if len(self.times) == 1:
+            return start, jnp.float32(self.times[0])
+        process, frozen = self.denoiser.process, jax.lax.stop_gradient(student)
+        noises = jnp.moveaxis(draws.simulated, 1, 0).at[0].multiply(self.noise_scale)
+        stop = draws.stop[0]
+        clean = backward_simulation(
+            lambda x, t: self.denoiser(frozen, x, t, cond).denoised, process, self.times, noises, stop
+        )
+        t = jnp.asarray(self.times, jnp.float32)[stop]
+        a, s = pair(process, t, clean)
+        return jnp.where(stop == 0, start, a * clean + s * draws.noise), t
+
+    def generate(self, student: Params, cond: Cond, draws: DMD2Draws) -> jax.Array:
+        """The student's output x, which all losses judge."""
+        x_t, t = self.student_input(student, cond, draws)
+        return self.denoiser(student, x_t, t, cond).denoised
+
+    def scores(
+        self, teacher: Params, fake: Params, x: jax.Array, cond: Cond, draws: Draws
+    ) -> tuple[jax.Array, jax.Array]:
+        """x, noised, as denoised by the (guided) teacher and by the fake score."""
+        x_t = noised(self.denoiser.process, x, draws)
+        real = self.guidance(self.denoiser.bind(teacher), lambda c: self.denoiser.net.apply(teacher, c, method="null"))
+        prediction, _ = real(x_t, draws.t, cond, jnp.int32(0), self.guidance.init(x_t))
+        return prediction.denoised, self.denoiser(fake["net"], x_t, draws.t, cond).denoised
+
+    def logits(self, fake: Params, x: jax.Array, cond: Cond, draws: Draws) -> jax.Array:
+        """The discriminator's logits (B, positions) of x noised by `draws`."""
+        x_t = noised(self.denoiser.process, x, draws)
+        features = self.denoiser.features(fake["net"], x_t, draws.t, cond, self.taps)
+        return Network(self.head)(fake["head"], jnp.concatenate([features[k] for k in self.taps], axis=-1))
+
+    def matching_term(self, x: jax.Array, teacher: Params, fake: Params, cond: Cond, draws: DMD2Draws) -> jax.Array:
+        """The distribution-matching loss of generated x; no gradient through the two scores."""
+        fixed = jax.lax.stop_gradient(x)
+        return matching_loss(x, matching_gradient(fixed, *self.scores(teacher, fake, fixed, cond, draws.matching)))
+
+    def gan_term(self, x: jax.Array, fake: Params, cond: Cond, draws: DMD2Draws) -> jax.Array:
+        """The student's GAN loss of generated x, differentiable through the fake score's features."""
+        return logistic_generator_loss(self.logits(fake, x, cond, draws.gan_student))
+
+    def student_loss(
+        self, student: Params, teacher: Params, fake: Params, cond: Cond, draws: DMD2Draws
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The student's loss and its terms, with the norms of both gradients at the generated data.
+
+        The terms are differentiated at x once, which gives the norms; x then carries their weighted sum back.
+        """
+        x = self.generate(student, cond, draws)
+        fixed = jax.lax.stop_gradient(x)
+        loss, gradient = jax.value_and_grad(self.matching_term)(fixed, teacher, fake, cond, draws)
+        terms = {"dm_loss": loss, "dm_grad": sample_norm(gradient)}
+        if self.head is not None:
+            gan, gan_gradient = jax.value_and_grad(self.gan_term)(fixed, fake, cond, draws)
+            terms |= {"gan_loss": gan, "gan_grad": sample_norm(gan_gradient)}
+            loss, gradient = loss + self.gan_weight * gan, gradient + self.gan_weight * gan_gradient
+        return loss + jnp.sum((x - fixed) * gradient), terms
+
+    def fake_score_loss(
+        self, fake: Params, x: jax.Array, cond: Cond, real: jax.Array, real_cond: Cond, draws: DMD2Draws
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The fake score's denoising loss on generated x, plus the discriminator's loss against real data."""
+
+        def evaluate(x_t: jax.Array, t: jax.Array, cond: Cond) -> Prediction:
+            return self.denoiser(fake["net"], x_t, t, cond)
+
+        x = jax.lax.stop_gradient(x)
+        losses, _ = self.objective.loss(evaluate, self.denoiser.process, x, cond, draws.fake)
+        loss = losses.mean()
+        terms = {"fake_loss": loss}
+        if self.head is not None:
+            both = jax.tree.map(
+                lambda *v: jnp.concatenate(v), (x, cond, draws.gan_fake), (real, real_cond, draws.gan_real)
+            )
+            on_fake, on_real = jnp.split(self.logits(fake, *both), 2)
+            gan = logistic_discriminator_loss(on_real, on_fake)
+            terms |= {
+                "head_loss": gan,
+                "p_real": jax.nn.sigmoid(on_real).mean(),
+                "p_fake": jax.nn.sigmoid(on_fake).mean(),
+            }
+            loss = loss + self.head_weight * gan
+        return loss, terms
