@@ -311,14 +311,16 @@ class Denoiser:
     def under(self, process: Process) -> Callable[..., Prediction]:
         """The same denoiser seen under another process by equal log-SNR.
 
-        Returns ``(params, x, t, cond) -> Prediction`` on the clock of `process`: x is rescaled by the ratio of the
-        two alphas (equal signal-to-noise ratio makes the two inputs equal up to that scale).
+        Returns ``(params, x, t, cond) -> Prediction`` on the clock of `process`: equal signal-to-noise ratio makes the
+        two inputs equal up to a scale. Noisier times than the denoiser knows are its noisiest.
         """
 
         def call(params: Params, x: jax.Array, t: jax.Array, cond: Cond, **kwargs: Any) -> Prediction:
             t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
-            own = self.process.time_of(process.logsnr(t))
-            scale = expand(self.process.alpha(own) / process.alpha(t), x)
+            own = jnp.minimum(self.process.time_of(process.logsnr(t)), self.process.t_max)
+            # the ratio of the alphas (and of the sigmas), safe where either is 0
+            size, own_size = (jnp.hypot(p.alpha(u), p.sigma(u)) for p, u in ((process, t), (self.process, own)))
+            scale = expand(own_size / size, x)
             inner = self(params, scale * x, own, cond, **kwargs)
             return Prediction(inner.denoised, x, t, inner.extra, process, "x")
 

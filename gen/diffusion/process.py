@@ -106,7 +106,8 @@ class Linear:
         return _logsnr(self, t)
 
     def time_of(self, logsnr: Any) -> Any:
-        xp, value = _xp(logsnr), _in(logsnr)
+        xp = _xp(logsnr)
+        value = xp.clip(_in(logsnr), -80.0, 80.0)  # pure noise and clean data have infinite values
         # (1 - t) / (m + (1 - m) t) = r  =>  t = (1 - m r) / (1 + (1 - m) r), written with e = 1 / r
         e = xp.exp(-0.5 * value)
         return xp.clip((e - self.sigma_min) / (e + 1.0 - self.sigma_min), 0.0, 1.0)
@@ -182,8 +183,9 @@ class VP:
 
     def time_of(self, logsnr: Any) -> Any:
         xp, value = _xp(logsnr), _in(logsnr)
-        minus2log = xp.logaddexp(0.0 * value, -value)  # -log alpha^2 = log(1 + 1 / snr)
         slope = self.beta_max - self.beta_min
+        minus2log = xp.logaddexp(xp.zeros_like(value), -value)  # -log alpha^2 = log(1 + 1 / snr)
+        minus2log = xp.minimum(minus2log, 0.5 * slope + self.beta_min)  # lower SNRs than the process has
         # slope t^2 / 2 + beta_min t = minus2log; the rationalised root is safe for small times
         t = 2.0 * minus2log / (self.beta_min + xp.sqrt(self.beta_min**2 + 2.0 * slope * minus2log))
         return xp.clip(t, 0.0, 1.0)
@@ -287,7 +289,7 @@ class DDPM:
 
     def time_of(self, logsnr: Any) -> Any:
         xp, value = _xp(logsnr), _in(logsnr)
-        log_alpha = -0.5 * xp.logaddexp(0.0 * value, -value)
+        log_alpha = -0.5 * xp.logaddexp(xp.zeros_like(value), -value)
         table = _ddpm_log_alpha(self.schedule, self.steps)
         times = np.arange(self.steps + 1) / self.steps
         if xp is np:

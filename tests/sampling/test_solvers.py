@@ -1,0 +1,194 @@
+"""Every registered solver on a Gaussian mixture whose exact denoiser is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen.config import KINDS, config_class, from_json, to_json
+from gen.diffusion.denoiser import Prediction
+from gen.diffusion.process import DDPM, EDM, VP, Linear, Trigonometric
+from gen.errors import GenError
+from gen.sampling.grids import Explicit, Karras, Respaced, Uniform, inversion
+from gen.sampling.solvers import DDIM, Ancestral, EDMStochastic, Heun, per_sample_noise, prior
+from tests.sampling.mixture import denoise, distance, flow, keys
+
+REGISTERED = [config_class(kind)() for kind in KINDS["solver"]]
+OPTIONS = [
+    DDIM(eta=0.5),
+    DDIM(eta=1.0),
+    Ancestral("large"),
+    EDMStochastic(s_churn=20.0),
+    EDMStochastic(s_churn=40.0, s_min=0.05, s_max=50.0, second_order=False),
+    EDMStochastic(second_order=False),
+    EDMStochastic(alpha=0.6),
+]
+SOLVERS = [pytest.param(s, id=repr(s)) for s in REGISTERED + OPTIONS]
+PLACES = [(EDM(), Karras()), (DDPM(), Respaced()), (Linear(), Uniform()), (VP(), Karras())]
+
+
+def solve(solver, grid, x, **kwargs):
+    noise = per_sample_noise(keys(x.shape[0]), x.shape[1:])
+    return solver(denoise(grid.process), x, grid, noise, {}, **kwargs)
+
+
+@pytest.mark.parametrize("solver", [p for p in SOLVERS if not p.values[0].stochastic])
+@pytest.mark.parametrize("process", [Linear(), Trigonometric()], ids=repr)
+def test_order_of_convergence(solver, process):
+    x = np.linspace(-2.0, 2.0, 41)
+    exact = flow(process, tuple(x), 1.0, 0.0)
+    with jax.enable_x64(True):
+        errors = []
+        for steps in (32, 64, 128):
+            grid = Uniform()(process, steps)
+            out = jax.jit(lambda x, grid=grid: solve(solver, grid, x))(jnp.asarray(x)[:, None])
+            assert out.dtype == jnp.float64
+            errors.append(np.sqrt(np.mean((np.asarray(out)[:, 0] - exact) ** 2)))
+    rates = np.log2(np.divide(errors[:-1], errors[1:]))
+    assert rates.min() > solver.order - 0.2, f"errors {errors}, orders {rates}"
+
+
+@pytest.mark.parametrize(
+    ("solver", "process", "grid"),
+    [pytest.param(s, *place, id=f"{s}-{place[0]}") for s in REGISTERED for place in PLACES]
+    + [pytest.param(s, *place, id=f"{s}-{place[0]}") for s in OPTIONS for place in PLACES[:2]],
+)
+def test_samples_follow_the_data(solver, process, grid):
+    grid, ks = grid(process, 200), keys(8192)
+    samples = jax.jit(lambda: solve(solver, grid, prior(grid, ks, (1,))))()
+    # 0.018 is exceeded by chance once in a hundred draws of 8192; the rest is the solvers' own error
+    assert distance(samples) < 0.025
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_calls_are_as_stated_and_never_at_clean_data(solver):
+    grid, calls = Uniform()(VP(), 5), []
+    with jax.disable_jit():
+        solver(denoise(VP(), calls), jnp.ones((2, 1)), grid, per_sample_noise(keys(2), (1,)), {})
+    assert len(calls) == solver.nfe(grid)
+    assert min(calls) > 0.0
+    assert calls[0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_trajectory_ends_in_the_result(solver):
+    grid = Uniform()(Linear(), 6)
+    x = prior(grid, keys(3), (2,))
+    states = solve(solver, grid, x, trajectory=True)
+    assert states.shape == (6, 3, 2)
+    np.testing.assert_allclose(states[-1], solve(solver, grid, x), rtol=1e-6)
+    assert states.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_times_may_be_searched_without_recompiling(solver):
+    traces = []
+
+    @jax.jit
+    def sample(grid, x):
+        traces.append(grid)
+        return solve(solver, grid, x)
+
+    for rho in (7.0, 5.0):
+        grid = Karras(rho, 0.01, 20.0)(EDM(), 6)
+        x = prior(grid, keys(4), (1,))
+        np.testing.assert_allclose(sample(grid, x), solve(solver, grid, x), rtol=2e-3, atol=1e-3)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_carry_is_threaded_through_every_call(solver):
+    grid = Uniform()(Linear(), 4)
+    inner = denoise(Linear())
+    counts = []
+
+    def counting(x, t, cond, step, carry):
+        counts.append(int(carry))
+        return inner(x, t, cond, step, carry + 1)
+
+    with jax.disable_jit():
+        solver(counting, jnp.ones((2, 1)), grid, per_sample_noise(keys(2), (1,)), {}, jnp.int32(0))
+    assert counts == list(range(solver.nfe(grid)))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_configuration_round_trip(solver):
+    assert from_json(to_json(solver)) == solver
+
+
+def test_heun_is_the_edm_sampler_without_churn():
+    grid = Karras()(EDM(), 8)
+    x = prior(grid, keys(4), (3,))
+    np.testing.assert_array_equal(solve(Heun(), grid, x), solve(EDMStochastic(), grid, x))
+
+
+def test_ddim_with_full_noise_is_ancestral_with_the_small_variance():
+    grid = Respaced()(DDPM(), 20)
+    x = prior(grid, keys(4), (3,))
+    np.testing.assert_allclose(solve(DDIM(1.0), grid, x), solve(Ancestral("small"), grid, x), rtol=2e-4, atol=2e-5)
+
+
+def test_ancestral_step_against_the_chain_formulas():
+    """Posterior of the spaced chain by betas (Ho et al. 2020, eq. 7; Nichol & Dhariwal 2021, eq. 15)."""
+    chain, kept = DDPM(), [100, 400, 900]
+    abar = np.cumprod(1.0 - chain.betas)[kept]
+    previous = np.append(1.0, abar[:-1])
+    betas = 1.0 - abar / previous
+    variance = betas * (1.0 - previous) / (1.0 - abar)
+    log_small = np.log(np.append(variance[1], variance[1:]))
+    raw, d = 0.3, 0.2
+    grid = Explicit((*(float(chain.time(k)) for k in reversed(kept)), 0.0))(chain, 3)
+
+    def constant(x, t, cond, step, carry):
+        return Prediction(jnp.full_like(x, d), x, t, {"variance": jnp.full_like(x, raw)}, chain, "x"), carry
+
+    x = np.float64(1.7)
+    noise = np.array([0.5, -1.0, 0.7])
+    states = Ancestral("learned")(
+        constant, jnp.full((1, 1), x), grid, lambda i: jnp.asarray(noise, jnp.float32)[i], {}, trajectory=True
+    )
+    for step, k in enumerate(reversed(range(3))):
+        mean = betas[k] * np.sqrt(previous[k]) / (1 - abar[k]) * d
+        mean += (1 - previous[k]) * np.sqrt(1 - betas[k]) / (1 - abar[k]) * x
+        share = (raw + 1) / 2
+        std = np.exp(0.5 * (share * np.log(betas[k]) + (1 - share) * log_small[k]))
+        x = mean + (k > 0) * std * noise[step]
+        np.testing.assert_allclose(states[step, 0, 0], x, rtol=1e-5)
+
+
+def test_encoding_and_decoding_return_the_start():
+    with jax.enable_x64(True):
+        grid = Uniform()(Linear(), 800)
+        x = jnp.linspace(-1.5, 1.5, 9)[:, None]
+        back = inversion(grid)
+        assert np.all(np.diff(back.times) > 0)
+        encoded = solve(DDIM(), back, x * Linear().alpha(back.times[0]))
+        decoded = solve(DDIM(), grid, encoded)
+    assert np.abs(np.asarray(decoded) - np.asarray(x)).max() < 0.02
+    assert np.abs(np.asarray(encoded) - np.asarray(x)).max() > 0.2
+
+
+def test_a_sample_depends_on_its_own_key_alone():
+    grid = Karras()(EDM(), 6)
+    solver, ks = EDMStochastic(s_churn=10.0), keys(5)
+
+    def sample(ks):
+        return solver(denoise(EDM()), prior(grid, ks, (4,)), grid, per_sample_noise(ks, (4,)), {})
+
+    np.testing.assert_allclose(sample(ks)[3:], sample(ks[3:]), rtol=1e-5, atol=1e-6)
+    noise = per_sample_noise(ks, (4,))
+    assert not np.allclose(noise(0), noise(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DDIM(eta=2.0), "eta 2"),
+        (lambda: EDMStochastic(alpha=0.0), "alpha 0"),
+        (lambda: EDMStochastic(s_churn=-1.0), "s_churn -1"),
+        (lambda: solve(Ancestral("learned"), Uniform()(Linear(), 2), jnp.ones((1, 1))), "predicts no variance"),
+    ],
+)
+def test_bad_options_are_refused(make, message):
+    with pytest.raises(GenError, match=message):
+        make()
