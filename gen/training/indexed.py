@@ -1,0 +1,335 @@
+"""Work over a range of sample indices: sharded over the mesh and the processes, resumable, one compilation.
+
+Sampling, latent caching, teacher pairs and reconstructions are this one job with another function and writer.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from gen.errors import GenError
+from gen.training.files import atomic, read_json, write_json, writing
+from gen.training.sharding import batch_sharding, microbatch_count, replicated
+
+__all__ = ["ArrayWriter", "Writer", "run_indexed", "sample_keys"]
+
+Rows = Mapping[str, np.ndarray]
+Function = Callable[[Any, jax.Array, jax.Array], Mapping[str, jax.Array]]
+
+
+def sample_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
+    """Keys (B,) of samples `indices` (B,) integer: fold_in(key(seed), index). Sample i depends on (seed, i) alone."""
+    base = jax.random.key(seed)
+    return jax.vmap(lambda index: jax.random.fold_in(base, index))(indices)
+
+
+class Writer(Protocol):
+    """Takes the rows of a job in order. With several processes only process 0's writer is used."""
+
+    @property
+    def next(self) -> int:
+        """The first row that is not yet safe: where a job, new or interrupted, goes on."""
+        ...
+
+    def write(self, first: int, arrays: dict[str, np.ndarray]) -> None:
+        """Rows first, first + 1 ... of every array, following on those written before."""
+        ...
+
+    def close(self) -> None:
+        """All rows are written. May be called twice."""
+        ...
+
+
+def run_indexed(
+    function: Function,
+    count: int,
+    *,
+    batch: int,
+    writer: Writer,
+    arguments: Any = (),
+    start: int = 0,
+    mesh: Mesh | None = None,
+    label: str = "",
+    on_batch: Callable[[int, int], None] | None = None,
+) -> None:
+    """Computes samples start .. start + count - 1 in order and hands them to `writer` as rows 0 .. count - 1.
+
+    Goes on at ``writer.next`` and closes the writer after the last row. The next batch is computed while the
+    last one is written.
+
+    Args:
+      function: ``(arguments, indices (B,) int32, weight (B,) float32) -> {name: (B, ...)}``; pure, jitted here once.
+        Sample i must depend on indices[i] (and `arguments`) alone. The last batch is padded: there weight is 0 and
+        the index repeats a valid one; those rows never reach the writer.
+      count: number of samples.
+      batch: global batch size; smaller when there are fewer samples.
+      writer: takes the rows.
+      arguments: tree of arrays (parameters ...); what does not already lie on the mesh is copied to every device.
+      start: index of the first sample.
+      mesh: batches are split over its data and fsdp axes; None is the default device.
+      label: what the progress line on stderr says; "" for none.
+      on_batch: called as (rows done, count) after each batch is written.
+
+    Raises:
+      GenError: a batch that the mesh does not divide, indices beyond int32, a NaN or infinite result (naming the
+        sample), or what the writer raises.
+    """
+    if count < 1 or start < 0 or start + count > 2**31:
+        raise GenError(f"{count} samples from index {start} on; expected at least one, with indices in 0 to 2147483647")
+    parts = _parts(batch, mesh)
+    batch = max(parts, min(batch, -(-count // parts) * parts))
+    row = _agreed(writer.next if jax.process_index() == 0 else 0)
+    progress = _Progress(label if jax.process_index() == 0 else "", count, row)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        arguments = _placed(arguments, mesh)
+        program = jax.jit(function, out_shardings=None if mesh is None else batch_sharding(mesh))
+        if row < count:
+            _check_rows(jax.eval_shape(program, arguments, *_block(start, start + count, batch, mesh)), batch)
+        pending: tuple[int, int, Mapping[str, jax.Array]] | None = None
+        while row < count or pending:
+            running = None
+            if row < count:
+                rows = min(batch, count - row)
+                running = row, rows, program(arguments, *_block(start + row, start + count, batch, mesh))
+                row += rows
+            if pending:
+                _deliver(pending, start, writer)
+                progress(pending[0] + pending[1])
+                if on_batch is not None:
+                    on_batch(pending[0] + pending[1], count)
+            pending = running
+    if jax.process_index() == 0:
+        writer.close()
+    _agreed(0)  # nobody goes on before the rows are there to be read
+
+
+def _parts(batch: int, mesh: Mesh | None) -> int:
+    """Number of devices that share a batch. Raises GenError when they do not divide it."""
+    sizes = {"data": 1, "fsdp": 1} if mesh is None else mesh.shape
+    microbatch_count(batch, None, sizes)
+    return int(sizes["data"] * sizes["fsdp"])
+
+
+def _agreed(value: int) -> int:
+    """Process 0's value, on all processes."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def _placed(tree: Any, mesh: Mesh | None) -> Any:
+    def place(leaf: Any) -> jax.Array:
+        if mesh is None or getattr(getattr(leaf, "sharding", None), "mesh", None) == mesh:
+            return jnp.asarray(leaf)
+        return jax.device_put(leaf, replicated(mesh))
+
+    return jax.tree.map(place, tree)
+
+
+def _block(first: int, stop: int, batch: int, mesh: Mesh | None) -> tuple[jax.Array, jax.Array]:
+    """Indices and weights (B,) of the batch that begins at `first`."""
+    indices = first + np.arange(batch)
+    weight = (indices < stop).astype(np.float32)
+    indices = np.minimum(indices, stop - 1).astype(np.int32)
+    if mesh is None:
+        return jnp.asarray(indices), jnp.asarray(weight)
+    return jax.device_put(indices, batch_sharding(mesh)), jax.device_put(weight, batch_sharding(mesh))
+
+
+def _check_rows(shapes: Mapping[str, Any], batch: int) -> None:
+    for name, shape in shapes.items():
+        if shape.shape[:1] != (batch,):
+            raise GenError(f"an indexed job's '{name}' has shape {shape.shape}; expected {batch} rows, one per sample")
+
+
+def _deliver(made: tuple[int, int, Mapping[str, jax.Array]], start: int, writer: Writer) -> None:
+    first, rows, arrays = made
+    fetched = {}
+    for name, array in arrays.items():
+        whole = array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
+        fetched[name] = np.asarray(whole)[:rows]
+    for name, values in fetched.items():
+        if jnp.issubdtype(values.dtype, jnp.floating):
+            bad = np.flatnonzero(~np.isfinite(values.reshape(rows, -1)).all(axis=1))
+            if len(bad):
+                raise GenError(
+                    f"sample {start + first + int(bad[0])} has a NaN or infinite '{name}'; expected finite numbers; "
+                    "look at the weights and the data it came from"
+                )
+    if jax.process_index() == 0:
+        writer.write(first, fetched)
+
+
+class _Progress:
+    """Done, rate and ETA on stderr: rewritten in place on a terminal, else a plain line now and then."""
+
+    def __init__(self, label: str, count: int, done: int):
+        self.label, self.count = label, count
+        self.terminal = sys.stderr.isatty()
+        self.first, self.began = done, time.monotonic()
+        self.shown = self.began
+        if label and done:
+            print(f"{label}: going on at {done} of {count}", file=sys.stderr, flush=True)
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        last = done == self.count
+        if not self.label or not (last or now - self.shown > (0.2 if self.terminal else 10)):
+            return
+        self.shown = now
+        rate = (done - self.first) / max(now - self.began, 1e-9)
+        text = f"{self.label}: {done} of {self.count}, {rate:.1f}/s, ETA {(self.count - done) / rate:.0f} s"
+        end = "\n" if last or not self.terminal else ""
+        print(f"\r{text}\x1b[K" if self.terminal else text, end=end, file=sys.stderr, flush=True)
+
+
+class ArrayWriter:
+    """Takes arrays row by row into an .npz or a folder of .npy files that is whole or absent.
+
+    Rows gather in ``<path>.partial``; `close` turns it into `path` in one move. A killed job goes on where it was,
+    and at most the last second of work is done again.
+
+    Args:
+      path: ``something.npz``, or a folder to be made with one ``<name>.npy`` per array.
+      count: number of rows.
+      identity: what makes the rows (weights, options ...), as text. Rows begun or finished under another
+        identity or count are refused, so that nothing stale passes for this job's.
+
+    Raises:
+      GenError: `path` or its partial folder belongs to another job; the disk or folder does not take the rows.
+    """
+
+    def __init__(self, path: str | Path, count: int, identity: str = "") -> None:
+        self.path, self.count, self.identity = Path(path), count, identity
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self._fields: dict[str, tuple[int, np.dtype[Any], tuple[int, ...]]] = {}  # header bytes, dtype, row shape
+        self._finished = self.path.exists() and not _is_empty_folder(self.path)
+        self._durable = 0
+        if self._finished:
+            self._recognise(self.path, _read_tag(self.path))
+            self._durable = count
+        elif (self.partial / "next.json").exists():
+            self._recognise(self.partial, read_json(self.partial / "rows.json"))
+            self._durable = int(read_json(self.partial / "next.json"))
+        self._written, self._synced = self._durable, time.monotonic()
+
+    @property
+    def next(self) -> int:
+        """The first row that is not yet safe on disk."""
+        return self._durable
+
+    def write(self, first: int, arrays: Rows) -> None:
+        """Rows first, first + 1 ... of every array; they follow on those written before."""
+        rows = {len(array) for array in arrays.values()}
+        if first != self._written or len(rows) != 1 or first + max(rows) > self.count:
+            raise ValueError(f"rows {first} + {rows} do not follow on {self._written} of {self.count}")
+        with writing(self.path):
+            if not self._fields:
+                self._open(arrays)
+            for name, array in arrays.items():
+                offset, dtype, shape = self._fields[name]
+                if array.dtype != dtype or array.shape[1:] != shape:
+                    raise ValueError(f"'{name}' is {array.dtype} {array.shape[1:]}, its first rows {dtype} {shape}")
+                data = np.ascontiguousarray(array).tobytes()
+                with open(self._file(name), "r+b") as file:
+                    file.seek(offset + first * (len(data) // len(array)))
+                    file.write(data)
+        self._written = first + max(rows)
+        # Syncing costs milliseconds on a disk; once a second is often enough.
+        if time.monotonic() - self._synced > 1:
+            self._sync()
+
+    def close(self) -> None:
+        """Makes the rows safe and, when all are there, moves them to `path`. May be called twice."""
+        if self._finished:
+            return
+        if not self._fields and self._written:  # a job killed between its last row and the move
+            self._open({})
+        self._sync()
+        if self._written == self.count:
+            with writing(self.path):
+                self._finish()
+            self._finished = True
+
+    def _file(self, name: str) -> Path:
+        return self.partial / f"{name}.npy"
+
+    def _recognise(self, where: Path, tag: Any) -> None:
+        expected = {"count": self.count, "identity": self.identity}
+        if not isinstance(tag, dict) or {key: tag.get(key) for key in expected} != expected:
+            raise GenError(
+                f"{where} exists and was not made by this job ({self.count} rows, same weights and options); "
+                "delete it or choose another output"
+            )
+
+    def _open(self, arrays: Rows) -> None:
+        """Takes up the partial files of an interrupted job, or makes new ones for `arrays`."""
+        tag = self.partial / "rows.json"
+        if not self._durable:
+            shutil.rmtree(self.partial, ignore_errors=True)  # what was left before anything was safe
+            self.partial.mkdir(parents=True)
+            fields = {name: [array.dtype.str, list(array.shape[1:])] for name, array in arrays.items()}
+            for name, (dtype, shape) in fields.items():
+                header = {"descr": dtype, "fortran_order": False, "shape": (self.count, *shape)}
+                with open(self._file(name), "wb") as file:
+                    np.lib.format.write_array_header_1_0(file, header)
+            write_json(tag, {"count": self.count, "identity": self.identity, "fields": fields})
+        for name, (dtype, shape) in read_json(tag)["fields"].items():
+            with open(self._file(name), "rb") as file:
+                np.lib.format.read_magic(file)
+                np.lib.format.read_array_header_1_0(file)
+                self._fields[name] = file.tell(), np.dtype(dtype), tuple(shape)
+
+    def _sync(self) -> None:
+        if self._written > self._durable:
+            with writing(self.path):
+                for name in self._fields:
+                    with open(self._file(name), "rb") as file:
+                        os.fsync(file.fileno())
+                write_json(self.partial / "next.json", self._written)
+            self._durable, self._synced = self._written, time.monotonic()
+
+    def _finish(self) -> None:
+        if self.path.suffix != ".npz":
+            os.replace(self.partial, self.path)
+            (self.path / "next.json").unlink()
+            return
+
+        def pack(out: IO[bytes]) -> None:
+            with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+                archive.comment = json.dumps({"count": self.count, "identity": self.identity}).encode()
+                for name in self._fields:
+                    member = zipfile.ZipInfo(f"{name}.npy")  # dated 1980: equal rows are equal bytes
+                    with open(self._file(name), "rb") as rows, archive.open(member, "w", force_zip64=True) as target:
+                        shutil.copyfileobj(rows, target, 1 << 20)
+
+        atomic(self.path, pack)
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _read_tag(path: Path) -> Any:
+    """Count and identity of finished rows; None when they are not an `ArrayWriter`'s."""
+    try:
+        if path.is_dir():
+            return json.loads((path / "rows.json").read_text())
+        with zipfile.ZipFile(path) as archive:
+            return json.loads(archive.comment)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return None
