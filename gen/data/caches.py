@@ -110,24 +110,25 @@ def seal(
     if "latent" not in arrays:
         raise GenError(f"{path} has no latent.npy; expected a folder of encoded rows, encode the images first")
     mean, deviation = _statistics(arrays["latent"])
-    shift = mean if shift is None else np.broadcast_to(shift, mean.shape)
     if scale is None and (deviation < 1e-6).any():
         raise GenError(
             f"channel {int(np.argmin(deviation))} of the latents never varies; a trained tokenizer uses every channel, "
             "train it longer or give the normaliser"
         )
-    scale = deviation if scale is None else np.broadcast_to(scale, mean.shape)
+    normalizer = {
+        "shift": np.broadcast_to(mean if shift is None else np.asarray(shift), mean.shape).astype(np.float32),
+        "scale": np.broadcast_to(deviation if scale is None else np.asarray(scale), mean.shape).astype(np.float32),
+    }
+    made_from = np.frombuffer(f"{tokenizer}\n{data}".encode(), np.uint8)
     head = {
         "count": len(ArraySource(**arrays)),
         "arrays": {name: [array.dtype.str, list(array.shape[1:])] for name, array in arrays.items()},
-        "shift": [float(np.float32(value)) for value in shift],
-        "scale": [float(np.float32(value)) for value in scale],
+        **{name: [float(value) for value in values] for name, values in normalizer.items()},
         "tokenizer": tokenizer,
         "data": data,
+        "identity": array_identity({**arrays, **normalizer, "made from": made_from}),
     }
-    normalizer = {name: np.asarray(head[name], np.float32) for name in ("shift", "scale")}
-    made_from = {"made from": np.frombuffer(f"{tokenizer}\n{data}".encode(), np.uint8)}
-    _write(path / "cache.json", head | {"identity": array_identity({**arrays, **normalizer, **made_from})})
+    _write(path / "cache.json", head)
     return Cache(str(path))
 
 
