@@ -59,7 +59,7 @@ def config(weights: Arrays, *, heads: int | None = None, null_class: bool = True
     if side**2 != tokens:
         raise GenError(f"this DiT has {tokens} tokens, not a square grid; give its configuration")
     if heads is None and width not in _HEAD_WIDTH:
-        raise GenError(f"DiT width {width} is not a published size; say how many attention heads it has")
+        raise GenError(f"DiT width {width} is not a published size; give its number of attention heads (option heads)")
     return DiTConfig(
         size=(side * patch, side * patch),
         channels=channels,

@@ -8,14 +8,16 @@ joins the project as a module with an `Importer` and a row in `SYSTEMS`.
 import dataclasses
 import fnmatch
 import importlib
+import inspect
 import re
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import jax
 import numpy as np
 
-from gen.config import suggest
+from gen.config import from_json, suggest
 from gen.errors import GenError
 from gen.nn.network import param_shapes
 
@@ -330,9 +332,19 @@ class Importer:
     generator: Callable[[Any], Any]
     ignore: tuple[str, ...] = ()
 
+    def infer(self, weights: Arrays, **options: Any) -> Any:
+        """The network configuration of a state dict; GenError for an option that this system does not have."""
+        hints = typing.get_type_hints(self.config)
+        known = [k for k, v in inspect.signature(self.config).parameters.items() if v.kind is v.KEYWORD_ONLY]
+        for name, value in options.items():
+            if name not in known:
+                raise GenError(f"{self.name} weights have no option '{name}'; {suggest(name, known)}")
+            from_json(value, hints[name], name)
+        return self.config(weights, **options)
+
     def load(self, weights: Arrays, config: Any = None) -> tuple[Any, dict[str, Any], Report]:
         """(network configuration, parameters, report); the configuration is inferred when not given."""
-        config = self.config(weights) if config is None else config
+        config = self.infer(weights) if config is None else config
         params, report = load(self.rules(config), weights, param_shapes(config), ignore=self.ignore)
         return config, params, report
 
