@@ -80,6 +80,8 @@ class Moments:
     def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
         """See `Statistic`."""
         np_ = jnp if isinstance(a["count"], jax.Array) else np
+        if np_ is np:
+            a, b = ({name: np.asarray(array, np.float64) for name, array in side.items()} for side in (a, b))
         count = a["count"] + b["count"]
         share = b["count"] / np_.maximum(count, 1)
         delta = b["mean"] - a["mean"]
@@ -162,6 +164,8 @@ class Accuracy:
 
     def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
         """See `Statistic`."""
+        if not isinstance(a["seen"], jax.Array):
+            a = {name: np.asarray(array, np.float64) for name, array in a.items()}
         return {name: a[name] + b[name] for name in a}
 
     def finalise(self, accumulator: Accumulator) -> dict[str, Any]:

@@ -1,0 +1,288 @@
+"""One pass over samples: make, quantise, extract features, accumulate; all in one jitted step over the mesh."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from gen.errors import GenError
+from gen.features.extractor import Extractor
+from gen.metrics.sources import QUANTISERS, Source
+from gen.metrics.statistics import Accumulator, Statistic
+from gen.training.files import atomic
+from gen.training.sharding import batch_sharding, microbatch_count, replicated
+
+__all__ = ["Progress", "Tally", "collect", "merge_tallies"]
+
+Progress = Callable[[int, int], None]  # (samples done, samples asked for)
+_FLUSH = 2048  # samples after which the device's float32 sums are merged into the host's float64 ones
+_SAVE_SECONDS = 5.0
+_NONE_BAD = np.iinfo(np.int32).max
+
+
+@dataclasses.dataclass
+class Tally:
+    """Accumulated statistics of a set of sample indices, on the host.
+
+    Attributes:
+      identity: what was accumulated: source, feature network, statistics; equal tallies of one job may be merged.
+      spans: disjoint, sorted index ranges (start, stop) that are in.
+      accumulators: by statistic's name.
+    """
+
+    identity: str
+    spans: tuple[tuple[int, int], ...]
+    accumulators: dict[str, Accumulator]
+
+    @property
+    def count(self) -> int:
+        """Number of samples that are in."""
+        return sum(stop - start for start, stop in self.spans)
+
+    def save(self, path: str | Path) -> None:
+        """Writes an .npz, whole or not at all."""
+        arrays = {f"{name}/{key}": a for name, acc in self.accumulators.items() for key, a in acc.items()}
+        head = json.dumps({"identity": self.identity, "spans": self.spans})
+        buffer = io.BytesIO()
+        np.savez(buffer, head=np.array(head), **arrays)
+        atomic(path, lambda file: file.write(buffer.getbuffer()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tally":
+        """Reads what `save` wrote. Raises GenError when it is something else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                head = json.loads(str(file["head"]))
+                accumulators: dict[str, Accumulator] = {}
+                for name in file.files:
+                    statistic, _, key = name.partition("/")
+                    if key:
+                        accumulators.setdefault(statistic, {})[key] = file[name]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise GenError(f"{path} holds no partial evaluation ({error}); delete it and evaluate again") from None
+        return cls(head["identity"], tuple((int(a), int(b)) for a, b in head["spans"]), accumulators)
+
+
+def merge_tallies(tallies: Sequence[Tally], statistics: Mapping[str, Statistic]) -> Tally:
+    """One tally of several disjoint parts of the same job (from several machines, say).
+
+    Raises GenError when they belong to different jobs or share samples.
+    """
+    if not tallies:
+        raise GenError("no partial evaluations to merge; expected at least one; check the paths")
+    total = tallies[0]
+    for other in tallies[1:]:
+        if other.identity != total.identity:
+            raise GenError(
+                f"partial evaluations of different jobs cannot be merged: '{total.identity}' and '{other.identity}'; "
+                "evaluate the same samples in the same way"
+            )
+        merged = {name: s.merge(total.accumulators[name], other.accumulators[name]) for name, s in statistics.items()}
+        total = Tally(total.identity, _union(total.spans, other.spans), merged)
+    return total
+
+
+def collect(
+    source: Source,
+    extractor: Extractor,
+    statistics: Mapping[str, Statistic],
+    *,
+    indices: range | None = None,
+    batch: int = 256,
+    mesh: Mesh | None = None,
+    path: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Tally:
+    """Runs over samples and accumulates statistics of their features; one compilation.
+
+    The result does not depend on batch size or number of devices but for float rounding, and is bit-equal for equal
+    ones, killed and resumed or not.
+
+    Args:
+      source: what is evaluated.
+      extractor: the feature network.
+      statistics: what is gathered, by name.
+      indices: contiguous samples to take; all of the source by default.
+      batch: global batch size; the tail is padded and masked.
+      mesh: devices to use; the default device without.
+      path: partial results (.npz) are kept here, every few thousand samples, and gone on from if the file is there.
+      progress: called after every batch.
+
+    Raises:
+      GenError: a batch that does not divide over the mesh, samples the source does not have, images the extractor does
+        not take, NaN or infinite images or features (naming the sample), a partial file of another job.
+    """
+    indices = range(source.count) if indices is None else indices
+    _check(source, indices, batch, mesh)
+    network = f"{extractor.name} {extractor.fingerprint()[:16]}"
+    identity = " | ".join([source.identity, source.seeds, source.quantiser, network, repr(statistics)])
+    tally = _resume(path, identity, indices) if path is not None and Path(path).exists() else None
+
+    def report(reached: int) -> None:
+        if progress is not None:
+            progress(min(reached, indices.stop) - indices.start, len(indices))
+
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        run = _runner(source, extractor, statistics, batch, mesh)
+        size = batch * max(1, -(-_FLUSH // batch))
+        saved = time.monotonic()
+        for first in range(indices.start if tally is None else tally.spans[0][1], indices.stop, size):
+            stop = min(first + size, indices.stop)
+            fresh = Tally(identity, ((first, stop),), jax.device_get(run(first, stop, report)))
+            tally = fresh if tally is None else merge_tallies([tally, fresh], statistics)
+            due = stop == indices.stop or time.monotonic() - saved > _SAVE_SECONDS
+            if path is not None and due and jax.process_index() == 0:
+                tally.save(path)
+                saved = time.monotonic()
+    assert tally is not None
+    return tally
+
+
+def _runner(
+    source: Source, extractor: Extractor, statistics: Mapping[str, Statistic], batch: int, mesh: Mesh | None
+) -> Callable[[int, int, Callable[[int], None]], dict[str, Accumulator]]:
+    """Loads what is needed and gives ``run(first, stop, report)``: the accumulators of those samples, on device."""
+    params, arguments = _place(extractor.load(), mesh), _place(source.arguments, mesh)
+    shapes = _shapes(source, extractor, params, batch)
+    network: Any = extractor
+    named: Any = tuple(statistics.items())
+    step = _program(source.function, source.quantiser, network, named, mesh)
+    empty = _empty(named, tuple(sorted(shapes.items())), mesh)
+
+    def run(first: int, stop: int, report: Callable[[int], None]) -> dict[str, Accumulator]:
+        accumulators, pending = empty(), None
+        for begin in range(first, stop, batch):
+            accumulators, bad = step(arguments, params, accumulators, *_padded(begin, stop, batch, mesh))
+            _refuse(pending)  # read a step late, so that the device never waits for the host
+            pending = bad
+            report(begin + batch)
+        _refuse(pending)
+        return accumulators
+
+    return run
+
+
+@functools.lru_cache(maxsize=16)
+def _program(
+    function: Any, quantiser: str, extractor: Any, statistics: tuple[tuple[str, Any], ...], mesh: Mesh | None
+) -> Callable[..., tuple[dict[str, Accumulator], jax.Array]]:
+    """The jitted step; cached, so that evaluations that differ in seeds or weights alone compile once."""
+
+    def step(
+        arguments: Any, params: Any, accumulators: dict[str, Accumulator], block: jax.Array, weight: jax.Array
+    ) -> tuple[dict[str, Accumulator], jax.Array]:
+        made = function(arguments, block)
+        rows = _features(quantiser, extractor, params, made)
+        whole = jnp.isfinite(made["image"]).all((1, 2, 3)) & jnp.isfinite(rows["features"]).all(1)
+        bad = jnp.min(jnp.where(whole | (weight == 0), _NONE_BAD, block))
+        return {name: s.update(accumulators[name], rows, weight, block) for name, s in statistics}, bad
+
+    return jax.jit(step, donate_argnums=2, out_shardings=None if mesh is None else replicated(mesh))
+
+
+@functools.lru_cache(maxsize=16)
+def _empty(
+    statistics: tuple[tuple[str, Any], ...], shapes: tuple[tuple[str, Any], ...], mesh: Mesh | None
+) -> Callable[[], dict[str, Accumulator]]:
+    """Accumulators of no samples, whole on every device."""
+    return jax.jit(
+        lambda: {name: s.init(dict(shapes)) for name, s in statistics},
+        out_shardings=None if mesh is None else replicated(mesh),
+    )
+
+
+def _features(quantiser: str, extractor: Extractor, params: Any, made: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    image = made["image"]
+    levels = image if image.dtype == jnp.uint8 else QUANTISERS[quantiser](image)
+    found = extractor(params, levels.astype(jnp.float32))
+    return {**{name: a for name, a in made.items() if name != "image"}, **found}
+
+
+def _place(tree: Any, mesh: Mesh | None) -> Any:
+    """Puts arrays on the device once; those that already lie on the mesh stay as they are."""
+
+    def place(leaf: Any) -> jax.Array:
+        if mesh is None or getattr(getattr(leaf, "sharding", None), "mesh", None) == mesh:
+            return jnp.asarray(leaf)
+        return jax.device_put(leaf, replicated(mesh))
+
+    return jax.tree.map(place, tree)
+
+
+def _shapes(source: Source, extractor: Extractor, params: Any, batch: int) -> Mapping[str, Any]:
+    """Shapes of what statistics see; checks the images against the extractor before anything is compiled."""
+    made = jax.eval_shape(source.function, source.arguments, jax.ShapeDtypeStruct((batch,), jnp.int32))
+    shape = tuple(made["image"].shape[1:])
+    if shape != tuple(extractor.image):
+        raise GenError(
+            f"images of shape {shape} for the {extractor.name} extractor; expected {tuple(extractor.image)}; "
+            "resize them or use another extractor"
+        )
+    result: Mapping[str, Any] = jax.eval_shape(lambda p, m: _features(source.quantiser, extractor, p, m), params, made)
+    return result
+
+
+def _check(source: Source, indices: range, batch: int, mesh: Mesh | None) -> None:
+    if not len(indices) or indices.step != 1 or indices.start < 0 or indices.stop > source.count:
+        raise GenError(
+            f"samples {indices.start}..{indices.stop - 1} asked of a source with {source.count}; expected a range "
+            f"within 0..{source.count - 1}; make more samples or ask for fewer"
+        )
+    microbatch_count(batch, None, {"data": 1, "fsdp": 1} if mesh is None else mesh.shape)
+
+
+def _padded(first: int, stop: int, batch: int, mesh: Mesh | None) -> tuple[jax.Array, jax.Array]:
+    """Indices (B,) and weights (B,): the tail repeats the last sample with weight 0."""
+    block = np.arange(first, first + batch, dtype=np.int32)
+    weight = (block < stop).astype(np.float32)
+    block = np.minimum(block, stop - 1)
+    if mesh is None:
+        return jnp.asarray(block), jnp.asarray(weight)
+    sharding = batch_sharding(mesh)
+    return (
+        jax.make_array_from_callback(block.shape, sharding, block.__getitem__),
+        jax.make_array_from_callback(weight.shape, sharding, weight.__getitem__),
+    )
+
+
+def _refuse(bad: jax.Array | None) -> None:
+    index = _NONE_BAD if bad is None else int(bad)
+    if index != _NONE_BAD:
+        raise GenError(
+            f"sample {index} has NaN or infinite pixels or features; expected finite images; no score is given: "
+            "look at the generator's weights or leave that sample out"
+        )
+
+
+def _resume(path: str | Path, identity: str, indices: range) -> Tally:
+    tally = Tally.load(path)
+    if tally.identity != identity or len(tally.spans) != 1 or tally.spans[0][0] != indices.start:
+        raise GenError(f"{path} is a partial result of another evaluation; delete it, or keep this one's elsewhere")
+    if tally.spans[0][1] > indices.stop:
+        raise GenError(f"{path} already holds {tally.count} samples; expected at most {len(indices)}; delete it")
+    return tally
+
+
+def _union(a: Sequence[tuple[int, int]], b: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    spans: list[tuple[int, int]] = []
+    for start, stop in sorted([*a, *b]):
+        if spans and start < spans[-1][1]:
+            raise GenError(
+                f"sample {start} is in two partial evaluations; expected disjoint parts; leave one of them out"
+            )
+        if spans and start == spans[-1][1]:
+            spans[-1] = (spans[-1][0], stop)
+        else:
+            spans.append((start, stop))
+    return tuple(spans)

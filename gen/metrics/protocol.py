@@ -1,0 +1,163 @@
+"""What a score means: the protocol it was taken under, stored with every number and checked before two are compared."""
+
+import dataclasses
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gen.config import from_json, to_json
+from gen.errors import GenError
+from gen.training.files import read_json, write_json
+
+__all__ = ["Protocol", "Result", "combine", "differences", "require_comparable", "versions"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """Everything that two scores must share to be comparable, and the seeds, which they need not.
+
+    Attributes:
+      extractor: name of the feature network.
+      extractor_fingerprint: identity of its weights.
+      count: number of samples; distances fall as it grows, so it must agree.
+      resize: how images reach the network's size; "none" when they have it.
+      quantiser: how float images became 8-bit (`gen.metrics.evaluate.QUANTISERS`); "given" for images that came as
+        integers of unknown origin.
+      precision: arithmetic of the feature network and the moments.
+      labels: the rule that gives sample i its label; "none" without labels.
+      reference: name of the real images compared with; "" where the statistics stand alone.
+      reference_fingerprint: identity of their statistics.
+      split: which part of the data the reference was made of.
+      neighbours: k of precision, recall, density and coverage.
+      neighbour_rule: "closed" (d <= r) or "open" (d < r).
+      neighbour_limit: how many samples, and how many real images, enter them at most.
+      seeds: the seeds of the samples; recorded, not compared.
+    """
+
+    extractor: str
+    extractor_fingerprint: str
+    count: int
+    resize: str = "none"
+    quantiser: str = "round"
+    precision: str = "float32-highest"
+    labels: str = "none"
+    reference: str = ""
+    reference_fingerprint: str = ""
+    split: str = ""
+    neighbours: int = 3
+    neighbour_rule: str = "closed"
+    neighbour_limit: int = 10_000
+    seeds: str = ""
+
+
+def differences(a: Protocol, b: Protocol) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two protocols differ, with both values; {} when scores taken under them are comparable."""
+    names = [field.name for field in dataclasses.fields(Protocol) if field.name != "seeds"]
+    return {name: (getattr(a, name), getattr(b, name)) for name in names if getattr(a, name) != getattr(b, name)}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part in a score."""
+    packages = {"gen": "gen-image", "jax": "jax", "numpy": "numpy", "scipy": "scipy"}
+    return {"python": platform.python_version()} | {name: metadata.version(p) for name, p in packages.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Scores with the protocol they were taken under.
+
+    Attributes:
+      values: score by name; finite.
+      protocol: how they were taken.
+      subject: what was scored: name, identity of the weights, NFE, sampler settings ... as text.
+      spread: standard deviation over `runs` repetitions with other seeds (N - 1), by name; {} for one run.
+      each: the values of the single runs, by name; {} for one run.
+      per_class: scores by class; None for a class without samples.
+      runs: how many evaluations the values are the mean of.
+      seconds: wall time.
+      versions: of the packages that took part.
+    """
+
+    values: Mapping[str, float]
+    protocol: Protocol
+    subject: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    spread: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    each: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    per_class: Mapping[str, tuple[float | None, ...]] = dataclasses.field(default_factory=dict)
+    runs: int = 1
+    seconds: float = 0.0
+    versions: Mapping[str, str] = dataclasses.field(default_factory=versions)
+
+    def __post_init__(self) -> None:
+        bad = [name for name, value in self.values.items() if not np.isfinite(value)]
+        if bad:
+            raise GenError(
+                f"the score {bad[0]} is {self.values[bad[0]]}; expected a finite number; look at the samples"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON, whole or not at all."""
+        write_json(path, to_json(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Result":
+        """Reads what `save` wrote. Raises GenError for a missing file or one that holds no result."""
+        data = read_json(path)
+        if not isinstance(data, Mapping) or "protocol" not in data:
+            raise GenError(
+                f"{path} holds scores without a protocol; expected the JSON of an evaluation; evaluate again"
+            )
+        result = from_json(data, cls, str(path))
+        assert isinstance(result, cls)
+        return result
+
+
+def require_comparable(results: Mapping[str, Result], *, force: bool = False) -> None:
+    """Raises GenError naming the first differing field unless all results share one protocol (or `force`)."""
+    names = list(results)
+    for name in names[1:]:
+        differing = differences(results[names[0]].protocol, results[name].protocol)
+        if differing and not force:
+            field, (first, other) = next(iter(differing.items()))
+            more = f" (and {len(differing) - 1} more fields)" if len(differing) > 1 else ""
+            raise GenError(
+                f"'{names[0]}' and '{name}' were scored under different protocols: {field} is {first!r} and {other!r}"
+                f"{more}; expected equal ones; evaluate both alike, or force the comparison"
+            )
+
+
+def combine(results: Sequence[Result]) -> Result:
+    """The mean over repetitions of one evaluation with other seeds, with the standard deviation (N - 1) as spread.
+
+    Raises GenError for no results, results of different protocols or of one and the same seed range.
+    """
+    if not results:
+        raise GenError("no results to combine; expected at least one; evaluate first")
+    require_comparable({f"run {i}": result for i, result in enumerate(results)})
+    seeds = [result.protocol.seeds for result in results]
+    if len(set(seeds)) < len(seeds):
+        raise GenError(f"results of the same seeds ({seeds}) do not add up to a mean; expected other seeds in each")
+    each = {name: tuple(r.values[name] for r in results) for name in results[0].values}
+    classes = {
+        name: tuple(_mean([r.per_class[name][i] for r in results]) for i in range(len(rows)))
+        for name, rows in results[0].per_class.items()
+    }
+    return dataclasses.replace(
+        results[0],
+        values={name: float(np.mean(values)) for name, values in each.items()},
+        spread={name: float(np.std(values, ddof=1)) for name, values in each.items()} if len(results) > 1 else {},
+        each=each if len(results) > 1 else {},
+        per_class=classes,
+        runs=len(results),
+        seconds=sum(r.seconds for r in results),
+        protocol=dataclasses.replace(results[0].protocol, seeds=", ".join(seeds)),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present else None

@@ -1,0 +1,270 @@
+"""A report as one HTML file: text, pictures, curves and tables of scores with their protocols; no network needed."""
+
+import base64
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from gen.errors import GenError
+from gen.metrics.protocol import Protocol, Result, differences
+from gen.training.files import atomic
+
+__all__ = ["Report", "mosaic"]
+
+_SERIES = (
+    "#3b7dd8",
+    "#e0802b",
+    "#2f9e6e",
+    "#c2489a",
+    "#8a63d2",
+    "#b8a21f",
+    "#5a8f9c",
+    "#d0504c",
+)  # fair on light and dark
+_INK = "#010203"  # stands for the page's text colour until the drawing is done
+_WORDS = {"frechet_distance": "Fréchet distance ↓", "nfe": "NFE"}
+_ABSENT = "\N{EN DASH}"
+_UP = ("precision", "recall", "density", "coverage", "accuracy", "psnr")
+
+
+def mosaic(images: np.ndarray, columns: int, size: int = 48, gap: int = 2) -> Image.Image:
+    """Images side by side, row by row, enlarged with Lanczos so that the longer side has about `size` pixels.
+
+    Images that are larger already keep their size.
+
+    Args:
+      images: (N, H, W, C) uint8, or float in [-1, 1]; C is 1 or 3.
+      columns: images per row.
+      size: pixels of the longer side.
+      gap: transparent pixels between images.
+
+    Raises:
+      GenError: no images or another shape.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or 0 in images.shape or images.shape[-1] not in (1, 3):
+        raise GenError(f"pictures of shape {images.shape}; expected (N, H, W, 1 or 3) with N > 0; check what is shown")
+    if images.dtype != np.uint8:
+        images = np.floor(np.clip(np.nan_to_num(127.5 * images.astype(np.float64) + 128), 0, 255)).astype(np.uint8)
+    factor = max(1.0, size / max(images.shape[1:3]))
+    height, width = (round(side * factor) for side in images.shape[1:3])
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    page = Image.new("RGBA", (columns * (width + gap) - gap, rows * (height + gap) - gap))
+    for i, pixels in enumerate(images):
+        tile = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        tile = tile.resize((width, height), Image.Resampling.LANCZOS)
+        page.paste(tile, ((i % columns) * (width + gap), (i // columns) * (height + gap)))
+    return page
+
+
+@dataclasses.dataclass
+class Report:
+    """A page, built from top to bottom; every method adds one block and returns the report.
+
+    Attributes:
+      title: heading of the page.
+      subtitle: one or two sentences under it.
+      blocks: what has been added.
+    """
+
+    title: str
+    subtitle: str = ""
+    blocks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def section(self, title: str, text: str = "") -> "Report":
+        """A heading with paragraphs under it (blank lines part them)."""
+        self.blocks.append({"kind": "section", "title": title, "paragraphs": _paragraphs(text)})
+        return self
+
+    def text(self, text: str) -> "Report":
+        """Paragraphs (blank lines part them)."""
+        self.blocks.append({"kind": "text", "paragraphs": _paragraphs(text)})
+        return self
+
+    def figures(self, values: Mapping[str, Any]) -> "Report":
+        """A row of large numbers, each over its name."""
+        self.blocks.append({"kind": "figures", "items": [(name, _cell(value)) for name, value in values.items()]})
+        return self
+
+    def pictures(
+        self, rows: Mapping[str, np.ndarray], caption: str = "", *, columns: int = 16, size: int = 48
+    ) -> "Report":
+        """Labelled strips of images under one another.
+
+        Args:
+          rows: label -> images (N, H, W, C), uint8 or float in [-1, 1]; a longer strip wraps after `columns` images.
+          caption: what is seen.
+          columns: images per line.
+          size: shown pixels of an image's longer side; smaller images are enlarged with Lanczos.
+        """
+        strips = [
+            (label, _png(picture), picture.width)
+            for label, images in rows.items()
+            for picture in [mosaic(images, columns, size)]
+        ]
+        self.blocks.append({"kind": "pictures", "rows": strips, "caption": caption})
+        return self
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> "Report":
+        """A plain table; numbers are rounded to four significant digits. Raises GenError for rows of another length."""
+        for row in rows:
+            if len(row) != len(columns):
+                raise GenError(f"a table row of {len(row)} cells under {len(columns)} columns; expected equally many")
+        cells = [[(_cell(value), _is_number(value)) for value in row] for row in rows]
+        self.blocks.append(
+            {"kind": "table", "columns": list(columns), "rows": cells, "caption": caption, "protocol": []}
+        )
+        return self
+
+    def results(self, results: Mapping[str, Result], caption: str = "") -> "Report":
+        """Scores of several subjects, one row each, with their protocol underneath.
+
+        Protocol fields in which the rows differ become columns of their own, so that nothing is compared unawares.
+
+        Args:
+          results: name of a row -> its result.
+          caption: what is compared.
+
+        Raises:
+          GenError: no results.
+        """
+        if not results:
+            raise GenError("no results for the table; expected at least one; evaluate first")
+        everyone = list(results.values())
+        names = list(dict.fromkeys(name for result in everyone for name in result.values))
+        first = everyone[0].protocol
+        varying = list(dict.fromkeys(name for r in everyone for name in differences(first, r.protocol)))
+        rows = [
+            [label]
+            + [_score(result, name) for name in names]
+            + [str(getattr(result.protocol, field)) for field in varying]
+            for label, result in results.items()
+        ]
+        cells = [[(text, i > 0) for i, text in enumerate(row)] for row in rows]
+        shared = [
+            (field.name.replace("_", " "), _short(getattr(first, field.name)))
+            for field in dataclasses.fields(Protocol)
+            if field.name not in varying and field.name != "seeds" and getattr(first, field.name) != ""
+        ]
+        seeds = list(dict.fromkeys(r.protocol.seeds for r in everyone if r.protocol.seeds))
+        self.blocks.append(
+            {
+                "kind": "table",
+                "columns": [""] + [_heading(name) for name in names] + [field.replace("_", " ") for field in varying],
+                "rows": cells,
+                "caption": caption,
+                "protocol": shared + ([("seeds", "; ".join(seeds))] if seeds else []),
+            }
+        )
+        return self
+
+    def curves(
+        self,
+        series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+        caption: str = "",
+        *,
+        x: str = "step",
+        y: str = "",
+        log: bool = False,
+    ) -> "Report":
+        """Lines over a common axis.
+
+        Args:
+          series: name -> (x values, y values); NaN leaves a gap.
+          caption: what is seen.
+          x, y: names of the axes.
+          log: logarithmic y axis.
+        """
+        number = sum(block["kind"] == "curves" for block in self.blocks)
+        self.blocks.append({"kind": "curves", "svg": _svg(series, x, y, log, number), "caption": caption})
+        return self
+
+    def html(self) -> str:
+        """The page."""
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("gen.metrics", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        )
+        template = environment.get_template("report.html.jinja")
+        return template.render(title=self.title, subtitle=self.subtitle, blocks=self.blocks)
+
+    def write(self, path: str | Path) -> None:
+        """Writes the page, whole or not at all."""
+        page = self.html().encode()
+        atomic(path, lambda file: file.write(page))
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return _ABSENT
+    if isinstance(value, float | np.floating):
+        return f"{value:.4g}" if abs(float(value)) < 1e4 else f"{value:,.0f}"
+    return f"{value:,}" if _is_number(value) else str(value)
+
+
+def _score(result: Result, name: str) -> str:
+    if name not in result.values:
+        return _ABSENT
+    spread = f" ± {result.spread[name]:.2g}" if name in result.spread else ""
+    return _cell(result.values[name]) + spread
+
+
+def _heading(name: str) -> str:
+    return _WORDS.get(name, name.replace("_", " ") + (" ↑" if name in _UP else ""))
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    hexadecimal = len(text) > 16 and all(c in "0123456789abcdef" for c in text)
+    return text[:16] if hexadecimal else text
+
+
+def _png(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _svg(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, log: bool, number: int) -> str:
+    import matplotlib  # slow to import, and only pages with curves need it
+    from matplotlib.figure import Figure
+
+    style: Any = {
+        "svg.fonttype": "none",  # text stays text, in the page's font
+        "svg.hashsalt": f"curves{number}",  # several drawings share one page, and its ids
+        "font.family": "sans-serif",
+        "font.size": 10,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(9.6, 3.3), layout="constrained")
+        axes = figure.add_subplot()
+        for i, (name, (xs, ys)) in enumerate(series.items()):
+            mark = "o" if len(xs) < 12 else None
+            axes.plot(xs, ys, color=_SERIES[i % len(_SERIES)], lw=1.6, marker=mark, ms=4, label=name)
+        if log:
+            axes.set_yscale("log")
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.15, color=_INK, lw=0.8)
+        if len(series) > 1:
+            axes.legend(frameon=False, fontsize=9)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    drawing = buffer.getvalue()
+    return drawing[drawing.index("<svg") :].replace(_INK, "currentColor")

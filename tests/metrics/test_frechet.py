@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gen.errors import GenError
+from gen.metrics.frechet import frechet_distance
+
+
+def _gaussian(seed, dim, samples):
+    x = np.random.default_rng(seed).normal(size=(samples, dim)) * np.linspace(0.1, 3, dim)
+    return x.mean(0), np.cov(x.T)
+
+
+def test_closed_form_for_commuting_covariances():
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(30, 30)))[0]
+    a, b = 10.0 ** rng.uniform(-8, 2, 30), 10.0 ** rng.uniform(-8, 2, 30)
+    mu1, mu2 = rng.normal(size=(2, 30))
+    expected = ((mu1 - mu2) ** 2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
+    actual = frechet_distance(mu1, (basis * a) @ basis.T, mu2, (basis * b) @ basis.T)
+    assert actual == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 7])
+def test_closed_form_when_rank_deficient(rank):
+    """The usual matrix square root is complex or off here."""
+    rng = np.random.default_rng(rank)
+    basis = np.linalg.qr(rng.normal(size=(40, 40)))[0][:, :rank]
+    a, b = rng.uniform(0.5, 2, (2, rank))
+    actual = frechet_distance(np.zeros(40), (basis * a) @ basis.T, np.zeros(40), (basis * b) @ basis.T)
+    assert actual == pytest.approx(((np.sqrt(a) - np.sqrt(b)) ** 2).sum(), rel=1e-7, abs=1e-12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 12), st.integers(2, 30), st.integers(2, 30))
+def test_properties(seed, dim, n, m):
+    a, b = (np.atleast_1d(x) for x in _gaussian(seed, dim, n)), _gaussian(seed + 1, dim, m)
+    mu, sigma = a
+    sigma = sigma.reshape(dim, dim)
+    other = (b[0], np.reshape(b[1], (dim, dim)))
+    distance = frechet_distance(mu, sigma, *other)
+    assert distance >= 0
+    scale = 1 + np.trace(sigma) + np.trace(other[1])
+    assert frechet_distance(*other, mu, sigma) == pytest.approx(distance, abs=1e-6 * scale)
+    turn = np.linalg.qr(np.random.default_rng(seed + 2).normal(size=(dim, dim)))[0]
+    turned = [turn @ mu, turn @ sigma @ turn.T, turn @ other[0], turn @ other[1] @ turn.T]
+    assert frechet_distance(*turned) == pytest.approx(distance, abs=1e-6 * scale)
+    assert frechet_distance(mu, sigma, mu, sigma) == pytest.approx(0, abs=1e-10 * scale)
+
+
+def test_refuses():
+    mu, sigma = _gaussian(0, 4, 10)
+    nan = sigma.copy()
+    nan[0, 1] = np.nan
+    for bad, message in (
+        ((mu, nan), "NaN or infinite"),
+        ((mu, sigma[:3]), "expected \\(D,\\) and \\(D, D\\)"),
+        ((mu, sigma + np.triu(np.ones((4, 4)))), "not symmetric"),
+        ((mu, -sigma), "non-negative diagonal"),
+        (_gaussian(0, 5, 10), "same feature network"),
+    ):
+        with pytest.raises(GenError, match=message):
+            frechet_distance(*bad, mu, sigma)
