@@ -1,0 +1,200 @@
+"""Writing samples: forms, resuming, and refusing what belongs to another job."""
+
+import dataclasses
+import json
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen.errors import GenError
+from gen.sampling import generate as module
+from gen.sampling.generate import contact_sheet, generate, quantise
+from gen.training.sharding import make_mesh
+
+LABELS = np.arange(10, dtype=np.int32) % 3
+PARAMS = {"net": {"gain": jnp.float32(0.4)}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Painter:
+    """A generator of noise images whose mean is set by the label."""
+
+    channels: int = 1
+    nfe: int = 1
+
+    def __call__(self, params, keys, cond):
+        noise = jax.vmap(lambda key: jax.random.normal(key, (4, 4, self.channels)))(keys)
+        mean = cond["label"][:, None, None, None] / 4.0 if "label" in cond else 0.0
+        return params["net"]["gain"] * noise + mean
+
+
+def make(out, seeds=range(20, 30), *, labels=LABELS, batch=4, params=PARAMS, channels=1, mesh=None):
+    generate(Painter(channels), params, seeds=seeds, labels=labels, out=out, batch=batch, mesh=mesh, label="")
+
+
+def read_folder(path):
+    return {p.name: np.asarray(Image.open(p)) for p in sorted(path.glob("[0-9]*.png"))}
+
+
+@pytest.fixture
+def reference(tmp_path):
+    make(tmp_path / "reference.npz")
+    with np.load(tmp_path / "reference.npz") as file:
+        return file["arr_0"], file["arr_1"]
+
+
+def test_quantise_rounds_half_up_and_clips():
+    x = jnp.array([-1.5, -1.0, 0.0, 1.0, 2.0, 100.4 / 127.5 - 1, 100.6 / 127.5 - 1])
+    np.testing.assert_array_equal(quantise(x), [0, 0, 128, 255, 255, 100, 101])
+    levels = jnp.arange(256)
+    np.testing.assert_array_equal(quantise(levels / 127.5 - 1.0), levels)
+
+
+def test_npz(reference):
+    images, labels = reference
+    assert images.shape == (10, 4, 4, 1)
+    assert images.dtype == np.uint8
+    assert len(np.unique(images.reshape(10, -1), axis=0)) == 10
+    np.testing.assert_array_equal(labels, LABELS)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_folder(tmp_path, channels):
+    make(tmp_path / "out", channels=channels)
+    make(tmp_path / "same.npz", channels=channels)
+    images = read_folder(tmp_path / "out")
+    assert list(images) == [f"{seed:06d}.png" for seed in range(20, 30)]
+    with np.load(tmp_path / "same.npz") as file:
+        np.testing.assert_array_equal(np.stack(list(images.values())).reshape(10, 4, 4, channels), file["arr_0"])
+    assert np.asarray(Image.open(tmp_path / "out" / "grid.png")).shape[:2] == (3 * 48, 4 * 48)
+    assert json.loads((tmp_path / "out" / "samples.json").read_text())["labels"] == LABELS.tolist()
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_zip_has_the_layout_of_edm_datasets(tmp_path, reference):
+    make(tmp_path / "out.zip")
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        labels = dict(json.loads(archive.read("dataset.json"))["labels"])
+        assert labels["00000/img00000004.png"] == LABELS[4]
+        with archive.open("00000/img00000004.png") as file:
+            np.testing.assert_array_equal(np.asarray(Image.open(file)), reference[0][4, :, :, 0])
+        assert len(labels) == 10
+    assert not (tmp_path / "out.zip.partial").exists()
+
+
+def test_sheet(tmp_path):
+    make(tmp_path / "grid.png")
+    assert np.asarray(Image.open(tmp_path / "grid.png")).shape == (144, 192)
+
+
+def test_contact_sheet_keeps_large_images_as_they_are():
+    images = np.random.default_rng(0).integers(0, 256, (5, 64, 50, 3), dtype=np.uint8)
+    sheet = contact_sheet(images)
+    assert sheet.shape == (128, 150, 3)
+    np.testing.assert_array_equal(sheet[64:, 50:100], images[4])
+    assert not sheet[64:, 100:].any()
+
+
+def test_images_depend_on_seed_and_label_alone(tmp_path, reference):
+    make(tmp_path / "part.npz", range(23, 28), labels=LABELS[3:8], batch=3)
+    make(tmp_path / "mesh.npz", batch=8, mesh=make_mesh())
+    with np.load(tmp_path / "part.npz") as part, np.load(tmp_path / "mesh.npz") as mesh:
+        np.testing.assert_array_equal(part["arr_0"], reference[0][3:8])
+        np.testing.assert_array_equal(mesh["arr_0"], reference[0])
+
+
+@pytest.mark.parametrize("name", ["out", "out.zip", "out.npz"])
+def test_an_interrupted_job_goes_on_where_it_was(tmp_path, name, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    def dying(*args, **kwargs):
+        def stop(done, count):
+            if done >= 4:
+                raise Killed
+
+        return run_indexed(*args, **kwargs, on_batch=stop)
+
+    run_indexed = module.run_indexed
+    monkeypatch.setattr(module, "run_indexed", dying)
+    with pytest.raises(Killed):
+        make(tmp_path / name)
+    if name != "out":
+        assert not (tmp_path / name).exists()
+    started = []
+
+    def watched(*args, **kwargs):
+        started.append(kwargs["writer"].next)
+        return run_indexed(*args, **kwargs)
+
+    monkeypatch.setattr(module, "run_indexed", watched)
+    make(tmp_path / name)
+    if name != "out.npz":  # arrays are synced once a second, pictures at once
+        assert started == [4]
+    make(tmp_path / f"whole{name}")
+    if name == "out":
+        one, two = read_folder(tmp_path / name), read_folder(tmp_path / f"whole{name}")
+        assert one.keys() == two.keys()
+        assert all(np.array_equal(one[k], two[k]) for k in one)
+    else:
+        assert (tmp_path / name).read_bytes() == (tmp_path / f"whole{name}").read_bytes()
+    make(tmp_path / name)
+    assert started[-1] == 10
+
+
+@pytest.mark.parametrize("name", ["out", "out.zip", "out.npz"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"params": {"net": {"gain": jnp.float32(0.41)}}},
+        {"labels": (LABELS + 1) % 3},
+        {"seeds": range(21, 31)},
+        {"channels": 3},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_samples_of_another_job_are_refused(tmp_path, name, change):
+    make(tmp_path / name)
+    with pytest.raises(GenError, match="choose another output"):
+        make(tmp_path / name, **change)
+
+
+def test_foreign_files_are_left_alone(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "000020.png").write_bytes(b"mine")
+    with pytest.raises(GenError, match="holds no samples of this program"):
+        make(tmp_path / "photos")
+    assert (tmp_path / "photos" / "000020.png").read_bytes() == b"mine"
+    (tmp_path / "a.zip").write_bytes(b"not a zip")
+    with pytest.raises(GenError, match="choose another output file"):
+        make(tmp_path / "a.zip")
+
+
+def test_nan_is_named_and_never_written(tmp_path):
+    with pytest.raises(GenError, match="sample 20 has a NaN"):
+        make(tmp_path / "out", params={"net": {"gain": jnp.float32("nan")}})
+    assert not read_folder(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": range(0, 10, 2)}, "consecutive"),
+        ({"seeds": range(0)}, "consecutive"),
+        ({"seeds": range(3)}, "10 values of 'label' for 3 seeds"),
+    ],
+)
+def test_bad_requests_are_refused(tmp_path, options, message):
+    with pytest.raises(GenError, match=message):
+        make(tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unconditional_samples_have_no_labels(tmp_path):
+    make(tmp_path / "out.npz", labels=None)
+    with np.load(tmp_path / "out.npz") as file:
+        assert file.files == ["arr_0"]
