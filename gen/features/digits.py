@@ -67,9 +67,8 @@ class DigitsExtractor:
         try:
             data = resources.files("gen.features").joinpath("digits.safetensors").read_bytes()
         except OSError as error:
-            raise GenError(
-                f"the digits extractor's weights cannot be read ({error}); install the package again"
-            ) from None
+            reason = error.strerror or str(error)
+            raise GenError(f"cannot read the digits extractor's weights: {reason}; install the package again") from None
         if hashlib.sha256(data).hexdigest() != _SHA256:
             raise GenError(
                 "the digits extractor's weights (gen/features/digits.safetensors) are not those of this version; "

@@ -1,0 +1,132 @@
+import itertools
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from gen.config import from_json, to_json
+from gen.data import caches
+from gen.data.caches import Cache, seal
+from gen.errors import GenError
+
+ROWS = 200
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    latent = (rng.normal(size=(ROWS, 4, 3)) * [0.5, 2.0, 30.0] + [100.0, 0.0, -3.0]).astype(np.float32)
+    np.save(tmp_path / "latent.npy", latent)
+    np.save(tmp_path / "label.npy", np.arange(ROWS, dtype=np.int32))
+    return tmp_path
+
+
+def test_latents_come_out_normalised_with_their_labels(folder, monkeypatch) -> None:
+    monkeypatch.setattr(caches, "_ROWS", 64)  # several blocks
+    cache = seal(folder, tokenizer="t", data="d")
+    raw = np.load(folder / "latent.npy").astype(np.float64)
+    normalizer = cache.normalizer()
+    np.testing.assert_allclose(normalizer["shift"], raw.mean(axis=(0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(normalizer["scale"], raw.std(axis=(0, 1)), rtol=1e-6)
+    got = cache.source().gather(np.arange(ROWS))
+    assert got["latent"].dtype == np.float32
+    np.testing.assert_allclose(got["latent"].mean(axis=(0, 1)), 0, atol=1e-4)
+    np.testing.assert_allclose(got["latent"].std(axis=(0, 1)), 1, atol=1e-4)
+    np.testing.assert_allclose(got["latent"] * normalizer["scale"] + normalizer["shift"], raw, rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(cache.source()[7]["latent"], got["latent"][7])
+    for batch in itertools.islice(cache.batches(batch=16, seed=0, start=0), 3):
+        np.testing.assert_array_equal(batch["latent"], got["latent"][batch["label"]])
+
+
+def test_given_normaliser_and_other_arrays_pass_through(folder) -> None:
+    noise = np.random.default_rng(1).normal(size=(ROWS, 4, 3)).astype(np.float32)
+    np.save(folder / "noise.npy", noise)
+    cache = seal(folder, tokenizer="t", data="d", shift=[0.0, 0.0, 0.0], scale=[1.0, 1.0, 1.0])
+    got = cache.source().gather(np.array([5, 2]))
+    np.testing.assert_array_equal(got["noise"], noise[[5, 2]])
+    np.testing.assert_array_equal(got["latent"], np.load(folder / "latent.npy")[[5, 2]])
+
+
+def test_identity_follows_the_content_and_not_the_place(folder, tmp_path_factory) -> None:
+    cache = seal(folder, tokenizer="t", data="d")
+    moved = tmp_path_factory.mktemp("moved") / "cache"
+    shutil.copytree(folder, moved)
+    assert Cache(str(moved)).identity() == cache.identity()
+    identities = {cache.identity()}
+    for options in ({"tokenizer": "u", "data": "d"}, {"tokenizer": "t", "data": "e"}):
+        (folder / "cache.json").unlink()
+        identities.add(seal(folder, **options).identity())
+    (folder / "cache.json").unlink()
+    np.save(folder / "label.npy", np.arange(ROWS, dtype=np.int32) + 1)
+    identities.add(seal(folder, tokenizer="t", data="d").identity())
+    assert len(identities) == 4
+
+
+def test_sealing_again_changes_nothing_and_refuses_another_tokenizer(folder) -> None:
+    cache = seal(folder, tokenizer="t", data="d")
+    before = (folder / "cache.json").stat().st_mtime_ns
+    assert seal(folder, tokenizer="t", data="d") == cache
+    assert (folder / "cache.json").stat().st_mtime_ns == before
+    with pytest.raises(GenError, match="is a latent cache of another tokenizer or other data; delete it"):
+        seal(folder, tokenizer="u", data="d")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_latents_are_refused_by_index(folder, monkeypatch, value) -> None:
+    monkeypatch.setattr(caches, "_ROWS", 64)
+    latent = np.load(folder / "latent.npy")
+    latent[137, 2, 1] = value
+    np.save(folder / "latent.npy", latent)
+    with pytest.raises(GenError, match="latent 137 is NaN or infinite; expected finite latents"):
+        seal(folder, tokenizer="t", data="d")
+    assert not (folder / "cache.json").exists()
+
+
+def test_what_is_no_cache_is_refused(folder, tmp_path) -> None:
+    with pytest.raises(GenError, match=r"no latent cache at .*; expected a folder with cache.json"):
+        Cache(str(folder)).source()
+    with pytest.raises(GenError, match=r"has no latent\.npy"):
+        seal(tmp_path / "nothing", tokenizer="t", data="d")
+    latent = np.load(folder / "latent.npy")
+    latent[..., 1] = 4.0
+    np.save(folder / "latent.npy", latent)
+    with pytest.raises(GenError, match="channel 1 of the latents never varies"):
+        seal(folder, tokenizer="t", data="d")
+
+
+def test_rows_that_do_not_match_are_refused(folder) -> None:
+    seal(folder, tokenizer="t", data="d")
+    np.save(folder / "label.npy", np.arange(ROWS - 1, dtype=np.int32))
+    expected = re.escape(f"holds int32 ({ROWS - 1},); expected int32 ({ROWS},) as cache.json says")
+    with pytest.raises(GenError, match=expected):
+        Cache(str(folder)).source()
+    (folder / "label.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(GenError, match=r"cannot read .*label\.npy"):
+        Cache(str(folder)).source()
+    (folder / "cache.json").write_text("{")
+    with pytest.raises(GenError, match=r"cannot read .*cache\.json"):
+        Cache(str(folder)).identity()
+    (folder / "cache.json").unlink()
+    np.save(folder / "label.npy", np.arange(3))
+    with pytest.raises(GenError, match="must share their length"):
+        seal(folder, tokenizer="t", data="d")
+
+
+def test_a_full_disk_leaves_no_cache(folder, monkeypatch) -> None:
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(caches.os, "fsync", full)
+    with pytest.raises(GenError, match=r"cannot write .*: No space left on device; free space"):
+        seal(folder, tokenizer="t", data="d")
+    assert not (folder / "cache.json").exists()
+
+
+def test_config_and_file_are_plain_json(folder) -> None:
+    cache = seal(folder, tokenizer="t", data="d")
+    assert from_json(to_json(cache)) == cache
+    found = json.loads((folder / "cache.json").read_text())
+    assert found["count"] == ROWS
+    assert found["arrays"] == {"label": ["<i4", []], "latent": ["<f4", [4, 3]]}

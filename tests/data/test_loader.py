@@ -1,0 +1,115 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from gen.data.loader import batches, epoch_order
+from gen.data.sources import ArraySource
+from gen.errors import GenError
+
+SIZE = 37
+
+
+def source(size: int = SIZE) -> ArraySource:
+    return ArraySource(id=np.arange(size), x=np.arange(size, dtype=np.float32)[:, None] * np.ones(3, np.float32))
+
+
+def take(count, **options):
+    return list(itertools.islice(batches(source(), **{"batch": 8, "seed": 5, **options}), count))
+
+
+def jitter(stream, record):
+    return record | {"x": record["x"] + stream.normal(size=3)}
+
+
+def assert_equal(first, second) -> None:
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_every_epoch_is_complete_and_has_an_order_of_its_own() -> None:
+    ids = np.concatenate([batch["id"] for batch in take(3 * SIZE)])[: 8 * 3 * SIZE // SIZE * SIZE]
+    epochs = ids.reshape(-1, SIZE)
+    assert len(epochs) == 24
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(SIZE), (24, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) == 24
+
+
+def test_arrays_of_a_record_stay_together() -> None:
+    for batch in take(6):
+        np.testing.assert_array_equal(batch["x"][:, 0], batch["id"])
+
+
+@pytest.mark.parametrize("transform", [None, jitter])
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_global_batch_does_not_depend_on_the_number_of_processes(processes, transform) -> None:
+    whole = take(12, transform=transform)
+    parts = [take(12, process=p, processes=processes, transform=transform) for p in range(processes)]
+    joined = [{k: np.concatenate([part[k] for part in step]) for k in step[0]} for step in zip(*parts, strict=True)]
+    assert_equal(joined, whole)
+
+
+@pytest.mark.parametrize("start", [1, 4, 5, 1000])
+@pytest.mark.parametrize("transform", [None, jitter])
+def test_starting_later_is_resuming(start, transform) -> None:
+    if start == 1000:
+        assert_equal(take(1, start=1000, transform=transform), take(3, start=998, transform=transform)[2:])
+    else:
+        assert_equal(take(4, start=start, transform=transform), take(start + 4, transform=transform)[start:])
+
+
+def test_workers_and_prefetch_do_not_change_batches() -> None:
+    reference = take(20, threads=0, prefetch=0, transform=jitter)
+    assert_equal(take(20, threads=1, prefetch=1, transform=jitter), reference)
+    assert_equal(take(20, threads=8, prefetch=32, transform=jitter), reference)
+
+
+def test_seed_changes_order_and_every_position_has_its_own_stream() -> None:
+    assert any((a["id"] != b["id"]).any() for a, b in zip(take(3), take(3, seed=6), strict=True))
+    noise = np.concatenate([b["x"] - b["id"][:, None] for b in take(10, transform=jitter)])
+    assert len(np.unique(noise)) == noise.size
+
+
+def test_batch_larger_than_the_data() -> None:
+    ids = np.concatenate([b["id"] for b in take(2, batch=3 * SIZE + 2)])
+    counts = np.bincount(ids)
+    assert set(counts) <= {6, 7}
+
+
+def test_order_is_fixed_for_ever() -> None:
+    """Raw Philox output is defined by its paper: a changed order would silently change resumed runs."""
+    np.testing.assert_array_equal(epoch_order(10, 0, 0), EXPECTED)
+    assert epoch_order(10, -1, 0).shape == (10,)
+
+
+EXPECTED = [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
+
+
+def test_dropping_the_iterator_ends_its_workers() -> None:
+    iterator = batches(source(), batch=8, seed=0)
+    next(iterator)
+    iterator.close()
+    with pytest.raises(StopIteration):
+        next(iterator)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 6, "processes": 4}, "batch 6 is not divisible by 4 processes; choose a multiple of 4"),
+        ({"batch": 0}, "batch 0 is not divisible"),
+        ({"process": 2, "processes": 2}, "process 2 does not exist; expected 0 to 1"),
+        ({"start": -1}, "cannot start at step -1"),
+    ],
+)
+def test_bad_options_are_refused_at_once(options, message) -> None:
+    with pytest.raises(GenError, match=message):
+        batches(source(), **{"batch": 8, "seed": 0, **options})
+
+
+def test_empty_data_are_refused() -> None:
+    with pytest.raises(GenError, match="the data are empty"):
+        batches(source(0), batch=1, seed=0)
