@@ -21,7 +21,8 @@ from gen.features.extractor import Extractor
 from gen.metrics.sources import QUANTISERS, Source
 from gen.metrics.statistics import Accumulator, Statistic
 from gen.training.files import atomic
-from gen.training.sharding import batch_sharding, microbatch_count, replicated
+from gen.training.indexed import padded_block, placed
+from gen.training.sharding import microbatch_count, replicated
 
 __all__ = ["Progress", "Tally", "collect", "merge_tallies"]
 
@@ -153,7 +154,7 @@ def _runner(
     source: Source, extractor: Extractor, statistics: Mapping[str, Statistic], batch: int, mesh: Mesh | None
 ) -> Callable[[int, int, Callable[[int], None]], dict[str, Accumulator]]:
     """Loads what is needed and gives ``run(first, stop, report)``: the accumulators of those samples, on device."""
-    params, arguments = _place(extractor.load(), mesh), _place(source.arguments, mesh)
+    params, arguments = placed(extractor.load(), mesh), placed(source.arguments, mesh)
     shapes = _shapes(source, extractor, params, batch)
     network: Any = extractor
     named: Any = tuple(statistics.items())
@@ -163,7 +164,7 @@ def _runner(
     def run(first: int, stop: int, report: Callable[[int], None]) -> dict[str, Accumulator]:
         accumulators, pending = empty(), None
         for begin in range(first, stop, batch):
-            accumulators, bad = step(arguments, params, accumulators, *_padded(begin, stop, batch, mesh))
+            accumulators, bad = step(arguments, params, accumulators, *padded_block(begin, stop, batch, mesh))
             _refuse(pending)  # read a step late, so that the device never waits for the host
             pending = bad
             report(begin + batch)
@@ -209,17 +210,6 @@ def _features(quantiser: str, extractor: Extractor, params: Any, made: Mapping[s
     return {**{name: a for name, a in made.items() if name != "image"}, **found}
 
 
-def _place(tree: Any, mesh: Mesh | None) -> Any:
-    """Puts arrays on the device once; those that already lie on the mesh stay as they are."""
-
-    def place(leaf: Any) -> jax.Array:
-        if mesh is None or getattr(getattr(leaf, "sharding", None), "mesh", None) == mesh:
-            return jnp.asarray(leaf)
-        return jax.device_put(leaf, replicated(mesh))
-
-    return jax.tree.map(place, tree)
-
-
 def _shapes(source: Source, extractor: Extractor, params: Any, batch: int) -> Mapping[str, Any]:
     """Shapes of what statistics see; checks the images against the extractor before anything is compiled."""
     made = jax.eval_shape(source.function, source.arguments, jax.ShapeDtypeStruct((batch,), jnp.int32))
@@ -240,20 +230,6 @@ def _check(source: Source, indices: range, batch: int, mesh: Mesh | None) -> Non
             f"within 0..{source.count - 1}; make more samples or ask for fewer"
         )
     microbatch_count(batch, None, {"data": 1, "fsdp": 1} if mesh is None else mesh.shape)
-
-
-def _padded(first: int, stop: int, batch: int, mesh: Mesh | None) -> tuple[jax.Array, jax.Array]:
-    """Indices (B,) and weights (B,): the tail repeats the last sample with weight 0."""
-    block = np.arange(first, first + batch, dtype=np.int32)
-    weight = (block < stop).astype(np.float32)
-    block = np.minimum(block, stop - 1)
-    if mesh is None:
-        return jnp.asarray(block), jnp.asarray(weight)
-    sharding = batch_sharding(mesh)
-    return (
-        jax.make_array_from_callback(block.shape, sharding, block.__getitem__),
-        jax.make_array_from_callback(weight.shape, sharding, weight.__getitem__),
-    )
 
 
 def _refuse(bad: jax.Array | None) -> None:

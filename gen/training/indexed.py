@@ -24,7 +24,7 @@ from gen.errors import GenError
 from gen.training.files import atomic, read_json, write_json, writing
 from gen.training.sharding import batch_sharding, microbatch_count, replicated
 
-__all__ = ["ArrayWriter", "Writer", "run_indexed", "sample_keys"]
+__all__ = ["ArrayWriter", "Writer", "padded_block", "placed", "run_indexed", "sample_keys"]
 
 Rows = Mapping[str, np.ndarray]
 Function = Callable[[Any, jax.Array, jax.Array], Mapping[str, jax.Array]]
@@ -94,16 +94,16 @@ def run_indexed(
     row = _agreed(writer.next if jax.process_index() == 0 else 0)
     progress = _Progress(label if jax.process_index() == 0 else "", count, row)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-        arguments = _placed(arguments, mesh)
+        arguments = placed(arguments, mesh)
         program = jax.jit(function, out_shardings=None if mesh is None else batch_sharding(mesh))
         if row < count:
-            _check_rows(jax.eval_shape(program, arguments, *_block(start, start + count, batch, mesh)), batch)
+            _check_rows(jax.eval_shape(program, arguments, *padded_block(start, start + count, batch, mesh)), batch)
         pending: tuple[int, int, Mapping[str, jax.Array]] | None = None
         while row < count or pending:
             running = None
             if row < count:
                 rows = min(batch, count - row)
-                running = row, rows, program(arguments, *_block(start + row, start + count, batch, mesh))
+                running = row, rows, program(arguments, *padded_block(start + row, start + count, batch, mesh))
                 row += rows
             if pending:
                 _deliver(pending, start, writer)
@@ -130,7 +130,9 @@ def _agreed(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def _placed(tree: Any, mesh: Mesh | None) -> Any:
+def placed(tree: Any, mesh: Mesh | None) -> Any:
+    """Puts a tree of arrays on the devices once, whole on each; what already lies on the mesh stays as it is."""
+
     def place(leaf: Any) -> jax.Array:
         if mesh is None or getattr(getattr(leaf, "sharding", None), "mesh", None) == mesh:
             return jnp.asarray(leaf)
@@ -139,8 +141,8 @@ def _placed(tree: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(place, tree)
 
 
-def _block(first: int, stop: int, batch: int, mesh: Mesh | None) -> tuple[jax.Array, jax.Array]:
-    """Indices and weights (B,) of the batch that begins at `first`."""
+def padded_block(first: int, stop: int, batch: int, mesh: Mesh | None) -> tuple[jax.Array, jax.Array]:
+    """Indices (B,) int32 and weights (B,) float32 of the batch at `first`; past `stop` the last repeats, weight 0."""
     indices = first + np.arange(batch)
     weight = (indices < stop).astype(np.float32)
     indices = np.minimum(indices, stop - 1).astype(np.int32)
