@@ -2,7 +2,8 @@
 
 A file lists its presets in one literal, ``PRESETS = {"name": function}``; the first line of a function's
 docstring is what ``gen list`` shows, and its parameters name the inputs it takes: ``teacher`` and
-``tokenizer`` (what `gen.load` gives), ``data`` (a path, str). The table is read from the source text, so
+``tokenizer`` (what `gen.load` gives), ``data`` (a path, str). Further parameters have defaults and are for
+Python alone. The table is read from the source text, so
 listing presets imports neither the experiments nor jax.
 """
 
@@ -103,10 +104,13 @@ def _inputs(node: ast.FunctionDef, path: Path) -> tuple[tuple[str, ...], tuple[s
     plain = [*args.posonlyargs, *args.args]
     defaults = [None] * (len(plain) - len(args.defaults)) + list(args.defaults)
     pairs = [*zip(plain, defaults, strict=True), *zip(args.kwonlyargs, args.kw_defaults, strict=True)]
-    for arg, _ in pairs:
-        if arg.arg not in INPUTS:
-            raise GenError(f"{path.name}: preset input '{arg.arg}' of {node.name}; expected {', '.join(INPUTS)}")
-    return tuple(a.arg for a, d in pairs if d is None), tuple(a.arg for a, d in pairs if d is not None)
+    required = tuple(arg.arg for arg, default in pairs if default is None)
+    for name in required:
+        if name not in INPUTS:
+            raise GenError(
+                f"{path.name}: preset input '{name}' of {node.name}; expected {', '.join(INPUTS)}, or a default"
+            )
+    return required, tuple(arg.arg for arg, default in pairs if default is not None and arg.arg in INPUTS)
 
 
 def build(name: str, inputs: Mapping[str, Any]) -> Recipe:

@@ -1,4 +1,4 @@
-"""Imports between the rooms point only downward, and rooms on one floor do not import each other (read from the AST)."""
+"""Imports between rooms point only downward, and rooms on one floor do not import each other (read from the AST)."""
 
 import ast
 from pathlib import Path

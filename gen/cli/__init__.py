@@ -52,7 +52,7 @@ def overview() -> str:
     """The text of ``gen --help``."""
     rows = "\n".join(f"  {name:<12} {line}" for name, (_, line) in COMMANDS.items())
     return (
-        "usage: gen COMMAND [OPTIONS]\n\nTokenizers, diffusion models, distillation and evaluation for image generation."
+        "usage: gen COMMAND [OPTIONS]\n\nImage generation: tokenizers, diffusion models, distillation, evaluation."
         f"\n\nCommands:\n{rows}\n\n{EXAMPLES}"
     )
 
@@ -78,8 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if run is not None:
             run()
     except GenError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return getattr(error, "status", 2)
+        number = getattr(error, "signal", None)  # an interruption that was dealt with
+        print(f"{'' if number else 'error: '}{' '.join(str(error).split())}", file=sys.stderr)
+        return 128 + number if number else 2
     except KeyboardInterrupt:
         print("interrupted; the same command again goes on where it stopped", file=sys.stderr)
         return 130
@@ -139,11 +140,11 @@ def split_overrides(args: Sequence[str]) -> tuple[list[str], tuple[tuple[str, st
     return rest, tuple(overrides)
 
 
-def _binder(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+def _binder(function: Callable[..., None]) -> Callable[..., Callable[..., None]]:
     """A function with the same parameters that only binds them: nothing may run before all flags are known good."""
 
     @functools.wraps(function)
-    def bind(*args: Any, **kwargs: Any) -> Callable[[], None]:
+    def bind(*args: Any, **kwargs: Any) -> Callable[..., None]:
         return functools.partial(function, *args, **kwargs)
 
     return bind
@@ -162,6 +163,7 @@ def _one_line(box: str) -> str:
         (i for i, line in enumerate(body) if line.startswith(("Got errors", "Argument helptext", "For full"))), None
     )
     text = " ".join(body[:end])
+    text = re.sub(r"no type matching \{None\}\|(\S+) could be instantiated from \['(.*?)'\]", r"'\2' is not \1", text)
     return text[:1].lower() + text[1:].rstrip(".") if text else "the arguments do not parse"
 
 

@@ -63,7 +63,8 @@ def _cache() -> str:
     files = [f for f in folder.rglob("*") if f.is_file()] if folder.is_dir() else []
     size = sum(f.stat().st_size for f in files) / 2**20
     writable = os.access(folder if folder.is_dir() else folder.parent, os.W_OK)
-    return f"{folder}, {len(files)} files, {size:.0f} MiB{'' if writable else ', NOT WRITABLE: set JAX_COMPILATION_CACHE_DIR'}"
+    trouble = "" if writable else ", NOT WRITABLE: set JAX_COMPILATION_CACHE_DIR"
+    return f"{folder}, {len(files)} files, {size:.0f} MiB{trouble}"
 
 
 def _try() -> None:
@@ -71,20 +72,17 @@ def _try() -> None:
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from jax.sharding import NamedSharding, PartitionSpec
 
     from gen.errors import GenError
+    from gen.training.sharding import batch_sharding, make_mesh
 
     n = jax.device_count()
-    mesh = jax.make_mesh((n,), ("data",))
+    split = batch_sharding(make_mesh())
     x = np.random.default_rng(0).standard_normal((8 * n, 64)).astype(np.float32)
-    placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
     with jax.default_matmul_precision("highest"):
-        product = np.asarray(jax.jit(lambda a: a.T @ a)(placed))  # contracts the sharded axis: needs an all-reduce
+        product = np.asarray(jax.jit(lambda a: a.T @ a)(jax.device_put(x, split)))  # contracts the axis that is split
     error = float(np.abs(product - x.T.astype(np.float64) @ x).max() / np.abs(product).max())
-    total = float(
-        jax.jit(jnp.sum)(jax.device_put(jnp.arange(n, dtype=jnp.float32), NamedSharding(mesh, PartitionSpec("data"))))
-    )
+    total = float(jax.jit(jnp.sum)(jax.device_put(jnp.arange(n, dtype=jnp.float32), split)))
     if error > 1e-4 or total != n * (n - 1) / 2:
         raise GenError(
             f"the devices calculate wrongly: matmul error {error:.1e}, sum {total}; check drivers and jaxlib"

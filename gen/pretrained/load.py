@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.config import from_json, suggest
+from gen.config import suggest
 from gen.errors import GenError
+from gen.nn.network import param_shapes
 from gen.sampling.generate import quantise
-from gen.training.checkpoints import load_arrays, load_weights
-from gen.training.engine import RunConfig
+from gen.training.checkpoints import latest_step, load_arrays
+from gen.training.engine import RunConfig, load_config, load_run
 from gen.training.indexed import sample_keys
 
 __all__ = ["Loaded", "Weights", "classes", "labels_for", "load", "read_config"]
@@ -58,8 +58,7 @@ class Loaded:
     @property
     def tokenizer(self) -> Any:
         """The Tokenizer; its parameters are ``params["tokenizer"]``."""
-        owners = (self.config.generator, *(stage.task for stage in self.config.stages[-1:]))
-        found = next((t for t in (getattr(o, "tokenizer", None) for o in owners) if t is not None), None)
+        found = _tokenizer(self)
         if found is None or "tokenizer" not in self.params:
             raise GenError(f"{self.path} holds no tokenizer ({self._what()}); give a tokenizer's run")
         return found
@@ -72,14 +71,14 @@ class Loaded:
           label: one class, or one per seed; classes in turn (seed mod number of classes) by default.
         Raises GenError for a label out of range.
         """
-        seeds = np.asarray(list(seeds), np.int32)
-        cond = {k: np.asarray(v) for k, v in labels_for(self.generator, seeds, label).items()}
+        numbers = np.asarray(list(seeds), np.int32)
+        cond = labels_for(self.generator, numbers, label)
         call = _sampler(self.generator)
         out = []
-        for start in range(0, len(seeds), batch):
-            rows = np.minimum(np.arange(start, start + min(batch, len(seeds))), len(seeds) - 1)
-            images = call(self.params, jnp.asarray(seeds[rows]), {k: v[rows] for k, v in cond.items()})
-            out.append(np.asarray(images)[: len(seeds) - start])
+        for start in range(0, len(numbers), batch):
+            rows = np.minimum(np.arange(start, start + min(batch, len(numbers))), len(numbers) - 1)
+            images = call(self.params, jnp.asarray(numbers[rows]), {k: v[rows] for k, v in cond.items()})
+            out.append(np.asarray(images)[: len(numbers) - start])
         return np.concatenate(out)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
@@ -101,6 +100,12 @@ class Loaded:
     def _what(self) -> str:
         tasks = ", ".join(type(stage.task).__name__ for stage in self.config.stages)
         return f"'{self.config.name}', {tasks or 'no training stage'}"
+
+
+def _tokenizer(loaded: Loaded) -> Any:
+    """The tokenizer's configuration: of the generator, else of the last stage's task; None without."""
+    owners = (loaded.config.generator, *(stage.task for stage in loaded.config.stages[-1:]))
+    return next((t for t in (getattr(o, "tokenizer", None) for o in owners) if t is not None), None)
 
 
 @functools.lru_cache(maxsize=8)
@@ -149,17 +154,9 @@ def labels_for(generator: Any, seeds: np.ndarray, label: int | Sequence[int] | N
 def read_config(path: str | Path) -> RunConfig:
     """The configuration of the run folder at `path`. Raises GenError when there is no run, or not a sound one."""
     path = Path(path)
-    file = path / "config.json"
-    if not file.is_file():
+    if not (path / "config.json").is_file():
         raise GenError(f"{path} is not a run folder (it has no config.json); {_nearby(path)}")
-    try:
-        data = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise GenError(f"{file} is not JSON ({error}); restore it or train the run again") from None
-    config = from_json(data, RunConfig, str(file))
-    if not isinstance(config, RunConfig):
-        raise GenError(f"{file} does not describe a run; give a folder made by gen train, demo or convert")
-    return config
+    return load_config(path)
 
 
 def _nearby(path: Path) -> str:
@@ -184,10 +181,36 @@ def load(path: str | Path, *, weights: Weights = "ema", step: int | None = None)
     config = read_config(path)
     params = {file.stem: load_arrays(file) for file in sorted((path / "artifacts").glob("*.safetensors"))}
     if not config.stages:
-        return Loaded(path, config, params, "raw", 0)
-    state = load_weights(path, step)
-    task = config.stages[-1].task
-    if weights == "raw":
-        state = dataclasses.replace(state, ema={})
-    params |= dict(task.export(state))
-    return Loaded(path, config, params, "ema" if state.ema else "raw", int(state.step))
+        loaded = Loaded(path, config, params, "raw", 0)
+    else:
+        step = latest_step(path) if step is None else step
+        _, stage, state = load_run(path, step)
+        if weights == "raw":
+            state = dataclasses.replace(state, ema={})
+        params |= dict(stage.task.export(state))
+        loaded = Loaded(path, config, params, "ema" if state.ema else "raw", step)
+    _check_shapes(loaded)
+    return loaded
+
+
+def _check_shapes(loaded: Loaded) -> None:
+    """Raises GenError where the arrays are not those of the networks that the configuration describes."""
+    generator = loaded.config.generator
+    owners = {"net": getattr(getattr(generator, "denoiser", None), "network", None), "tokenizer": _tokenizer(loaded)}
+    for role, owner in owners.items():
+        if owner is None or role not in loaded.params:
+            continue
+        wanted = jax.tree.map(lambda leaf: leaf.shape, param_shapes(owner), is_leaf=lambda v: hasattr(v, "shape"))
+        pairs = (_by_path(wanted), _by_path(jax.tree.map(np.shape, loaded.params[role])))
+        wrong = next((p for p in sorted({*pairs[0], *pairs[1]}) if pairs[0].get(p) != pairs[1].get(p)), None)
+        if wrong is not None:
+            found, want = (pair.get(wrong, "nothing") for pair in reversed(pairs))
+            raise GenError(
+                f"{loaded.path}: {role} has {found} at {wrong}, its configuration wants {want}; "
+                "the weights belong to another configuration: restore config.json or the weights"
+            )
+
+
+def _by_path(shapes: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=lambda v: isinstance(v, tuple))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): shape for path, shape in leaves}

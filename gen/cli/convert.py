@@ -1,0 +1,93 @@
+"""``gen convert``."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from gen.cli.train import Overrides
+from gen.errors import GenError
+
+__all__ = ["convert"]
+
+
+def convert(
+    source: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    out: Annotated[Path, tyro.conf.arg(metavar="PATH")],
+    system: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    key: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    overrides: Overrides = (),
+) -> None:
+    """Turns published weights into a run folder that gen sample takes, or a run back into published names.
+
+    Files are read without torch and nothing in them is executed. Whatever does not match is listed and refused.
+
+    Examples:
+      gen convert DiT-XL-2-256x256.pt --out runs/dit-xl
+      gen convert small.safetensors --out runs/small --system dit --network.heads 6
+      gen convert runs/dit-xl --out back.safetensors
+
+    Args:
+      source: a .safetensors, .pt or .pth file, or a run folder to export.
+      out: the run folder to make, or the .safetensors file to export to.
+      system: the published system (dit, ...); found by the names in the file by default.
+      key: which entry of a training checkpoint (ema, model, ...); the averaged weights by default.
+    """
+    if source.is_dir():
+        _export(source, out, system)
+    else:
+        _import(source, out, system, key, overrides)
+
+
+def _import(source: Path, out: Path, system: str | None, key: str | None, overrides: Any) -> None:
+    from gen.config import fingerprint, to_json
+    from gen.nn.network import count
+    from gen.pretrained import rules
+    from gen.pretrained.readers import read_state
+    from gen.training.checkpoints import save_arrays
+    from gen.training.engine import RunConfig
+    from gen.training.files import write_json
+
+    if (out / "config.json").exists():
+        raise GenError(f"{out} already holds a run; give another --out")
+    weights, entry = read_state(source, key)
+    importer = rules.system(system, weights)
+    network, params, report = importer.load(weights, importer.infer(weights, **_options(overrides)))
+    print(f"{importer.name}{f', entry {entry!r}' if entry else ''}: {report}")
+    origin = f"{importer.name} weights {source.name}"
+    config = RunConfig(origin, stages=(), generator=importer.generator(network))
+    save_arrays(out / "artifacts" / "net.safetensors", params, {"origin": origin})
+    write_json(out / "config.json", to_json(config))
+    print(f"{count(params):,} parameters, network {fingerprint(network)}; written to {out}")
+
+
+def _options(overrides: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """``--network.NAME VALUE`` flags: what shapes alone do not tell."""
+    options = {}
+    for path, text in overrides:
+        head, _, name = path.partition(".")
+        if head != "network" or "." in name:
+            raise GenError(f"unknown flag '--{path}'; write --network.NAME VALUE for what the file does not tell")
+        try:
+            options[name] = json.loads(text.lower() if text in ("True", "False", "None") else text)
+        except json.JSONDecodeError:
+            options[name] = text
+    return options
+
+
+def _export(run: Path, out: Path, system: str | None) -> None:
+    from gen.pretrained import rules
+    from gen.pretrained.load import load
+    from gen.pretrained.readers import write_weights
+
+    if out.suffix != ".safetensors":
+        raise GenError(f"cannot export to {out}; give a name that ends in .safetensors")
+    loaded = load(run)
+    if system is None:
+        system = loaded.config.name.partition(" ")[0]
+    weights = rules.system(system, {}).save(loaded.denoiser.network, loaded.params["net"])
+    write_weights(out, weights)
+    print(f"{len(weights)} arrays under the names of {system}, {loaded.weights} weights; written to {out}")

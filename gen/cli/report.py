@@ -1,0 +1,81 @@
+"""``gen report``."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+__all__ = ["report"]
+
+
+def report(
+    run: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="HTML")] = None,
+) -> None:
+    """Rebuilds the report page of a run folder from its logs, previews and scores; one file, no network.
+
+    Examples:
+      gen report runs/demo/teacher
+      gen report runs/demo/teacher --out teacher.html
+
+    Args:
+      run: a run folder.
+      out: the page; RUN/report.html by default.
+    """
+    from gen.config import fingerprint
+    from gen.metrics.protocol import Result
+    from gen.metrics.report import Report
+    from gen.pretrained.load import read_config
+    from gen.training.logging import read_metrics
+
+    config = read_config(run)
+    stages = ", ".join(f"{stage.name} ({stage.steps} steps of {stage.batch})" for stage in config.stages)
+    page = Report(
+        config.name, f"Run folder {run.name}, configuration {fingerprint(config)}. Stages: {stages or 'none'}."
+    )
+    scores = {path.stem: Result.load(path) for path in sorted(run.glob("*scores*.json"))}
+    if scores:
+        page.section("Scores").results(scores)
+    curves = _curves(read_metrics(run))
+    if curves:
+        page.section("Training")
+    for name, series in curves.items():
+        page.curves(series, name, y=name)
+    previews = sorted((run / "previews").glob("*.png"))
+    if previews:
+        page.section("Previews")
+    for path in _latest(previews):
+        page.pictures({path.stem: _read(path)}, columns=1, size=1)
+    out = out or run / "report.html"
+    page.write(out)
+    print(f"written to {out}")
+
+
+def _curves(records: list[dict[str, Any]]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    """Every logged number over the global step, one line per stage: metric -> stage -> (steps, values)."""
+    curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for record in records:
+        stage = str(record.get("stage", "run"))
+        for name, value in record.items():
+            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+                steps, values = curves.setdefault(name, {}).setdefault(stage, ([], []))
+                steps.append(float(record["step"]))
+                values.append(float(value))
+    return curves
+
+
+def _latest(previews: list[Path]) -> list[Path]:
+    """The newest picture of each stage and name; files are called STAGE-STEP-NAME.png."""
+    return list({re.sub(r"-\d{7,}-", "-", path.stem): path for path in previews}.values())
+
+
+def _read(path: Path) -> Any:
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as image:
+        array = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+    return array.reshape(1, *array.shape[:2], -1)

@@ -1,0 +1,124 @@
+"""``gen sample``."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from gen.cli.train import Overrides
+from gen.errors import GenError
+
+__all__ = ["describe", "open_run", "parse_labels", "sample"]
+
+Number = Annotated[float | None, tyro.conf.arg(metavar="X")]
+
+
+def sample(
+    run: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
+    seeds: str = "0-63",
+    label: Annotated[str | None, tyro.conf.arg(name="class", metavar="K[,K...]")] = None,
+    batch: int = 64,
+    steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    solver: Annotated[str | None, tyro.conf.arg(metavar="KIND")] = None,
+    grid: Annotated[str | None, tyro.conf.arg(metavar="KIND")] = None,
+    guidance: Annotated[float | None, tyro.conf.arg(aliases=["--cfg-scale"], metavar="W")] = None,
+    weights: Literal["ema", "raw"] = "ema",
+    step: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    overrides: Overrides = (),
+) -> None:
+    """Makes images with a trained run. Image i depends on seed i and its class alone.
+
+    The ending of --out decides the form: a folder of PNG files (000000.png ...), grid.png, .npz (arr_0 images, arr_1
+    labels) or .zip. Interrupted and started again, it goes on where it was.
+
+    Examples:
+      gen sample runs/demo/student --out grid.png
+      gen sample runs/demo/student --seeds 0-1796 --out samples.npz
+      gen sample runs/demo/teacher --seeds 0-9 --class 7 --steps 10 --solver euler --cfg-scale 2 --out sevens/
+
+    Args:
+      run: a run folder of a teacher or student.
+      out: where to write; RUN/samples by default.
+      seeds: FIRST-LAST, both included, or one number.
+      label: one class for all, or several in turn; all classes in turn (seed mod number of classes) by default.
+      batch: images at a time; changes nothing but speed and memory.
+      steps: number of solver steps.
+      solver: a solver from gen list solver.
+      grid: a time grid from gen list grid.
+      guidance: guidance scale; 1 is none.
+      weights: ema, the averaged weights, or raw.
+      step: a kept checkpoint's step; the last by default.
+    """
+    from gen.cli.images import parse_seeds
+    from gen.pretrained.load import labels_for
+    from gen.sampling.generate import generate
+    from gen.training.engine import enable_compile_cache
+    from gen.training.sharding import make_mesh
+
+    wanted = parse_seeds(seeds)
+    enable_compile_cache()
+    loaded = open_run(run, weights, step, sampler_overrides(steps, solver, grid, guidance) + overrides)
+    labels = labels_for(loaded.generator, _array(wanted), parse_labels(label, wanted)).get("label")
+    print(describe(loaded))
+    start = time.perf_counter()
+    where = out or run / "samples"
+    generate(loaded.generator, loaded.params, seeds=wanted, labels=labels, out=where, batch=batch, mesh=make_mesh())
+    seconds = time.perf_counter() - start
+    print(f"{len(wanted)} images in {seconds:.1f} s ({len(wanted) / seconds:.1f} images/s, compile included): {where}")
+
+
+def sampler_overrides(
+    steps: int | None, solver: str | None, grid: str | None, guidance: float | None
+) -> tuple[tuple[str, str], ...]:
+    """The sampler's short flags as overrides of the generator's configuration."""
+    flags = {"sampler.solver": solver, "sampler.grid": grid, "sampler.steps": steps, "sampler.guidance.scale": guidance}
+    return tuple((path, str(value)) for path, value in flags.items() if value is not None)
+
+
+def open_run(run: Path, weights: Any, step: int | None, overrides: tuple[tuple[str, str], ...]) -> Any:
+    """The loaded run with its generator's settings overridden. Raises GenError for settings it does not have."""
+    from gen.cli.overrides import override
+    from gen.config import KINDS, suggest
+    from gen.pretrained.load import load
+
+    for path, value in overrides:
+        family = path.removeprefix("sampler.")
+        if family in ("solver", "grid") and not value.startswith("{") and value not in KINDS[family]:
+            raise GenError(f"unknown {family} '{value}'; {suggest(value, KINDS[family])}")
+    loaded = load(run, weights=weights, step=step)
+    generator = loaded.generator
+    if overrides and not hasattr(generator, "sampler"):
+        raise GenError(f"{run} makes images in one step; leave out --steps, --solver, --grid and --guidance")
+    changed = override(generator, overrides)
+    return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, generator=changed))
+
+
+def parse_labels(text: str | None, seeds: range) -> Any:
+    """Labels of seeds: None for the default, one number for all, or several in turn. Raises GenError otherwise."""
+    if text is None:
+        return None
+    words = text.split(",")
+    if not all(word.strip().isdecimal() for word in words):
+        raise GenError(f"class '{text}' is not a number; write --class 7, or several in turn: --class 3,5,8")
+    numbers = [int(word) for word in words]
+    return numbers[0] if len(numbers) == 1 else [numbers[seed % len(numbers)] for seed in seeds]
+
+
+def describe(loaded: Any) -> str:
+    """One line: what is sampled, with which weights and how many network calls."""
+    kind = {"ema": "EMA", "raw": "raw"}[loaded.weights]
+    calls = loaded.generator.nfe
+    return (
+        f"{loaded.config.name}, step {loaded.step}, {kind} weights, {calls} network call{'s' * (calls != 1)} per image"
+    )
+
+
+def _array(seeds: range) -> Any:
+    import numpy as np
+
+    return np.arange(seeds.start, seeds.stop)

@@ -1,0 +1,96 @@
+"""``gen reconstruct`` and ``gen encode``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+__all__ = ["encode", "reconstruct"]
+
+
+def reconstruct(
+    run: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    data: str = "digits:test",
+    out: Annotated[Path | None, tyro.conf.arg(metavar="NPZ")] = None,
+    batch: int = 256,
+) -> None:
+    """Sends images through a tokenizer and back, and prints the peak signal-to-noise ratio.
+
+    Examples:
+      gen reconstruct runs/demo/tokenizer
+      gen reconstruct runs/demo/tokenizer --data photos/ --out photos.npz
+
+    Args:
+      run: a tokenizer's run folder, or a run that holds its tokenizer.
+      data: a folder of images, an .npz with arr_0, or digits, digits:train, digits:test.
+      out: .npz for the reconstructions (arr_0 uint8, arr_1 labels).
+      batch: images at a time.
+    """
+    import numpy as np
+
+    from gen.cli.images import read_images
+    from gen.pretrained.load import load
+    from gen.training.engine import enable_compile_cache
+    from gen.training.files import atomic
+
+    enable_compile_cache()
+    loaded = load(run)
+    images, labels = read_images(data)
+    blocks = [loaded.decode(loaded.encode(images[rows])) for rows in _blocks(len(images), batch)]
+    made = np.concatenate(blocks)[: len(images)]
+    error = np.square(made.astype(np.float64) - images).mean(axis=(1, 2, 3))
+    psnr = 10 * np.log10(255.0**2 / np.maximum(error, 1e-12))
+    print(f"{len(images)} images of {data}, {loaded.weights} weights")
+    print(f"PSNR {10 * np.log10(255.0**2 / max(error.mean(), 1e-12)):.2f} dB (of the mean error over 0..255)")
+    print(f"per image: mean {psnr.mean():.2f} dB, worst {psnr.min():.2f} dB")
+    if out is not None:
+        arrays = {"arr_0": made} | ({} if labels is None else {"arr_1": labels})
+        atomic(out, lambda file: np.savez(file, **arrays))
+        print(f"written to {out}")
+
+
+def encode(
+    run: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+    data: str = "digits:train",
+    batch: int = 256,
+) -> None:
+    """Encodes images once into a cache of latents, with the normaliser that generators train under.
+
+    Examples:
+      gen encode runs/demo/tokenizer --out runs/cache
+      gen encode runs/demo/tokenizer --data digits:test --out runs/cache-test
+
+    Args:
+      run: a tokenizer's run folder.
+      out: the cache folder.
+      data: a folder of images, an .npz with arr_0 (and arr_1 labels), or digits, digits:train, digits:test.
+      batch: images at a time.
+    """
+    from gen.cli.images import read_images
+    from gen.data.sources import ArraySource
+    from gen.pretrained.load import load
+    from gen.tokenizers.encode import encode_images
+    from gen.training.engine import enable_compile_cache
+    from gen.training.sharding import make_mesh
+
+    enable_compile_cache()
+    loaded = load(run)
+    images, labels = read_images(data)
+    source = ArraySource(image=images) if labels is None else ArraySource(image=images, label=labels)
+    tokenizer = loaded.tokenizer
+    cache = encode_images(tokenizer, loaded.params["tokenizer"], source, out, batch=batch, mesh=make_mesh())
+    print(f"{len(source)} latents {tuple(tokenizer.spec.shape)} of {data}, {loaded.weights} weights")
+    print(f"written to {out} (identity {cache.identity()}); train on it with --data {out}")
+
+
+def _blocks(count: int, batch: int) -> list[Any]:
+    """Row indices in blocks of one size, so that one program serves all; the last block repeats the last row."""
+    import numpy as np
+
+    batch = min(batch, count)
+    return [np.minimum(np.arange(start, start + batch), count - 1) for start in range(0, count, batch)]

@@ -1,0 +1,71 @@
+"""Encoding images once: an indexed job that fills a latent cache."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from gen.config import fingerprint
+from gen.data.caches import Cache, seal
+from gen.data.sources import ArraySource, array_identity
+from gen.errors import GenError
+from gen.nn.network import Params
+from gen.tokenizers.base import Tokenizer
+from gen.training.indexed import ArrayWriter, run_indexed
+
+__all__ = ["encode_images", "tokenizer_identity"]
+
+
+def tokenizer_identity(tokenizer: Tokenizer, params: Params) -> str:
+    """Fingerprint of a tokenizer's configuration and weights."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
+    arrays = {jax.tree_util.keystr(path): np.atleast_1d(leaf) for path, leaf in leaves}
+    return f"{fingerprint(tokenizer)} {array_identity(arrays)}"
+
+
+def encode_images(
+    tokenizer: Tokenizer,
+    params: Params,
+    source: ArraySource,
+    path: str | Path,
+    *,
+    batch: int = 256,
+    mesh: Mesh | None = None,
+    label: str = "encode",
+) -> Cache:
+    """The sealed cache at `path` of the posterior modes of all images of `source`, and its other arrays.
+
+    Interrupted and called again, it goes on where it was; done, it returns at once.
+
+    Args:
+      tokenizer: with continuous latents.
+      params: its parameters.
+      source: "image" (N, H, W, C) uint8 and further arrays (N, ...), such as "label", that are kept beside.
+      path: the cache folder.
+      batch: global batch size; it does not change the latents beyond rounding.
+      mesh: devices to share the work.
+      label: text of the progress line.
+
+    Raises:
+      GenError: images the tokenizer does not take; NaN latents; a cache of something else at `path`.
+    """
+    images = source.arrays.get("image")
+    expected = tuple(tokenizer.spec.image)
+    if images is None or images.dtype != np.uint8 or images.shape[1:] != expected:
+        given = "no images" if images is None else f"images {images.dtype} {images.shape}"
+        raise GenError(f"{given} for a tokenizer that takes uint8 (N, {', '.join(map(str, expected))}); convert them")
+    made_by, made_from = tokenizer_identity(tokenizer, params), source.identity()
+
+    def latents(arguments: Any, indices: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
+        del weight
+        rows = {name: array[indices] for name, array in arguments["rows"].items()}
+        x = rows.pop("image").astype(jnp.float32) / 127.5 - 1.0
+        return rows | {"latent": tokenizer.encode(arguments["params"], x).mode()}
+
+    arguments = {"params": params, "rows": dict(source.arrays)}
+    writer = ArrayWriter(path, len(source), f"{made_by} {made_from}")
+    run_indexed(latents, len(source), batch=batch, writer=writer, arguments=arguments, mesh=mesh, label=label)
+    return seal(path, tokenizer=made_by, data=made_from)
