@@ -124,7 +124,7 @@ class Trigonometric:
     t_max = 1.0
 
     def alpha(self, t: Time) -> Any:
-        return _xp(t).cos(0.5 * math.pi * _in(t))
+        return _xp(t).sin(0.5 * math.pi * (1.0 - _in(t)))  # exactly 0 at t = 1, as the cosine is not
 
     def sigma(self, t: Time) -> Any:
         return _xp(t).sin(0.5 * math.pi * _in(t))

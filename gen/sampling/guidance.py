@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import jax
 import jax.numpy as jnp
 
-from gen.diffusion.denoiser import Denoise, Prediction
+from gen.diffusion.denoiser import Denoise, Prediction, PredictionKind
 from gen.diffusion.process import pair
 from gen.errors import GenError
 from gen.nn.network import Cond
@@ -75,22 +75,22 @@ class ClassifierFree:
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """Another guidance inside an interval of noise levels, none outside (Kynkäänniemi et al. 2024).
+    """Another guidance inside an interval, none outside (Kynkäänniemi et al. 2024).
 
-    Outside, only the conditional half of the batch is evaluated. The official codes differ in whose level counts
-    where a method evaluates the network twice a step: here that of each evaluation (``by="call"``) or that of
-    its step's start (``by="step"``, which needs the grid and therefore step indices: low and high are then steps).
+    Outside, only the conditional half of the batch is evaluated.
 
     Attributes:
       guidance: what acts inside.
-      low, high: bounds of sigma / alpha, low < level <= high; with ``by="step"`` of the step index, low <= i < high.
-      by: ``call`` or ``step``.
+      low, high: bounds of the time of each evaluation, low < t <= high, on the clock of the sampled process (EDM: the
+        noise level); with ``by="step"`` of the solver's step index, low <= step < high. Official codes differ: they
+        limit by the time of the evaluation, or by step, where a method evaluates the network twice a step.
+      by: ``time`` or ``step``.
     """
 
     guidance: Any = ClassifierFree()
     low: float = 0.0
     high: float = float("inf")
-    by: Literal["call", "step"] = "call"
+    by: Literal["time", "step"] = "time"
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
@@ -101,27 +101,28 @@ class Interval:
         return self.guidance.init(x)
 
     def __call__(self, denoise: Denoise, null: Null) -> Denoise:
-        """See `Guidance`. Times must be scalars (as solvers give them)."""
+        """See `Guidance`. Times must be scalars, as solvers give them."""
         guided = self.guidance(denoise, null)
 
         def limited(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
-            plain, _ = jax.eval_shape(denoise, x, t, cond, step, carry)
+            kinds: list[PredictionKind] = []
+
+            def outside() -> tuple[Prediction, Any]:
+                prediction, after = denoise(x, t, cond, step, carry)
+                kinds.append(prediction.kind)
+                return prediction, after
 
             def inside() -> tuple[Prediction, Any]:
                 prediction, after = guided(x, t, cond, step, carry)
-                # guidance in data space changes the kind; both branches must give the same
-                value = prediction.as_kind(plain.kind)
-                return dataclasses.replace(prediction, value=value, kind=plain.kind), after
-
-            def outside() -> tuple[Prediction, Any]:
-                return denoise(x, t, cond, step, carry)
+                # guidance in data space changes the kind; both branches must give the same (traced in this order)
+                kind = kinds[0] if kinds else prediction.kind
+                return dataclasses.replace(prediction, value=prediction.as_kind(kind), kind=kind), after
 
             if self.by == "step":
                 active = (step >= self.low) & (step < self.high)
             else:
-                a, s = plain.process.alpha(t), plain.process.sigma(t)
-                active = (s > self.low * a) & (s <= self.high * a if self.high < float("inf") else True)
-            return jax.lax.cond(active, inside, outside)
+                active = (t > self.low) & (t <= self.high)
+            return jax.lax.cond(~active, outside, inside)
 
         return limited
 

@@ -1,0 +1,108 @@
+"""Samplers and generators: a denoiser under any process, one step, latents and their normaliser."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen.config import from_json, to_json
+from gen.diffusion.backbones.dit import DiTConfig
+from gen.diffusion.denoiser import Denoiser, Predict
+from gen.diffusion.process import DDPM, EDM, VP, Linear, Trigonometric
+from gen.sampling.edm import ablation_sampler, edm_sampler
+from gen.sampling.generator import DiffusionGenerator, OneStepGenerator, Sampler
+from gen.sampling.grids import Karras, Respaced, Uniform
+from gen.sampling.solvers import DDIM, EDMStochastic, Heun
+from tests.sampling.mixture import MixtureNet, distance, keys
+
+VIEWS = [
+    Sampler(Heun(), Uniform(), 40),
+    Sampler(Heun(), Uniform(), 40, process=Linear()),
+    Sampler(Heun(), Uniform(), 40, process=Trigonometric()),
+    Sampler(Heun(), Karras(), 30, process=EDM()),
+    Sampler(EDMStochastic(10.0), Karras(), 60, process=EDM()),
+    Sampler(DDIM(), Respaced(), 100, process=DDPM()),
+    edm_sampler(30),
+    ablation_sampler(40, discretization="vp", schedule="vp", scaling="vp"),
+    ablation_sampler(40, discretization="iddpm", schedule="linear", scaling="none"),
+    ablation_sampler(400, discretization="ve", schedule="ve", solver="euler"),
+]
+
+
+def exact(process):
+    denoiser = Denoiser(MixtureNet(process), process, Predict("x"))
+    return denoiser, denoiser.net.init(jax.random.key(0))
+
+
+@pytest.mark.parametrize("sampler", VIEWS, ids=lambda s: f"{type(s.process).__name__}-{type(s.solver).__name__}")
+@pytest.mark.parametrize("trained", [VP(), EDM()], ids=repr)
+def test_one_denoiser_under_any_process_gives_the_data(sampler, trained):
+    if trained == EDM() and sampler.process is None:
+        sampler = dataclasses.replace(sampler, grid=Karras())
+    denoiser, params = exact(trained)
+    samples = jax.jit(lambda: sampler(denoiser, params, keys(8192), (1,), {"shift": jnp.zeros(8192)}))()
+    assert distance(samples) < 0.025
+
+
+def test_nfe():
+    denoiser, _ = exact(VP())
+    assert DiffusionGenerator(denoiser, (1,), Sampler(Heun(), steps=7)).nfe == 13
+    assert DiffusionGenerator(denoiser, (1,), Sampler(DDIM(), steps=7)).nfe == 7
+    assert DiffusionGenerator(denoiser, (1,), Sampler(DDIM(), Karras(), 7, process=EDM())).nfe == 7
+    assert OneStepGenerator(denoiser, (1,)).nfe == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubling:
+    """A stand-in tokenizer."""
+
+    def decode(self, params, latents):
+        return params["factor"] * latents
+
+
+def test_latents_are_normalised_back_and_decoded():
+    denoiser, net = exact(Linear())
+    params = {
+        "net": net,
+        "tokenizer": {"factor": jnp.float32(2.0)},
+        "normalizer": {"shift": jnp.array([1.0, -1.0]), "scale": jnp.array([0.5, 3.0])},
+    }
+    cond = {"shift": jnp.zeros(5)}
+    for generator in (
+        DiffusionGenerator(denoiser, (4, 2), Sampler(steps=3), Doubling()),
+        OneStepGenerator(denoiser, (4, 2), tokenizer=Doubling()),
+    ):
+        latents = generator.latents(params, keys(5), cond)
+        assert latents.shape == (5, 4, 2)
+        expected = 2.0 * (latents * np.array([0.5, 3.0]) + np.array([1.0, -1.0]))
+        np.testing.assert_allclose(generator(params, keys(5), cond), expected, rtol=1e-6)
+
+
+def test_student_and_teacher_start_from_the_same_noise():
+    """At one step from pure noise, Euler on the linear process is the data prediction there."""
+    denoiser, net = exact(Linear())
+    cond = {"shift": jnp.zeros(6)}
+    from gen.sampling.solvers import Euler
+
+    teacher = DiffusionGenerator(denoiser, (3,), Sampler(Euler(), steps=1)).latents({"net": net}, keys(6), cond)
+    student = OneStepGenerator(denoiser, (3,)).latents({"net": net}, keys(6), cond)
+    np.testing.assert_allclose(teacher, student, rtol=1e-5, atol=1e-6)
+
+
+def test_samples_do_not_depend_on_their_batch():
+    config = DiTConfig(size=(4,), channels=2, patch=1, width=16, depth=1, heads=2, num_classes=3)
+    denoiser = Denoiser(config, Linear())
+    net = denoiser.net.init(jax.random.key(1))
+    generator = DiffusionGenerator(denoiser, (4, 2), Sampler(steps=3))
+    cond = {"label": jnp.arange(6) % 3}
+    whole = generator({"net": net}, keys(6), cond)
+    part = generator({"net": net}, keys(6)[2:4], {"label": cond["label"][2:4]})
+    np.testing.assert_allclose(part, whole[2:4], rtol=1e-5, atol=1e-5)
+
+
+def test_configuration_round_trip():
+    config = DiTConfig(size=(4,), channels=2, patch=1, width=16, depth=1, heads=2, num_classes=3)
+    generator = DiffusionGenerator(Denoiser(config, VP()), (4, 2), ablation_sampler(8, discretization="iddpm"))
+    assert from_json(to_json(generator)) == generator

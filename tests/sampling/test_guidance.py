@@ -1,0 +1,199 @@
+"""Guidance: formulas, composition, and one batched network call per step."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen.config import from_json, to_json
+from gen.diffusion.denoiser import Denoiser, Predict, Prediction
+from gen.diffusion.process import DDPM, EDM, VP, Linear
+from gen.errors import GenError
+from gen.sampling.generator import Sampler
+from gen.sampling.grids import Karras, Uniform
+from gen.sampling.guidance import Chained, ClassifierFree, ClassifierGradient, Clip, Interval
+from gen.sampling.solvers import DDIM, Ancestral, Euler, Heun
+from tests.sampling.mixture import keys
+
+COND = {"label": jnp.array([1.0, 2.0])}
+
+
+def null(cond):
+    return {"label": jnp.zeros_like(cond["label"])}
+
+
+def linear_denoise(process, calls=None, extra=False):
+    """A toy whose eps depends on input, time, condition and channel; counts calls by batch size and time."""
+
+    def denoise(x, t, cond, step, carry):
+        if calls is not None:
+            calls.append((x.shape[0], float(t)))
+        label = cond["label"].reshape((-1,) + (1,) * (x.ndim - 1))
+        value = 0.5 * x + label * (1.0 + jnp.arange(x.shape[-1])) + t
+        taps = {"variance": -value} if extra else {}
+        return Prediction(value, x, t, taps, process, "eps"), carry
+
+    return denoise
+
+
+def evaluate(guidance, denoise, x, t=0.5, step=0):
+    return guidance(denoise, null)(x, jnp.float32(t), COND, jnp.int32(step), guidance.init(x))[0]
+
+
+@pytest.fixture
+def x():
+    return jax.random.normal(jax.random.key(0), (2, 3, 4))
+
+
+def test_classifier_free(x):
+    denoise = linear_denoise(Linear(), extra=True)
+    c = denoise(x, 0.5, COND, 0, {})[0].value
+    u = denoise(x, 0.5, null(COND), 0, {})[0].value
+    got = evaluate(ClassifierFree(2.5), denoise, x)
+    np.testing.assert_allclose(got.value, u + 2.5 * (c - u), rtol=1e-6)
+    np.testing.assert_allclose(got.extra["variance"], -c, rtol=1e-6)
+    assert got.x.shape == x.shape
+    three = evaluate(ClassifierFree(2.5, channels=3), denoise, x).value
+    np.testing.assert_allclose(three[..., :3], (u + 2.5 * (c - u))[..., :3], rtol=1e-6)
+    np.testing.assert_allclose(three[..., 3:], c[..., 3:], rtol=1e-6)
+
+
+def test_scale_one_makes_no_unconditional_call(x):
+    calls = []
+    evaluate(ClassifierFree(1.0), linear_denoise(Linear(), calls), x)
+    assert calls == [(2, 0.5)]
+
+
+def test_guidance_needs_a_condition(x):
+    guided = ClassifierFree(2.0)(linear_denoise(Linear()), null)
+    with pytest.raises(GenError, match="without conditioning"):
+        guided(x, jnp.float32(0.5), {}, 0, {})
+
+
+@pytest.mark.parametrize("solver", [Euler(), Heun(), DDIM()], ids=repr)
+def test_interval_guides_inside_only_with_one_call_a_step(solver, x):
+    calls = []
+    guidance = Interval(ClassifierFree(3.0), low=0.3, high=5.0)
+    grid = Karras(sigma_max=20.0)(EDM(), 6)
+    with jax.disable_jit():
+        solver(guidance(linear_denoise(EDM(), calls), null), 20 * x, grid, None, COND, guidance.init(x))
+    assert len(calls) == solver.nfe(grid)
+    for size, t in calls:
+        assert size == (4 if 0.3 < t <= 5.0 else 2), f"batch {size} at level {t}"
+    assert {size for size, _ in calls} == {2, 4}
+
+
+def test_interval_by_step_and_value(x):
+    denoise = linear_denoise(Linear())
+    inner = ClassifierFree(3.0)
+    by_step = Interval(inner, low=1, high=3, by="step")
+    plain, guided = evaluate(ClassifierFree(1.0), denoise, x).value, evaluate(inner, denoise, x).value
+    for step, expected in enumerate([plain, guided, guided, plain]):
+        np.testing.assert_allclose(evaluate(by_step, denoise, x, step=step).value, expected, rtol=1e-6)
+    inside = Interval(inner, low=0.2, high=0.25)
+    np.testing.assert_allclose(
+        evaluate(inside, denoise, x, t=0.25).value, evaluate(inner, denoise, x, t=0.25).value, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        evaluate(inside, denoise, x, t=0.5).value, evaluate(ClassifierFree(), denoise, x).value, rtol=1e-6
+    )
+
+
+def test_interval_takes_guidance_of_another_kind(x):
+    guidance = Interval(Chained((ClassifierFree(3.0), Clip())), low=0.0, high=10.0)
+    got = evaluate(guidance, linear_denoise(VP()), x)
+    assert got.kind == "eps"
+    assert float(jnp.abs(got.denoised).max()) < 1.0 + 1e-4
+
+
+def test_clip(x):
+    t = jnp.float32(0.05)
+    got = evaluate(Chained((ClassifierFree(3.0), Clip(-0.5, 0.7))), linear_denoise(VP()), 3 * x, t=t)
+    assert float(got.denoised.min()) == -0.5
+    assert float(got.denoised.max()) == pytest.approx(0.7)
+    a, s = VP().alpha(t), VP().sigma(t)
+    np.testing.assert_allclose(a * got.denoised + s * got.eps, 3 * x, rtol=1e-5, atol=1e-5)
+
+
+def test_classifier_gradient_on_the_score(x):
+    process = VP()
+    got = evaluate(ClassifierGradient(lambda x, t, cond: -0.2 * x + t), linear_denoise(process), x)
+    plain = evaluate(ClassifierFree(), linear_denoise(process), x)
+    np.testing.assert_allclose(got.score, plain.score - 0.2 * x + 0.5, rtol=1e-4, atol=1e-5)
+
+
+def test_classifier_gradient_on_the_mean(x):
+    process, grid = DDPM(), Uniform()(DDPM(), 5)
+    guidance = ClassifierGradient(lambda x, t, cond: jnp.ones_like(x), on="mean")
+
+    def run(denoise):
+        return Ancestral("large")(denoise, x, grid, lambda i: jnp.zeros_like(x), COND, trajectory=True)[0]
+
+    shift = run(guidance(linear_denoise(process), null)) - run(linear_denoise(process))
+    a, s = grid.alpha, grid.sigma
+    np.testing.assert_allclose(shift, s[0] ** 2 - (a[0] / a[1] * s[1]) ** 2, rtol=1e-3)
+
+
+def test_chained_carries_the_state_of_its_parts(x):
+    @dataclasses.dataclass(frozen=True)
+    class Counter:
+        name: str
+
+        def init(self, x):
+            return {self.name: jnp.int32(0)}
+
+        def __call__(self, denoise, null):
+            def counted(x, t, cond, step, carry):
+                prediction, carry = denoise(x, t, cond, step, carry)
+                return prediction, {**carry, self.name: carry[self.name] + 1}
+
+            return counted
+
+    guidance = Chained((Counter("a"), ClassifierFree(2.0), Counter("b")))
+    guided = guidance(linear_denoise(Linear()), null)
+    carry = guidance.init(x)
+    for _ in range(3):
+        _, carry = guided(x, jnp.float32(0.5), COND, 0, carry)
+    assert carry == {"a": 3, "b": 3}
+
+
+def test_empty_interval_is_refused():
+    with pytest.raises(GenError, match="is empty"):
+        Interval(low=2.0, high=1.0)
+
+
+def test_configuration_round_trip():
+    config = Sampler(guidance=Chained((Interval(ClassifierFree(2.0, channels=3), 0.1, 2.0), Clip())))
+    assert from_json(to_json(config), Sampler) == config
+
+
+def test_guided_sampling_compiles_the_network_once_per_call_site():
+    """The solver's scan holds one network call, so compile time does not grow with the number of stages."""
+    traces = []
+    inner = linear_denoise(Linear())
+
+    def denoise(*args):
+        traces.append(1)
+        return inner(*args)
+
+    guided = ClassifierFree(2.0)(denoise, null)
+    x = jnp.ones((2, 3))
+    text = jax.jit(lambda x: Heun()(guided, x, Uniform()(Linear(), 5), None, COND)).lower(x).as_text()
+    assert text.count("stablehlo.while") == 1
+    assert len(traces) <= 2  # a scan may trace its body twice to settle types
+
+
+def test_denoiser_null_condition_is_used():
+    from tests.sampling.mixture import MixtureNet
+
+    process = Linear()
+    denoiser = Denoiser(MixtureNet(process), process, Predict("x"))
+    params = denoiser.net.init(jax.random.key(0))
+    cond = {"shift": jnp.full(4, 0.5)}
+    sampler = Sampler(Euler(), steps=1)
+    plain = sampler(denoiser, params, keys(4), (2,), cond)
+    guided = dataclasses.replace(sampler, guidance=ClassifierFree(3.0))(denoiser, params, keys(4), (2,), cond)
+    # one Euler step from pure noise gives the data prediction: mean + w * shift
+    np.testing.assert_allclose(guided - plain, 2.0 * 0.5, rtol=1e-5)
