@@ -1,0 +1,443 @@
+"""The quick start: from 1,438 handwritten digits to a one-step generator, in minutes on a laptop.
+
+A TiTok-like 1D tokenizer with KL latents turns each 8x8 image into 4 tokens of 8 channels; a class-conditional
+flow transformer learns those latents; DMD2, after a short regression on stored teacher pairs, distils it into a
+generator that needs one network call. Teacher and student are scored on the same noise against the training images.
+
+Expected (UCI digits, N = 1797, Frechet distance in the 64 features of the digits classifier, mean of three noise
+seeds; measured with ``benchmarks/demo_quality.py``): see benchmarks/RESULTS.md.
+"""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gen.experiments import Recipe
+from scipy import ndimage
+
+from gen.config import fingerprint
+from gen.data.augment import RandomAffine
+from gen.data.caches import Cache, seal
+from gen.data.sources import Digits, digits
+from gen.diffusion.backbones.dit import DiTConfig
+from gen.diffusion.denoiser import Denoiser, Predict
+from gen.diffusion.process import Linear
+from gen.diffusion.train import DenoiserTask
+from gen.distill.dmd2 import DMD2Task
+from gen.distill.kd import KDTask
+from gen.features.digits import DigitsExtractor
+from gen.metrics.evaluate import Reference, evaluate, make_reference
+from gen.metrics.neighbours import near_copies
+from gen.metrics.pixels import psnr
+from gen.metrics.protocol import Result, combine
+from gen.metrics.report import Report
+from gen.metrics.sources import from_arrays
+from gen.pretrained.load import Loaded, load
+from gen.sampling.generator import DiffusionGenerator, OneStepGenerator, Sampler
+from gen.sampling.guidance import ClassifierFree
+from gen.sampling.solvers import Euler, Heun
+from gen.tokenizers.kl1d import KL1DConfig, Tower
+from gen.tokenizers.train import TokenizerTask
+from gen.training.ema import Constant
+from gen.training.engine import EngineConfig, RunConfig, enable_compile_cache, train
+from gen.training.files import write_json
+from gen.training.indexed import ArrayWriter, run_indexed, sample_keys
+from gen.training.logging import read_metrics
+from gen.training.optim import OptimConfig
+from gen.training.task import Stage
+
+__all__ = ["PRESETS", "Budget", "made_by", "run"]
+
+STAGES = {
+    "tokenizer": "8x8 pixels to 4 latent tokens of 8 channels",
+    "latents": "the training images, encoded once",
+    "teacher": "a class-conditional flow transformer over the latents",
+    "pairs": "noise and what the teacher's solver makes of it",
+    "student": "regression on the pairs, then DMD2: one network call",
+    "scores": "teacher, student and baselines against the training images",
+}
+TEACHER_NAME, STUDENT, CONTROL = "teacher, Heun", "student, one call", "teacher, one Euler step"
+PAIRS_SEED = 1  # sampling uses seed 0: no pair shares its noise with an evaluated sample
+
+
+CLASSES = 10
+COUNT = 1797  # samples per evaluation, as many as there are digits
+STEP_COUNTS = (1, 2, 5, 10, 25)  # the teacher's solver steps shown beside the student
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How much of everything a demo runs.
+
+    Attributes:
+      tokenizer, teacher, regression, matching: training steps of the four stages.
+      pairs: stored teacher pairs.
+      count: samples per evaluation.
+      sets: evaluations with different noise; scores are their mean.
+    """
+
+    tokenizer: int = 3000
+    teacher: int = 6000
+    regression: int = 600
+    matching: int = 800
+    pairs: int = 8192
+    count: int = COUNT
+    sets: int = 3
+
+
+SMOKE = Budget(tokenizer=60, teacher=60, regression=20, matching=20, pairs=512, count=300, sets=1)
+
+TOKENIZER = KL1DConfig(
+    image=(8, 8, 1),
+    patch=2,
+    tokens=4,
+    channels=8,
+    encoder=Tower(64, 2, 4),
+    decoder=Tower(64, 2, 4),
+    scan=False,
+)
+TEACHER = Denoiser(
+    DiTConfig(size=(4,), channels=8, patch=1, width=64, depth=3, heads=4, num_classes=CLASSES, scan=False),
+    Linear(),
+    Predict("velocity", scale=10.0),
+)
+SAMPLER = Sampler(Heun(), steps=5, guidance=ClassifierFree(1.25))
+
+
+def demo_tokenizer() -> Recipe:
+    """Digits: a 1D tokenizer, 8x8 pixels to 4 latent tokens of 8 channels."""
+    return _tokenizer(Budget(), 0)
+
+
+def demo_teacher(tokenizer: Loaded, data: str) -> Recipe:
+    """Digits: a class-conditional flow transformer over the tokenizer's latents (data: a latent cache)."""
+    return _teacher(tokenizer, data, Budget(), 0)
+
+
+def demo_student(teacher: Loaded, data: str) -> Recipe:
+    """Digits: a one-step student by regression and DMD2 (data: stored pairs of the teacher)."""
+    return _student(teacher, data, Budget(), 0)
+
+
+PRESETS = {"demo-tokenizer": demo_tokenizer, "demo-teacher": demo_teacher, "demo-student": demo_student}
+
+
+def _tokenizer(budget: Budget, seed: int) -> Recipe:
+    task = TokenizerTask(
+        TOKENIZER,
+        optim=OptimConfig(lr=2e-3, schedule="cosine", decay_steps=budget.tokenizer, warmup=20, clip=1.0),
+        ema=Constant(0.99, warmup=True),
+        augment=RandomAffine(),
+        augmented=0.5,
+    )
+    stage = Stage("tokenizer", task, steps=budget.tokenizer, batch=256, data=Digits("train"))
+    return Recipe(RunConfig("demo-tokenizer", (stage,), engine=_engine(seed)))
+
+
+def _teacher(tokenizer: Loaded, data: str, budget: Budget, seed: int) -> Recipe:
+    cache = Cache(data)
+    generator = DiffusionGenerator(TEACHER, TOKENIZER.spec.shape, SAMPLER, TOKENIZER)
+    task = DenoiserTask(
+        TEACHER,
+        optim=OptimConfig(lr=2e-3, schedule="cosine", decay_steps=budget.teacher, warmup=50, clip=1.0),
+        emas=(Constant(0.998, warmup=True),),
+        generator=generator,
+    )
+    decoder = {"tokenizer": tokenizer.params["tokenizer"], "normalizer": cache.normalizer()}
+    stage = Stage("teacher", task, steps=budget.teacher, batch=256, data=cache)
+    return Recipe(
+        RunConfig("demo-teacher", (stage,), {"tokenizer": _origin(tokenizer)}, generator, _engine(seed)),
+        frozen=decoder,
+        artifacts=decoder,
+    )
+
+
+def _student(teacher: Loaded, data: str, budget: Budget, seed: int) -> Recipe:
+    pairs = Cache(data)
+    regression = KDTask(TEACHER, optim=OptimConfig(lr=1e-3, warmup=20, clip=1.0), ema=Constant(0.99, warmup=True))
+    matching = DMD2Task(
+        TEACHER,
+        guidance=SAMPLER.guidance,
+        optim=OptimConfig(lr=2e-4, warmup=20, clip=1.0),
+        fake_optim=OptimConfig(lr=4e-4, warmup=20, clip=1.0),
+        ema=Constant(0.99, warmup=True),
+    )
+    stages = (
+        Stage("regression", regression, steps=budget.regression, batch=256, data=pairs),
+        Stage("matching", matching, steps=budget.matching, batch=256, data=pairs),
+    )
+    generator = OneStepGenerator(TEACHER, TOKENIZER.spec.shape, tokenizer=TOKENIZER)
+    return Recipe(
+        RunConfig("demo-student", stages, {"teacher": _origin(teacher)}, generator, _engine(seed)),
+        frozen={"teacher": teacher.params["net"]},
+        artifacts={role: teacher.params[role] for role in ("tokenizer", "normalizer")},
+    )
+
+
+def _engine(seed: int) -> EngineConfig:
+    return EngineConfig(seed=seed, checkpoint_every=250, checkpoint_seconds=5.0, log_every=25, keep=1)
+
+
+def _origin(run: Loaded) -> str:
+    """Where frozen arrays came from, as a run's config.json says it."""
+    return f"{run.config.name} {fingerprint(run.config)} step {run.step} {run.weights}"
+
+
+def run(outdir: str | Path = "runs/demo", *, smoke: bool = False, seed: int = 0) -> None:
+    """The whole path, written to `outdir`; started again it goes on where it was, or says that all is done.
+
+    Args:
+      outdir: gets tokenizer/, teacher/ and student/ (run folders), latents/ and pairs/ (caches), scores/ and
+        report.html.
+      smoke: a run of seconds that checks the path, not the quality.
+      seed: of initial weights, data order and noise.
+    """
+    out, budget = Path(outdir), SMOKE if smoke else Budget()
+    enable_compile_cache()
+    clock = Clock(out / "seconds.json")
+    with clock("tokenizer"):
+        train(_tokenizer(budget, seed).config, out / "tokenizer")
+        tokenizer = load(out / "tokenizer")
+    with clock("latents"):
+        latents = make_latents(tokenizer, out / "latents")
+    with clock("teacher"):
+        recipe = _teacher(tokenizer, latents.path, budget, seed)
+        train(recipe.config, out / "teacher", frozen=recipe.frozen, artifacts=recipe.artifacts)
+        teacher = load(out / "teacher")
+    with clock("pairs"):
+        pairs = make_pairs(teacher, out / "pairs", budget.pairs)
+    with clock("student"):
+        recipe = _student(teacher, pairs.path, budget, seed)
+        train(recipe.config, out / "student", frozen=recipe.frozen, artifacts=recipe.artifacts)
+        student = load(out / "student")
+    with clock("scores"):
+        scores = make_scores(tokenizer, teacher, student, out / "scores", budget)
+    write_report(out, tokenizer, teacher, student, scores, clock.seconds)
+    write_json(out / "demo.json", made_by(smoke, seed))
+
+
+def made_by(smoke: bool, seed: int) -> dict[str, Any]:
+    """What a finished demo folder was made with."""
+    return {"budget": dataclasses.asdict(SMOKE if smoke else Budget()), "seed": seed}
+
+
+class Clock:
+    """Seconds per stage, kept over interruptions (a killed stage counts from its last restart)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        self.number = 0
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Times one stage and announces it."""
+        self.number += 1
+        print(f"[{self.number}/{len(STAGES)}] {stage}: {STAGES[stage]}", flush=True)
+        began = time.monotonic()
+        yield
+        spent = time.monotonic() - began
+        self.seconds[stage] = round(max(self.seconds.get(stage, 0.0), spent), 2)
+        write_json(self.path, self.seconds)
+
+
+def make_latents(tokenizer: Loaded, path: Path) -> Cache:
+    """Caches the latents (posterior means) of the training images, with their labels."""
+    source, params = digits("train"), tokenizer.params["tokenizer"]
+    arguments = {"params": params, **source.arrays}
+
+    def encode(arguments: Any, indices: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
+        del weight
+        images = arguments["image"][indices].astype(jnp.float32) / 127.5 - 1.0
+        latent = TOKENIZER.encode(arguments["params"], images).mode()
+        return {"latent": latent, "label": arguments["label"][indices]}
+
+    origin = _origin(tokenizer)
+    writer = ArrayWriter(path, len(source), f"{origin} {source.identity()}")
+    if not (path / "cache.json").exists():
+        run_indexed(encode, len(source), batch=256, writer=writer, arguments=arguments)
+    return seal(path, tokenizer=origin, data=source.identity())
+
+
+def make_pairs(teacher: Loaded, path: Path, count: int) -> Cache:
+    """Stores `count` pairs of starting noise and what the teacher's solver makes of it, classes in turn."""
+    generator = teacher.generator
+
+    def draw(params: Any, indices: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
+        del weight
+        keys = sample_keys(PAIRS_SEED, indices)
+        cond = {"label": indices % CLASSES}
+        noise = jax.vmap(lambda key: jax.random.normal(key, generator.shape))(keys)
+        return {"noise": noise, "latent": generator.latents(params, keys, cond), **cond}
+
+    origin = _origin(teacher)
+    writer = ArrayWriter(path, count, origin)
+    if not (path / "cache.json").exists():
+        run_indexed(draw, count, batch=1024, writer=writer, arguments=teacher.params, label="pairs")
+    return seal(path, tokenizer=origin, data=f"seed {PAIRS_SEED}", shift=(0.0,), scale=(1.0,))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What the report shows of quality.
+
+    Attributes:
+      results: subject -> its scores, the mean of several noise seeds for generators.
+      copies: fraction of student samples that nearly copy a training image.
+      psnr: mean reconstruction PSNR of the held-out images, dB.
+    """
+
+    results: Mapping[str, Result]
+    copies: float
+    psnr: float
+
+
+def make_scores(tokenizer: Loaded, teacher: Loaded, student: Loaded, path: Path, budget: Budget) -> Scores:
+    """Scores teacher, student (same noise) and the baselines against the training images."""
+    extractor = DigitsExtractor()
+    real, heldout = digits("train").arrays, digits("test").arrays
+    reference = make_reference(
+        "digits", from_arrays(real["image"], real["label"]), extractor, split="train", batch=1024
+    )
+    results, samples = {}, {}
+    for name, model in generators(teacher, student).items():
+        runs = []
+        for k in range(budget.sets):
+            seeds = range(k * budget.count, (k + 1) * budget.count)
+            images = model.sample(seeds, batch=1024)
+            samples[name] = images
+            runs.append(_score(images, np.asarray(seeds) % CLASSES, reference, extractor, seeds))
+        results[name] = combine(runs)
+    for name, (images, labels) in baselines(budget.count).items():
+        results[name] = _score(images, labels, reference, extractor)
+    scores = Scores(
+        results,
+        copies=float(near_copies(samples[STUDENT], real["image"], heldout["image"], scale=16 / 255)["fraction"]),
+        psnr=float(psnr(tokenizer.decode(tokenizer.encode(heldout["image"])), heldout["image"]).mean()),
+    )
+    for name, result in results.items():
+        result.save(path / f"{name.replace(' ', '-').replace(',', '')}.json")
+    return scores
+
+
+def generators(teacher: Loaded, student: Loaded) -> dict[str, Loaded]:
+    """The generators that are scored, by the name they have in the report."""
+    control = _with_sampler(teacher, Sampler(Euler(), steps=1, guidance=SAMPLER.guidance))
+    return {TEACHER_NAME: teacher, STUDENT: student, CONTROL: control}
+
+
+def _with_sampler(run: Loaded, sampler: Sampler) -> Loaded:
+    generator = dataclasses.replace(run.generator, sampler=sampler)
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, generator=generator))
+
+
+def _score(
+    images: np.ndarray, labels: np.ndarray, reference: Reference, extractor: Any, seeds: range | None = None
+) -> Result:
+    """Scores stored uint8 images; the label rule and the quantiser are those of ``gen sample``."""
+    source = from_arrays(images, labels.astype(np.int32), quantiser="round", rule="seed mod classes")
+    named = "" if seeds is None else f"{seeds.start}-{seeds[-1]}"
+    return evaluate(dataclasses.replace(source, seeds=named), reference, extractor, batch=1024)
+
+
+def baselines(count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What scores mean: (images uint8, labels) of the held-out images, of a Gaussian over the pixels of each class,
+    of blurred training images and of class means.
+    """
+    train_set, heldout = digits("train").arrays, digits("test").arrays
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % CLASSES
+    gaussian = np.zeros((count, 64))
+    means = np.zeros((count, 64))
+    for c in range(CLASSES):
+        pixels = train_set["image"][train_set["label"] == c].reshape(-1, 64).astype(np.float64)
+        of_class = labels == c
+        means[of_class] = pixels.mean(axis=0)
+        gaussian[of_class] = rng.multivariate_normal(
+            pixels.mean(axis=0), np.cov(pixels, rowvar=False), size=int(of_class.sum()), method="eigh"
+        )
+    rows = np.arange(count) % len(train_set["image"])
+    blurred = ndimage.gaussian_filter(train_set["image"].astype(np.float64), (0, 0.7, 0.7, 0))[rows]
+
+    def integers(pixels: np.ndarray) -> np.ndarray:
+        return np.clip(np.rint(pixels), 0, 255).astype(np.uint8).reshape(-1, 8, 8, 1)
+
+    return {
+        "held-out images": (heldout["image"], heldout["label"]),
+        "Gaussian of each class": (integers(gaussian), labels),
+        "blurred training images": (integers(blurred), train_set["label"][rows]),
+        "class means": (integers(means), labels),
+    }
+
+
+def write_report(
+    out: Path, tokenizer: Loaded, teacher: Loaded, student: Loaded, scores: Scores, seconds: Mapping[str, float]
+) -> None:
+    """One page: data, reconstructions, teacher and student from the same noise, curves, scores."""
+    heldout = digits("test").arrays["image"][:16]
+    distance = {name: result.values["frechet_distance"] for name, result in scores.results.items()}
+    page = Report(
+        "Handwritten digits in one step",
+        "A 1D tokenizer, a flow transformer over its latents, and a student that needs one network call.",
+    )
+    page.figures(
+        {
+            "student's Fréchet distance over its teacher's": f"{distance[STUDENT] / distance[TEACHER_NAME]:.2f}",
+            "network calls, teacher": teacher.generator.nfe,
+            "network calls, student": student.generator.nfe,
+            "reconstruction PSNR": f"{scores.psnr:.1f} dB",
+            "near-copies of training images": f"{100 * scores.copies:.1f} %",
+            "minutes in all": f"{sum(seconds.values()) / 60:.1f}",
+        }
+    )
+    page.section("Data and reconstructions", "Held-out images, and what the tokenizer keeps of them in 32 numbers.")
+    page.pictures({"held-out images": heldout, "reconstructions": tokenizer.decode(tokenizer.encode(heldout))})
+    page.section(
+        "The same noise through teacher and student",
+        f"Every column starts from the same noise and class. The teacher is sampled with Heun's method at guidance "
+        f"{SAMPLER.guidance.scale}; the last row is the student's single call.",
+    )
+    seeds = range(20)
+    rows = {
+        f"teacher, {steps} step{'s' * (steps > 1)}": _with_sampler(
+            teacher, Sampler(solver, steps=steps, guidance=SAMPLER.guidance)
+        ).sample(seeds)
+        for steps, solver in ((n, Heun() if n > 1 else Euler()) for n in STEP_COUNTS)
+    }
+    page.pictures(rows | {"student, 1 call": student.sample(seeds)}, columns=20)
+    page.section("More of the student", "Classes 0 to 9 from left to right.")
+    page.pictures({"": student.sample(range(80))}, columns=10)
+    page.section(
+        "Scores",
+        "Against the training images, in the 64 features of a small classifier of these digits. Generators: mean and "
+        "standard deviation over noise seeds, teacher and student from the same noise. Baselines say what a score "
+        "means.",
+    )
+    page.results(scores.results)
+    page.section("Training")
+    for name in ("tokenizer", "teacher", "student"):
+        page.curves(_curves(out / name), f"{name}: loss", log=True)
+    page.table(
+        ["stage", "seconds"], [[name, value] for name, value in seconds.items()], "Time per stage on this machine."
+    )
+    page.write(out / "report.html")
+
+
+def _curves(run_dir: Path) -> dict[str, tuple[list[float], list[float]]]:
+    """Loss curves of a run, one per stage and program."""
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    for record in read_metrics(run_dir):
+        for key, value in record.items():
+            if key.split("/")[-1] == "loss" and isinstance(value, float):
+                name = record["stage"] if key == "loss" else f"{record['stage']}, {key.split('/')[0]}"
+                xs, ys = series.setdefault(name.replace("_", " "), ([], []))
+                xs.append(record["step"])
+                ys.append(value)
+    return series
