@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from gen.diffusion.denoiser import Denoise, Denoiser, Prediction
 from gen.nn.network import Cond, Params
@@ -131,21 +133,22 @@ class OneStepGenerator:
     Attributes:
       denoiser: the student, in its teacher's parameterization.
       shape: shape of one latent, channels last.
-      t: the conditioning time (the noise end of the process by default).
+      t: the time of the one evaluation; None for the noise end of the process.
     """
 
     denoiser: Denoiser
     shape: tuple[int, ...]
-    t: float = 1.0
+    t: float | None = None
     tokenizer: Any = None
 
     nfe = 1
 
     def latents(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """The generated latents (B, *shape) on the normalised scale; same noise as the teacher for a key."""
-        scale = float(self.denoiser.process.sigma(self.t))
-        x = scale * jax.vmap(lambda key: jax.random.normal(key, self.shape))(keys)
-        return self.denoiser(params["net"], x, jax.numpy.float32(self.t), cond).denoised
+        process = self.denoiser.process
+        t = process.t_max if self.t is None else self.t
+        x = prior(Grid(np.array([t, 0.0]), process), keys, self.shape)
+        return self.denoiser(params["net"], x, jnp.float32(t), cond).denoised
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """See `Generator`."""

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from gen.diffusion.denoiser import Denoise, Prediction, PredictionKind
-from gen.diffusion.process import pair
+from gen.diffusion.process import expand, pair
 from gen.errors import GenError
 from gen.nn.network import Cond
 
@@ -77,12 +77,12 @@ class ClassifierFree:
 class Interval:
     """Another guidance inside an interval, none outside (Kynkäänniemi et al. 2024).
 
-    Outside, only the conditional half of the batch is evaluated.
+    Outside, only the conditional half of the batch is evaluated, where all samples share their time (solvers).
 
     Attributes:
       guidance: what acts inside.
-      low, high: bounds of the time of each evaluation, low < t <= high, on the clock of the sampled process (EDM: the
-        noise level); with ``by="step"`` of the solver's step index, low <= step < high. Official codes differ: they
+      low, high: bounds of the time of each evaluation, low <= t < high, on the clock of the sampled process (EDM: the
+        noise level); with ``by="step"`` of the solver's step index. Official codes differ: they
         limit by the time of the evaluation, or by step, where a method evaluates the network twice a step.
       by: ``time`` or ``step``.
     """
@@ -101,7 +101,7 @@ class Interval:
         return self.guidance.init(x)
 
     def __call__(self, denoise: Denoise, null: Null) -> Denoise:
-        """See `Guidance`. Times must be scalars, as solvers give them."""
+        """See `Guidance`."""
         guided = self.guidance(denoise, null)
 
         def limited(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
@@ -118,10 +118,12 @@ class Interval:
                 kind = kinds[0] if kinds else prediction.kind
                 return dataclasses.replace(prediction, value=prediction.as_kind(kind), kind=kind), after
 
-            if self.by == "step":
-                active = (step >= self.low) & (step < self.high)
-            else:
-                active = (t > self.low) & (t <= self.high)
+            place = step if self.by == "step" else t
+            active = (place >= self.low) & (place < self.high)
+            if jnp.ndim(active):  # times of their own, as distillers draw them
+                plain, _ = outside()
+                chosen, after = inside()
+                return chosen.with_value(jnp.where(expand(active, x), chosen.value, plain.value)), after
             return jax.lax.cond(~active, outside, inside)
 
         return limited

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 import zipfile
 
 import jax
@@ -192,6 +195,24 @@ def test_bad_requests_are_refused(tmp_path, options, message):
     with pytest.raises(GenError, match=message):
         make(tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+MANY_DEVICES = """
+import sys, jax
+from gen.training.sharding import MeshConfig, make_mesh
+from tests.sampling.test_generate import make
+assert jax.device_count() == 8
+make(sys.argv[1], batch=8, mesh=make_mesh(MeshConfig(data=4, fsdp=2)))
+"""
+
+
+def test_eight_devices_make_the_same_images(tmp_path, reference):
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "16", "JAX_PLATFORMS": "cpu"}
+    path = tmp_path / "eight.npz"
+    subprocess.run([sys.executable, "-c", MANY_DEVICES, str(path)], check=True, env=os.environ | devices, timeout=300)
+    with np.load(path) as file:
+        np.testing.assert_allclose(file["arr_0"].astype(int), reference[0].astype(int), atol=1)
+        np.testing.assert_array_equal(file["arr_1"], reference[1])
 
 
 def test_unconditional_samples_have_no_labels(tmp_path):

@@ -81,7 +81,7 @@ def test_interval_guides_inside_only_with_one_call_a_step(solver, x):
         solver(guidance(linear_denoise(EDM(), calls), null), 20 * x, grid, None, COND, guidance.init(x))
     assert len(calls) == solver.nfe(grid)
     for size, t in calls:
-        assert size == (4 if 0.3 < t <= 5.0 else 2), f"batch {size} at level {t}"
+        assert size == (4 if 0.3 <= t < 5.0 else 2), f"batch {size} at level {t}"
     assert {size for size, _ in calls} == {2, 4}
 
 
@@ -92,13 +92,26 @@ def test_interval_by_step_and_value(x):
     plain, guided = evaluate(ClassifierFree(1.0), denoise, x).value, evaluate(inner, denoise, x).value
     for step, expected in enumerate([plain, guided, guided, plain]):
         np.testing.assert_allclose(evaluate(by_step, denoise, x, step=step).value, expected, rtol=1e-6)
-    inside = Interval(inner, low=0.2, high=0.25)
+    inside = Interval(inner, low=0.25, high=0.3)
     np.testing.assert_allclose(
         evaluate(inside, denoise, x, t=0.25).value, evaluate(inner, denoise, x, t=0.25).value, rtol=1e-6
     )
     np.testing.assert_allclose(
         evaluate(inside, denoise, x, t=0.5).value, evaluate(ClassifierFree(), denoise, x).value, rtol=1e-6
     )
+
+
+def test_interval_for_samples_with_times_of_their_own(x):
+    guidance, times = Interval(ClassifierFree(3.0), low=0.2, high=0.6), jnp.array([0.5, 0.7])
+    denoise = per_sample_denoise
+    got = guidance(denoise, null)(x, times, COND, 0, {})[0].value
+    np.testing.assert_allclose(got[0], ClassifierFree(3.0)(denoise, null)(x, times, COND, 0, {})[0].value[0], rtol=1e-6)
+    np.testing.assert_allclose(got[1], denoise(x, times, COND, 0, {})[0].value[1], rtol=1e-6)
+
+
+def per_sample_denoise(x, t, cond, step, carry):
+    value = 0.5 * x + (cond["label"] * t)[:, None, None]
+    return Prediction(value, x, t, {}, Linear(), "eps"), carry
 
 
 def test_interval_takes_guidance_of_another_kind(x):
