@@ -1,0 +1,151 @@
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen.config import KINDS
+from gen.diffusion.backbones.dit import DiTConfig
+from gen.diffusion.denoiser import Denoiser, Predict
+from gen.diffusion.objectives import Draws
+from gen.diffusion.process import Linear
+from gen.diffusion.train import DenoiserTask
+from gen.errors import GenError
+from gen.sampling.generator import DiffusionGenerator, Sampler
+from gen.training.ema import Constant, PowerFunction
+from gen.training.optim import OptimConfig
+from tests.training.conformance import check_devices, check_task
+
+DENOISER = Denoiser(
+    DiTConfig((4,), 3, 1, 16, 1, 2, num_classes=4, remat="none", scan=False), Linear(), Predict(scale=10.0)
+)
+TASK = DenoiserTask(
+    DENOISER,
+    optim=OptimConfig(lr=3e-3, clip=1.0),
+    emas=(Constant(0.9), PowerFunction(0.1)),
+    dropout=0.2,
+    generator=DiffusionGenerator(dataclasses.replace(DENOISER), (4, 3), Sampler(steps=2)),
+    labels=(0, 3),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """Latents that a label shifts."""
+
+    def batches(
+        self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1
+    ) -> Iterator[dict[str, np.ndarray]]:
+        while True:
+            yield {k: v[process::processes] for k, v in rows(batch, seed + start).items()}
+            start += 1
+
+    def identity(self) -> str:
+        return "latents"
+
+
+def rows(count: int, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 4, count).astype(np.int32)
+    latent = (label - 1.5)[:, None, None] + 0.1 * rng.normal(size=(count, 4, 3))
+    return {"latent": latent.astype(np.float32), "label": label}
+
+
+def build() -> tuple[Any, Any, Any]:
+    KINDS["test-data"] = {"test-latents": f"{__name__}:Latents"}
+    task = dataclasses.replace(TASK, generator=None)
+    return task, Latents(), {}
+
+
+@pytest.fixture
+def _kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "test-data", {"test-latents": f"{__name__}:Latents"})
+
+
+@pytest.mark.usefixtures("_kinds")
+def test_conformance(tmp_path: Path) -> None:
+    task = dataclasses.replace(TASK, generator=None)
+    check_task(task, Latents(), {}, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_kinds")
+def test_devices(tmp_path: Path) -> None:
+    check_devices(f"{__name__}:build", tmp_path)
+
+
+def test_loss_drops_labels_and_averages_the_objective() -> None:
+    state = TASK.init(jax.random.key(0), {}, None)
+    params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(jax.random.key(p.size), p.shape), state.params["net"])
+    batch = rows(6, 0)
+    x, cond = jnp.asarray(batch["latent"]), {"label": jnp.asarray(batch["label"])}
+    draws = Draws(jnp.linspace(0.1, 0.9, 6), jax.random.normal(jax.random.key(1), x.shape))
+    dropped = jnp.asarray([True, False] * 3)
+    loss, terms = TASK.loss(params, x, cond, draws, dropped)
+    labels = jnp.where(dropped, 4, cond["label"])
+    t = draws.t[:, None, None]
+    velocity = DENOISER(params, (1 - t) * x + t * draws.eps, draws.t, {"label": labels}).velocity
+    np.testing.assert_allclose(loss, np.square(velocity - (draws.eps - x)).mean(), rtol=1e-5)
+    np.testing.assert_allclose(terms["velocity_mse"], loss, rtol=1e-6)
+    unconditional = dataclasses.replace(TASK, dropout=0.0)
+    assert not np.isclose(float(unconditional.loss(params, x, cond, draws, dropped)[0]), float(loss), rtol=1e-5)
+
+
+def test_training_reaches_every_parameter_and_lowers_the_loss() -> None:
+    state = TASK.init(jax.random.key(0), {}, None)
+    program = jax.jit(TASK.programs[TASK.select(0)])
+    start, losses = state.params["net"], []
+    for step in range(80):
+        state, metrics = program(state, {}, rows(32, step), jax.random.key(step))
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
+    for (path, new), old in zip(
+        jax.tree_util.tree_leaves_with_path(state.params["net"]), jax.tree.leaves(start), strict=True
+    ):
+        assert np.abs(new - old).max() > 0, f"{jax.tree_util.keystr(path)} never moved"
+    assert set(state.ema) == {"net", "net@1"}
+    np.testing.assert_array_equal(TASK.export(state)["net"]["final"]["kernel"], state.ema["net"]["final"]["kernel"])
+
+
+def test_pixel_models_train_on_uint8_images() -> None:
+    denoiser = dataclasses.replace(
+        DENOISER, network=dataclasses.replace(DENOISER.network, size=(8, 8), channels=1, patch=4)
+    )
+    task = DenoiserTask(denoiser, optim=OptimConfig(lr=0.0))
+    state = task.init(jax.random.key(0), {}, None)
+    label = np.zeros(64, np.int32)
+    loss = {}
+    for value in (0, 255):
+        batch = {"image": np.full((64, 8, 8, 1), value, np.uint8), "label": label}
+        loss[value] = float(task.update(state, {}, batch, jax.random.key(0))[1]["loss"])
+    # the network's output is 0 at first: the loss is mean (eps - x)^2 = 1 + 1 + 2 mean(eps x) with x = -1 or 1
+    np.testing.assert_allclose(loss[0] + loss[255], 4.0, rtol=0.05)
+
+
+def test_preview_samples_the_averaged_network() -> None:
+    state = TASK.init(jax.random.key(0), {}, None)
+    task = dataclasses.replace(TASK, generator=Pictures(TASK.generator))
+    images = task.preview(state, {}, jax.random.key(0))["samples"]
+    assert images.shape == (2, 4, 3, 1)
+    assert np.abs(images).max() <= 1
+    np.testing.assert_array_equal(images, task.preview(state, {}, jax.random.key(0))["samples"])
+    assert dataclasses.replace(TASK, generator=None).preview(state, {}, jax.random.key(0)) == {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Latents looked at as grey pictures."""
+
+    inner: Any
+
+    def __call__(self, params: Any, keys: jax.Array, cond: Any) -> jax.Array:
+        return self.inner(params, keys, cond)[..., None]
+
+
+def test_bad_dropout_is_refused() -> None:
+    with pytest.raises(GenError, match="label dropout"):
+        dataclasses.replace(TASK, dropout=1.0)
