@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gen
+from gen import cli
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.chain import Chain, Variance, bits_per_dimension
 from gen.diffusion.denoiser import Denoiser, Predict, Prediction
@@ -17,6 +20,7 @@ from gen.diffusion.process import DDPM
 from gen.nn.layers import patchify, sincos_positions, sinusoid
 from gen.nn.network import Network
 from gen.pretrained import dit
+from gen.pretrained.readers import read_weights
 from gen.sampling.grids import Grid, Respaced, space_timesteps
 from gen.sampling.guidance import ClassifierFree
 from gen.sampling.solvers import DDIM, Ancestral
@@ -316,6 +320,31 @@ class TestSampling:
         fx.close(nchw(final), "ancestral_cfg_final")
         half = fx.io["ancestral_cfg_final_full_doubled"][: len(final)]
         fx.close(nchw(final), half, rtol=1e-3)
+
+    def test_converted_weights_sample_alike(self, fx: Fixture, tmp_path: Path) -> None:
+        """Official file -> gen convert -> gen.load -> the generator's own sampler: the official guided samples."""
+        heads = str(fx.config["args"]["num_heads"])
+        file, run = str(fx.path / "weights.safetensors"), str(tmp_path / "run")
+        assert cli.main(["convert", file, "--out", run, "--network.heads", heads]) == 0
+        loaded = gen.load(run)
+        process, spec = loaded.denoiser.process, fx.config["ancestral_respacing"]
+        sampler = dataclasses.replace(
+            loaded.generator.sampler,
+            grid=Respaced(spec),
+            steps=len(space_timesteps(process.steps, spec)),
+            guidance=ClassifierFree(float(fx.io["cfg_scale"]), channels=3),
+        )
+        params, draws = loaded.params["net"], jnp.asarray(nhwc(fx.io["step_noise"]))
+        guided = sampler.guidance(
+            loaded.denoiser.bind(params), lambda c: loaded.denoiser.net.apply(params, c, method="null")
+        )
+        z, cond = jnp.asarray(nhwc(fx.io["z"])), {"label": jnp.asarray(fx.io["y"])}
+        final = sampler.solver(guided, z, sampler.times(process), lambda i: draws[i], cond)
+        fx.close(nchw(final), "ancestral_cfg_final")
+        assert cli.main(["convert", run, "--out", str(tmp_path / "back.safetensors")]) == 0
+        back = read_weights(tmp_path / "back.safetensors")
+        assert back.keys() == fx.weights.keys()
+        assert all(np.array_equal(back[k], v) for k, v in fx.weights.items())
 
     def test_ddim(self, fx: Fixture) -> None:
         s = Sampling(fx)
