@@ -7,6 +7,7 @@ readable alone) and ``meta`` (JSON). It appears under its name only when it is w
 import dataclasses
 import json
 import logging
+import shutil
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +42,9 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as policies
 
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every phase of every save
+        # Orbax logs every phase of every save, and each failure once per thread: those become one GenError here.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self._saving: int | None = None
         self.folder = Path(folder).absolute()
         rules: list[Any] = [policies.LatestN(max(keep, 1))]
         if keep_every:
@@ -83,6 +86,8 @@ class Checkpoints:
         saves = {name: self._args.StandardSave(tree) for name, tree in items.items() if jax.tree.leaves(tree)}
         meta = {**meta, "items": sorted(saves), "stage_step": int(state.step)}
         metrics = None if score is None else {"score": float(score)}
+        self._check_room(saves, items)
+        self._saving = step
         with self._failing("save", step):
             self._manager.save(
                 step, args=self._args.Composite(meta=self._args.JsonSave(meta), **saves), metrics=metrics, force=True
@@ -90,7 +95,7 @@ class Checkpoints:
 
     def meta(self, step: int) -> dict[str, Any]:
         """What was given to `save` as `meta`, with ``items`` and ``stage_step``."""
-        return load_meta(self.folder, step)
+        return _read_meta(self.folder / str(step))
 
     def restore(self, step: int, target: State) -> State:
         """The state saved at `step`.
@@ -118,7 +123,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until the save under way is whole. Raises GenError when it failed."""
-        with self._failing("save", self._manager.latest_step()):
+        with self._failing("save", self._saving):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -126,8 +131,24 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            with self._failing("close", self._manager.latest_step()):
+            with self._failing("save", self._saving):
                 self._manager.close()
+
+    def _check_room(self, saves: Mapping[str, Any], items: Mapping[str, Any]) -> None:
+        """Finds out now what Orbax's threads would take minutes to report: a folder or a disk that takes nothing."""
+        if jax.process_index() != 0:
+            return
+        with writing(self.folder):
+            probe = self.folder / ".probe"
+            probe.mkdir(exist_ok=True)
+            probe.rmdir()
+            free = shutil.disk_usage(self.folder).free
+        size = sum(leaf.nbytes for name in saves for leaf in jax.tree.leaves(items[name]))
+        if size > free:
+            raise GenError(
+                f"cannot write {self.folder}: a checkpoint takes {size / 1e9:.3g} GB and {free / 1e9:.3g} GB are "
+                "free; free space or choose another output folder"
+            )
 
     def _failing(self, what: str, step: int | None) -> "_Failing":
         return _Failing(f"cannot {what} checkpoint {self.folder / str(step)}")
@@ -153,7 +174,7 @@ class _Failing:
 
 def latest_step(run_dir: str | Path) -> int:
     """The newest whole checkpoint of a run folder. Raises GenError when there is none."""
-    folder = _checkpoint_folder(run_dir)
+    folder = Path(run_dir) / "checkpoints"
     steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit() and (p / "meta" / "metadata").exists()]
     if not steps:
         raise GenError(f"{run_dir} has no finished checkpoint; train it first, or give a run folder")
@@ -162,12 +183,14 @@ def latest_step(run_dir: str | Path) -> int:
 
 def load_meta(run_dir: str | Path, step: int | None = None) -> dict[str, Any]:
     """The metadata of a checkpoint (the newest by default), read without touching arrays."""
-    step = latest_step(run_dir) if step is None else step
-    path = _checkpoint_folder(run_dir) / str(step) / "meta" / "metadata"
+    return _read_meta((Path(run_dir) / "checkpoints") / str(latest_step(run_dir) if step is None else step))
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads((folder / "meta" / "metadata").read_text()))
     except (OSError, ValueError) as error:
-        raise GenError(f"{path.parent.parent} is not a whole checkpoint ({error}); choose another step") from error
+        raise GenError(f"{folder} is not a whole checkpoint ({error}); choose another step") from error
 
 
 def load_weights(run_dir: str | Path, step: int | None = None) -> State:
@@ -184,7 +207,7 @@ def load_weights(run_dir: str | Path, step: int | None = None) -> State:
 
     step = latest_step(run_dir) if step is None else step
     meta = load_meta(run_dir, step)
-    folder = _checkpoint_folder(run_dir).absolute() / str(step)
+    folder = (Path(run_dir) / "checkpoints").absolute() / str(step)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     trees: dict[str, Any] = {}
     with _Failing(f"cannot read checkpoint {folder}"), ocp.StandardCheckpointer() as reader:
@@ -197,11 +220,6 @@ def load_weights(run_dir: str | Path, step: int | None = None) -> State:
     return State(
         step=jax.numpy.asarray(meta["stage_step"], jax.numpy.int32), params=trees["params"], ema=trees.get("ema", {})
     )
-
-
-def _checkpoint_folder(run_dir: str | Path) -> Path:
-    path = Path(run_dir)
-    return path if path.name == "checkpoints" else path / "checkpoints"
 
 
 def save_arrays(path: str | Path, tree: Any, metadata: Mapping[str, str] | None = None) -> None:

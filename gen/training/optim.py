@@ -31,7 +31,7 @@ class OptimConfig:
       weight_decay: decoupled, multiplied by the learning rate, on all parameters, as in PyTorch's AdamW.
       schedule: "constant"; "cosine" or "linear" decay to `final` x lr at `decay_steps` (warm-up included);
         "inverse-sqrt": lr / sqrt(max(step / decay_steps, 1)), EDM2's (its ref_batches is `decay_steps`).
-      warmup: updates over which the rate rises linearly from 0.
+      warmup: updates over which the rate rises linearly from 0; EDM2's 10 M images are 10e6 / batch.
       decay_steps, final: see `schedule`.
       clip: largest global norm of the gradient; 0 for no clipping.
     """
@@ -41,7 +41,7 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     schedule: Literal["constant", "cosine", "linear", "inverse-sqrt"] = "constant"
-    warmup: int = 0
+    warmup: float = 0
     decay_steps: int = 0
     final: float = 0.0
     clip: float = 0.0
@@ -60,22 +60,20 @@ class OptimConfig:
 
     def _schedule(self) -> optax.Schedule:
         if self.schedule == "inverse-sqrt":
-            ramp = max(self.warmup, 1) if self.warmup else 0
 
             def rate(count: Any) -> Any:
-                rise = jnp.minimum(count / ramp, 1.0) if ramp else 1.0
+                rise = jnp.minimum(count / self.warmup, 1.0) if self.warmup else 1.0
                 return self.lr / jnp.sqrt(jnp.maximum(count / self.decay_steps, 1.0)) * rise
 
             return rate
-        span, end = self.decay_steps - self.warmup, self.final * self.lr
+        rise = round(self.warmup)
+        span, end = self.decay_steps - rise, self.final * self.lr
         after = {
             "constant": lambda: optax.constant_schedule(self.lr),
             "cosine": lambda: optax.cosine_decay_schedule(self.lr, span, self.final),
             "linear": lambda: optax.linear_schedule(self.lr, end, span),
         }[self.schedule]()
-        if not self.warmup:
-            return after
-        return optax.join_schedules([optax.linear_schedule(0.0, self.lr, self.warmup), after], [self.warmup])
+        return optax.join_schedules([optax.linear_schedule(0.0, self.lr, rise), after], [rise]) if rise else after
 
     def transform(self) -> optax.GradientTransformation:
         """The optax chain: clip, then AdamW under the schedule."""
@@ -134,7 +132,7 @@ def update(
     """
     params, entry = state.params[name], state.opt[name]
     loss, metrics, grads = _gradients(loss_fn, params, data)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     ok = jnp.isfinite(loss) & jnp.isfinite(norm)
     steps, inner = optimizer.transform().update(grads, entry["state"], params)
     new_params = optax.apply_updates(params, steps)

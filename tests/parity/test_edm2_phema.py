@@ -56,11 +56,7 @@ def test_response(fx: Any) -> None:
 def test_learning_rate(fx: Any) -> None:
     """lr_nimg counts images; our schedule counts updates of `batch` images."""
     batch = fx.config["batch"]
-    settings = {"lr": 0.01, "decay_steps": 35000, "warmup": 10e6 / batch} | {
-        ours: fx.config[theirs]
-        for ours, theirs in {"lr": "ref_lr", "decay_steps": "ref_batches"}.items()
-        if theirs in fx.config
-    }
-    optim = OptimConfig(schedule="inverse-sqrt", **settings)
+    rate, knee = fx.config.get("ref_lr", 0.01), fx.config.get("ref_batches", 35000)
+    optim = OptimConfig(lr=rate, schedule="inverse-sqrt", decay_steps=knee, warmup=10e6 / batch)
     found = [float(optim.learning_rate(np.float64(n / batch))) for n in fx.io["lr_nimg"]]
     fx.close(np.asarray(found), "lr")

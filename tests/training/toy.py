@@ -11,7 +11,7 @@ import numpy as np
 from gen.training.ema import Constant, PowerFunction
 from gen.training.optim import OptimConfig, begin, update
 
-SIZE = 6
+SIZE = 8
 AVERAGES = {"student": Constant(0.9), "student@0.05": PowerFunction(0.05)}
 
 
@@ -36,8 +36,10 @@ class ToyTask:
         optimizers = {"student": self.optim, "fake_score": self.optim}
         params = {"student": student, "fake_score": {"w": 0.5 * draw, "b": jnp.ones(self.width)}}
         state = begin(params, optimizers, AVERAGES)
-        if self.alias:
-            state = dataclasses.replace(state, aux={"teacher": frozen["teacher"]["w"]})
+        if self.alias:  # what an author may forget: frozen arrays and parameters used twice, not copied
+            state = dataclasses.replace(
+                state, aux=dict(frozen["teacher"]), ema=dict.fromkeys(AVERAGES, state.params["student"])
+            )
         return state
 
     @property

@@ -1,0 +1,171 @@
+"""What every task must satisfy: `check_task`; the same training on 8 simulated devices: `check_devices`."""
+
+import dataclasses
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen.config import from_json, to_json
+from gen.nn.network import tree_copy
+from gen.training.engine import EngineConfig, Hook, RunConfig, train
+from gen.training.sharding import MeshConfig
+from gen.training.task import Stage, State
+
+__all__ = ["check_devices", "check_task", "run", "same"]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal structure and equal bits (NaN equals NaN)."""
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return False
+    return all(
+        np.array_equal(np.asarray(x), np.asarray(y), equal_nan=np.asarray(x).dtype.kind == "f")
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def run(task: Any, data: Any, frozen: Any, outdir: Path, *, batch: int, steps: int, **options: Any) -> State:
+    """A quiet run of one stage; options named like fields of EngineConfig go there, the rest to `train`."""
+    names = {field.name for field in dataclasses.fields(EngineConfig)}
+    engine = {"quiet": True, "log_every": 1} | {k: options.pop(k) for k in list(options) if k in names}
+    config = RunConfig("conformance", (Stage("only", task, steps, batch, data),), engine=EngineConfig(**engine))
+    return train(config, outdir, frozen=frozen, **options)
+
+
+def check_task(
+    task: Any, data: Any, frozen: Mapping[str, Any], outdir: Path, *, batch: int = 8, steps: int = 12
+) -> None:
+    """Trains `task` a little and asserts what the engine relies on.
+
+    `steps` must reach every program twice. Checked: JSON round trip; string keys; one compilation per program;
+    frozen arrays and the data's source alive and unchanged; interrupted and resumed equal to undisturbed, bit for
+    bit; a step with non-finite parameters changes neither optimiser nor averages and says so; previews and exports.
+    """
+    assert from_json(json.loads(json.dumps(to_json(task)))) == task
+    before = jax.device_get(tree_copy(dict(frozen)))
+    half = steps // 2
+    with _compilations() as compiled:
+        marks: list[int] = []
+        hook = Hook(1, lambda stage, step, state, frozen: marks.append(len(compiled)))
+        whole = run(task, data, frozen, outdir / "whole", batch=batch, steps=steps, hooks=(hook,))
+    order = [task.select(step) for step in range(steps)]
+    warm = max(order.index(name) for name in set(order)) + 1  # every program has run
+    assert set(order) == set(task.programs), f"{steps} steps reach {set(order)} of {set(task.programs)}"
+    assert warm < steps, "give more steps: every program must run twice"
+    assert marks[warm] == marks[steps - 1], f"compiled again after step {warm + 1}: {compiled[marks[warm] :]}"
+    assert same(jax.device_get(dict(frozen)), before), "a frozen array changed"
+
+    run(task, data, frozen, outdir / "resumed", batch=batch, steps=steps, stop_after=half)
+    resumed = run(task, data, frozen, outdir / "resumed", batch=batch, steps=steps)
+    assert same(resumed, whole), "resumed differs from undisturbed"
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path((whole.params, whole.ema, whole.aux)):
+        names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+        assert all(isinstance(name, str) for name in names), f"{path} has a key that is not a string"
+        assert np.isfinite(np.asarray(leaf)).all(), f"{jax.tree_util.keystr(path)} is not finite"
+    _check_guard(task, data, frozen, whole, batch)
+    key = jax.random.key(0)
+    for images in task.preview(whole, frozen, key).values():
+        assert images.ndim == 4
+        assert images.shape[-1] in (1, 3)
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(task.export(whole)))
+
+
+def _check_guard(task: Any, data: Any, frozen: Any, state: State, batch: int) -> None:
+    rows = next(iter(data.batches(batch=batch, seed=0, start=0)))
+    broken = dataclasses.replace(
+        state, params=jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params), step=jnp.int32(0)
+    )
+    for name, program in task.programs.items():
+        step = next(i for i in range(10_000) if task.select(i) == name)
+        new, metrics = program(broken, frozen, {**rows, "schedule": dict(task.inputs(step))}, jax.random.key(1))
+        flags = [float(v) for k, v in metrics.items() if k.split("/")[-1] == "skipped"]
+        assert flags, f"program '{name}' reports no 'skipped'"
+        assert max(flags) == 1.0, f"program '{name}' did not skip a step with non-finite parameters"
+        assert same(new.opt, state.opt), f"program '{name}' changed an optimiser in a skipped step"
+        assert same(new.ema, state.ema), f"program '{name}' changed an average in a skipped step"
+
+
+class _compilations:
+    """Names every compilation while open: jax reports them as events."""
+
+    def __enter__(self) -> list[str]:
+        self.events: list[str] = []
+        self.open = True
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self.events
+
+    def _listen(self, event: str, seconds: float, **details: Any) -> None:
+        if self.open and event == "/jax/core/compile/backend_compile_duration":
+            self.events.append(str(details.get("fun_name", event)))
+
+    def __exit__(self, *exc: object) -> None:
+        self.open = False  # listeners cannot be taken out one by one
+
+
+MESHES = (MeshConfig(data=8), MeshConfig(fsdp=8, data=1), MeshConfig(data=2, fsdp=2, tensor=2))
+
+
+def check_devices(build: str, outdir: Path, *, batch: int = 8, steps: int = 4, rtol: float = 1e-5) -> None:
+    """Asserts that 8 simulated devices (data, fsdp, tensor axes) train as one does, within rounding.
+
+    Args:
+      build: "module:function" that returns (task, data, frozen); called in a fresh process.
+      outdir: scratch folder.
+      batch, steps: a multiple of 8; enough steps to reach every program.
+      rtol: of each logged metric and of parameters, relative to their largest entry.
+    """
+    script = "import sys; from tests.training.conformance import _on_devices; _on_devices(*sys.argv[1:])"
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "NPROC": "16",  # fewer threads than devices deadlock in collectives
+        "JAX_PLATFORMS": "cpu",
+    }
+    arguments = [build, str(outdir), str(batch), str(steps)]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    task, data, frozen = _build(build)
+    one = run(task, data, frozen, outdir / "one", batch=batch, steps=steps, quiet=True)
+    wanted = dict(_numbers(one, outdir / "one"))
+    for index in range(len(MESHES)):
+        with np.load(outdir / f"mesh{index}.npz") as found:
+            assert set(found.files) == set(wanted)
+            for name, value in wanted.items():
+                scale = max(np.abs(value).max(initial=0.0), 1e-6)
+                error = np.abs(found[name] - value).max(initial=0.0) / scale
+                assert error <= rtol, f"mesh {MESHES[index]}: {name} is off by {error:.1e} relative"
+
+
+def _build(build: str) -> Any:
+    module, _, function = build.partition(":")
+    return getattr(importlib.import_module(module), function)()
+
+
+def _on_devices(build: str, outdir: str, batch: str, steps: str) -> None:
+    task, data, frozen = _build(build)
+    for index, mesh in enumerate(MESHES):
+        mesh = dataclasses.replace(mesh, shard_from=1)
+        folder = Path(outdir) / f"run{index}"
+        state = run(task, data, frozen, folder, batch=int(batch), steps=int(steps), mesh=mesh)
+        np.savez(Path(outdir) / f"mesh{index}.npz", **dict(_numbers(state, folder)))
+
+
+def _numbers(state: State, folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.ema)):
+        yield jax.tree_util.keystr(path).replace("/", "_"), np.asarray(leaf, np.float64)
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        for name, value in record.items():
+            if isinstance(value, float) and name not in ("seconds", "images_per_second"):
+                yield f"{record['step']} {name}".replace("/", "_"), np.asarray(value)

@@ -1,0 +1,121 @@
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen.errors import GenError
+from gen.training.checkpoints import Checkpoints, latest_step, load_arrays, load_meta, load_weights, save_arrays
+from gen.training.optim import OptimConfig, begin
+from gen.training.task import State
+
+
+def _state(value: float = 1.0) -> State:
+    params = {"net": {"blocks": {"w": jnp.full((2, 3, 4), value)}, "b": jnp.zeros(3)}, "other": {"w": jnp.ones(2)}}
+    return begin(params, {"net": OptimConfig(warmup=3, clip=1.0)}, {}, {"count": jnp.int32(7)})
+
+
+def _target(state: State) -> State:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def test_round_trip_and_weights_alone(tmp_path: Path) -> None:
+    state = _state()
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(3, state, {"stage_index": 0})
+        checkpoints.wait()
+        back = checkpoints.restore(3, _target(state))
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+    assert jax.tree.all(jax.tree.map(np.array_equal, back, state))
+    weights = load_weights(tmp_path)
+    assert weights.opt == {}
+    assert jax.tree.all(jax.tree.map(np.array_equal, weights.params, state.params))
+    assert load_meta(tmp_path)["stage_index"] == 0
+    assert latest_step(tmp_path) == 3
+
+
+def test_which_are_kept(tmp_path: Path) -> None:
+    scores = [5.0, 1.0, 4.0, 3.0, 2.0, 6.0, 7.0]
+    with Checkpoints(tmp_path, keep=2, keep_every=4, best=True) as checkpoints:
+        for step, score in enumerate(scores, start=1):
+            checkpoints.save(step, _state(), {}, score)
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 4, 6, 7]  # best, multiple of 4, the newest two
+
+
+def test_other_structure_is_refused(tmp_path: Path) -> None:
+    state = _state()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+        with pytest.raises(GenError, match="but this task has"):
+            checkpoints.restore(1, _target(begin({"net": {"w": jnp.ones(2)}}, {})))
+        other = begin({"net": {"w": jnp.ones(2)}}, {"net": OptimConfig()}, {}, {"count": jnp.int32(0)})
+        with pytest.raises(GenError, match="cannot restore checkpoint"):
+            checkpoints.restore(1, _target(other))
+
+
+def test_half_written_does_not_count(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, _state(), {})
+    (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
+    assert latest_step(tmp_path) == 1
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 1
+
+
+def test_a_full_disk_is_seen_before_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, _state(), {})
+        usage = shutil.disk_usage(tmp_path)._replace(free=10)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(GenError, match=r"a checkpoint takes .* free space"):
+            checkpoints.save(2, _state(), {})
+    assert latest_step(tmp_path) == 1
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(GenError, match="no finished checkpoint"):
+        load_weights(tmp_path)
+
+
+def test_arrays_round_trip(tmp_path: Path) -> None:
+    tree = {
+        "enc": {"w": jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3), "ids": np.arange(3, dtype=np.int64)},
+        "scale": np.float32(2.5),
+        "mask": np.asarray([True, False]),
+        "none": np.zeros((0, 3), np.float16),
+    }
+    path = tmp_path / "a.safetensors"
+    save_arrays(path, tree, {"from": "test"})
+    back = load_arrays(path)
+    assert jax.tree.structure(back) == jax.tree.structure(tree)
+    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    back["enc"]["w"][0] = 0  # writable
+
+
+def test_arrays_are_read_by_the_format_s_own_package(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    save_arrays(tmp_path / "a.safetensors", {"a": {"b": np.arange(6.0).reshape(2, 3)}}, {"k": "v"})
+    with safe_open(tmp_path / "a.safetensors", "np") as file:
+        np.testing.assert_array_equal(file.get_tensor("a/b"), np.arange(6.0).reshape(2, 3))
+        assert file.metadata() == {"k": "v"}
+
+
+def test_bad_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(GenError, match="without '/'"):
+        save_arrays(path, {"a/b": np.ones(2)})
+    save_arrays(path, {"a": np.ones(100)})
+    whole = path.read_bytes()
+    for broken in (whole[:-8], whole[:20], b"", b"x" * 64, whole.replace(b'"F64"', b'"F32"')):
+        path.write_bytes(broken)
+        with pytest.raises(GenError, match="not a whole safetensors file"):
+            load_arrays(path)
+    with pytest.raises(GenError, match="cannot read"):
+        load_arrays(tmp_path / "none.safetensors")

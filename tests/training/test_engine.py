@@ -1,0 +1,307 @@
+import dataclasses
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from gen.errors import GenError
+from gen.nn.network import tree_copy
+from gen.training.checkpoints import load_weights
+from gen.training.engine import EngineConfig, Hook, Interrupted, RunConfig, dry_run, load_run, train
+from gen.training.files import RunLock
+from gen.training.logging import read_metrics
+from gen.training.sharding import MeshConfig
+from gen.training.task import Stage, State
+from tests.training import scripts
+from tests.training.conformance import check_devices, check_task, run, same
+from tests.training.toy import ToyData, ToyTask, teacher
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, State]:
+    """The two-stage toy run from start to end."""
+    scripts.register()
+    outdir = tmp_path_factory.mktemp("undisturbed")
+    state = train(scripts.config(), outdir, frozen=teacher(), artifacts={"normalizer": {"scale": np.ones(2)}})
+    return outdir, state
+
+
+def _script(*arguments: object, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.training.scripts", *map(str, arguments)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | (env or {})
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def test_the_toy_conforms(tmp_path: Path) -> None:
+    check_task(ToyTask(), ToyData(), teacher(), tmp_path)
+
+
+def test_run_folder(undisturbed: tuple[Path, State]) -> None:
+    outdir, state = undisturbed
+    names = {path.name for path in outdir.iterdir()}
+    assert {"config.json", "checkpoints", "artifacts", "metrics.jsonl", "previews"} <= names
+    records = read_metrics(outdir)
+    assert [r["step"] for r in records] == [30, 50]
+    assert records[-1]["images"] == 50 * 16
+    assert {"student/loss", "fake_score/grad_norm", "images_per_second"} <= set(records[0])
+    assert sorted(p.name for p in (outdir / "previews").iterdir()) == [
+        "one-0000030-weights.png",
+        "two-0000050-weights.png",
+    ]
+    config, stage, weights = load_run(outdir)
+    assert config == scripts.config()
+    assert stage.name == "two"
+    assert weights.opt == {}
+    assert same(weights.params, state.params)
+    assert same(weights.ema, state.ema)
+
+
+def test_a_finished_run_returns_at_once(undisturbed: tuple[Path, State]) -> None:
+    outdir, state = undisturbed
+    calls: list[int] = []
+    hook = Hook(1, lambda stage, step, state, frozen: calls.append(step))
+    again = train(scripts.config(), outdir, frozen=teacher(), hooks=(hook,))
+    assert same(again, state)
+    assert calls == []
+
+
+@pytest.mark.parametrize("step", [3, 30, 41])
+def test_stopped_in_either_stage_and_gone_on(undisturbed: tuple[Path, State], tmp_path: Path, step: int) -> None:
+    train(scripts.config(), tmp_path, frozen=teacher(), stop_after=step)
+    state = train(scripts.config(), tmp_path, frozen=teacher())
+    assert same(state, undisturbed[1])
+
+
+def test_sigterm_saves_and_leaves(undisturbed: tuple[Path, State], tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match="SIGTERM after step 33") as caught:
+        train(scripts.config(), tmp_path, frozen=teacher(), hooks=(scripts.killed_at(33, signal.SIGTERM),))
+    assert caught.value.signal == signal.SIGTERM
+    assert int(load_weights(tmp_path).step) == 3
+    assert same(train(scripts.config(), tmp_path, frozen=teacher()), undisturbed[1])
+
+
+def test_sigkill(undisturbed: tuple[Path, State], tmp_path: Path) -> None:
+    """Killed four steps after a checkpoint in the second stage; its steps are made again."""
+    process = _script("main", tmp_path / "run", 39, tmp_path / "cache")
+    assert process.wait(timeout=300) == -signal.SIGKILL, process.stderr.read() if process.stderr else ""
+    state = train(scripts.config(), tmp_path / "run", frozen=teacher())
+    assert same(state, undisturbed[1])
+    steps = [record["step"] for record in read_metrics(tmp_path / "run")]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_moments(undisturbed: tuple[Path, State], tmp_path: Path) -> None:
+    draw = random.Random(0)
+    for _ in range(6):
+        process = _script("main", tmp_path / "run", 0, tmp_path / "cache")
+        time.sleep(draw.uniform(2.0, 9.0))
+        process.kill()
+        process.wait()
+    process = _script("main", tmp_path / "run", 0, tmp_path / "cache")
+    assert process.wait(timeout=300) == 0, process.stderr.read() if process.stderr else ""
+    assert same(train(scripts.config(), tmp_path / "run", frozen=teacher()), undisturbed[1])
+
+
+def test_eight_devices_train_as_one(tmp_path: Path) -> None:
+    check_devices("tests.training.scripts:build", tmp_path, steps=6)
+    # a checkpoint cut over eight devices goes on on one
+    task, data, frozen = scripts.build()
+    wider = run(task, data, frozen, tmp_path / "run1", batch=8, steps=10)
+    straight = run(task, data, frozen, tmp_path / "straight", batch=8, steps=10)
+    for a, b in zip(jax.tree.leaves(wider), jax.tree.leaves(straight), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(undisturbed: tuple[Path, State], tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "NPROC": "16"}
+    pair = [_script("two_processes", tmp_path, port, i, env=env) for i in (0, 1)]
+    for process in pair:
+        assert process.wait(timeout=300) == 0, process.stderr.read()[-3000:] if process.stderr else ""
+    state = load_weights(tmp_path)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(undisturbed[1].params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+def test_microbatches_train_alike(undisturbed: tuple[Path, State], tmp_path: Path) -> None:
+    state = train(scripts.config(), tmp_path, frozen=teacher(), batch_gpu=4)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(undisturbed[1].params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_few_bad_batches_are_skipped(tmp_path: Path) -> None:
+    state = run(ToyTask(), ToyData(bad_from=5, bad_to=8), teacher(), tmp_path, batch=8, steps=12)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    skipped = {r["step"]: r.get("fake_score/skipped", r.get("student/skipped")) for r in read_metrics(tmp_path)}
+    assert [step for step, value in skipped.items() if value] == [6, 7, 8]
+    assert int(state.opt["fake_score"]["updates"]) == 10 - 3
+
+
+def test_too_many_bad_batches_stop_the_run(tmp_path: Path) -> None:
+    with pytest.raises(GenError, match=r"not finite for 3 steps in a row, up to step 8; its batch is in .*step-8.npz"):
+        run(ToyTask(), ToyData(bad_from=5), teacher(), tmp_path, batch=8, steps=50, nan_patience=3, checkpoint_every=4)
+    with np.load(tmp_path / "nonfinite-step-8.npz") as dump:
+        assert np.isnan(dump["x"]).any()
+        assert int(dump["step"]) == 8
+    weights = load_weights(tmp_path)
+    assert int(weights.step) >= 4
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights))
+
+
+def test_a_task_that_forgets_to_copy_does_not_delete_the_teacher(tmp_path: Path) -> None:
+    frozen = teacher()
+    run(ToyTask(alias=True), ToyData(), frozen, tmp_path, batch=8, steps=2)
+    assert same(frozen, teacher())
+
+
+def test_frozen_arrays_outlive_the_run(undisturbed: tuple[Path, State]) -> None:
+    frozen = teacher()
+    before = jax.device_get(tree_copy(frozen))
+    train(scripts.config(), undisturbed[0], frozen=frozen)
+    assert same(frozen, before)
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    with RunLock(tmp_path), pytest.raises(GenError, match=f"in use by pid {os.getpid()}"):
+        run(ToyTask(), ToyData(), teacher(), tmp_path, batch=8, steps=2)
+
+
+def test_another_configuration_is_refused(undisturbed: tuple[Path, State]) -> None:
+    outdir, _ = undisturbed
+    config = scripts.config()
+    one, two = config.stages
+    for other, text in [
+        (
+            dataclasses.replace(config, stages=(dataclasses.replace(one, task=ToyTask(lr=0.5)), two)),
+            r"task\.lr = 0\.01",
+        ),
+        (dataclasses.replace(config, stages=(dataclasses.replace(one, batch=8), two)), r"stages\[0\]\.batch = 16"),
+        (dataclasses.replace(config, engine=dataclasses.replace(config.engine, seed=1)), "seed = 0, this run has 1"),
+        (dataclasses.replace(config, frozen={"teacher": "other"}), r"frozen\.teacher = toy"),
+        (dataclasses.replace(config, stages=(one,)), "stages"),
+        (dataclasses.replace(config, stages=(one, dataclasses.replace(two, steps=5))), "50 already done"),
+    ]:
+        with pytest.raises(GenError, match=text):
+            train(other, outdir, frozen=teacher())
+    assert json.loads((outdir / "config.json").read_text())["engine"]["seed"] == 0
+
+
+def test_a_run_may_be_made_longer_and_logged_otherwise(tmp_path: Path) -> None:
+    run(ToyTask(), ToyData(), teacher(), tmp_path / "grown", batch=8, steps=6)
+    grown = run(ToyTask(), ToyData(), teacher(), tmp_path / "grown", batch=8, steps=11, log_every=5)
+    straight = run(ToyTask(), ToyData(), teacher(), tmp_path / "straight", batch=8, steps=11)
+    assert same(grown, straight)
+
+
+def test_changed_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(ToyTask(), ToyData(), teacher(), tmp_path, batch=8, steps=6, stop_after=3)
+    monkeypatch.setattr(ToyData, "identity", lambda self: "other")
+    with pytest.raises(GenError, match=r"data of stage 'only' changed .*was toy-0, is other"):
+        run(ToyTask(), ToyData(), teacher(), tmp_path, batch=8, steps=6)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"batch": 0}, "batch 0 does not divide"),
+        ({"batch": 8, "batch_gpu": 3}, "batch-gpu 3"),
+        ({"batch": 8, "mesh": MeshConfig(data=3)}, "mesh data=3 .* does not fit"),
+    ],
+)
+def test_bad_layouts_are_refused_before_anything_is_written(tmp_path: Path, options: dict, text: str) -> None:
+    with pytest.raises(GenError, match=text):
+        run(ToyTask(), ToyData(), teacher(), tmp_path / "run", steps=2, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GenError, match="data 'x' of stage 'only' holds NaN"):
+        run(ToyTask(), ToyData(bad_from=0), teacher(), tmp_path / "nan", batch=8, steps=2)
+    monkeypatch.setattr(ToyData, "batches", lambda self, **_: iter([{"x": np.zeros((3, 8), np.float32)}]))
+    with pytest.raises(GenError, match="expected 8 rows"):
+        run(ToyTask(), ToyData(), teacher(), tmp_path / "rows", batch=8, steps=2)
+
+
+def test_bad_configurations_are_refused() -> None:
+    stage = Stage("one", ToyTask(), 1, 8, ToyData())
+    with pytest.raises(GenError, match="different names"):
+        RunConfig("run", (stage, stage))
+    with pytest.raises(GenError, match="0 steps"):
+        RunConfig("run", (dataclasses.replace(stage, steps=0),))
+    with pytest.raises(GenError, match="at least 1"):
+        EngineConfig(log_every=0)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path) -> None:
+    """Something takes the place of the checkpoint folder: the file system refuses to write there."""
+    folder = tmp_path / "checkpoints"
+
+    def break_it(stage: str, step: int, state: Any, frozen: Any) -> None:
+        if step == 6:
+            deadline = time.monotonic() + 30
+            while not (folder / "4" / "meta" / "metadata").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            folder.rename(tmp_path / "kept")
+            folder.write_text("")
+
+    with pytest.raises(GenError, match=r"cannot write .*checkpoints: Not a directory") as caught:
+        run(
+            ToyTask(), ToyData(), teacher(), tmp_path, batch=8, steps=20, checkpoint_every=4, hooks=(Hook(1, break_it),)
+        )
+    assert "\n" not in str(caught.value)
+    folder.unlink()
+    (tmp_path / "kept").rename(folder)
+    straight = run(ToyTask(), ToyData(), teacher(), tmp_path / "straight", batch=8, steps=20)
+    assert same(run(ToyTask(), ToyData(), teacher(), tmp_path, batch=8, steps=20), straight)
+
+
+def test_dry_run_allocates_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    shapes = jax.eval_shape(teacher)
+    lines = dry_run(scripts.config(), frozen=shapes, devices=4)
+    assert capsys.readouterr().out.splitlines() == lines
+    assert "student 72, fake_score 72" in lines[0] or "fake_score 72, student 72" in lines[0]
+    assert "data=4" in lines[0]
+    with pytest.raises(GenError, match="does not divide"):
+        dry_run(scripts.config(), frozen=shapes, devices=3)
+
+
+def test_profile(tmp_path: Path) -> None:
+    run(ToyTask(), ToyData(), teacher(), tmp_path, batch=8, steps=6, profile=(2, 3))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_hooks_are_logged_and_choose_the_best(tmp_path: Path) -> None:
+    scores = {2: 5.0, 4: 1.0, 6: 3.0, 8: 4.0}
+    hook = Hook(2, lambda stage, step, state, frozen: {"score": scores[step]})
+    run(
+        ToyTask(),
+        ToyData(),
+        teacher(),
+        tmp_path,
+        batch=8,
+        steps=8,
+        hooks=(hook,),
+        best="score",
+        keep=1,
+        checkpoint_every=2,
+    )
+    assert {int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()} == {4, 8}
+    assert [r["score"] for r in read_metrics(tmp_path) if "score" in r] == list(scores.values())

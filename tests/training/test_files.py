@@ -1,0 +1,65 @@
+import errno
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from gen.errors import GenError
+from gen.training import files
+from gen.training.files import RunLock, atomic, read_json, write_json
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    write_json(tmp_path / "deep" / "a.json", {"x": [1, 2.5, None]})
+    assert read_json(tmp_path / "deep" / "a.json") == {"x": [1, 2.5, None]}
+
+
+def test_missing_and_broken_json(tmp_path: Path) -> None:
+    with pytest.raises(GenError, match="cannot read"):
+        read_json(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(GenError, match="not valid JSON"):
+        read_json(tmp_path / "bad.json")
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.bin"
+    atomic(path, lambda file: file.write(b"old"))
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(GenError, match=r"cannot write .*a\.bin: No space left on device; free space"):
+        atomic(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GenError, match="cannot write"):
+        write_json(tmp_path / "file" / "a.json", {})
+
+
+def _try(folder: str, queue: object) -> None:
+    try:
+        with RunLock(folder):
+            queue.put("taken")  # type: ignore[attr-defined]
+    except GenError as error:
+        queue.put(str(error))  # type: ignore[attr-defined]
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    answers = []
+    with RunLock(tmp_path):
+        process = context.Process(target=_try, args=(str(tmp_path), queue))
+        process.start()
+        answers.append(queue.get(timeout=60))
+        process.join()
+    assert f"in use by pid {os.getpid()}" in answers[0]
+    with RunLock(tmp_path):
+        pass

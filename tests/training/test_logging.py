@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen.errors import GenError
+from gen.training.logging import MetricsLog, StatusLine, duration, picture_grid, read_metrics, write_picture
+
+
+def test_records_and_going_on(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, 0)
+    for step in (10, 20, 30):
+        log.write(step, {"loss": 1.0 / step, "bad": float("nan")})
+    log.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 40, "lo')  # killed while writing
+    MetricsLog(tmp_path, 20).close()
+    assert [record["step"] for record in read_metrics(tmp_path)] == [10, 20]
+    assert read_metrics(tmp_path)[0]["bad"] is None
+    assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, 0, tensorboard=True)
+    log.write(1, {"loss": 2.0, "stage": "one"})
+    log.close()
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_wandb_missing_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(GenError, match=r"gen-image\[wandb\]"):
+        MetricsLog(tmp_path, 0, wandb="project")
+
+
+def test_grid(tmp_path: Path) -> None:
+    images = np.linspace(-1, 1, 5)[:, None, None, None] * np.ones((5, 2, 3, 1))
+    grid = picture_grid(images)
+    assert grid.shape == (4, 9, 1)
+    assert (grid[0, 0, 0], grid[2, 3, 0], grid[3, 8, 0]) == (0, 255, 0)
+    write_picture(tmp_path / "a.png", images)
+    assert Image.open(tmp_path / "a.png").size == (9 * 24, 4 * 24)
+    with pytest.raises(GenError, match="expected"):
+        picture_grid(np.zeros((2, 3, 3)))
+
+
+def test_duration() -> None:
+    assert [duration(s) for s in (3.2, 75, 3725, float("inf"))] == ["3s", "1m15s", "1h02m", "?"]
+
+
+def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    status = StatusLine(every=0.0)
+    assert status.due()
+    status.show("one")
+    status.note("two")
+    status.close()
+    assert capsys.readouterr().out == "one\ntwo\n"
+    StatusLine(quiet=True).note("nothing")
+    assert capsys.readouterr().out == ""
