@@ -1,0 +1,109 @@
+"""The worked pages of CONTRIBUTING.md are followed: their code runs, and what it adds behaves as the page says."""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen import config
+from gen.data.sources import Digits
+from gen.diffusion.backbones.dit import DiTConfig
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.process import Linear
+from gen.sampling.generator import DiffusionGenerator, Sampler
+from gen.tokenizers.train import TokenizerTask
+from gen.training.engine import EngineConfig, RunConfig, train
+from gen.training.task import Stage
+
+TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+PAGES = {m[1]: m[0] for m in re.finditer(r"^## How to add an? (\w+)$.*?(?=^## |\Z)", TEXT, re.M | re.S)}
+
+
+@pytest.fixture
+def page(monkeypatch, request):
+    """The code of one page as a module, its KINDS row in force for the test."""
+    for family in [*config.KINDS, "statistic"]:
+        monkeypatch.setitem(config.KINDS, family, dict(config.KINDS.get(family, {})))
+    module = types.ModuleType(f"contributing_{request.param}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    module.KINDS = config.KINDS
+    code = "".join(re.findall(r"```python\n(.*?)```", PAGES[request.param], re.S))
+    exec(compile(code, f"CONTRIBUTING.md, {request.param}", "exec"), module.__dict__)
+    return module
+
+
+def test_five_short_pages():
+    assert set(PAGES) == {"solver", "backbone", "tokenizer", "distiller", "metric"}
+    assert max(len(text.strip().splitlines()) for text in PAGES.values()) <= 82
+    for name, text in PAGES.items():
+        code = re.findall(r"```python\n(.*?)```", text, re.S)[0]
+        assert len(code.splitlines()) <= 60, name
+
+
+def test_every_room_is_named():
+    rooms = {path.name for path in Path(config.__file__).parent.iterdir() if (path / "__init__.py").exists()}
+    assert not [room for room in rooms if f"`gen/{room}/`" not in TEXT]
+
+
+@pytest.mark.parametrize("page", ["solver"], indirect=True)
+def test_solver(page):
+    from tests.sampling.test_solvers import test_order_of_convergence
+
+    solver = config.from_json({"kind": "midpoint"})
+    test_order_of_convergence(solver, Linear())
+
+
+@pytest.mark.parametrize("page", ["backbone"], indirect=True)
+def test_backbone(page):
+    network = config.from_json({"kind": "perceptron"})
+    denoiser = Denoiser(network, Linear())
+    generator = DiffusionGenerator(denoiser, (4, 8), Sampler(steps=2))
+    params = {"net": denoiser.net.init(jax.random.key(0))}
+    images = generator(params, jax.random.split(jax.random.key(1), 3), {})
+    assert images.shape == (3, 4, 8)
+    assert np.isfinite(images).all()
+    assert denoiser.features(params["net"], images, jnp.float32(0.5), {}, ("hidden",))["hidden"].shape == (3, 64)
+
+
+@pytest.mark.parametrize("page", ["tokenizer"], indirect=True)
+def test_tokenizer(page, tmp_path):
+    task = TokenizerTask(config.from_json({"kind": "linear-pair"}))
+    stage = Stage("tokenizer", task, steps=3, batch=16, data=Digits())
+    state = train(RunConfig("try", (stage,), engine=EngineConfig(quiet=True)), tmp_path)
+    assert int(state.step) == 3
+    images = jnp.zeros((2, 8, 8, 1))
+    params = task.export(state)["tokenizer"]
+    assert task.tokenizer.decode(params, task.tokenizer.encode(params, images).mode()).shape == images.shape
+
+
+@pytest.mark.parametrize("page", ["distiller"], indirect=True)
+def test_distiller(page):
+    denoiser = Denoiser(DiTConfig((4,), 8, 1, 16, 1, 2, num_classes=10), Linear())
+    task = page.CopyTask(denoiser)
+    # a fresh DiT answers 0 everywhere: move the teacher away from that
+    frozen = {"teacher": jax.tree.map(lambda a: a + 0.1, denoiser.net.init(jax.random.key(1)))}
+    state = task.init(jax.random.key(0), frozen, None)
+    batch = {"latent": jnp.ones((8, 4, 8)), "label": jnp.arange(8)}
+    new, metrics = jax.jit(task.programs[task.select(0)])(state, frozen, batch, jax.random.key(2))
+    assert np.isfinite(metrics["loss"])
+    assert any(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (state.params, new.params)), strict=True))
+
+
+@pytest.mark.parametrize("page", ["metric"], indirect=True)
+def test_metric(page):
+    statistic = config.from_json({"kind": "confidence"})
+    logits = jax.random.normal(jax.random.key(0), (6, 10))
+    weight, index = jnp.array([1.0] * 5 + [0.0]), jnp.arange(6)
+    whole = statistic.update(statistic.init({"logits": logits}), {"logits": logits}, weight, index)
+    parts = [
+        statistic.update(statistic.init({}), {"logits": logits[i : i + 3]}, weight[i : i + 3], index[i : i + 3])
+        for i in (0, 3)
+    ]
+    expected = np.asarray(jax.nn.softmax(logits[:5])).max(-1).mean()
+    assert statistic.finalise(whole)["confidence"] == pytest.approx(expected, rel=1e-6)
+    assert statistic.finalise(statistic.merge(*parts))["confidence"] == pytest.approx(expected, rel=1e-6)
