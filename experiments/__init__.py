@@ -17,7 +17,7 @@ from typing import Any
 from gen.config import suggest
 from gen.errors import GenError
 
-__all__ = ["INPUTS", "Preset", "Recipe", "build", "presets"]
+__all__ = ["INPUTS", "Preset", "Recipe", "build", "find", "presets"]
 
 INPUTS = ("teacher", "tokenizer", "data")
 
@@ -113,6 +113,14 @@ def _inputs(node: ast.FunctionDef, path: Path) -> tuple[tuple[str, ...], tuple[s
     return required, tuple(arg.arg for arg, default in pairs if default is not None and arg.arg in INPUTS)
 
 
+def find(name: str) -> Preset:
+    """The row of preset `name`. Raises GenError, with the closest name, when there is none."""
+    table = presets()
+    if name not in table:
+        raise GenError(f"unknown preset '{name}'; {suggest(name, table)} (gen list shows all)")
+    return table[name]
+
+
 def build(name: str, inputs: Mapping[str, Any]) -> Recipe:
     """The recipe of preset `name`; imports its module.
 
@@ -120,10 +128,7 @@ def build(name: str, inputs: Mapping[str, Any]) -> Recipe:
       inputs: by name (`INPUTS`), only those that are given.
     Raises GenError for an unknown preset, an input it needs but was not given, or does not take.
     """
-    table = presets()
-    if name not in table:
-        raise GenError(f"unknown preset '{name}'; {suggest(name, table)} (gen list shows all)")
-    preset = table[name]
+    preset = find(name)
     for wanted in preset.required:
         if wanted not in inputs:
             what = "PATH" if wanted == "data" else "RUN"

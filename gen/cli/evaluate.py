@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from gen.cli.start import Multihost, start
 from gen.cli.train import Overrides
 from gen.errors import GenError
 
@@ -27,6 +28,7 @@ def evaluate(
     weights: Literal["ema", "raw"] = "ema",
     compare: tuple[Path, ...] = (),
     out: Annotated[Path | None, tyro.conf.arg(metavar="JSON")] = None,
+    multihost: Multihost = False,
     overrides: Overrides = (),
 ) -> None:
     """Scores a run, a folder of images or an npz against real images; writes the scores with their protocol.
@@ -53,18 +55,18 @@ def evaluate(
       weights: ema, the averaged weights, or raw.
       compare: score files to show beside.
       out: where the scores go; RUN/scores.json, or beside the images, by default.
+      multihost: this is one of several processes of a SLURM, GKE, TPU pod or MPI job.
     """
     from gen.cli.sample import sampler_overrides
     from gen.config import KINDS, config_class, suggest
     from gen.metrics.evaluate import evaluate as score
     from gen.metrics.protocol import Result, require_comparable
-    from gen.training.engine import enable_compile_cache
     from gen.training.sharding import make_mesh
 
     if extractor not in KINDS["extractor"]:
         raise GenError(f"unknown extractor '{extractor}'; {suggest(extractor, KINDS['extractor'])}")
     others = {str(path): Result.load(path) for path in compare}
-    enable_compile_cache()
+    start(multihost)
     changes = sampler_overrides(steps, solver, grid, guidance) + overrides
     source, subject = _subject(what, seeds, weights, changes)
     network = config_class(extractor)()

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from gen.cli.start import Multihost, start
 from gen.cli.train import Overrides
 from gen.errors import GenError
 
@@ -29,6 +30,7 @@ def sample(
     guidance: Annotated[float | None, tyro.conf.arg(aliases=["--cfg-scale"], metavar="W")] = None,
     weights: Literal["ema", "raw"] = "ema",
     step: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    multihost: Multihost = False,
     overrides: Overrides = (),
 ) -> None:
     """Makes images with a trained run. Image i depends on seed i and its class alone.
@@ -53,22 +55,22 @@ def sample(
       guidance: guidance scale; 1 is none.
       weights: ema, the averaged weights, or raw.
       step: a kept checkpoint's step; the last by default.
+      multihost: this is one of several processes of a SLURM, GKE, TPU pod or MPI job.
     """
     from gen.cli.images import parse_seeds
     from gen.pretrained.load import labels_for
     from gen.sampling.generate import generate
-    from gen.training.engine import enable_compile_cache
     from gen.training.sharding import make_mesh
 
     wanted = parse_seeds(seeds)
-    enable_compile_cache()
+    start(multihost)
     loaded = open_run(run, weights, step, sampler_overrides(steps, solver, grid, guidance) + overrides)
     labels = labels_for(loaded.generator, _array(wanted), parse_labels(label, wanted)).get("label")
     print(describe(loaded))
-    start = time.perf_counter()
+    began = time.perf_counter()
     where = out or run / "samples"
     generate(loaded.generator, loaded.params, seeds=wanted, labels=labels, out=where, batch=batch, mesh=make_mesh())
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - began
     print(f"{len(wanted)} images in {seconds:.1f} s ({len(wanted) / seconds:.1f} images/s, compile included): {where}")
 
 

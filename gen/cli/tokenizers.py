@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from gen.cli.start import start
+
 __all__ = ["encode", "reconstruct"]
 
 
@@ -32,10 +34,9 @@ def reconstruct(
 
     from gen.cli.images import read_images
     from gen.pretrained.load import load
-    from gen.training.engine import enable_compile_cache
     from gen.training.files import atomic
 
-    enable_compile_cache()
+    start()
     loaded = load(run)
     images, labels = read_images(data)
     blocks = [loaded.decode(loaded.encode(images[rows])) for rows in _blocks(len(images), batch)]
@@ -75,10 +76,9 @@ def encode(
     from gen.data.sources import ArraySource
     from gen.pretrained.load import load
     from gen.tokenizers.encode import encode_images
-    from gen.training.engine import enable_compile_cache
     from gen.training.sharding import make_mesh
 
-    enable_compile_cache()
+    start()
     loaded = load(run)
     images, labels = read_images(data)
     source = ArraySource(image=images) if labels is None else ArraySource(image=images, label=labels)

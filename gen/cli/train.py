@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from gen.cli.start import Multihost, start
+
 __all__ = ["demo", "distill", "prepare", "train"]
 
 Overrides = Annotated[tuple[tuple[str, str], ...], tyro.conf.Suppress]
@@ -45,6 +47,7 @@ def train(
     batch_gpu: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    multihost: Multihost = False,
     overrides: Overrides = (),
 ) -> None:
     """Trains a preset into a run folder; the same command again resumes there, or says that all is done.
@@ -67,14 +70,18 @@ def train(
       batch_gpu: samples per device at a time; gradients are accumulated up to the batch.
       seed: of initial weights, data order and noise.
       dry_run: show parameters, shardings and bytes per device, then stop.
+      multihost: this is one of several processes of a SLURM, GKE, TPU pod or MPI job.
     """
+    from gen.experiments import find
+
+    find(preset)  # a misspelt name is told at once
+    start(multihost)
     recipe = prepare(
         preset, {"data": data, "teacher": teacher, "tokenizer": tokenizer}, overrides, batch=batch, seed=seed
     )
     outdir = outdir or Path("runs") / preset
     from gen.training import engine
 
-    engine.enable_compile_cache()
     if dry_run:
         engine.dry_run(recipe.config, frozen=recipe.frozen, batch_gpu=batch_gpu)
         return
@@ -92,6 +99,7 @@ def distill(
     batch_gpu: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    multihost: Multihost = False,
     overrides: Overrides = (),
 ) -> None:
     """Trains a student of a teacher run: gen train with a teacher.
@@ -108,6 +116,7 @@ def distill(
       batch_gpu: samples per device at a time; gradients are accumulated up to the batch.
       seed: of initial weights, data order and noise.
       dry_run: show parameters, shardings and bytes per device, then stop.
+      multihost: this is one of several processes of a SLURM, GKE, TPU pod or MPI job.
     """
     train(
         preset,
@@ -118,6 +127,7 @@ def distill(
         batch_gpu=batch_gpu,
         seed=seed,
         dry_run=dry_run,
+        multihost=multihost,
         overrides=overrides,
     )
 
@@ -139,11 +149,11 @@ def prepare(
     Raises GenError for an unknown preset, key or value, or an input that is missing or no run.
     """
     from gen.cli.overrides import override
-    from gen.experiments import build, presets
+    from gen.experiments import build, find
 
+    find(preset)
     given = {name: path for name, path in inputs.items() if path is not None}
-    known = presets()
-    if preset in known:  # an unknown name is reported before anything is loaded
+    if set(given) - {"data"}:
         from gen.pretrained.load import load
 
         given = {name: path if name == "data" else load(path) for name, path in given.items()}

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -16,6 +19,7 @@ from gen.config import to_json
 from gen.diffusion.denoiser import Denoiser
 from gen.errors import GenError
 from gen.nn.network import Network
+from gen.training import engine
 from gen.training.checkpoints import save_arrays
 
 NETWORK = DiTConfig(size=(8, 8), channels=1, patch=4, width=16, depth=1, heads=2, num_classes=10)
@@ -302,3 +306,53 @@ def test_dry_run_and_info_of_a_preset_write_nothing(
     assert "mesh data=2 x fsdp=4 x tensor=1" in said
     assert "  stages.0.steps = " in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_two_processes_of_one_job_train_sample_and_score_like_one(tokenizer_run: Path, tmp_path: Path) -> None:
+    def job(*args: object) -> list[str]:
+        """The same command in two processes with the variables that SLURM sets."""
+        processes = []
+        for number in range(2):
+            slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+            slurm |= {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number), "JAX_PLATFORMS": "cpu"}
+            command = [str(Path(sys.executable).parent / "gen"), *map(str, args), "--multihost"]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            processes.append(subprocess.Popen(command, env=os.environ | slurm, **pipes))
+        said = [process.communicate(timeout=300)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], said
+        return said
+
+    steps = ["--stages.0.steps", "3", "--batch", "32", "--engine.quiet", "true"]
+    job("train", "demo-tokenizer", "--outdir", tmp_path / "two", *steps)
+    one, two = gen.load(tokenizer_run), gen.load(tmp_path / "two")
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    run = write_run(tmp_path / "tiny")
+    job("sample", run, "--seeds", "0-9", "--batch", "4", "--out", tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz") as file:
+        np.testing.assert_allclose(file["arr_0"], gen.load(run).sample(range(10)), atol=1)
+    job("evaluate", run, "--seeds", "0-63", "--batch", "32", "--out", tmp_path / "two.json")
+    assert main(["evaluate", str(run), "--seeds", "0-63", "--batch", "32", "--out", str(tmp_path / "one.json")]) == 0
+    first, second = (json.loads((tmp_path / name).read_text())["values"] for name in ("one.json", "two.json"))
+    assert first == pytest.approx(second, rel=1e-3)
+
+
+def test_without_a_job_multihost_says_so(run: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_", "JAX_CO"))}
+    command = [Path(sys.executable).parent / "gen", "sample", run, "--multihost"]
+    result = subprocess.run(command, env=clean, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: --multihost found no job to join")
+    assert result.stderr.count("\n") == 1
+
+
+def test_an_interrupted_run_has_the_signals_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise engine.Interrupted("saved at step 3", 15)
+
+    monkeypatch.setattr(engine, "train", interrupted)
+    assert main(["train", "demo-tokenizer", "--outdir", str(tmp_path)]) == 143
+    assert capsys.readouterr().err == "saved at step 3\n"
