@@ -205,6 +205,7 @@ def load_weights(run_dir: str | Path, step: int | None = None) -> State:
     """
     import orbax.checkpoint as ocp
 
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # it warns of a file that only whole checkpoints have
     step = latest_step(run_dir) if step is None else step
     meta = load_meta(run_dir, step)
     folder = (Path(run_dir) / "checkpoints").absolute() / str(step)
