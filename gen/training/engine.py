@@ -571,10 +571,11 @@ class _Meter:
         run, stage = self.leg.owner, self.leg.stage
         self._update_rate(step, time.monotonic())
         left = (end - step) * stage.batch / self.rate if self.rate > 0 else math.nan
-        shown = [f"{key} {metrics[key]:.4g}" for key in ("loss", "grad_norm") if key in metrics]
-        parts = [f"{stage.name} {step - self.leg.offset}/{stage.steps}", f"{run.images(step):,} images"]
-        parts += [f"{self.rate:,.0f} images/s", f"{duration(left)} left", *shown]
-        return "  ".join(parts)
+        parts = [f"{stage.name} {step - self.leg.offset}/{stage.steps}", f"{run.images(step):,} img"]
+        if self.rate > 0:
+            parts += [f"{self.rate:,.0f} img/s", f"{duration(left)} left"]
+        names = {"loss": "loss", "grad_norm": "grad"}
+        return "  ".join(parts + [f"{text} {metrics[key]:.4g}" for key, text in names.items() if key in metrics])
 
     def _give_up(self, step: int, name: str, batch: Any) -> None:
         run, k = self.leg.owner, self.skips[name]

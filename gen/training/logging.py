@@ -115,12 +115,13 @@ class StatusLine:
         if not self.terminal:
             print(text, flush=True)
             return
-        if self._live is None:
-            from rich.live import Live
+        from rich.live import Live
+        from rich.text import Text
 
+        if self._live is None:
             self._live = Live(auto_refresh=False)
             self._live.start()
-        self._live.update(text, refresh=True)
+        self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
 
     def note(self, text: str) -> None:
         """Prints a line that stays."""

@@ -39,14 +39,19 @@ class Task(Protocol):
     """A frozen dataclass (the config of a training method)."""
 
     def init(self, key: jax.Array, frozen: Frozen, previous: State | None) -> State:
-        """The initial state; copies, never aliases, what comes from `frozen` or the previous stage."""
+        """The initial state; copies, never aliases, what comes from `frozen` or the previous stage.
+
+        Traced by the engine (`jax.jit`, `jax.eval_shape`). `gen.training.optim.begin` makes the usual state.
+        """
         ...
 
     @property
     def programs(self) -> Mapping[str, Program]:
         """Update functions by name, each compiled once: (state, frozen, batch, key) -> (state, metrics).
 
-        A metrics dict holds ``loss`` and ``grad_norm`` for the status line; the engine adds none.
+        Metrics are scalars. ``loss`` and ``grad_norm`` go to the status line; a positive ``skipped`` (or
+        ``<name>/skipped``) says that a step was not finite and changed nothing. `gen.training.optim.update` gives all
+        three. The engine counts ``state.step``.
         """
         ...
 
@@ -76,7 +81,8 @@ class Stage:
       task: what is trained.
       steps: number of programs to run.
       batch: global batch size.
-      data: batches by step; resume = rebuild and start at the global step (see `gen.data.loader`).
+      data: ``batches(batch=, seed=, start=, process=, processes=)`` gives endless dicts of arrays from a global step
+        on, each process its contiguous part; ``identity()`` names content and options (see `gen.data.loader`).
     """
 
     name: str

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -232,6 +233,12 @@ def test_bad_layouts_are_refused_before_anything_is_written(tmp_path: Path, opti
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GenError, match=r"cannot write .*; free space or choose another output folder"):
+        run(ToyTask(), ToyData(), teacher(), tmp_path / "file" / "run", batch=8, steps=2)
+
+
 def test_bad_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(GenError, match="data 'x' of stage 'only' holds NaN"):
         run(ToyTask(), ToyData(bad_from=0), teacher(), tmp_path / "nan", batch=8, steps=2)
@@ -286,6 +293,26 @@ def test_dry_run_allocates_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_profile(tmp_path: Path) -> None:
     run(ToyTask(), ToyData(), teacher(), tmp_path, batch=8, steps=6, profile=(2, 3))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_status_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(ToyTask(), ToyData(), teacher(), tmp_path, batch=8, steps=6, quiet=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("stage 'only': ")
+    assert sum(line.startswith("compiled '") for line in lines) == 2
+    assert re.fullmatch(r"only 6/6  48 img  [\d,]+ img/s  0s left  loss \S+  grad \S+", lines[-1])
+
+
+def test_checkpoints_are_not_closer_than_asked(tmp_path: Path) -> None:
+    options = {"checkpoint_every": 1, "checkpoint_seconds": 1e6, "keep": 9}
+    run(ToyTask(), ToyData(), teacher(), tmp_path, batch=8, steps=4, **options)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["4"]
+
+
+def test_previews_on_the_way(tmp_path: Path) -> None:
+    run(ToyTask(), ToyData(), teacher(), tmp_path, batch=8, steps=5, preview_every=2)
+    names = sorted(p.name for p in (tmp_path / "previews").iterdir())
+    assert names == [f"only-000000{step}-weights.png" for step in (2, 4, 5)]
 
 
 def test_hooks_are_logged_and_choose_the_best(tmp_path: Path) -> None:

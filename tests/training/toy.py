@@ -97,7 +97,7 @@ class ToyData:
             rows = np.random.default_rng((seed, step)).normal(size=(batch, SIZE)).astype(np.float32)
             if self.bad_from is not None and self.bad_from <= step < self.bad_to:
                 rows[0, 0] = np.nan
-            yield {"x": rows[process::processes]}
+            yield {"x": rows[process * batch // processes : (process + 1) * batch // processes]}
             step += 1
 
     def identity(self) -> str:
