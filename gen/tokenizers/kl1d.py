@@ -91,7 +91,7 @@ class KL1DConfig:
         cond: Mapping[str, jax.Array] | None = None,
         keys: jax.Array | None = None,
     ) -> jax.Array:
-        """latents (B, tokens, channels) -> images (B, H, W, C) float32, about [-1, 1], unclipped; the rest is unused."""
+        """latents (B, tokens, channels) -> images (B, H, W, C) float32, about [-1, 1], unclipped."""
         del cond, keys
         return Network(self).apply(params, latents, method="decode")
 

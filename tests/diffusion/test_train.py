@@ -61,6 +61,10 @@ def build() -> tuple[Any, Any, Any]:
     return task, Latents(), {}
 
 
+def start(task: DenoiserTask) -> Any:
+    return jax.jit(lambda: task.init(jax.random.key(0), {}, None))()
+
+
 @pytest.fixture
 def _kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(KINDS, "test-data", {"test-latents": f"{__name__}:Latents"})
@@ -79,32 +83,36 @@ def test_devices(tmp_path: Path) -> None:
 
 
 def test_loss_drops_labels_and_averages_the_objective() -> None:
-    state = TASK.init(jax.random.key(0), {}, None)
+    state = start(TASK)
     params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(jax.random.key(p.size), p.shape), state.params["net"])
     batch = rows(6, 0)
     x, cond = jnp.asarray(batch["latent"]), {"label": jnp.asarray(batch["label"])}
     draws = Draws(jnp.linspace(0.1, 0.9, 6), jax.random.normal(jax.random.key(1), x.shape))
     dropped = jnp.asarray([True, False] * 3)
-    loss, terms = TASK.loss(params, x, cond, draws, dropped)
+    loss, terms = jax.jit(TASK.loss)(params, x, cond, draws, dropped)
     labels = jnp.where(dropped, 4, cond["label"])
     t = draws.t[:, None, None]
-    velocity = DENOISER(params, (1 - t) * x + t * draws.eps, draws.t, {"label": labels}).velocity
+    velocity = jax.jit(lambda *a: DENOISER(*a).velocity)(
+        params, (1 - t) * x + t * draws.eps, draws.t, {"label": labels}
+    )
     np.testing.assert_allclose(loss, np.square(velocity - (draws.eps - x)).mean(), rtol=1e-5)
     np.testing.assert_allclose(terms["velocity_mse"], loss, rtol=1e-6)
     unconditional = dataclasses.replace(TASK, dropout=0.0)
-    assert not np.isclose(float(unconditional.loss(params, x, cond, draws, dropped)[0]), float(loss), rtol=1e-5)
+    assert not np.isclose(
+        float(jax.jit(unconditional.loss)(params, x, cond, draws, dropped)[0]), float(loss), rtol=1e-5
+    )
 
 
 def test_training_reaches_every_parameter_and_lowers_the_loss() -> None:
-    state = TASK.init(jax.random.key(0), {}, None)
+    state = start(TASK)
     program = jax.jit(TASK.programs[TASK.select(0)])
-    start, losses = state.params["net"], []
+    first, losses = state.params["net"], []
     for step in range(80):
         state, metrics = program(state, {}, rows(32, step), jax.random.key(step))
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
     for (path, new), old in zip(
-        jax.tree_util.tree_leaves_with_path(state.params["net"]), jax.tree.leaves(start), strict=True
+        jax.tree_util.tree_leaves_with_path(state.params["net"]), jax.tree.leaves(first), strict=True
     ):
         assert np.abs(new - old).max() > 0, f"{jax.tree_util.keystr(path)} never moved"
     assert set(state.ema) == {"net", "net@1"}
@@ -116,23 +124,25 @@ def test_pixel_models_train_on_uint8_images() -> None:
         DENOISER, network=dataclasses.replace(DENOISER.network, size=(8, 8), channels=1, patch=4)
     )
     task = DenoiserTask(denoiser, optim=OptimConfig(lr=0.0))
-    state = task.init(jax.random.key(0), {}, None)
+    state = start(task)
     label = np.zeros(64, np.int32)
     loss = {}
+    program = jax.jit(task.update)
     for value in (0, 255):
         batch = {"image": np.full((64, 8, 8, 1), value, np.uint8), "label": label}
-        loss[value] = float(task.update(state, {}, batch, jax.random.key(0))[1]["loss"])
+        loss[value] = float(program(state, {}, batch, jax.random.key(0))[1]["loss"])
     # the network's output is 0 at first: the loss is mean (eps - x)^2 = 1 + 1 + 2 mean(eps x) with x = -1 or 1
     np.testing.assert_allclose(loss[0] + loss[255], 4.0, rtol=0.05)
 
 
 def test_preview_samples_the_averaged_network() -> None:
-    state = TASK.init(jax.random.key(0), {}, None)
+    state = start(TASK)
     task = dataclasses.replace(TASK, generator=Pictures(TASK.generator))
-    images = task.preview(state, {}, jax.random.key(0))["samples"]
+    preview = jax.jit(task.preview)
+    images = preview(state, {}, jax.random.key(0))["samples"]
     assert images.shape == (2, 4, 3, 1)
     assert np.abs(images).max() <= 1
-    np.testing.assert_array_equal(images, task.preview(state, {}, jax.random.key(0))["samples"])
+    np.testing.assert_array_equal(images, preview(state, {}, jax.random.key(0))["samples"])
     assert dataclasses.replace(TASK, generator=None).preview(state, {}, jax.random.key(0)) == {}
 
 
