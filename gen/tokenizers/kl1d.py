@@ -17,6 +17,7 @@ from gen.errors import GenError
 from gen.nn.layers import MLP, Attention, Remat, linear, patchify, run_stack, stack, unpatchify
 from gen.nn.network import Network, Params
 from gen.tokenizers.base import Gaussian, TokenizerSpec
+from gen.training.sharding import constrain
 
 __all__ = ["KL1D", "KL1DConfig", "Tower"]
 
@@ -127,9 +128,9 @@ class Trunk(nnx.Module):
         """(B, N, W) patch embeddings and (B, K, W) latent embeddings -> (B, 1 + N + K, W) before `ln_post`."""
         head = jnp.broadcast_to(self.class_embedding[...], (patches.shape[0], 1, patches.shape[2]))
         grid = jnp.concatenate([head, patches], axis=1) + self.positions[...]
-        x = self.ln_pre(jnp.concatenate([grid, latents + self.latent_positions[...]], axis=1))
+        x = constrain(self.ln_pre(jnp.concatenate([grid, latents + self.latent_positions[...]], axis=1)))
         config = self.config
-        return run_stack(self.blocks, x, lambda b, x, _: b(x), remat=config.remat, scan=config.scan)[0]
+        return run_stack(self.blocks, x, lambda b, x, _: constrain(b(x)), remat=config.remat, scan=config.scan)[0]
 
 
 class KL1D(nnx.Module):
