@@ -165,8 +165,10 @@ class DMD2Task:
         that the logged ``dm_grad`` and ``gan_weight * gan_grad`` are of one size.
       ratio: fake-score updates per student update.
       optim, fake_optim: optimisers of the student, and of fake score and head together.
-      ema: the student's average (`gen.training.ema`), or None.
+      emas: averages (`gen.training.ema`): the first is ``student`` and is exported, the i-th further ``student@i``.
       cond: names of the batch's conditioning arrays.
+      generator: the generator that draws previews from the student as ``net`` and the frozen arrays, or None.
+      labels: the previews' labels; the pictures of a label keep their noise through the run.
     """
 
     denoiser: Denoiser
@@ -184,8 +186,10 @@ class DMD2Task:
     ratio: int = 5
     optim: OptimConfig = OptimConfig(lr=2e-6, weight_decay=0.01, warmup=500, clip=10.0)
     fake_optim: OptimConfig = OptimConfig(lr=2e-6, weight_decay=0.01, warmup=500, clip=10.0)
-    ema: Any = None
+    emas: tuple[Any, ...] = ()
     cond: tuple[str, ...] = ("label",)
+    generator: Any = None
+    labels: tuple[int, ...] = tuple(range(8))
 
     def __post_init__(self) -> None:
         if not self.times or any(a <= b for a, b in itertools.pairwise(self.times)):
@@ -208,11 +212,14 @@ class DMD2Task:
 
     @property
     def _averages(self) -> dict[str, Any]:
-        return {} if self.ema is None else {"student": self.ema}
+        return {"student" if i == 0 else f"student@{i}": decay for i, decay in enumerate(self.emas)}
 
     @property
     def programs(self) -> Mapping[str, Program]:
-        """``student`` (student, then fake score, on the same x) and ``fake_score`` alone."""
+        """``student`` (student, then fake score, on the same x) and ``fake_score`` alone.
+
+        ``loss`` and ``grad_norm`` are the fake score's, in both; the student's are ``student/loss`` and so on.
+        """
         return {"student": self.update_both, "fake_score": self.update_fake_score}
 
     def select(self, step: int) -> str:
@@ -234,10 +241,9 @@ class DMD2Task:
             return self.student_loss(student, frozen["teacher"], state.params["fake_score"], cond, draws)
 
         state, metrics = update(state, "student", loss, data, self.optim, self._averages)
-        renamed = {f"student_{k}" if k in ("loss", "grad_norm", "skipped") else k: v for k, v in metrics.items()}
+        named = {f"student/{k}" if k in ("loss", "grad_norm", "skipped") else k: v for k, v in metrics.items()}
         state, fake_metrics = self._update_fake_score(state, before, data)
-        skipped = jnp.maximum(fake_metrics["skipped"], renamed.pop("student_skipped"))
-        return state, {**fake_metrics, **renamed, "skipped": skipped}
+        return state, {**fake_metrics, **named}
 
     def update_fake_score(self, state: State, frozen: Frozen, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
         """One update of the fake score and the discriminator head."""
@@ -260,9 +266,13 @@ class DMD2Task:
         return real, real_cond, {name: v[draws.order] for name, v in real_cond.items()}, draws
 
     def preview(self, state: State, frozen: Frozen, key: jax.Array) -> Mapping[str, jax.Array]:
-        """None: the generator of the run shows its pictures."""
-        del state, frozen, key
-        return {}
+        """Samples of the averaged student, one for each of `labels`."""
+        if self.generator is None:
+            return {}
+        cond = {"label": jnp.asarray(self.labels, jnp.int32)}
+        params = {**frozen, **self.export(state)}
+        images = self.generator(params, jax.random.split(key, len(self.labels)), cond)
+        return {"samples": jnp.clip(images, -1.0, 1.0)}
 
     def export(self, state: State) -> Mapping[str, Any]:
         """The student, averaged where it is, as ``net``."""

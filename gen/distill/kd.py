@@ -38,15 +38,20 @@ class KDTask:
     Attributes:
       denoiser: the teacher's network, process and parameterization, which the student shares.
       times: the student's times, noise end first.
-      optim, ema: the student's optimiser and average (`gen.training.ema`, None for none).
+      optim: the student's optimiser.
+      emas: averages (`gen.training.ema`): the first is ``student`` and is exported, the i-th further ``student@i``.
       cond: names of the batch's conditioning arrays.
+      generator: the generator that draws previews from the student as ``net`` and the frozen arrays, or None.
+      labels: the previews' labels; the pictures of a label keep their noise through the run.
     """
 
     denoiser: Denoiser
     times: tuple[float, ...] = (1.0,)
     optim: OptimConfig = OptimConfig()
-    ema: Any = None
+    emas: tuple[Any, ...] = ()
     cond: tuple[str, ...] = ("label",)
+    generator: Any = None
+    labels: tuple[int, ...] = tuple(range(8))
 
     def __post_init__(self) -> None:
         if not self.times or any(a <= b for a, b in itertools.pairwise(self.times)):
@@ -74,7 +79,7 @@ class KDTask:
 
     @property
     def _averages(self) -> dict[str, Any]:
-        return {} if self.ema is None else {"student": self.ema}
+        return {"student" if i == 0 else f"student@{i}": decay for i, decay in enumerate(self.emas)}
 
     @property
     def programs(self) -> Mapping[str, Program]:
@@ -102,9 +107,13 @@ class KDTask:
         return update(state, "student", lambda p, d: self.loss(p, *d), data, self.optim, self._averages)
 
     def preview(self, state: State, frozen: Frozen, key: jax.Array) -> Mapping[str, jax.Array]:
-        """None: the generator of the run shows its pictures."""
-        del state, frozen, key
-        return {}
+        """Samples of the averaged student, one for each of `labels`."""
+        if self.generator is None:
+            return {}
+        cond = {"label": jnp.asarray(self.labels, jnp.int32)}
+        params = {**frozen, **self.export(state)}
+        images = self.generator(params, jax.random.split(key, len(self.labels)), cond)
+        return {"samples": jnp.clip(images, -1.0, 1.0)}
 
     def export(self, state: State) -> Mapping[str, Any]:
         """The student, averaged where it is, as ``net``."""

@@ -31,7 +31,7 @@ TASK = DMD2Task(
     ratio=3,
     optim=OptimConfig(lr=1e-3),
     fake_optim=OptimConfig(lr=1e-3),
-    ema=Constant(0.9),
+    emas=(Constant(0.9),),
 )
 
 
