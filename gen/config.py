@@ -43,9 +43,18 @@ KINDS: dict[str, dict[str, str]] = {
         "ddpm-loss": "gen.diffusion.objectives:DDPMLoss",
         "edm-loss": "gen.diffusion.objectives:EDMLoss",
         "noise-matching": "gen.diffusion.transport:NoiseMatching",
+        "min-snr-loss": "gen.diffusion.objectives:MinSNRLoss",
+        "aligned-objective": "gen.diffusion.objectives:Aligned",
+        "time-sampler": "gen.diffusion.objectives:TimeSampler",
+        "uncertain": "gen.diffusion.objectives:Uncertain",
     },
     "backbone": {
         "dit": "gen.diffusion.backbones.dit:DiTConfig",
+        "lightningdit": "gen.diffusion.backbones.lightningdit:LightningDiTConfig",
+        "aligned": "gen.diffusion.backbones.aligned:AlignedConfig",
+        "edm2": "gen.diffusion.backbones.edm2_unet:EDM2Config",
+        "song-unet": "gen.diffusion.backbones.edm_unet:SongUNetConfig",
+        "dhariwal-unet": "gen.diffusion.backbones.edm_unet:DhariwalUNetConfig",
     },
     "grid": {
         "uniform": "gen.sampling.grids:Uniform",
@@ -62,6 +71,8 @@ KINDS: dict[str, dict[str, str]] = {
         "ddim": "gen.sampling.solvers:DDIM",
         "ddpm-ancestral": "gen.sampling.solvers:Ancestral",
         "edm-stochastic": "gen.sampling.solvers:EDMStochastic",
+        "euler-maruyama": "gen.sampling.sde:EulerMaruyama",
+        "runge-kutta": "gen.sampling.runge_kutta:RungeKutta",
     },
     "head": {
         "conv-head": "gen.nn.adversarial:ConvHead",
@@ -69,6 +80,9 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "guidance": {
         "cfg": "gen.sampling.guidance:ClassifierFree",
+        "apg": "gen.sampling.guidance:AdaptiveProjected",
+        "cfg-zero-star": "gen.sampling.guidance:ZeroStar",
+        "autoguidance": "gen.sampling.guidance:Autoguidance",
         "interval": "gen.sampling.guidance:Interval",
         "clip": "gen.sampling.guidance:Clip",
         "chained": "gen.sampling.guidance:Chained",
@@ -102,12 +116,14 @@ KINDS: dict[str, dict[str, str]] = {
     "data": {
         "digits": "gen.data.sources:Digits",
         "cache": "gen.data.caches:Cache",
+        "latent-shards": "gen.pretrained.latent_shards:LatentShards",
     },
     "augmentation": {
         "random-affine": "gen.data.augment:RandomAffine",
     },
     "extractor": {
         "digits-extractor": "gen.features.digits:DigitsExtractor",
+        "inception": "gen.features.inception:Inception",
     },
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",

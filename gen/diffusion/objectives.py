@@ -5,6 +5,7 @@ function that trains, and a distiller can train its fake score with the teacher'
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
@@ -12,20 +13,26 @@ import jax
 import jax.numpy as jnp
 
 from gen.diffusion.chain import Chain, Variance, mean_over_data
-from gen.diffusion.denoiser import Prediction
+from gen.diffusion.denoiser import Prediction, PredictionKind
 from gen.diffusion.process import EDM, expand, pair
 from gen.errors import GenError
 from gen.nn.network import Cond
 
 __all__ = [
+    "Aligned",
     "DDPMLoss",
     "Draws",
     "EDMLoss",
     "Evaluate",
+    "MinSNRLoss",
     "Objective",
     "TimeSampler",
+    "Uncertain",
     "VelocityMatching",
+    "alignment",
+    "cosine_similarity",
     "mean_over_data",
+    "min_snr",
     "noised",
 ]
 
@@ -65,27 +72,47 @@ class Objective(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TimeSampler:
-    """How training times are drawn: u in [0, 1] by `law`, then the process's ``at(u)``.
+    """How training times are drawn.
 
     Attributes:
-      law: ``uniform``, or ``logit-normal`` (u = sigmoid(mean + std n); Esser et al. 2024).
-      mean, std: location and scale of the logit-normal.
-      shift: resolution shift u' = shift u / (1 + (shift - 1) u); 1 for none.
+      law: ``uniform``; ``logit-normal`` (u = sigmoid(mean + std n)) and ``mode`` (u = 1 - z - scale (cos^2(pi z / 2) - 1
+        + z), z uniform) of Esser et al. 2024, sec. 3.1; these give u in [0, 1] and the time is the process's ``at(u)``.
+        ``lognormal``: the noise level sigma / alpha is exp(mean + std n), as in EDM.
+      mean, std: location and scale of the normal laws.
+      scale: of ``mode``, from -1 to 2 / (pi - 2); 0 is uniform.
+      shift: resolution shift u' = shift u / (1 + (shift - 1) u); 1 for none. Not for ``lognormal``.
     """
 
-    law: Literal["uniform", "logit-normal"] = "uniform"
+    law: Literal["uniform", "logit-normal", "mode", "lognormal"] = "uniform"
     mean: float = 0.0
     std: float = 1.0
+    scale: float = 1.29
     shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.law == "mode" and not -1.0 <= self.scale <= 2.0 / (math.pi - 2.0):
+            raise GenError(f"mode scale is {self.scale:g}; expected -1 to {2.0 / (math.pi - 2.0):.4g}")
 
     def __call__(self, key: jax.Array, process: Any, count: int) -> jax.Array:
         """(count,) float32 times."""
-        if self.law == "uniform":
-            u = jax.random.uniform(key, (count,))
-        else:
-            u = jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (count,)))
-        u = self.shift * u / (1.0 + (self.shift - 1.0) * u)
-        return process.at(u)
+        draw = jax.random.uniform if self.law in ("uniform", "mode") else jax.random.normal
+        return self.times(process, draw(key, (count,)))
+
+    def times(self, process: Any, z: jax.Array) -> jax.Array:
+        """The times of draws z (B,): standard normal, or uniform on [0, 1] for ``uniform`` and ``mode``."""
+        if self.law == "lognormal":
+            times: jax.Array = process.time_of(-2.0 * (self.mean + self.std * z))
+            return times
+        if self.law == "logit-normal":
+            z = jax.nn.sigmoid(self.mean + self.std * z)
+        elif self.law == "mode":
+            z = 1.0 - z - self.scale * (jnp.cos(0.5 * math.pi * z) ** 2 - 1.0 + z)
+        u: jax.Array = process.at(self.shifted(z))
+        return u
+
+    def shifted(self, u: jax.Array) -> jax.Array:
+        """u with the resolution shift."""
+        return self.shift * u / (1.0 + (self.shift - 1.0) * u)
 
 
 def noised(process: Any, x: jax.Array, draws: Draws) -> jax.Array:
@@ -96,8 +123,70 @@ def noised(process: Any, x: jax.Array, draws: Draws) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class VelocityMatching:
-    """Flow matching: mean |v_hat - (alpha' x + sigma' eps)|^2 (Lipman et al. 2023; SiT section 2)."""
+    """Flow matching: mean |v_hat - (alpha' x + sigma' eps)|^2 (Lipman et al. 2023; SiT section 2).
 
+    Attributes:
+      times: how times are drawn.
+      cosine: weight of LightningDiT's direction loss: 1 - cos(v_hat, v) along the channels, mean over positions.
+      weight: of the squared error by the noise level s = t of a rectified flow (Esser et al. 2024, sec. 3.1):
+        ``cosmap`` 2 / (pi (1 - 2 s + 2 s^2)), ``sigma-sqrt`` s^-2, or none.
+    """
+
+    times: TimeSampler = TimeSampler()
+    cosine: float = 0.0
+    weight: Literal["none", "cosmap", "sigma-sqrt"] = "none"
+
+    def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
+        time_key, eps_key = jax.random.split(key)
+        return Draws(self.times(time_key, process, x.shape[0]), jax.random.normal(eps_key, x.shape))
+
+    def weights(self, process: Any, t: jax.Array) -> jax.Array:
+        """The factor on the squared error at times t."""
+        s = process.sigma(t)
+        match self.weight:
+            case "cosmap":
+                return 2.0 / (math.pi * (1.0 - 2.0 * s + 2.0 * s**2))
+            case "sigma-sqrt":
+                return s**-2.0
+        return jnp.ones_like(s)
+
+    def loss(
+        self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws
+    ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+        prediction = evaluate(noised(process, x, draws), draws.t, cond)
+        target = expand(process.dalpha(draws.t), x) * x + expand(process.dsigma(draws.t), x) * draws.eps
+        losses = mean_over_data(jnp.square(prediction.velocity - target))
+        terms = {"velocity_mse": losses}
+        if self.weight != "none":
+            losses = self.weights(process, draws.t) * losses
+        if self.cosine:
+            terms["velocity_cosine"] = mean_over_data(1.0 - cosine_similarity(prediction.velocity, target))
+            losses = losses + self.cosine * terms["velocity_cosine"]
+        return losses, terms
+
+
+def cosine_similarity(a: jax.Array, b: jax.Array, eps: float = 1e-8) -> jax.Array:
+    """cos(a, b) along the last axis (B, ..., C) -> (B, ...), float32; 0, without gradient, where a norm product < eps.
+
+    A network whose last layer starts at zero predicts no direction in its first step: the limit's gradient there
+    would be of size 1 / eps and would stay in Adam's second moment for hundreds of steps.
+    """
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    squares = jnp.square(a).sum(-1) * jnp.square(b).sum(-1)
+    live = squares > eps**2
+    return jnp.where(live, (a * b).sum(-1) * jax.lax.rsqrt(jnp.where(live, squares, 1.0)), 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class MinSNRLoss:
+    """Mean squared error weighted to min(SNR, gamma) on the data (Hang et al. 2023), in the network's own quantity.
+
+    Attributes:
+      gamma: where the weight stops to grow.
+      times: how times are drawn; uniform over the chain on the ddpm process.
+    """
+
+    gamma: float = 5.0
     times: TimeSampler = TimeSampler()
 
     def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
@@ -107,10 +196,76 @@ class VelocityMatching:
     def loss(
         self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+        """See `Objective`. Raises GenError for networks that predict other than x, eps or v."""
         prediction = evaluate(noised(process, x, draws), draws.t, cond)
-        target = expand(process.dalpha(draws.t), x) * x + expand(process.dsigma(draws.t), x) * draws.eps
-        losses = mean_over_data(jnp.square(prediction.velocity - target))
-        return losses, {"velocity_mse": losses}
+        error = mean_over_data(jnp.square(_target(prediction, process, x, draws) - prediction.value))
+        snr = jnp.square(process.alpha(draws.t) / process.sigma(draws.t))
+        return min_snr(snr, self.gamma, prediction.kind) * error, {"mse": error}
+
+
+def min_snr(snr: jax.Array, gamma: float, kind: PredictionKind) -> jax.Array:
+    """The weights on the squared error of an x, eps or v prediction that amount to min(snr, gamma) on the data."""
+    match kind:
+        case "x":
+            return jnp.minimum(snr, gamma)
+        case "eps":  # min(snr, gamma) / snr, whose limit at snr = 0 is 1
+            return jnp.minimum(1.0, gamma / jnp.maximum(snr, jnp.finfo(jnp.float32).tiny))
+        case "v":
+            return jnp.minimum(snr, gamma) / (snr + 1.0)
+    raise GenError(f"min-SNR weights are for networks that predict x, eps or v, not {kind}; change the objective")
+
+
+@dataclasses.dataclass(frozen=True)
+class Aligned:
+    """Another objective plus REPA's alignment (Yu et al. 2025): -cos(projection, encoder feature), mean over tokens.
+
+    The network is an `gen.diffusion.backbones.aligned.AlignedConfig`. The condition carries the frozen encoders' features
+    of the clean images: ``encoder_0`` ... (B, N, widths[i]), in the order of the network's tokens.
+
+    Attributes:
+      objective: what is trained besides.
+      weight: factor on the alignment.
+      encoders: how many.
+    """
+
+    objective: Any = VelocityMatching()
+    weight: float = 0.5
+    encoders: int = 1
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The network's outputs that `evaluate` must return as well."""
+        return tuple(f"aligned_{i}" for i in range(self.encoders))
+
+    def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
+        """The inner objective's draws."""
+        draws: Draws = self.objective.draw(key, process, x)
+        return draws
+
+    def loss(
+        self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws
+    ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+        """See `Objective`; the term ``alignment`` is in [-1, 1], -1 at best."""
+        seen: list[Prediction] = []
+
+        def watched(x_t: jax.Array, t: jax.Array, cond: Cond) -> Prediction:
+            seen.append(evaluate(x_t, t, cond))
+            return seen[-1]
+
+        losses, terms = self.objective.loss(watched, process, x, cond, draws)
+        parts = [alignment(seen[0].extra[tap], cond[f"encoder_{i}"]) for i, tap in enumerate(self.taps)]
+        aligned = sum(parts[1:], parts[0]) / len(parts)
+        return losses + self.weight * aligned, {**terms, "alignment": aligned}
+
+
+def alignment(projected: jax.Array, features: jax.Array) -> jax.Array:
+    """-cos of two sets of tokens (B, N, C), mean over the tokens: (B,). Raises GenError for different shapes."""
+    if projected.shape != features.shape:
+        raise GenError(
+            f"the network's features are {projected.shape}, the encoder's {features.shape}; resize the encoder's input "
+            "so that both have as many tokens, and give the projectors its width"
+        )
+    return -mean_over_data(cosine_similarity(projected, features))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,3 +353,35 @@ class EDMLoss:
         weight = (draws.t**2 + process.sigma_data**2) / (draws.t * process.sigma_data) ** 2
         error = mean_over_data(jnp.square(prediction.denoised - x))
         return weight * error, {"denoised_mse": error}
+
+
+@dataclasses.dataclass(frozen=True)
+class Uncertain:
+    """Another loss L weighted by the network's own uncertainty of its noise level: L exp(-u) + u (EDM2, eq. 15).
+
+    u is the feature "logvar" that the network returns, learned along; it is used in training only.
+    """
+
+    inner: Any = EDMLoss()
+
+    def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
+        """The inner loss's draws."""
+        draws: Draws = self.inner.draw(key, process, x)
+        return draws
+
+    def loss(
+        self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws
+    ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+        """See `Objective`. Raises GenError for a network that learns no uncertainty."""
+        seen: list[jax.Array] = []
+
+        def watched(x_t: jax.Array, t: jax.Array, cond: Cond) -> Prediction:
+            prediction = evaluate(x_t, t, cond)
+            if "logvar" not in prediction.extra:
+                raise GenError("this network learns no uncertainty; use the plain loss, or an EDM2 network with one")
+            seen.append(prediction.extra["logvar"])
+            return prediction
+
+        losses, terms = self.inner.loss(watched, process, x, cond, draws)
+        u = seen[0]
+        return losses * jnp.exp(-u) + u, {**terms, "weighted": losses, "logvar": u}

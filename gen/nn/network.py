@@ -49,6 +49,14 @@ class Network:
         """Same as `apply`."""
         return self.apply(params, *args, **kwargs)
 
+    def project(self, params: Params) -> Params:
+        """The parameters as training keeps them: what the configuration's ``project`` makes of them, if it has one.
+
+        Applied before every training step (EDM2's forced weight normalisation); the identity for most networks.
+        """
+        project = getattr(self.config, "project", None)
+        return params if project is None else project(params)
+
     def module(self, params: Params) -> Any:
         """The NNX module holding `params` (live arrays or tracers)."""
         return nnx.merge(_graphdef(self.config), params)

@@ -43,6 +43,14 @@ __all__ = [
 # system -> where its Importer lives
 SYSTEMS: dict[str, str] = {
     "dit": "gen.pretrained.dit:IMPORTER",
+    "sit": "gen.pretrained.sit:IMPORTER",
+    "repa": "gen.pretrained.sit:REPA",
+    "lightningdit": "gen.pretrained.lightningdit:IMPORTER",
+    "edm2": "gen.pretrained.edm2:IMPORTER",
+    "edm": "gen.pretrained.edm:IMPORTER",
+    "edm-vp": "gen.pretrained.edm:VP_IMPORTER",
+    "edm-ve": "gen.pretrained.edm:VE_IMPORTER",
+    "edm-iddpm": "gen.pretrained.edm:IDDPM_IMPORTER",
 }
 
 Arrays = Mapping[str, np.ndarray]
@@ -212,7 +220,8 @@ def load(
         report.missing += absent
         if not absent:
             _take(rule, groups, weights, target, params, report)
-    left = [name for name in weights if name not in taken]
+    # a pickled module's class (`gen.pretrained.nvidia_pickle`) is no array of it
+    left = [name for name in weights if name not in taken and not name.startswith("class:")]
     report.ignored = [name for name in left if any(fnmatch.fnmatchcase(name, p) for p in ignore)]
     report.unexpected = [name for name in left if name not in report.ignored]
     filled = {rule.ours for rule in rules if isinstance(rule, Rule)}
@@ -278,7 +287,7 @@ def save(rules: Rules, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
         groups = _names(rule, len(array)) if rule.stacked else [rule.names]
         for i, group in enumerate(groups):
             parts = rule.transform.save(array[i] if rule.stacked else array)
-            weights |= {name: np.ascontiguousarray(part) for name, part in zip(group, parts, strict=True)}
+            weights |= {name: np.asarray(part, order="C") for name, part in zip(group, parts, strict=True)}
     if ours:
         raise GenError(f"the official format has no place for {', '.join(sorted(ours)[:4])}; export without them")
     return weights
@@ -317,7 +326,9 @@ class Importer:
 
     Attributes:
       name: its key in `SYSTEMS`.
-      signature: official names that only this system has together; a file with all of them is taken for one.
+      signature: official names that only this system has together; a file with all of them is taken for one (for
+        the system that asks for more, where one's names are among another's). Empty where names do not tell it from
+        another system: the user then says which it is.
       config: the network configuration, inferred from a state dict; options that shapes do not tell (heads) may be
         given by keyword.
       rules: the table for a configuration.
@@ -362,7 +373,10 @@ def system(name: str | None, weights: Arrays) -> Importer:
         if name not in SYSTEMS:
             raise GenError(f"unknown system '{name}'; {suggest(name, SYSTEMS)}")
         return _importer(name)
-    found = [i for i in map(_importer, SYSTEMS) if all(key in weights for key in i.signature)]
+    found = [i for i in map(_importer, SYSTEMS) if i.signature and all(key in weights for key in i.signature)]
+    found = [i for i in found if not any(set(i.signature) < set(other.signature) for other in found)]
+    # the most telling one: a signature that says all that another says, and more
+    found = [i for i in found if not any(set(i.signature) < set(other.signature) for other in found)]
     if len(found) != 1:
         names = ", ".join(i.name for i in found) or "none of the known systems"
         raise GenError(f"the names in the file fit {names}; say which system it is (known: {', '.join(SYSTEMS)})")
