@@ -10,14 +10,12 @@ seeds; measured with ``benchmarks/demo_quality.py``): see benchmarks/RESULTS.md.
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from gen.experiments import Recipe
 from scipy import ndimage
@@ -32,6 +30,7 @@ from gen.diffusion.process import Linear
 from gen.diffusion.train import DenoiserTask
 from gen.distill.dmd2 import DMD2Task
 from gen.distill.kd import KDTask
+from gen.errors import GenError
 from gen.features.digits import DigitsExtractor
 from gen.metrics.evaluate import Reference, evaluate, make_reference
 from gen.metrics.neighbours import near_copies
@@ -43,17 +42,18 @@ from gen.pretrained.load import Loaded, load
 from gen.sampling.generator import DiffusionGenerator, OneStepGenerator, Sampler
 from gen.sampling.guidance import ClassifierFree
 from gen.sampling.solvers import Euler, Heun
+from gen.tokenizers.encode import encode_images
 from gen.tokenizers.kl1d import KL1DConfig, Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.training.ema import Constant
 from gen.training.engine import EngineConfig, RunConfig, enable_compile_cache, train
-from gen.training.files import write_json
+from gen.training.files import read_json, write_json
 from gen.training.indexed import ArrayWriter, run_indexed, sample_keys
 from gen.training.logging import read_metrics
 from gen.training.optim import OptimConfig
 from gen.training.task import Stage
 
-__all__ = ["PRESETS", "Budget", "made_by", "run"]
+__all__ = ["PRESETS", "SMOKE", "Budget", "baselines", "run"]
 
 STAGES = {
     "tokenizer": "8x8 pixels to 4 latent tokens of 8 channels",
@@ -62,6 +62,7 @@ STAGES = {
     "pairs": "noise and what the teacher's solver makes of it",
     "student": "regression on the pairs, then DMD2: one network call",
     "scores": "teacher, student and baselines against the training images",
+    "page": "pictures, curves and tables in one file",
 }
 TEACHER_NAME, STUDENT, CONTROL = "teacher, Heun", "student, one call", "teacher, one Euler step"
 PAIRS_SEED = 1  # sampling uses seed 0: no pair shares its noise with an evaluated sample
@@ -83,10 +84,10 @@ class Budget:
       sets: evaluations with different noise; scores are their mean.
     """
 
-    tokenizer: int = 3000
-    teacher: int = 6000
-    regression: int = 600
-    matching: int = 800
+    tokenizer: int = 2000
+    teacher: int = 4500
+    regression: int = 500
+    matching: int = 240
     pairs: int = 8192
     count: int = COUNT
     sets: int = 3
@@ -94,21 +95,14 @@ class Budget:
 
 SMOKE = Budget(tokenizer=60, teacher=60, regression=20, matching=20, pairs=512, count=300, sets=1)
 
-TOKENIZER = KL1DConfig(
-    image=(8, 8, 1),
-    patch=2,
-    tokens=4,
-    channels=8,
-    encoder=Tower(64, 2, 4),
-    decoder=Tower(64, 2, 4),
-    scan=False,
-)
+TOWER = Tower(width=64, depth=1, heads=8)
+TOKENIZER = KL1DConfig((8, 8, 1), patch=4, tokens=4, channels=8, encoder=TOWER, decoder=TOWER, scan=False)
 TEACHER = Denoiser(
-    DiTConfig(size=(4,), channels=8, patch=1, width=64, depth=3, heads=4, num_classes=CLASSES, scan=False),
+    DiTConfig((4,), channels=8, patch=1, width=64, depth=3, heads=4, num_classes=CLASSES, remat="none", scan=False),
     Linear(),
-    Predict("velocity", scale=10.0),
+    Predict("velocity", scale=10.0),  # slow time features, so that methods which differentiate in time work too
 )
-SAMPLER = Sampler(Heun(), steps=5, guidance=ClassifierFree(1.25))
+SAMPLER = Sampler(Heun(), steps=5, guidance=ClassifierFree(1.2))
 
 
 def demo_tokenizer() -> Recipe:
@@ -132,12 +126,13 @@ PRESETS = {"demo-tokenizer": demo_tokenizer, "demo-teacher": demo_teacher, "demo
 def _tokenizer(budget: Budget, seed: int) -> Recipe:
     task = TokenizerTask(
         TOKENIZER,
-        optim=OptimConfig(lr=2e-3, schedule="cosine", decay_steps=budget.tokenizer, warmup=20, clip=1.0),
+        optim=_cosine(5e-3, budget.tokenizer),
         ema=Constant(0.99, warmup=True),
+        kl=5e-5,
         augment=RandomAffine(),
         augmented=0.5,
     )
-    stage = Stage("tokenizer", task, steps=budget.tokenizer, batch=256, data=Digits("train"))
+    stage = Stage("tokenizer", task, steps=budget.tokenizer, batch=64, data=Digits("train"))
     return Recipe(RunConfig("demo-tokenizer", (stage,), engine=_engine(seed)))
 
 
@@ -146,12 +141,12 @@ def _teacher(tokenizer: Loaded, data: str, budget: Budget, seed: int) -> Recipe:
     generator = DiffusionGenerator(TEACHER, TOKENIZER.spec.shape, SAMPLER, TOKENIZER)
     task = DenoiserTask(
         TEACHER,
-        optim=OptimConfig(lr=2e-3, schedule="cosine", decay_steps=budget.teacher, warmup=50, clip=1.0),
+        optim=_cosine(2e-3, budget.teacher),
         emas=(Constant(0.998, warmup=True),),
         generator=generator,
     )
     decoder = {"tokenizer": tokenizer.params["tokenizer"], "normalizer": cache.normalizer()}
-    stage = Stage("teacher", task, steps=budget.teacher, batch=256, data=cache)
+    stage = Stage("teacher", task, steps=budget.teacher, batch=128, data=cache)
     return Recipe(
         RunConfig("demo-teacher", (stage,), {"tokenizer": _origin(tokenizer)}, generator, _engine(seed)),
         frozen=decoder,
@@ -161,23 +156,45 @@ def _teacher(tokenizer: Loaded, data: str, budget: Budget, seed: int) -> Recipe:
 
 def _student(teacher: Loaded, data: str, budget: Budget, seed: int) -> Recipe:
     pairs = Cache(data)
-    regression = KDTask(TEACHER, optim=OptimConfig(lr=1e-3, warmup=20, clip=1.0), ema=Constant(0.99, warmup=True))
+    regression = KDTask(
+        TEACHER,
+        optim=OptimConfig(
+            2e-3,
+            betas=(0.9, 0.99),
+            schedule="cosine",
+            warmup=min(20, budget.regression // 2),
+            decay_steps=budget.regression,
+            final=0.05,
+            clip=1.0,
+        ),
+    )
+
+    def falling(lr: float, updates: int) -> OptimConfig:
+        return OptimConfig(lr, betas=(0.0, 0.99), schedule="cosine", decay_steps=updates + 1, final=0.05, clip=10.0)
+
     matching = DMD2Task(
         TEACHER,
         guidance=SAMPLER.guidance,
-        optim=OptimConfig(lr=2e-4, warmup=20, clip=1.0),
-        fake_optim=OptimConfig(lr=4e-4, warmup=20, clip=1.0),
-        ema=Constant(0.99, warmup=True),
+        ratio=2,
+        optim=falling(5e-4, budget.matching // 2),
+        fake_optim=falling(1e-3, budget.matching),
+        emas=(Constant(0.95, warmup=True),),
     )
     stages = (
-        Stage("regression", regression, steps=budget.regression, batch=256, data=pairs),
-        Stage("matching", matching, steps=budget.matching, batch=256, data=pairs),
+        Stage("regression", regression, steps=budget.regression, batch=128, data=pairs),
+        Stage("matching", matching, steps=budget.matching, batch=128, data=pairs),
     )
     generator = OneStepGenerator(TEACHER, TOKENIZER.spec.shape, tokenizer=TOKENIZER)
     return Recipe(
         RunConfig("demo-student", stages, {"teacher": _origin(teacher)}, generator, _engine(seed)),
         frozen={"teacher": teacher.params["net"]},
         artifacts={role: teacher.params[role] for role in ("tokenizer", "normalizer")},
+    )
+
+
+def _cosine(lr: float, steps: int) -> OptimConfig:
+    return OptimConfig(
+        lr, betas=(0.9, 0.99), schedule="cosine", warmup=min(50, steps // 2), decay_steps=steps, final=0.01, clip=1.0
     )
 
 
@@ -200,13 +217,20 @@ def run(outdir: str | Path = "runs/demo", *, smoke: bool = False, seed: int = 0)
       seed: of initial weights, data order and noise.
     """
     out, budget = Path(outdir), SMOKE if smoke else Budget()
+    made_by = {"budget": dataclasses.asdict(budget), "seed": seed}
+    done = out / "demo.json"
+    if done.exists():
+        if read_json(done) != made_by:
+            raise GenError(f"{out} holds a demo of another budget or seed; remove it or give another --outdir")
+        print(f"all is done: open {out / 'report.html'} (remove {out} to start over)")
+        return
     enable_compile_cache()
     clock = Clock(out / "seconds.json")
     with clock("tokenizer"):
         train(_tokenizer(budget, seed).config, out / "tokenizer")
         tokenizer = load(out / "tokenizer")
     with clock("latents"):
-        latents = make_latents(tokenizer, out / "latents")
+        latents = encode_images(TOKENIZER, tokenizer.params["tokenizer"], digits("train"), out / "latents")
     with clock("teacher"):
         recipe = _teacher(tokenizer, latents.path, budget, seed)
         train(recipe.config, out / "teacher", frozen=recipe.frozen, artifacts=recipe.artifacts)
@@ -219,13 +243,24 @@ def run(outdir: str | Path = "runs/demo", *, smoke: bool = False, seed: int = 0)
         student = load(out / "student")
     with clock("scores"):
         scores = make_scores(tokenizer, teacher, student, out / "scores", budget)
-    write_report(out, tokenizer, teacher, student, scores, clock.seconds)
-    write_json(out / "demo.json", made_by(smoke, seed))
+    with clock("page"):
+        write_report(out, tokenizer, teacher, student, scores, clock.seconds)
+    write_json(done, made_by)
+    print(summary(scores))
+    print(f"open {out / 'report.html'}; more samples: gen sample {out / 'student'} --seeds 0-63 --out grid.png")
 
 
-def made_by(smoke: bool, seed: int) -> dict[str, Any]:
-    """What a finished demo folder was made with."""
-    return {"budget": dataclasses.asdict(SMOKE if smoke else Budget()), "seed": seed}
+def summary(scores: "Scores") -> str:
+    """The result in a few lines of text."""
+    value = {name: result.values for name, result in scores.results.items()}
+    rows = [f"  {name:<26}{v['frechet_distance']:>9.3f}{v['recall']:>9.3f}" for name, v in value.items()]
+    return "\n".join(
+        [
+            f"  {'':<26}{'Frechet':>9}{'recall':>9}",
+            *rows,
+            f"  reconstruction PSNR {scores.psnr:.1f} dB; near-copies of training images {100 * scores.copies:.1f} %",
+        ]
+    )
 
 
 class Clock:
@@ -233,7 +268,7 @@ class Clock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
         self.number = 0
 
     @contextlib.contextmanager
@@ -246,24 +281,6 @@ class Clock:
         spent = time.monotonic() - began
         self.seconds[stage] = round(max(self.seconds.get(stage, 0.0), spent), 2)
         write_json(self.path, self.seconds)
-
-
-def make_latents(tokenizer: Loaded, path: Path) -> Cache:
-    """Caches the latents (posterior means) of the training images, with their labels."""
-    source, params = digits("train"), tokenizer.params["tokenizer"]
-    arguments = {"params": params, **source.arrays}
-
-    def encode(arguments: Any, indices: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
-        del weight
-        images = arguments["image"][indices].astype(jnp.float32) / 127.5 - 1.0
-        latent = TOKENIZER.encode(arguments["params"], images).mode()
-        return {"latent": latent, "label": arguments["label"][indices]}
-
-    origin = _origin(tokenizer)
-    writer = ArrayWriter(path, len(source), f"{origin} {source.identity()}")
-    if not (path / "cache.json").exists():
-        run_indexed(encode, len(source), batch=256, writer=writer, arguments=arguments)
-    return seal(path, tokenizer=origin, data=source.identity())
 
 
 def make_pairs(teacher: Loaded, path: Path, count: int) -> Cache:
@@ -308,6 +325,7 @@ def make_scores(tokenizer: Loaded, teacher: Loaded, student: Loaded, path: Path,
     )
     results, samples = {}, {}
     for name, model in generators(teacher, student).items():
+        print(f"{name}: {budget.sets} x {budget.count} samples", flush=True)
         runs = []
         for k in range(budget.sets):
             seeds = range(k * budget.count, (k + 1) * budget.count)

@@ -219,8 +219,11 @@ def _cell(value: Any) -> str:
 def _score(result: Result, name: str) -> str:
     if name not in result.values:
         return _ABSENT
-    spread = f" ± {result.spread[name]:.2g}" if name in result.spread else ""
-    return _cell(result.values[name]) + spread
+    value = result.values[name]
+    if name not in result.spread:
+        return f"{value:.3g}"
+    digits = max(2 - int(np.floor(np.log10(max(abs(value), 1e-3)))), 0)  # both to the same place
+    return f"{value:.{digits}f} ± {result.spread[name]:.{digits}f}"
 
 
 def _heading(name: str) -> str:
