@@ -16,7 +16,8 @@ from gen.sampling.solvers import Heun, per_sample_noise, prior
 
 __all__ = ["DiffusionGenerator", "Generator", "OneStepGenerator", "Sampler"]
 
-# arrays by role: "net" the sampled network, "tokenizer", "normalizer" {"shift", "scale"}
+# arrays by role: "net" the sampled network, "guide" the weaker one of autoguidance, "tokenizer", "normalizer"
+# {"shift", "scale"}
 GeneratorParams = Mapping[str, Any]
 
 
@@ -46,6 +47,7 @@ class Sampler:
     Attributes:
       process: the process that is integrated; None for the one the denoiser was trained under. Another one sees
         the denoiser by equal log-SNR (`Denoiser.under`).
+      guide: the weaker denoiser of autoguidance; None where it differs from the sampled one in parameters only.
     """
 
     solver: Any = Heun()
@@ -53,6 +55,7 @@ class Sampler:
     steps: int = 50
     guidance: Any = ClassifierFree()
     process: Any = None
+    guide: Any = None
 
     def times(self, process: Any) -> Grid:
         """The grid for a denoiser trained under `process`. Raises GenError when the options do not suit."""
@@ -70,6 +73,7 @@ class Sampler:
         shape: tuple[int, ...],
         cond: Cond,
         *,
+        guide: Params | None = None,
         trajectory: bool = False,
     ) -> jax.Array:
         """Samples (B, *shape); with `trajectory` the states after each step, (N, B, *shape).
@@ -77,23 +81,33 @@ class Sampler:
         Args:
           params: the denoiser's parameters.
           keys: (B,) typed PRNG keys; sample i depends on keys[i] and cond alone.
+          guide: parameters of the weaker denoiser, for autoguidance.
         """
         grid = self.times(denoiser.process)
         x = prior(grid, keys, shape)
-        guided = self.guidance(self._bound(denoiser, params), lambda c: denoiser.net.apply(params, c, method="null"))
+        guided = self.guided(denoiser, params, guide)
         noise = per_sample_noise(keys, shape)
         return self.solver(guided, x, grid, noise, cond, self.guidance.init(x), trajectory=trajectory)
 
-    def _bound(self, denoiser: Denoiser, params: Params) -> Denoise:
-        if self.process is None or self.process == denoiser.process:
-            return denoiser.bind(params)
-        seen = denoiser.under(self.process)
+    def guided(self, denoiser: Denoiser, params: Params, guide: Params | None = None) -> Denoise:
+        """The guided Denoise on the clock of the sampled process; arguments as in a call."""
+        process = self.process or denoiser.process
+        weak = None if guide is None else _bound(self.guide or denoiser, guide, process)
+        bound = _bound(denoiser, params, process)
+        return self.guidance(bound, lambda c: denoiser.net.apply(params, c, method="null"), weak)
 
-        def denoise(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
-            del step
-            return seen(params, x, t, cond), carry
 
-        return denoise
+def _bound(denoiser: Denoiser, params: Params, process: Any) -> Denoise:
+    """The denoiser with these parameters on the clock of `process`."""
+    if process == denoiser.process:
+        return denoiser.bind(params)
+    seen = denoiser.under(process)
+
+    def denoise(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
+        del step
+        return seen(params, x, t, cond), carry
+
+    return denoise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +133,7 @@ class DiffusionGenerator:
 
     def latents(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """The sampled latents (B, *shape) on the normalised scale the denoiser was trained on."""
-        return self.sampler(self.denoiser, params["net"], keys, self.shape, cond)
+        return self.sampler(self.denoiser, params["net"], keys, self.shape, cond, guide=params.get("guide"))
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """See `Generator`."""

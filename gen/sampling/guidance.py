@@ -2,6 +2,10 @@
 
 Conditional and unconditional inputs run as one batched network call. Guidances compose (`Chained`); what they
 remember from step to step is a dict of arrays by name, threaded through the sampler's scan.
+
+Notation: c is the conditional prediction, u the unconditional one (autoguidance: a weaker model's). Classifier-free
+guidance, intervals and autoguidance are linear and mean the same in any quantity; rescaling, APG and CFG-Zero* are
+not, so each says in which quantity it acts.
 """
 
 import dataclasses
@@ -16,7 +20,17 @@ from gen.diffusion.process import expand, pair
 from gen.errors import GenError
 from gen.nn.network import Cond
 
-__all__ = ["Chained", "ClassifierFree", "ClassifierGradient", "Clip", "Guidance", "Interval"]
+__all__ = [
+    "AdaptiveProjected",
+    "Autoguidance",
+    "Chained",
+    "ClassifierFree",
+    "ClassifierGradient",
+    "Clip",
+    "Guidance",
+    "Interval",
+    "ZeroStar",
+]
 
 Null = Callable[[Cond], Cond]
 Carry = Mapping[str, jax.Array]
@@ -25,13 +39,46 @@ Carry = Mapping[str, jax.Array]
 class Guidance(Protocol):
     """Wraps a Denoise; `null` maps a condition to the unconditional one."""
 
-    def __call__(self, denoise: Denoise, null: Null) -> Denoise:
-        """The guided Denoise."""
+    def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
+        """The guided Denoise.
+
+        Args:
+          weak: the weaker model of autoguidance; other guidances pass it on to those they hold.
+        """
         ...
 
     def init(self, x: jax.Array) -> Carry:
         """The initial carry for a batch shaped like x; ``{}`` for stateless guidance."""
         ...
+
+
+def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Per-sample inner products, (B, 1, ..., 1)."""
+    return jnp.sum(a * b, axis=tuple(range(1, a.ndim)), keepdims=True)
+
+
+def _rescaled(value: jax.Array, c: jax.Array, share: float) -> jax.Array:
+    """`value` moved by `share` towards the standard deviation of c, per sample (Lin et al. 2024, sec. 3.4)."""
+    if share == 0.0:
+        return value
+    axes = tuple(range(1, c.ndim))
+    spread = jnp.std(value, axis=axes, keepdims=True)
+    ratio = jnp.std(c, axis=axes, keepdims=True) / jnp.where(spread > 0.0, spread, 1.0)
+    return value * (1.0 - share + share * ratio)
+
+
+def _both(
+    denoise: Denoise, null: Null, x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any
+) -> tuple[Prediction, jax.Array, Any]:
+    """(conditional prediction, value of the unconditional one, carry) from one call on the doubled batch."""
+    if not cond:
+        raise GenError("guidance on a model without conditioning; use scale 1")
+    unconditional = null(cond)
+    both = {k: jnp.concatenate([v, unconditional[k]]) for k, v in cond.items()}
+    t2 = jnp.concatenate([t, t]) if jnp.ndim(t) else t
+    double, carry = denoise(jnp.concatenate([x, x]), t2, both, step, carry)
+    first = jax.tree.map(lambda v: v[: x.shape[0]] if jnp.ndim(v) else v, double)
+    return first, double.value[x.shape[0] :], carry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,34 +88,161 @@ class ClassifierFree:
     Attributes:
       scale: w; 1 is the conditional model, and then no unconditional call is made.
       channels: guide only the first k channels, as the official DiT and SiT scripts do (k = 3); None guides all.
+      rescale: share phi, in [0, 1], by which the result is given the standard deviation of c (Lin et al. 2024).
+      scales: name of an entry (B,) of the condition that holds each sample's own w, in place of `scale`; the network
+        does not see it. None for one scale.
     """
 
     scale: float = 1.0
     channels: int | None = None
+    rescale: float = 0.0
+    scales: str | None = None
 
     def init(self, x: jax.Array) -> Carry:
         """No state."""
         del x
         return {}
 
-    def __call__(self, denoise: Denoise, null: Null) -> Denoise:
-        """See `Guidance`. Raises GenError when there is no condition to drop."""
-        if self.scale == 1.0:
+    def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
+        """See `Guidance`. Raises GenError when there is no condition to drop, or none with the samples' scales."""
+        del weak
+        if self.scale == 1.0 and self.scales is None:
             return denoise
 
         def guided(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
-            if not cond:
-                raise GenError(f"guidance scale {self.scale:g} on a model without conditioning; use scale 1")
-            unconditional = null(cond)
-            both = {k: jnp.concatenate([v, unconditional[k]]) for k, v in cond.items()}
-            t2 = jnp.concatenate([t, t]) if jnp.ndim(t) else t
-            double, carry = denoise(jnp.concatenate([x, x]), t2, both, step, carry)
-            c, u = jnp.split(double.value, 2)
-            value = u + self.scale * (c - u)
+            scale: Any = self.scale
+            if self.scales is not None:
+                if self.scales not in cond:
+                    raise GenError(
+                        f"no entry '{self.scales}' with each sample's guidance scale; add it to the condition"
+                    )
+                scale = expand(cond[self.scales], x)
+                cond = {k: v for k, v in cond.items() if k != self.scales}
+            first, u, carry = _both(denoise, null, x, t, cond, step, carry)
+            c = first.value
+            value = u + scale * (c - u)
             if self.channels is not None:
                 value = jnp.concatenate([value[..., : self.channels], c[..., self.channels :]], axis=-1)
-            first = jax.tree.map(lambda v: v[: x.shape[0]] if jnp.ndim(v) else v, double)
-            return first.with_value(value), carry
+            return first.with_value(_rescaled(value, c, self.rescale)), carry
+
+        return guided
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveProjected:
+    """APG (Sadat et al. 2024): the guidance direction without its part along c, in data space.
+
+    d = D_c - D_u + momentum d_prev is shortened to the length `norm`, split into parts along and across D_c, and
+    D = D_c + (w - 1) (across + eta along).
+
+    Attributes:
+      scale: w.
+      eta: share kept of the part along D_c; 1 is classifier-free guidance.
+      norm: greatest length of d, per sample; 0 for no bound.
+      momentum: weight of the previous (unshortened) d; the paper's are negative. Not advanced on unguided calls.
+      base: what the update is added to: ``conditional`` as in the paper, or ``unconditional`` with the weight w,
+        which differs unless eta = 1 without bound and momentum.
+      rescale: as in `ClassifierFree`.
+    """
+
+    scale: float = 4.0
+    eta: float = 0.0
+    norm: float = 0.0
+    momentum: float = 0.0
+    base: Literal["conditional", "unconditional"] = "conditional"
+    rescale: float = 0.0
+
+    def init(self, x: jax.Array) -> Carry:
+        """The running direction, where there is momentum."""
+        return {"apg": jnp.zeros_like(x)} if self.momentum else {}
+
+    def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
+        """See `Guidance`."""
+        del weak
+
+        def guided(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
+            first, u, carry = _both(denoise, null, x, t, cond, step, carry)
+            c, u = first.denoised, first.with_value(u).denoised
+            d = c - u
+            if self.momentum:
+                d = d + self.momentum * carry["apg"]
+                carry = {**carry, "apg": d}
+            if self.norm > 0.0:
+                length = jnp.sqrt(_inner(d, d))
+                d = d * jnp.minimum(1.0, self.norm / jnp.where(length > 0.0, length, 1.0))
+            along = c * _inner(d, c) / jnp.maximum(_inner(c, c), jnp.finfo(c.dtype).tiny)
+            update = d - along + self.eta * along
+            value = c + (self.scale - 1.0) * update if self.base == "conditional" else u + self.scale * update
+            return first.with_denoised(_rescaled(value, c, self.rescale)), carry
+
+        return guided
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroStar:
+    """CFG-Zero* (Fan et al. 2025) on the velocity: s u + w (c - s u) with s = <c, u> / |u|^2 per sample.
+
+    Attributes:
+      scale: w.
+      zero_steps: in the first so many steps the velocity is 0.
+      rescale: as in `ClassifierFree`.
+    """
+
+    scale: float = 4.0
+    zero_steps: int = 1
+    rescale: float = 0.0
+
+    def init(self, x: jax.Array) -> Carry:
+        """No state."""
+        del x
+        return {}
+
+    def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
+        """See `Guidance`."""
+        del weak
+
+        def guided(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
+            first, u, carry = _both(denoise, null, x, t, cond, step, carry)
+            c, u = first.velocity, first.with_value(u).velocity
+            u = u * _inner(c, u) / (_inner(u, u) + 1e-8)
+            value = _rescaled(u + self.scale * (c - u), c, self.rescale)
+            value = jnp.where(step < self.zero_steps, 0.0, value)
+            return dataclasses.replace(first, value=value, kind="velocity"), carry
+
+        return guided
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoguidance:
+    """u + w (c - u) where u is a weaker model's prediction for the same input (Karras et al. 2024a).
+
+    The weaker network (smaller, less trained, or one without classes) is called once beside the main one.
+
+    Attributes:
+      scale: w; 1 leaves the weaker model out.
+      rescale: as in `ClassifierFree`.
+    """
+
+    scale: float = 1.0
+    rescale: float = 0.0
+
+    def init(self, x: jax.Array) -> Carry:
+        """No state."""
+        del x
+        return {}
+
+    def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
+        """See `Guidance`. Raises GenError without a weaker model."""
+        del null
+        if self.scale == 1.0:
+            return denoise
+        if weak is None:
+            raise GenError("autoguidance without a weaker model; give the parameters of one as 'guide'")
+
+        def guided(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
+            first, carry = denoise(x, t, cond, step, carry)
+            c, u = first.value, weak(x, t, cond, step, {})[0].as_kind(first.kind)
+            return first.with_value(_rescaled(u + self.scale * (c - u), c, self.rescale)), carry
 
         return guided
 
@@ -100,9 +274,9 @@ class Interval:
         """The inner guidance's state."""
         return self.guidance.init(x)
 
-    def __call__(self, denoise: Denoise, null: Null) -> Denoise:
+    def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
         """See `Guidance`."""
-        guided = self.guidance(denoise, null)
+        guided = self.guidance(denoise, null, weak)
 
         def limited(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
             kinds: list[PredictionKind] = []
@@ -141,9 +315,9 @@ class Clip:
         del x
         return {}
 
-    def __call__(self, denoise: Denoise, null: Null) -> Denoise:
+    def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
         """See `Guidance`."""
-        del null
+        del null, weak
 
         def clipped(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
             prediction, carry = denoise(x, t, cond, step, carry)
@@ -172,9 +346,9 @@ class ClassifierGradient:
         del x
         return {}
 
-    def __call__(self, denoise: Denoise, null: Null) -> Denoise:
+    def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
         """See `Guidance`."""
-        del null
+        del null, weak
 
         def guided(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
             prediction, carry = denoise(x, t, cond, step, carry)
@@ -197,8 +371,8 @@ class Chained:
         """The states of all parts."""
         return {k: v for part in self.parts for k, v in part.init(x).items()}
 
-    def __call__(self, denoise: Denoise, null: Null) -> Denoise:
+    def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
         """See `Guidance`."""
         for part in self.parts:
-            denoise = part(denoise, null)
+            denoise = part(denoise, null, weak)
         return denoise

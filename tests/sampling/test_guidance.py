@@ -13,7 +13,16 @@ from gen.diffusion.process import DDPM, EDM, VP, Linear
 from gen.errors import GenError
 from gen.sampling.generator import Sampler
 from gen.sampling.grids import Karras, Uniform
-from gen.sampling.guidance import Chained, ClassifierFree, ClassifierGradient, Clip, Interval
+from gen.sampling.guidance import (
+    AdaptiveProjected,
+    Autoguidance,
+    Chained,
+    ClassifierFree,
+    ClassifierGradient,
+    Clip,
+    Interval,
+    ZeroStar,
+)
 from gen.sampling.solvers import DDIM, Ancestral, Euler, Heun
 from tests.sampling.mixture import keys
 
@@ -83,6 +92,91 @@ def test_interval_guides_inside_only_with_one_call_a_step(solver, x):
     for size, t in calls:
         assert size == (4 if 0.3 <= t < 5.0 else 2), f"batch {size} at level {t}"
     assert {size for size, _ in calls} == {2, 4}
+
+
+@pytest.mark.parametrize("guidance", [ClassifierFree(2.5, rescale=0.5), AdaptiveProjected(), ZeroStar()], ids=repr)
+def test_every_rule_makes_one_call_on_the_doubled_batch(guidance, x):
+    calls = []
+    evaluate(guidance, linear_denoise(Linear(), calls), x, step=1)
+    assert [size for size, _ in calls] == [2 * len(x)]
+
+
+def test_each_sample_may_have_its_own_scale(x):
+    denoise, cond = linear_denoise(Linear()), {**COND, "w": jnp.array([1.0, 3.0])}
+    got = ClassifierFree(scales="w")(denoise, null)(x, jnp.float32(0.5), cond, 0, {})[0].value
+    np.testing.assert_allclose(got[0], evaluate(ClassifierFree(), denoise, x).value[0], rtol=1e-6)
+    np.testing.assert_allclose(got[1], evaluate(ClassifierFree(3.0), denoise, x).value[1], rtol=1e-6)
+    with pytest.raises(GenError, match="no entry 'v'"):
+        ClassifierFree(scales="v")(denoise, null)(x, jnp.float32(0.5), cond, 0, {})
+
+
+def test_rescaling_keeps_the_spread_of_the_conditional_prediction(x):
+    denoise = linear_denoise(Linear())
+    plain = evaluate(ClassifierFree(), denoise, x).value
+    guided = evaluate(ClassifierFree(4.0, rescale=1.0), denoise, x).value
+    np.testing.assert_allclose(guided.std(axis=(1, 2)), plain.std(axis=(1, 2)), rtol=1e-5)
+    free = evaluate(ClassifierFree(4.0), denoise, x).value
+    np.testing.assert_allclose(
+        guided / guided.std(axis=(1, 2), keepdims=True), free / free.std(axis=(1, 2))[:, None, None], rtol=1e-5
+    )
+
+
+def test_apg_without_projection_bound_and_momentum_is_classifier_free(x):
+    denoise = linear_denoise(VP())
+    free = evaluate(ClassifierFree(3.0), denoise, x).denoised
+    np.testing.assert_allclose(
+        evaluate(AdaptiveProjected(3.0, eta=1.0), denoise, x).denoised, free, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_apg_guides_across_the_conditional_data_prediction(x):
+    denoise = linear_denoise(VP())
+    c = evaluate(ClassifierFree(), denoise, x).denoised
+    change = evaluate(AdaptiveProjected(3.0), denoise, x).denoised - c
+    sizes = np.sqrt(np.sum(change**2, axis=(1, 2)) * np.sum(c**2, axis=(1, 2)))
+    assert np.all(sizes > 0.1)
+    assert np.all(np.abs(np.sum(change * c, axis=(1, 2))) < 1e-4 * sizes)
+
+
+def test_apg_momentum_is_carried_through_a_solver_and_rests_outside_the_interval(x):
+    guidance = Interval(AdaptiveProjected(2.0, momentum=-0.5), low=1, high=3, by="step")
+    guided, carry, seen = guidance(linear_denoise(Linear()), null), guidance.init(x), []
+    for step in range(4):
+        _, carry = guided(x, jnp.float32(0.5), COND, jnp.int32(step), carry)
+        seen.append(float(jnp.abs(carry["apg"]).max()))
+    assert seen[0] == 0.0
+    assert seen[2] == pytest.approx(0.5 * seen[1], rel=1e-5)
+    assert seen[3] == seen[2]
+    out = Heun()(guided, x, Uniform(start=0.9)(Linear(), 4), None, COND, guidance.init(x))
+    assert np.isfinite(out).all()
+
+
+def test_zero_star_starts_with_no_velocity(x):
+    denoise = linear_denoise(Linear())
+    assert not np.any(evaluate(ZeroStar(3.0, zero_steps=2), denoise, x, step=1).velocity)
+    assert np.any(evaluate(ZeroStar(3.0, zero_steps=2), denoise, x, step=2).velocity)
+
+
+def test_autoguidance_extrapolates_from_the_weaker_model():
+    from tests.sampling.mixture import MixtureNet
+
+    denoiser = Denoiser(MixtureNet(Linear()), Linear(), Predict("x"))
+    params, weak = {"gain": jnp.ones(())}, {"gain": jnp.float32(0.5)}
+    cond = {"shift": jnp.full(3, 0.25)}
+    plain, guided = (Sampler(Euler(), steps=1, guidance=g) for g in (ClassifierFree(), Autoguidance(2.0)))
+    c = plain(denoiser, params, keys(3), (2,), cond)
+    u = plain(denoiser, weak, keys(3), (2,), cond)
+    np.testing.assert_allclose(
+        guided(denoiser, params, keys(3), (2,), cond, guide=weak), 2.0 * c - u, rtol=1e-4, atol=1e-5
+    )
+    # a weaker model of its own structure, trained under another process
+    other = Denoiser(MixtureNet(VP()), VP(), Predict("x"))
+    sampler = dataclasses.replace(guided, guide=other, process=EDM(), grid=Karras())
+    same = dataclasses.replace(sampler, guidance=ClassifierFree())
+    got = sampler(denoiser, params, keys(3), (2,), cond, guide={"gain": jnp.ones(())})
+    np.testing.assert_allclose(got, same(denoiser, params, keys(3), (2,), cond), rtol=1e-3, atol=1e-3)
+    with pytest.raises(GenError, match="parameters of one as 'guide'"):
+        guided(denoiser, params, keys(3), (2,), cond)
 
 
 def test_interval_by_step_and_value(x):
@@ -157,7 +251,7 @@ def test_chained_carries_the_state_of_its_parts(x):
         def init(self, x):
             return {self.name: jnp.int32(0)}
 
-        def __call__(self, denoise, null):
+        def __call__(self, denoise, null, weak=None):
             def counted(x, t, cond, step, carry):
                 prediction, carry = denoise(x, t, cond, step, carry)
                 return prediction, {**carry, self.name: carry[self.name] + 1}
@@ -178,7 +272,14 @@ def test_empty_interval_is_refused():
 
 
 def test_configuration_round_trip():
-    config = Sampler(guidance=Chained((Interval(ClassifierFree(2.0, channels=3), 0.1, 2.0), Clip())))
+    parts = (
+        Interval(ClassifierFree(2.0, channels=3), 0.1, 2.0),
+        AdaptiveProjected(),
+        ZeroStar(),
+        Autoguidance(2.0),
+        Clip(),
+    )
+    config = Sampler(guidance=Chained(parts))
     assert from_json(to_json(config), Sampler) == config
 
 
