@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from gen.diffusion.backbones.edm2_unet import EDM2Config, mp_cat, mp_silu, mp_sum, normalize, pixel_norm
-from gen.diffusion.denoiser import Denoiser, EDMPrecondition
+from gen.diffusion.denoiser import Denoiser, EDMPrecondition, Prediction
 from gen.diffusion.objectives import Draws, EDMLoss, Uncertain
 from gen.diffusion.process import EDM
-from gen.nn.network import Network
 from gen.pretrained.edm2 import IMPORTER
+from gen.sampling.edm import edm_sampler
+from gen.sampling.guidance import Autoguidance
 from tests.parity.conftest import Fixture, fixtures
 from tests.parity.test_dit import nchw, nhwc
 
@@ -106,3 +107,61 @@ class TestNetwork:
         fx.close(nchw(mp_silu(a)), "op.mp_silu_a")
         fx.close(nchw(mp_sum(a, b[..., : a.shape[-1]], 0.3)), "op.mp_sum")
         fx.close(nchw(mp_cat(a, b, 0.4)), "op.mp_cat")
+
+
+CASES = [
+    pytest.param(fx, case, id=f"{fx}-{case}") for fx in fixtures("edm2-guided-sampler*") for case in fx.config["cases"]
+]
+
+
+def stand_in(fx: Fixture, role: str, dtype: Any, calls: list | None = None) -> Any:
+    """The README's stand-in for the main or guiding network; notes its calls."""
+    s2, mix = fx.config[role]["s2"], fx.config[role]["mix"]
+    given = jnp.asarray(fx.io["labels"], dtype)
+    bias = 0.05 * jnp.sum(jnp.arange(1, given.shape[1] + 1) * given, axis=1)[:, None, None, None]
+
+    def denoise(x: Any, t: Any, cond: Any, step: Any, carry: Any) -> Any:
+        if calls is not None:
+            calls.append((np.asarray(x), float(t)))
+        d = x * s2 / (t**2 + s2) + mix * jnp.sin(x / (1 + t)) + bias
+        return Prediction(d, x, t, {}, EDM(), "x"), carry
+
+    return denoise
+
+
+def guided_samples(fx: Fixture, case: str, dtype: Any, calls: list | None = None) -> jax.Array:
+    options = {"num_steps": 32, **fx.config["cases"][case]}
+    scale = options.pop("guidance", 1.0)
+    sampler = edm_sampler(**options)
+    grid, solver = sampler.times(sampler.process), sampler.solver
+    guidance = Autoguidance(scale)
+    guided = guidance(stand_in(fx, "main", dtype, calls), lambda cond: cond, stand_in(fx, "aux", dtype))
+    x = jnp.asarray(fx.io["noise"], dtype) * jnp.asarray(grid.times[0], dtype)
+    churned = np.zeros(grid.steps, bool)
+    draws = jnp.zeros((1, *x.shape), dtype)
+    if f"{case}.noises" in fx.io:
+        # the official code takes the next draw where it churns, ours has one for every step
+        churned = (grid.times[:-1] >= solver.s_min) & (grid.times[:-1] <= (solver.s_max or np.inf))
+        draws = jnp.asarray(fx.io[f"{case}.noises"], dtype)
+    which = jnp.asarray(np.maximum(np.cumsum(churned) - 1, 0))
+
+    def sample(x: jax.Array) -> jax.Array:
+        return solver(guided, x, grid, lambda i: draws[which[i]], {}, guidance.init(x))
+
+    return jax.jit(sample)(x)
+
+
+@pytest.mark.parametrize(("fx", "case"), CASES)
+def test_guided_sampler_float64(fx: Fixture, case: str) -> None:
+    with jax.enable_x64(True):
+        calls: list[tuple[np.ndarray, float]] = []
+        with jax.disable_jit():
+            out = guided_samples(fx, case, jnp.float64, calls)
+        fx.close(np.asarray([sigma for _, sigma in calls]), f"{case}.call_sigma", rtol=1e-9, atol=0)
+        fx.close(np.stack([x for x, _ in calls]), f"{case}.call_x", rtol=1e-9, atol=0)
+        fx.close(out, f"{case}.out", rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(("fx", "case"), CASES)
+def test_guided_sampler_float32(fx: Fixture, case: str) -> None:
+    fx.close(guided_samples(fx, case, jnp.float32), f"{case}.out")

@@ -144,7 +144,7 @@ class EDM2Config:
             raise GenError("an EDM2 U-Net needs at least one level, block and channel; give positive numbers")
         if self.size % 2 ** (len(self.widths) - 1):
             raise GenError(
-                f"image size {self.size} cannot be halved {len(self.widths) - 1} times; use one that can, or fewer levels"
+                f"size {self.size} cannot be halved {len(self.widths) - 1} times; use one that can, or fewer levels"
             )
         for width in (w for w in self.widths if w > self.head_width and w % self.head_width):
             raise GenError(f"EDM2 width {width} is not a multiple of head_width {self.head_width}; change one of them")
@@ -370,7 +370,7 @@ class EDM2UNet(nnx.Module):
         Args:
           x: (B, size, size, channels), preconditioned.
           times: one (B,) array, ln(sigma) / 4 under EDM preconditioning, or two.
-          cond: ``label`` (B,) int32 in [0, num_classes] where there are classes; ``dropout`` (B,) PRNG keys in training.
+          cond: ``label`` (B,) int32 in [0, num_classes] of a network with classes; in training ``dropout`` (B,) PRNG keys.
           controls: EDM2 has none; GenError when any is given.
           taps: outputs of layers by name: ``enc_64x64_conv``, ``enc_64x64_block0``, ... ``dec_...``: (B, h, w, C).
           stop: end at the last tap; the output is then that tap.
