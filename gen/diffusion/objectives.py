@@ -75,9 +75,9 @@ class TimeSampler:
     """How training times are drawn.
 
     Attributes:
-      law: ``uniform``; ``logit-normal`` (u = sigmoid(mean + std n)) and ``mode`` (u = 1 - z - scale (cos^2(pi z / 2) - 1
-        + z), z uniform) of Esser et al. 2024, sec. 3.1; these give u in [0, 1] and the time is the process's ``at(u)``.
-        ``lognormal``: the noise level sigma / alpha is exp(mean + std n), as in EDM.
+      law: ``uniform``, and of Esser et al. 2024, sec. 3.1, ``logit-normal``: u = sigmoid(mean + std n), and ``mode``:
+        u = 1 - z - scale (cos^2(pi z / 2) - 1 + z) with z uniform; these give u in [0, 1] and the time is the process's
+        ``at(u)``. ``lognormal``: the noise level sigma / alpha is exp(mean + std n), as in EDM.
       mean, std: location and scale of the normal laws.
       scale: of ``mode``, from -1 to 2 / (pi - 2); 0 is uniform.
       shift: resolution shift u' = shift u / (1 + (shift - 1) u); 1 for none. Not for ``lognormal``.
@@ -219,8 +219,8 @@ def min_snr(snr: jax.Array, gamma: float, kind: PredictionKind) -> jax.Array:
 class Aligned:
     """Another objective plus REPA's alignment (Yu et al. 2025): -cos(projection, encoder feature), mean over tokens.
 
-    The network is an `gen.diffusion.backbones.aligned.AlignedConfig`. The condition carries the frozen encoders' features
-    of the clean images: ``encoder_0`` ... (B, N, widths[i]), in the order of the network's tokens.
+    The network is an `gen.diffusion.backbones.aligned.AlignedConfig`. The condition carries the frozen encoders'
+    features of the clean images: ``encoder_0`` ... (B, N, widths[i]), in the order of the network's tokens.
 
     Attributes:
       objective: what is trained besides.

@@ -59,8 +59,9 @@ class DenoiserTask:
         """
         if self.dropout:
             cond = drop(self.denoiser.net, params, cond, dropped)
+        taps = getattr(self.objective, "taps", ())  # features that the objective reads from the prediction's extra
         losses, terms = self.objective.loss(
-            lambda x_t, t, c: self.denoiser(params, x_t, t, c), self.denoiser.process, x, cond, draws
+            lambda x_t, t, c: self.denoiser(params, x_t, t, c, taps=taps), self.denoiser.process, x, cond, draws
         )
         return losses.mean(), {name: value.mean() for name, value in terms.items()}
 

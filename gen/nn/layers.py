@@ -123,14 +123,37 @@ class TimeEmbedder(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention; one qkv projection with rows ordered q, k, v, then head, then head_dim.
 
-    Attributes:
-      rotate: applied to q and k (B, N, H, D) by the caller's choice of position encoding, or None.
+    Args of the constructor:
+      norm: makes the norms of q and k, each over head_dim, from (head_dim, rngs); None for none.
     """
 
-    def __init__(self, width: int, heads: int, *, bias: bool = True, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
-        self.heads = heads
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        bias: bool = True,
+        norm: Callable[[int, nnx.Rngs], Any] | None = None,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.heads, self.normed = heads, norm is not None
         self.qkv = linear(width, 3 * width, bias=bias, dtype=dtype, rngs=rngs)
         self.proj = linear(width, width, dtype=dtype, rngs=rngs)
+        if norm is not None:
+            self.q_norm, self.k_norm = norm(width // heads, rngs), norm(width // heads, rngs)
+
+    def project(
+        self, x: jax.Array, rotate: Callable[[jax.Array], jax.Array] | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """q, k and v (B, N, H, D) of x (B, N, width), q and k normed and rotated."""
+        b, n, width = x.shape
+        q, k, v = jnp.moveaxis(self.qkv(x).reshape(b, n, 3, self.heads, width // self.heads), 2, 0)
+        if self.normed:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotate is not None:
+            q, k = rotate(q), rotate(k)
+        return q.astype(v.dtype), k.astype(v.dtype), v
 
     def __call__(
         self,
@@ -139,11 +162,9 @@ class Attention(nnx.Module):
         rotate: Callable[[jax.Array], jax.Array] | None = None,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        b, n, width = x.shape
-        q, k, v = jnp.moveaxis(self.qkv(x).reshape(b, n, 3, self.heads, width // self.heads), 2, 0)
-        if rotate is not None:
-            q, k = rotate(q).astype(v.dtype), rotate(k).astype(v.dtype)
-        return self.proj(jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(b, n, width))
+        """Attends; `rotate` acts on q and k (B, N, H, D): the caller's choice of position encoding, or None."""
+        q, k, v = self.project(x, rotate)
+        return self.proj(jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(x.shape))
 
 
 class MLP(nnx.Module):

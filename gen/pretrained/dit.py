@@ -13,13 +13,22 @@ from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.sampling.grids import Respaced
 from gen.sampling.solvers import Ancestral
 
-__all__ = ["IMPORTER", "config", "generator", "rules"]
+__all__ = ["IMPORTER", "config", "dimensions", "frame", "generator", "rules"]
 
 _HEAD_WIDTH = {384: 64, 768: 64, 1024: 64, 1152: 72}  # the published sizes
 
 
 def rules(config: DiTConfig) -> Rules:
     """The table of official names for a configuration."""
+    return [
+        *frame(config),
+        *linear("blocks.{i}.mlp.fc1", "blocks/mlp/fc1"),
+        *linear("blocks.{i}.mlp.fc2", "blocks/mlp/fc2"),
+    ]
+
+
+def frame(config: DiTConfig) -> Rules:
+    """The rows that DiT shares with its relatives: everything but the MLPs."""
     positions = sincos_positions(config.grid, config.width)[None]
     return [
         Constant("pos_embed", positions),
@@ -30,8 +39,6 @@ def rules(config: DiTConfig) -> Rules:
         Rule("y_embedder.embedding_table.weight", "label/embedding", SAME),
         *linear("blocks.{i}.attn.qkv", "blocks/attn/qkv"),
         *linear("blocks.{i}.attn.proj", "blocks/attn/proj"),
-        *linear("blocks.{i}.mlp.fc1", "blocks/mlp/fc1"),
-        *linear("blocks.{i}.mlp.fc2", "blocks/mlp/fc2"),
         *linear("blocks.{i}.adaLN_modulation.1", "blocks/ada"),
         *linear("final_layer.linear", "final"),
         *linear("final_layer.adaLN_modulation.1", "final_ada"),
@@ -47,31 +54,41 @@ def config(weights: Arrays, *, heads: int | None = None, null_class: bool = True
 
     Raises GenError when a needed array is missing or not shaped as in a DiT, or the heads are not known.
     """
+    sizes = dimensions(weights, null_class)
+    width = sizes["width"]
+    if "blocks.0.mlp.fc1.weight" not in weights:
+        raise GenError("this is not a DiT: blocks.0.mlp.fc1.weight is missing; give an official DiT file")
+    if heads is None and width not in _HEAD_WIDTH:
+        raise GenError(f"DiT width {width} is not a published size; give its number of attention heads (option heads)")
+    return DiTConfig(
+        **sizes,
+        heads=heads if heads is not None else width // _HEAD_WIDTH[width],
+        mlp_ratio=weights["blocks.0.mlp.fc1.weight"].shape[0] / width,
+    )
+
+
+def dimensions(weights: Arrays, null_class: bool = True) -> dict[str, Any]:
+    """The fields of a `DiTConfig`, or a relative's, that shapes tell. Raises GenError where they do not."""
     try:
         width, channels, patch, _ = weights["x_embedder.proj.weight"].shape
         tokens = weights["pos_embed"].shape[1]
         rows = weights["y_embedder.embedding_table.weight"].shape[0]
         outputs = weights["final_layer.linear.weight"].shape[0] // patch**2
-        hidden = weights["blocks.0.mlp.fc1.weight"].shape[0]
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise GenError(f"this is not a DiT: {error} is missing or misshaped; give an official DiT file") from None
     side = math.isqrt(tokens)
     if side**2 != tokens:
         raise GenError(f"this DiT has {tokens} tokens, not a square grid; give its configuration")
-    if heads is None and width not in _HEAD_WIDTH:
-        raise GenError(f"DiT width {width} is not a published size; give its number of attention heads (option heads)")
-    return DiTConfig(
-        size=(side * patch, side * patch),
-        channels=channels,
-        patch=patch,
-        width=width,
-        depth=depth_of(weights, "blocks.{i}.attn.qkv.weight"),
-        heads=heads if heads is not None else width // _HEAD_WIDTH[width],
-        mlp_ratio=hidden / width,
-        num_classes=rows - null_class,
-        null_class=null_class,
-        learned_variance=outputs == 2 * channels,
-    )
+    return {
+        "size": (side * patch, side * patch),
+        "channels": channels,
+        "patch": patch,
+        "width": width,
+        "depth": depth_of(weights, "blocks.{i}.attn.qkv.weight"),
+        "num_classes": rows - null_class,
+        "null_class": null_class,
+        "learned_variance": outputs == 2 * channels,
+    }
 
 
 def generator(config: DiTConfig, steps: int = 250, guidance: Any = None) -> DiffusionGenerator:

@@ -46,6 +46,7 @@ SYSTEMS: dict[str, str] = {
     "sit": "gen.pretrained.sit:IMPORTER",
     "repa": "gen.pretrained.sit:REPA",
     "lightningdit": "gen.pretrained.lightningdit:IMPORTER",
+    "lamamba": "gen.pretrained.lamamba:IMPORTER",
     "edm2": "gen.pretrained.edm2:IMPORTER",
     "edm": "gen.pretrained.edm:IMPORTER",
     "edm-vp": "gen.pretrained.edm:VP_IMPORTER",

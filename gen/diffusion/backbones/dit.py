@@ -5,7 +5,7 @@ one-dimensional latent sequences (K, C). Two-time methods (flow maps) embed a se
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -132,9 +132,10 @@ class DiT(nnx.Module):
     """The network of a `DiTConfig`.
 
     At initialisation the output is exactly 0 and each block is the identity (gates and last layer are zero).
+    Relatives of DiT bring their own `block`, called as ``block(x, c)``.
     """
 
-    def __init__(self, config: DiTConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: DiTConfig, rngs: nnx.Rngs, block: Callable[[Any, nnx.Rngs], Any] = Block) -> None:
         self.config = config
         dtype = jnp.dtype(config.dtype)
         patch_channels = config.patch ** len(config.size)
@@ -145,7 +146,7 @@ class DiT(nnx.Module):
         if config.num_classes:
             rows = config.num_classes + config.null_class
             self.label = nnx.Embed(rows, config.width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
-        self.blocks = stack(lambda rngs: Block(config, rngs), config.depth, rngs)
+        self.blocks = stack(lambda rngs: block(config, rngs), config.depth, rngs)
         outputs = patch_channels * config.channels * (2 if config.learned_variance else 1)
         self.final_ada = linear(config.width, 2 * config.width, dtype=dtype, rngs=rngs, init=_zeros)
         self.final = linear(config.width, outputs, dtype=dtype, rngs=rngs, init=_zeros)
@@ -162,6 +163,10 @@ class DiT(nnx.Module):
         if self.config.times == 2:
             c = c + self.time2(times[1])
         return c + self.label(cond["label"]) if self.config.num_classes else c
+
+    def norm(self, tokens: jax.Array) -> jax.Array:
+        """The norm before the last layer."""
+        return layer_norm(tokens)
 
     def __call__(
         self,
@@ -204,7 +209,7 @@ class DiT(nnx.Module):
         if stop:
             return tokens, features
         shift, scale = jnp.split(self.final_ada(jax.nn.silu(c)).astype(jnp.float32), 2, axis=-1)
-        out = self.final(modulate(layer_norm(tokens), shift, scale)).astype(jnp.float32)
+        out = self.final(modulate(self.norm(tokens), shift, scale)).astype(jnp.float32)
         return unpatchify(out, self.config.size, self.config.patch), features
 
     def _layers(
