@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from gen.experiments import Recipe
 from scipy import ndimage
 
 from gen.config import fingerprint
@@ -31,6 +30,7 @@ from gen.diffusion.train import DenoiserTask
 from gen.distill.dmd2 import DMD2Task
 from gen.distill.kd import KDTask
 from gen.errors import GenError
+from gen.experiments import Recipe
 from gen.features.digits import DigitsExtractor
 from gen.metrics.evaluate import Reference, evaluate, make_reference
 from gen.metrics.neighbours import near_copies

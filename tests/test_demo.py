@@ -1,0 +1,45 @@
+"""The demo's pieces, and (slow) the whole path killed at random moments."""
+
+import numpy as np
+import pytest
+
+from gen.data.sources import digits
+from gen.errors import GenError
+from gen.experiments import build, demo, presets
+from gen.training.files import write_json
+
+
+def test_presets_are_found_and_need_what_they_say():
+    table = {name: preset for name, preset in presets().items() if name.startswith("demo-")}
+    assert set(table) == {"demo-tokenizer", "demo-teacher", "demo-student"}
+    assert build("demo-tokenizer", {}).config.stages[0].steps == demo.Budget().tokenizer
+    with pytest.raises(GenError, match="needs a teacher"):
+        build("demo-student", {"data": "nowhere"})
+
+
+def test_baselines_have_the_labels_they_claim():
+    sets = demo.baselines(200)
+    images, labels = sets["class means"]
+    train = digits("train").arrays
+    for c in range(10):
+        expected = np.rint(train["image"][train["label"] == c].astype(np.float64).mean(0))
+        assert np.abs(images[labels == c].astype(int) - expected).max() <= 1
+    for images, labels in sets.values():
+        assert images.dtype == np.uint8
+        assert images.shape == (len(labels), 8, 8, 1)
+
+
+def test_a_finished_demo_says_so_and_another_is_refused(tmp_path, capsys):
+    made_by = {"budget": vars(demo.SMOKE), "seed": 0}
+    write_json(tmp_path / "demo.json", made_by)
+    demo.run(tmp_path, smoke=True)
+    assert "all is done" in capsys.readouterr().out
+    with pytest.raises(GenError, match="another budget or seed"):
+        demo.run(tmp_path, smoke=True, seed=1)
+
+
+@pytest.mark.slow
+def test_killed_five_times_equals_undisturbed(tmp_path):
+    from scripts.kill_demo import check
+
+    assert check(5, 0, tmp_path) == []
