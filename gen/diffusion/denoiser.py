@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 PredictionKind = Literal["x", "eps", "v", "velocity", "score"]
-Clock = Literal["time", "reversed", "index"]
+Clock = Literal["time", "reversed", "index", "nearest-index", "log-half-level"]
 
 
 @jax.tree_util.register_dataclass
@@ -165,12 +165,13 @@ class Parameterization(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """The raw output is x, eps, v, velocity or score, up to a sign, on one of three clocks.
+    """The raw output is x, eps, v, velocity or score, up to a sign, on one of several clocks.
 
     Attributes:
       output: the quantity predicted.
-      clock: what the network receives: ``time`` (our t), ``reversed`` (1 - t: SiT, LightningDiT) or ``index``
-        (the DDPM chain index: DiT, ADM).
+      clock: what the network receives: ``time`` (our t), ``reversed`` (1 - t: SiT, LightningDiT), ``index`` (the
+        DDPM chain index: DiT, ADM), ``nearest-index`` (the same, rounded to the chain's nearest noise level: iDDPM in
+        EDM) or ``log-half-level`` (ln(level / 2), level = sigma / alpha: score SDE's VE models).
       scale: factor on the network's time (1000 where a continuous model was built for chain indices).
       sign: -1 where the official code predicts the negative (velocities on reversed clocks).
       learned_variance: the network has twice the data's channels; the second half is the raw variance output.
@@ -188,10 +189,12 @@ class Predict:
                 clock = t
             case "reversed":
                 clock = 1.0 - t
-            case "index":
+            case "log-half-level":
+                clock = jnp.log(0.5 * process.sigma(t) / process.alpha(t))
+            case _:
                 if not isinstance(process, DDPM):
-                    raise ValueError("clock 'index' needs the ddpm process; use 'time' or name process 'ddpm'")
-                clock = process.index(t)
+                    raise ValueError(f"clock '{self.clock}' needs the ddpm process; use 'time' or name process 'ddpm'")
+                clock = process.index(t) if self.clock == "index" else _nearest_index(process, t)
         return x, self.scale * clock
 
     def prediction(
@@ -215,6 +218,13 @@ class Predict:
                 return self.sign * -eps / s
             case "velocity":
                 return self.sign * (expand(process.dalpha(t), x) * x + expand(process.dsigma(t), x) * eps)
+
+
+def _nearest_index(process: DDPM, t: jax.Array) -> jax.Array:
+    """The chain index whose level sigma / alpha is nearest to that of t; -1 is clean data."""
+    low = jnp.clip(jnp.floor(process.index(t)), -1, process.steps - 2)
+    levels = [process.sigma(u) / process.alpha(u) for u in (process.time(low), t, process.time(low + 1.0))]
+    return jnp.where(levels[1] - levels[0] <= levels[2] - levels[1], low, low + 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

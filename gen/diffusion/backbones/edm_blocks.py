@@ -1,0 +1,266 @@
+"""The blocks of EDM's U-Nets: resampling convolutions, group norm, residual blocks with attention.
+
+Karras et al. 2022, appendix of "Elucidating the Design Space of Diffusion-Based Generative Models", after Song et al.
+2021 and Dhariwal & Nichol 2021. Images are (B, H, W, C).
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from gen.errors import GenError
+
+__all__ = ["BOX", "FIR", "Conv", "GroupNorm", "Linear", "Style", "UNetBlock", "fir_down", "fir_up", "law_of"]
+
+Init = Any  # (key, shape, dtype) -> array; the last two axes of a shape are (in, out)
+BOX = (1, 1)
+FIR = (1, 3, 3, 1)
+
+
+def law_of(mode: str, factor: float = 1.0) -> Init:
+    """An initialiser by fan: xavier or kaiming, uniform or normal, times `factor` (0 gives zeros)."""
+    kind, _, shape_of_noise = mode.partition("-")
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        fan_in, fan_out = math.prod(shape[:-1]), math.prod(shape[:-2]) * shape[-1]
+        std = math.sqrt(2.0 / (fan_in + fan_out) if kind == "xavier" else 1.0 / fan_in)
+        if shape_of_noise == "uniform":
+            return factor * math.sqrt(3.0) * std * jax.random.uniform(key, shape, dtype, -1.0, 1.0)
+        return factor * std * jax.random.normal(key, shape, dtype)
+
+    return init
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """What distinguishes the blocks of the two families.
+
+    Attributes:
+      adaptive: conditioning scales and shifts (ADM), or is added (SongUNet).
+      skip_scale: factor on residual sums.
+      eps: of the group norms.
+      project: skips that resample have weights even where the width stays.
+      taps: low-pass filter of up- and downsampling, of even length.
+      channels_per_head: of attention; 0 for one head. Narrower blocks than one head have no attention at all.
+      dropout: share of activations dropped before the second convolution, in training.
+      law: of weights; of layers that start at zero, or nearly; of the attention's qkv.
+      bias: factor of `law` for biases; 0 for zero biases.
+    """
+
+    adaptive: bool = True
+    skip_scale: float = 1.0
+    eps: float = 1e-5
+    project: bool = False
+    taps: tuple[int, ...] = BOX
+    channels_per_head: int = 64
+    dropout: float = 0.0
+    law: tuple[str, float] = ("kaiming-uniform", math.sqrt(1 / 3))
+    zero: tuple[str, float] = ("kaiming-uniform", 0.0)
+    qkv: tuple[str, float] = ("kaiming-uniform", math.sqrt(1 / 3))
+    bias: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.taps) % 2 or sum(self.taps) == 0:
+            raise GenError(f"resampling filter {self.taps} needs an even number of taps with a sum; use 1,1 or 1,3,3,1")
+        if not 0 <= self.dropout < 1:
+            raise GenError(f"dropout is {self.dropout}; expected a share in [0, 1)")
+
+    def heads(self, channels: int) -> int:
+        """Attention heads of a block with attention; 0 for none."""
+        return channels // self.channels_per_head if self.channels_per_head else 1
+
+
+def _filter(x: jax.Array, taps: np.ndarray, step: int) -> jax.Array:
+    """Cross-correlates axes 1 and 2 of x (B, H, W, C) with `taps` (K,), every `step` pixels, without padding.
+
+    Written as sums of slices: depthwise convolutions are slow on CPUs, and these fuse.
+    """
+    for axis in (1, 2):
+        length = (x.shape[axis] - len(taps)) // step + 1
+        limit = step * (length - 1) + 1
+        parts = [
+            jax.lax.slice_in_dim(x, k, k + limit, step, axis) * jnp.asarray(t, x.dtype) for k, t in enumerate(taps)
+        ]
+        x = sum(parts[1:], parts[0])
+    return x
+
+
+def fir_down(x: jax.Array, taps: tuple[int, ...], pad: int | None = None) -> jax.Array:
+    """Halves axes 1 and 2 of (B, H, W, C) with a low-pass filter; zeros outside.
+
+    Args:
+      taps: the filter along one axis; normalised here. (1, 1) gives the mean of 2 x 2 pixels.
+      pad: zeros around the image; (K - 1) // 2 by default, which gives half the size.
+    """
+    f = np.asarray(taps, np.float64) / sum(taps)
+    p = (len(taps) - 1) // 2 if pad is None else pad
+    return _filter(jnp.pad(x, ((0, 0), (p, p), (p, p), (0, 0))), f, 2)
+
+
+def fir_up(x: jax.Array, taps: tuple[int, ...], pad: int | None = None) -> jax.Array:
+    """Doubles axes 1 and 2 of (B, H, W, C): the transpose of `fir_down`, times 4.
+
+    Args:
+      taps: as in `fir_down`. (1, 1) repeats every pixel.
+      pad: rows and columns cut from each side of the full result; (K - 1) // 2 by default, which gives twice the size.
+    """
+    f = 2.0 * np.asarray(taps, np.float64)[::-1] / sum(taps)
+    p = len(taps) - 1 - ((len(taps) - 1) // 2 if pad is None else pad)
+    zero = jnp.zeros((), x.dtype)
+    return _filter(jax.lax.pad(x, zero, ((0, 0, 0), (p, p, 1), (p, p, 1), (0, 0, 0))), f, 1)
+
+
+class Conv(nnx.Module):
+    """A convolution with "same" zero padding after (or, `fused`, around) a resampling; kernel 0 only resamples.
+
+    Fused resampling pads once for both: down is the convolution, then the filter; up the filter, then the convolution.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        up: bool = False,
+        down: bool = False,
+        taps: tuple[int, ...] = BOX,
+        fused: bool = False,
+        law: Init = law_of("kaiming-normal"),
+        bias: float = 0.0,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.size, self.up, self.down, self.taps, self.fused, self.dtype = kernel, up, down, taps, fused, dtype
+        if kernel:
+            shape = (kernel, kernel, inputs, outputs)
+            self.kernel = nnx.Param(law(rngs.params(), shape))
+            # a bias is drawn by the law of the weights' fan
+            self.bias = nnx.Param(bias * law(rngs.params(), shape)[0, 0, 0] if bias else jnp.zeros((outputs,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, inputs) -> (B, H', W', outputs) in the compute type."""
+        x = x.astype(self.dtype)
+        half, p = self.size // 2, (len(self.taps) - 1) // 2
+        if self.fused and self.size and self.down:
+            return fir_down(self._conv(x, half + p), self.taps, 0) + self._bias
+        if self.fused and self.size and self.up:
+            return self._conv(fir_up(x, self.taps, max(p - half, 0)), max(half - p, 0)) + self._bias
+        if self.up:
+            x = fir_up(x, self.taps)
+        if self.down:
+            x = fir_down(x, self.taps)
+        return self._conv(x, half) + self._bias if self.size else x
+
+    @property
+    def _bias(self) -> jax.Array:
+        return self.bias[...].astype(self.dtype)
+
+    def _conv(self, x: jax.Array, pad: int) -> jax.Array:
+        kernel = self.kernel[...].astype(self.dtype)
+        if self.size == 1 and pad == 0:
+            return x @ kernel[0, 0]
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=numbers)
+
+
+class Linear(nnx.Module):
+    """x W + b with the initialisation laws of this family; float32."""
+
+    def __init__(self, inputs: int, outputs: int, law: Init, bias: float | None, rngs: nnx.Rngs) -> None:
+        self.kernel = nnx.Param(law(rngs.params(), (inputs, outputs)))
+        if bias is not None:
+            self.bias = nnx.Param(bias * law(rngs.params(), (inputs, outputs))[0] if bias else jnp.zeros((outputs,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x @ self.kernel[...]
+        return y + self.bias[...] if hasattr(self, "bias") else y
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation in float32 with min(32, C // 4) groups and an affine map."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        self.groups, self.eps = max(min(32, channels // 4), 1), eps
+        self.scale = nnx.Param(jnp.ones((channels,)))
+        self.bias = nnx.Param(jnp.zeros((channels,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, C) -> the same shape, float32."""
+        b, h, w, c = x.shape
+        grouped = x.astype(jnp.float32).reshape(b, h * w, self.groups, c // self.groups)
+        centred = grouped - grouped.mean((1, 3), keepdims=True)
+        normed = centred * jax.lax.rsqrt(jnp.square(centred).mean((1, 3), keepdims=True) + self.eps)
+        return normed.reshape(x.shape) * self.scale[...] + self.bias[...]
+
+
+class UNetBlock(nnx.Module):
+    """Norm, SiLU, convolution, conditioning, norm, SiLU, dropout, convolution; a skip; optional attention.
+
+    Args:
+      inputs, outputs, emb: channels of the image in and out, width of the conditioning vector.
+      heads: of attention; 0 for none.
+      times: 2 adds the conditioning of a second vector (CTM's target time).
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        emb: int,
+        style: Style,
+        *,
+        up: bool = False,
+        down: bool = False,
+        heads: int = 0,
+        times: int = 1,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.style, self.heads = style, heads
+        law, zero = law_of(*style.law), law_of(*style.zero)
+        shared: dict[str, Any] = {"taps": style.taps, "law": law, "bias": style.bias, "dtype": dtype, "rngs": rngs}
+        sampled: dict[str, Any] = {**shared, "up": up, "down": down}
+        width = outputs * (2 if style.adaptive else 1)
+        self.norm0 = GroupNorm(inputs, style.eps)
+        self.conv0 = Conv(inputs, outputs, 3, **sampled)
+        self.affine = Linear(emb, width, law, style.bias, rngs)
+        if times == 2:
+            self.affine_s = Linear(emb, width, law, style.bias, rngs)
+        self.norm1 = GroupNorm(outputs, style.eps)
+        self.conv1 = Conv(outputs, outputs, 3, **{**shared, "law": zero})
+        if outputs != inputs or up or down:
+            self.skip = Conv(inputs, outputs, 1 if style.project or outputs != inputs else 0, **sampled)
+        if heads:
+            self.norm2 = GroupNorm(outputs, style.eps)
+            self.qkv = Conv(outputs, 3 * outputs, 1, **{**shared, "law": law_of(*style.qkv)})
+            self.proj = Conv(outputs, outputs, 1, **{**shared, "law": zero})
+
+    def __call__(self, x: jax.Array, embs: tuple[jax.Array, ...], keys: jax.Array | None = None) -> jax.Array:
+        """x (B, H, W, inputs), embs one or two (B, emb); `keys` (B,) PRNG keys, given in training, for dropout."""
+        style = self.style
+        h = self.conv0(jax.nn.silu(self.norm0(x)))
+        p = self.affine(embs[0]) if len(embs) == 1 else self.affine(embs[0]) + self.affine_s(embs[1])
+        p = p[:, None, None]
+        if style.adaptive:
+            scale, shift = jnp.split(p, 2, axis=-1)
+            h = jax.nn.silu(self.norm1(h) * (scale + 1.0) + shift)
+        else:
+            h = jax.nn.silu(self.norm1(h.astype(jnp.float32) + p))
+        if keys is not None and style.dropout:
+            kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - style.dropout, h.shape[1:]))(keys)
+            h = jnp.where(kept, h / (1.0 - style.dropout), 0.0)
+        x = (self.conv1(h) + (self.skip(x) if hasattr(self, "skip") else x)) * style.skip_scale
+        return (self.proj(self._attend(x)) + x) * style.skip_scale if self.heads else x
+
+    def _attend(self, x: jax.Array) -> jax.Array:
+        b, h, w, c = x.shape
+        # the projection's channels are ordered by head, then channel, then q, k, v
+        qkv = self.qkv(self.norm2(x)).reshape(b, h * w, self.heads, c // self.heads, 3)
+        q, k, v = (qkv[..., i] for i in range(3))
+        return jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)

@@ -1,0 +1,472 @@
+"""The pixel-space U-Nets of EDM: SongUNet (DDPM++, NCSN++ and their skip variants) and DhariwalUNet (ADM).
+
+Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models"; the architectures are those of
+Song et al. 2021 (score SDE) and Dhariwal & Nichol 2021. A configuration first writes down its layers as a plan of
+`Layer` rows; the module is built, run and imported by that plan.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from gen.config import suggest
+from gen.diffusion.backbones.edm_blocks import BOX, Conv, GroupNorm, Linear, Style, UNetBlock, law_of
+from gen.errors import GenError
+from gen.nn.network import Cond
+from gen.training.sharding import constrain
+
+__all__ = ["DhariwalUNetConfig", "Layer", "SongUNetConfig", "UNet"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One row of a network's plan.
+
+    Attributes:
+      name: its official name, such as "16x16_block0".
+      kind: what it is and how it is wired in; see `_Walk.step`.
+      inputs, outputs: channels; of a block that takes a skip, `inputs` counts it.
+      takes_skip: the next skip is concatenated to the input.
+    """
+
+    name: str
+    kind: Literal["conv", "block", "resample", "skip", "residual", "norm", "out"]
+    inputs: int
+    outputs: int
+    up: bool = False
+    down: bool = False
+    attention: bool = False
+    takes_skip: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _UNetConfig:
+    """What both families share.
+
+    Attributes:
+      size: height and width of the image; divisible by 2^(levels - 1).
+      channels, out_channels: of the image and of the output.
+      num_classes: number of labels; the label num_classes stands for none of them (an all-zero class vector).
+      augment: width of the augmentation vector; 0 for a network trained without.
+      width: base number of channels.
+      mult: factor on it at each level, finest first.
+      emb: width of the conditioning vector, as a factor on `width`.
+      blocks: residual blocks per level.
+      attention: sizes of the feature maps that have self-attention.
+      dropout: share of activations dropped in training (where PRNG keys are given as the condition "dropout").
+      times: 1, or 2 for flow maps (CTM: own embedding layers, added in every block).
+      dtype: compute type of the image path; parameters, norms and embeddings are float32.
+      remat: what the backward pass recomputes: nothing, or every block.
+    """
+
+    size: int = 32
+    channels: int = 3
+    out_channels: int = 3
+    num_classes: int = 0
+    augment: int = 0
+    width: int = 128
+    mult: tuple[int, ...] = (2, 2, 2)
+    emb: int = 4
+    blocks: int = 4
+    attention: tuple[int, ...] = (16,)
+    dropout: float = 0.0
+    times: Literal[1, 2] = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "full"] = "none"
+
+    def __post_init__(self) -> None:
+        if not self.mult or min(self.size, self.width, self.blocks, *self.mult) < 1:
+            raise GenError("a U-Net needs at least one level, block and channel; give positive numbers")
+        if self.size % 2 ** (len(self.mult) - 1):
+            raise GenError(
+                f"image size {self.size} cannot be halved {len(self.mult) - 1} times; change the size or the levels"
+            )
+        if self.width % 2:
+            raise GenError(f"U-Net width {self.width} is odd; its time embedding needs an even number")
+
+
+def _encoder(config: _UNetConfig, first: int, kind: str) -> tuple[Layer, ...]:
+    """The plan from the image to the lowest resolution; `first` channels after the first convolution."""
+    rows: list[Layer] = []
+    width, aux = first, config.channels
+    for level, mult in enumerate(config.mult):
+        size = config.size >> level
+        name = f"{size}x{size}_"
+        if level == 0:
+            rows.append(Layer(name + "conv", "conv", config.channels, width))
+        else:
+            rows.append(Layer(name + "down", "block", width, width, down=True))
+            if kind == "skip":
+                rows.append(Layer(name + "aux_down", "resample", aux, aux, down=True))
+                rows.append(Layer(name + "aux_skip", "skip", aux, width))
+            if kind == "residual":
+                rows.append(Layer(name + "aux_residual", "residual", aux, width, down=True))
+                aux = width
+        for i in range(config.blocks):
+            attention = size in config.attention
+            rows.append(Layer(f"{name}block{i}", "block", width, config.width * mult, attention=attention))
+            width = config.width * mult
+    return tuple(rows)
+
+
+def _decoder(config: _UNetConfig, skips: list[int], kind: str, every: bool) -> tuple[Layer, ...]:
+    """The plan from the lowest resolution to the output.
+
+    Args:
+      skips: channels of the encoder's skips, in its order.
+      every: attention in every block of a level that has it, not only in the last one.
+    """
+    rows: list[Layer] = []
+    width, last = config.width * config.mult[-1], len(config.mult) - 1
+    for level, mult in reversed(list(enumerate(config.mult))):
+        size = config.size >> level
+        name = f"{size}x{size}_"
+        if level == last:
+            rows.append(Layer(name + "in0", "block", width, width, attention=True))
+            rows.append(Layer(name + "in1", "block", width, width))
+        else:
+            rows.append(Layer(name + "up", "block", width, width, up=True))
+        for i in range(config.blocks + 1):
+            attention = size in config.attention and (every or i == config.blocks)
+            inputs, width = width + skips.pop(), config.width * mult
+            rows.append(Layer(f"{name}block{i}", "block", inputs, width, attention=attention, takes_skip=True))
+        if kind == "skip" and level < last:
+            rows.append(Layer(name + "aux_up", "resample", config.out_channels, config.out_channels, up=True))
+        if kind == "skip" or level == 0:
+            rows.append(Layer(name + "aux_norm", "norm", width, width))
+            rows.append(Layer(name + "aux_conv", "out", width, config.out_channels))
+    return tuple(rows)
+
+
+def _skips(encoder: tuple[Layer, ...]) -> list[int]:
+    """Channels of the skips: the outputs of the convolution and of every block."""
+    return [row.outputs for row in encoder if row.kind in ("conv", "block")]
+
+
+@dataclasses.dataclass(frozen=True)
+class SongUNetConfig(_UNetConfig):
+    """DDPM++ and NCSN++ of the score SDE paper, as EDM trains them. The defaults are CIFAR-10's DDPM++ (EDM's "vp").
+
+    Further attributes:
+      embedding: of the noise level: ``positional`` (DDPM++) or ``fourier`` with fixed random frequencies (NCSN++).
+      noise: width of that embedding, as a factor on `width`.
+      encoder, decoder: ``standard``; ``residual`` (NCSN++) or ``skip`` feed the downsampled image into the encoder,
+        ``skip`` sums an output of every level in the decoder.
+      taps: resampling filter: (1, 1) for DDPM++, (1, 3, 3, 1) for NCSN++.
+    """
+
+    embedding: Literal["positional", "fourier"] = "positional"
+    noise: int = 1
+    encoder: Literal["standard", "skip", "residual"] = "standard"
+    decoder: Literal["standard", "skip"] = "standard"
+    taps: tuple[int, ...] = BOX
+
+    @property
+    def style(self) -> Style:
+        """Additive conditioning, residual sums over sqrt(2), one attention head."""
+        return Style(
+            adaptive=False,
+            skip_scale=math.sqrt(0.5),
+            eps=1e-6,
+            project=True,
+            taps=self.taps,
+            channels_per_head=0,
+            dropout=self.dropout,
+            law=("xavier-uniform", 1.0),
+            zero=("xavier-uniform", 1e-5),
+            qkv=("xavier-uniform", math.sqrt(0.2)),
+            bias=0.0,
+        )
+
+    @property
+    def plans(self) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
+        """The layers of encoder and decoder."""
+        encoder = _encoder(self, self.width, self.encoder)
+        return encoder, _decoder(self, _skips(encoder), self.decoder, every=False)
+
+    def mapping(self, rngs: nnx.Rngs) -> nnx.Module:
+        """The embedding of time and conditions."""
+        return SongMapping(self, rngs)
+
+    def build(self, rngs: nnx.Rngs) -> "UNet":
+        """The module with freshly drawn parameters."""
+        return UNet(self, rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class DhariwalUNetConfig(_UNetConfig):
+    """ADM of Dhariwal & Nichol 2021, as EDM trains it. Its defaults are those of `imagenet64`.
+
+    Attention has 64 channels per head: levels with fewer channels silently have none, as in the official code.
+    """
+
+    size: int = 64
+    num_classes: int = 1000
+    width: int = 192
+    mult: tuple[int, ...] = (1, 2, 3, 4)
+    blocks: int = 3
+    attention: tuple[int, ...] = (32, 16, 8)
+
+    @property
+    def style(self) -> Style:
+        """Scale-and-shift conditioning, plain residual sums, zero last layers."""
+        return Style(dropout=self.dropout)
+
+    @property
+    def plans(self) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
+        """The layers of encoder and decoder."""
+        encoder = _encoder(self, self.width * self.mult[0], "standard")
+        return encoder, _decoder(self, _skips(encoder), "standard", every=True)
+
+    def mapping(self, rngs: nnx.Rngs) -> nnx.Module:
+        """The embedding of time and conditions."""
+        return DhariwalMapping(self, rngs)
+
+    def build(self, rngs: nnx.Rngs) -> "UNet":
+        """The module with freshly drawn parameters."""
+        return UNet(self, rngs)
+
+
+def positional(t: jax.Array, width: int, *, endpoint: bool) -> jax.Array:
+    """[cos(t f), sin(t f)] with f_k = 10000^(-k / (width / 2 - endpoint)); (B,) -> (B, width) float32."""
+    half = width // 2
+    exponents = np.arange(half, dtype=np.float32) / max(half - endpoint, 1)
+    angles = t.astype(jnp.float32)[:, None] * np.power(np.float32(1e-4), exponents)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class UNet(nnx.Module):
+    """The network of a `SongUNetConfig` or `DhariwalUNetConfig`: embedding of the conditions, encoder, decoder."""
+
+    def __init__(self, config: Any, rngs: nnx.Rngs) -> None:
+        self.config = config
+        encoder, decoder = config.plans
+        self.map = config.mapping(rngs)
+        self.enc = nnx.Dict({row.name: self._layer(row, rngs) for row in encoder})
+        self.dec = nnx.Dict({row.name: self._layer(row, rngs) for row in decoder})
+
+    def _layer(self, row: Layer, rngs: nnx.Rngs) -> nnx.Module:
+        config, style = self.config, self.config.style
+        dtype = jnp.dtype(config.dtype)
+        if row.kind == "norm":
+            return GroupNorm(row.outputs, style.eps)
+        if row.kind == "block":
+            heads = style.heads(row.outputs) if row.attention else 0
+            options: dict[str, Any] = {"up": row.up, "down": row.down, "heads": heads, "times": config.times}
+            return UNetBlock(
+                row.inputs, row.outputs, config.width * config.emb, style, dtype=dtype, rngs=rngs, **options
+            )
+        kernel = {"conv": 3, "resample": 0, "skip": 1, "residual": 3, "out": 3}[row.kind]
+        return Conv(
+            row.inputs,
+            row.outputs,
+            kernel,
+            up=row.up,
+            down=row.down,
+            taps=style.taps,
+            fused=row.kind == "residual",
+            law=law_of(*(style.zero if row.kind == "out" else style.law)),
+            bias=style.bias,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def null(self, cond: Cond) -> Cond:
+        """The same condition without a class; GenError when the network has none."""
+        if not self.config.num_classes:
+            raise GenError("this U-Net has no classes to leave out; sample with guidance 1 and train without dropout")
+        return {**cond, "label": jnp.full_like(cond["label"], self.config.num_classes)}
+
+    def __call__(
+        self,
+        x: jax.Array,
+        times: tuple[jax.Array, ...],
+        cond: Cond,
+        *,
+        controls: Mapping[str, jax.Array] | None = None,
+        taps: tuple[str, ...] = (),
+        stop: bool = False,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The raw output and the features named by `taps`.
+
+        Args:
+          x: (B, size, size, channels).
+          times: one (B,) array of noise conditioning on the network's own clock, or two.
+          cond: ``label`` (B,) int32 in [0, num_classes] where the network has classes; ``augment``
+            (B, augment) float, optional; ``dropout`` (B,) PRNG keys, given in training only.
+          controls: ``skips`` (n,) factors on the n skips, in the order in which the decoder takes them (deepest
+            first; Skip-Tuning).
+          taps: official layer names such as ``enc.16x16_block0`` and ``dec.8x8_in0``: their outputs (B, H, W, C)
+            float32.
+          stop: end at the last tap; the output is then that tap's.
+
+        Returns:
+          (B, size, size, out_channels) float32, and the features by name.
+        """
+        scales = self._check(x, times, controls, taps)
+        walk = _Walk(self, self.map(times, cond), cond.get("dropout"), scales)
+        features: dict[str, jax.Array] = {}
+        walk.x = walk.aux = x
+        for side, plan in zip(("enc", "dec"), self.config.plans, strict=True):
+            for row in plan:
+                out = walk.step(row, getattr(self, side)[row.name])
+                if f"{side}.{row.name}" in taps:
+                    features[f"{side}.{row.name}"] = out.astype(jnp.float32)
+                    if stop and len(features) == len(set(taps)):
+                        return features[f"{side}.{row.name}"], features
+            if side == "enc":
+                walk.aux, walk.encoding = None, False
+        return walk.aux.astype(jnp.float32), features
+
+    def _check(
+        self, x: jax.Array, times: tuple[jax.Array, ...], controls: Mapping[str, jax.Array] | None, taps: Any
+    ) -> jax.Array | None:
+        """The skips' factors; checks the call."""
+        expected = (self.config.size, self.config.size, self.config.channels)
+        if x.shape[1:] != expected:
+            raise GenError(f"U-Net input is {x.shape[1:]}; expected {expected}, the network's size and channels")
+        if len(times) != self.config.times:
+            raise GenError(f"U-Net was given {len(times)} times; expected {self.config.times}")
+        encoder, decoder = self.config.plans
+        names = [*(f"enc.{row.name}" for row in encoder), *(f"dec.{row.name}" for row in decoder)]
+        for tap in taps:
+            if tap not in names:
+                raise GenError(f"U-Net has no feature '{tap}'; {suggest(tap, names)}")
+        for control in controls or ():
+            if control != "skips":
+                raise GenError(f"U-Net knows no control '{control}'; it has skips")
+        scales = (controls or {}).get("skips")
+        count = len(_skips(encoder))
+        if scales is not None and scales.shape != (count,):
+            raise GenError(f"U-Net was given factors {scales.shape} for its skips; expected ({count},)")
+        return scales
+
+
+class _Walk:
+    """The state of one pass: the running image, the skips, and the image or output beside them (`aux`)."""
+
+    def __init__(self, net: UNet, embs: tuple[jax.Array, ...], keys: jax.Array | None, scales: jax.Array | None):
+        self.remat, self.embs, self.keys, self.scales = net.config.remat, embs, keys, scales
+        self.x: Any = None
+        self.aux: Any = None
+        self.skips: list[jax.Array] = []
+        self.taken = self.blocks = 0
+        self.encoding = True
+
+    def step(self, row: Layer, layer: Any) -> jax.Array:
+        """Runs one layer and wires its output in; returns the layer's own output."""
+        match row.kind:
+            case "conv" | "block":
+                self.x = out = self._block(row, layer) if row.kind == "block" else layer(self.x)
+                if self.encoding:
+                    self.skips.append(out)
+            case "resample":
+                self.aux = out = layer(self.aux)
+            case "skip":
+                out = layer(self.aux)
+                self.x = self.skips[-1] = self.x + out
+            case "residual":
+                out = layer(self.aux)
+                self.x = self.skips[-1] = self.aux = (self.x + out) * math.sqrt(0.5)
+            case "norm":
+                self.normed = out = layer(self.x)
+            case "out":
+                out = layer(jax.nn.silu(self.normed))
+                self.aux = out if self.aux is None else self.aux + out
+        return out
+
+    def _block(self, row: Layer, layer: UNetBlock) -> jax.Array:
+        x = self.x
+        if row.takes_skip:
+            skip = self.skips.pop()
+            if self.scales is not None:
+                skip = skip * self.scales[self.taken].astype(skip.dtype)
+            x = jnp.concatenate([x, skip], axis=-1)
+            self.taken += 1
+        keys = self.keys if self.keys is None else jax.vmap(jax.random.fold_in, (0, None))(self.keys, self.blocks)
+        self.blocks += 1
+        call = jax.checkpoint(layer.__call__) if self.remat == "full" else layer
+        return constrain(call(x, self.embs, keys))
+
+
+class SongMapping(nnx.Module):
+    """SongUNet's embedding: class and augmentation are added to the noise features before the MLP."""
+
+    def __init__(self, config: SongUNetConfig, rngs: nnx.Rngs) -> None:
+        self.config = config
+        law, width = law_of(*config.style.law), config.width * config.noise
+        emb = config.width * config.emb
+        if config.embedding == "fourier":
+            self.freqs = nnx.Param(16.0 * jax.random.normal(rngs.params(), (width // 2,)))
+        if config.num_classes:
+            self.label = Linear(config.num_classes, width, law, 0.0, rngs)
+        if config.augment:
+            self.augment = Linear(config.augment, width, law, None, rngs)
+        for s in ("", "_s")[: config.times]:
+            setattr(self, f"layer0{s}", Linear(width, emb, law, 0.0, rngs))
+            setattr(self, f"layer1{s}", Linear(emb, emb, law, 0.0, rngs))
+
+    def __call__(self, times: tuple[jax.Array, ...], cond: Cond) -> tuple[jax.Array, ...]:
+        """One conditioning vector (B, width emb) float32 per time."""
+        config = self.config
+        extra: Any = 0.0
+        if config.num_classes:
+            extra = self.label(jax.nn.one_hot(cond["label"], config.num_classes) * math.sqrt(config.num_classes))
+        if config.augment and "augment" in cond:
+            extra = extra + self.augment(cond["augment"])
+        out = []
+        for t, s in zip(times, ("", "_s"), strict=False):
+            # the official code swaps the halves: sines first
+            e = jnp.roll(self.noise(t), config.width * config.noise // 2, axis=-1) + extra
+            e = jax.nn.silu(getattr(self, f"layer0{s}")(e))
+            out.append(jax.nn.silu(getattr(self, f"layer1{s}")(e)))
+        return tuple(out)
+
+    def noise(self, t: jax.Array) -> jax.Array:
+        """(B,) -> (B, width noise): [cos, sin] features of the noise conditioning."""
+        if self.config.embedding == "positional":
+            return positional(t, self.config.width * self.config.noise, endpoint=True)
+        # the frequencies are drawn once and never trained
+        angles = t[:, None] * (2.0 * math.pi * jax.lax.stop_gradient(self.freqs[...]))
+        return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class DhariwalMapping(nnx.Module):
+    """DhariwalUNet's embedding: the class is added after the MLP, to that of the first time only."""
+
+    def __init__(self, config: DhariwalUNetConfig, rngs: nnx.Rngs) -> None:
+        self.config = config
+        style, emb = config.style, config.width * config.emb
+        law = law_of(*style.law)
+        if config.augment:
+            self.augment = Linear(config.augment, config.width, law_of(*style.zero), None, rngs)
+        for s in ("", "_s")[: config.times]:
+            setattr(self, f"layer0{s}", Linear(config.width, emb, law, style.bias, rngs))
+            setattr(self, f"layer1{s}", Linear(emb, emb, law, style.bias, rngs))
+        if config.num_classes:
+            unit = law_of("kaiming-normal", math.sqrt(config.num_classes))
+            self.label = Linear(config.num_classes, emb, unit, None, rngs)
+
+    def __call__(self, times: tuple[jax.Array, ...], cond: Cond) -> tuple[jax.Array, ...]:
+        """One conditioning vector (B, width emb) float32 per time."""
+        config = self.config
+        out = []
+        for t, s in zip(times, ("", "_s"), strict=False):
+            e = self.noise(t)
+            if config.augment and "augment" in cond:
+                e = e + self.augment(cond["augment"])
+            e = getattr(self, f"layer1{s}")(jax.nn.silu(getattr(self, f"layer0{s}")(e)))
+            if config.num_classes and not s:
+                e = e + self.label(jax.nn.one_hot(cond["label"], config.num_classes))
+            out.append(jax.nn.silu(e))
+        return tuple(out)
+
+    def noise(self, t: jax.Array) -> jax.Array:
+        """(B,) -> (B, width): [cos, sin] features of the noise conditioning."""
+        return positional(t, self.config.width, endpoint=False)
