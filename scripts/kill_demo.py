@@ -1,4 +1,4 @@
-"""Kills a smoke demo with SIGKILL at random moments until it ends, and compares it with an undisturbed one.
+"""Kills a smoke demo with SIGKILL at random moments, lets it end, and compares it with an undisturbed one.
 
     python scripts/kill_demo.py --kills 20
 
@@ -21,10 +21,11 @@ import gen
 _VOLATILE = {"seconds", "versions"}  # of a result: wall time
 
 
-def start(outdir: Path) -> subprocess.Popen[bytes]:
-    """A smoke demo in a process of its own."""
-    command = [str(Path(sys.executable).with_name("gen")), "demo", "--smoke", "--outdir", str(outdir)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """A smoke demo in a process of its own, in ``folder/demo``; paths are relative, for run folders record them."""
+    folder.mkdir(exist_ok=True)
+    command = [str(Path(sys.executable).absolute().with_name("gen")), "demo", "--smoke", "--outdir", "demo"]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
@@ -34,12 +35,12 @@ def finish(process: subprocess.Popen[bytes]) -> None:
         raise RuntimeError(f"the demo ended with {process.returncode}: {errors.decode()[-2000:]}")
 
 
-def disturbed(outdir: Path, kills: int, span: float, rng: random.Random) -> list[float]:
-    """Runs a demo that is killed `kills` times at random moments of `span` seconds; gives the moments."""
+def disturbed(folder: Path, kills: int, span: float, rng: random.Random) -> list[float]:
+    """Runs a demo that is killed `kills` times, each time within half of `span` seconds; gives the moments."""
     moments = []
     for _ in range(kills):
-        process = start(outdir)
-        moment = rng.uniform(0.0, span)
+        process = start(folder)
+        moment = rng.uniform(0.0, span / 2)
         try:
             process.communicate(timeout=moment)
             break  # it was done before
@@ -47,7 +48,7 @@ def disturbed(outdir: Path, kills: int, span: float, rng: random.Random) -> list
             process.kill()
             process.communicate()
             moments.append(moment)
-    finish(start(outdir))
+    finish(start(folder))
     return moments
 
 
@@ -84,7 +85,7 @@ def check(kills: int, seed: int, folder: Path) -> list[str]:
     span = time.monotonic() - began
     moments = disturbed(folder / "killed", kills, span, random.Random(seed))
     print(f"undisturbed {span:.0f} s; killed after {', '.join(f'{m:.1f}' for m in moments)} s")
-    return differences(folder / "whole", folder / "killed")
+    return differences(folder / "whole" / "demo", folder / "killed" / "demo")
 
 
 def main() -> int:

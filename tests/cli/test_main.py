@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from gen.experiments import presets
 
 from gen import cli
 from gen.cli import COMMANDS, main, split_overrides
 from gen.errors import GenError
+from gen.experiments import presets
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *args: str, status: int = 2) -> str:
