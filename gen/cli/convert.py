@@ -31,7 +31,7 @@ def convert(
       gen convert runs/dit-xl --out back.safetensors
 
     Args:
-      source: a .safetensors, .pt or .pth file, or a run folder to export.
+      source: a .safetensors, .pt, .pth or .pkl file, or a run folder to export.
       out: the run folder to make, or the .safetensors file to export to.
       system: the published system (dit, ...); found by the names in the file by default.
       key: which entry of a training checkpoint (ema, model, ...); the averaged weights by default.
@@ -58,8 +58,10 @@ def _import(source: Path, out: Path, system: str | None, key: str | None, overri
     network, params, report = importer.load(weights, importer.infer(weights, **_options(overrides)))
     print(f"{importer.name}{f', entry {entry!r}' if entry else ''}: {report}")
     origin = f"{importer.name} weights {source.name}"
-    config = RunConfig(origin, stages=(), generator=importer.generator(network))
-    save_arrays(out / "artifacts" / "net.safetensors", params, {"origin": origin})
+    generator = None if importer.generator is None else importer.generator(network)
+    tokenizer = network if importer.role == "tokenizer" else None
+    config = RunConfig(origin, stages=(), generator=generator, tokenizer=tokenizer)
+    save_arrays(out / "artifacts" / f"{importer.role}.safetensors", params, {"origin": origin})
     write_json(out / "config.json", to_json(config))
     print(f"{count(params):,} parameters, network {fingerprint(network)}; written to {out}")
 
@@ -88,6 +90,8 @@ def _export(run: Path, out: Path, system: str | None) -> None:
     loaded = load(run)
     if system is None:
         system = loaded.config.name.partition(" ")[0]
-    weights = rules.system(system, {}).save(loaded.denoiser.network, loaded.params["net"])
+    importer = rules.system(system, {})
+    network = loaded.tokenizer if importer.role == "tokenizer" else loaded.denoiser.network
+    weights = importer.save(network, loaded.params[importer.role])
     write_weights(out, weights)
     print(f"{len(weights)} arrays under the names of {system}, {loaded.weights} weights; written to {out}")

@@ -222,18 +222,21 @@ _CONSTANTS: dict[str, Any] = {
 }
 
 Persistent = Callable[[Any], Any]
+# "module name" -> a function that stores its arguments, or None where the name is not known
+More = Callable[[str], Callable[..., Any] | None]
 
 
-def read_pickle(stream: IO[bytes], persistent: Persistent, where: str) -> Any:
+def read_pickle(stream: IO[bytes], persistent: Persistent, where: str, more: More = lambda name: None) -> Any:
     """The next object of a pickle stream, with tensors as `Tensor` and unneeded objects as inert data.
 
     Args:
       persistent: turns a persistent id into what it stands for (a `Storage`).
       where: names the file in error messages.
+      more: names known besides torch's and numpy's.
     Raises GenError for a name or opcode outside the known ones, and for a damaged stream.
     """
     try:
-        return _Machine(persistent, where).run(stream)
+        return _Machine(persistent, where, more).run(stream)
     except GenError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError) as error:
@@ -244,8 +247,8 @@ def read_pickle(stream: IO[bytes], persistent: Persistent, where: str) -> Any:
 class _Machine:
     """The pickle machine: a stack, a memo, and no power to call anything but `_KNOWN`."""
 
-    def __init__(self, persistent: Persistent, where: str) -> None:
-        self.persistent, self.where = persistent, where
+    def __init__(self, persistent: Persistent, where: str, more: More) -> None:
+        self.persistent, self.where, self.more = persistent, where, more
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -286,6 +289,8 @@ class _Machine:
             self.stack.append(_CONSTANTS[name])
         elif name in _KNOWN:
             self.stack.append(_KNOWN[name])
+        elif (make := self.more(name)) is not None:
+            self.stack.append(_Known(name, make))
         else:
             text = name.replace(" ", ".")[:80]
             raise GenError(f"{self.where} asks for '{text}', which weight files never need; refused, nothing was run")

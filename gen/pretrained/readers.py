@@ -1,4 +1,4 @@
-"""Published weight files as dicts of NumPy arrays: safetensors and torch's .pt/.pth, without torch.
+"""Published weight files as dicts of NumPy arrays: safetensors, torch's .pt/.pth and NVIDIA's .pkl, without torch.
 
 Nothing in a file is ever executed (see `gen.pretrained.pickles`), and no number in it is believed before it has been
 checked against the size of the file.
@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from gen.errors import GenError
+from gen.pretrained.nvidia_pickle import read_modules
 from gen.pretrained.pickles import Storage, Tensor, read_pickle
 
 __all__ = ["read_state", "read_weights", "write_weights"]
@@ -46,7 +47,7 @@ _PREFERRED = ("ema", "ema_state_dict", "state_dict", "model", "module", "params"
 
 
 def read_weights(path: str | Path, key: str | None = None) -> dict[str, np.ndarray]:
-    """The state dict in a .safetensors, .pt or .pth file: official name -> array (read-only, as stored).
+    """The state dict in a .safetensors, .pt, .pth or .pkl file: official name -> array (read-only, as stored).
 
     Args:
       key: which entry of a training checkpoint such as {"model", "ema", "opt", "args"}; the averaged weights by
@@ -66,7 +67,9 @@ def read_state(path: str | Path, key: str | None = None) -> tuple[dict[str, np.n
             if head[:4] == b"PK\x03\x04":
                 return _pick(_read_zip(file, path), key, path)
             if len(head) == 8 and (head[:2] == b"\x80\x02" and _is_legacy(file, path)):
-                return _pick(_read_legacy(file, path), key, path)
+                return _pick(_read_legacy(file, path, path.stat().st_size), key, path)
+            if head[:1] == b"\x80" and head[1:2] in (b"\x03", b"\x04", b"\x05"):
+                return _pick(_read_modules(file, path), key, path)
             if path.suffix == ".safetensors" or _looks_safe(head, path):
                 return _pick(_read_safetensors(file, path), key, path)
     except FileNotFoundError:
@@ -75,7 +78,7 @@ def read_state(path: str | Path, key: str | None = None) -> tuple[dict[str, np.n
         raise GenError(f"cannot read {path} ({error.strerror or error}); check the path and its permissions") from None
     if tarfile.is_tarfile(path):
         raise GenError(f"{path} is in torch's format of before 2017; load and save it once with a newer torch")
-    raise GenError(f"{path} is neither safetensors nor a torch .pt file; give one of these")
+    raise GenError(f"{path} is neither safetensors, a torch .pt file nor a .pkl of modules; give one of these")
 
 
 def write_weights(path: str | Path, weights: Mapping[str, np.ndarray]) -> None:
@@ -205,7 +208,17 @@ def _is_legacy(file: IO[bytes], path: Path) -> bool:
         file.seek(0)
 
 
-def _read_legacy(file: IO[bytes], path: Path) -> Any:
+def _read_modules(file: IO[bytes], path: Path) -> Any:
+    """pickle.dump of NVIDIA's modules; every tensor's bytes are a file of torch.save before 1.6."""
+
+    def storage(data: bytes) -> Any:
+        inner = io.BytesIO(data)
+        return _read_legacy(inner, path, len(data)) if _is_legacy(inner, path) else None
+
+    return read_modules(file, str(path), storage)
+
+
+def _read_legacy(file: IO[bytes], path: Path, size: int) -> Any:
     """torch.save before 1.6: five pickles (magic, version, system, object, storage keys), then the storages."""
     found: dict[str, Storage] = {}
 
@@ -224,7 +237,7 @@ def _read_legacy(file: IO[bytes], path: Path) -> Any:
         if len(head) != 8 or struct.unpack("<q", head)[0] != storage.numel:
             raise _damaged(path, f"storage {key[:20]} is cut off or of another length")
         nbytes = storage.numel * storage.dtype.itemsize
-        if nbytes > path.stat().st_size - file.tell():
+        if nbytes > size - file.tell():
             raise _damaged(path, f"storage {key[:20]} is cut off")
         storage.data = np.frombuffer(file.read(nbytes), storage.dtype)
     return content
