@@ -99,6 +99,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "tokenizer": {
         "kl1d": "gen.tokenizers.kl1d:KL1DConfig",
+        "kl-vae": "gen.tokenizers.kl_vae:KLVAEConfig",
     },
     "run": {
         "run": "gen.training.engine:RunConfig",
@@ -121,10 +122,14 @@ KINDS: dict[str, dict[str, str]] = {
     "data": {
         "digits": "gen.data.sources:Digits",
         "cache": "gen.data.caches:Cache",
+        "images": "gen.data.images:Images",
+        "arrays": "gen.data.images:Arrays",
+        "zipped": "gen.data.images:Zipped",
         "latent-shards": "gen.pretrained.latent_shards:LatentShards",
     },
     "augmentation": {
         "random-affine": "gen.data.augment:RandomAffine",
+        "edm-augment": "gen.data.edm_augment:EDMAugment",
     },
     "extractor": {
         "digits-extractor": "gen.features.digits:DigitsExtractor",

@@ -103,8 +103,8 @@ class Loaded:
 
 
 def _tokenizer(loaded: Loaded) -> Any:
-    """The tokenizer's configuration: of the generator, else of the last stage's task; None without."""
-    owners = (loaded.config.generator, *(stage.task for stage in loaded.config.stages[-1:]))
+    """The tokenizer's configuration: the run's own, of its generator, or of the last stage's task; None without."""
+    owners = (loaded.config, loaded.config.generator, *(stage.task for stage in loaded.config.stages[-1:]))
     return next((t for t in (getattr(o, "tokenizer", None) for o in owners) if t is not None), None)
 
 

@@ -12,7 +12,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 import numpy as np
@@ -48,6 +48,9 @@ SYSTEMS: dict[str, str] = {
     "lightningdit": "gen.pretrained.lightningdit:IMPORTER",
     "lamamba": "gen.pretrained.lamamba:IMPORTER",
     "edm2": "gen.pretrained.edm2:IMPORTER",
+    "sd-vae": "gen.pretrained.sdvae:DIFFUSERS",
+    "sd-vae-old": "gen.pretrained.sdvae:DIFFUSERS_OLD",
+    "kl-vae": "gen.pretrained.sdvae:COMPVIS",
     "edm": "gen.pretrained.edm:IMPORTER",
     "edm-vp": "gen.pretrained.edm:VP_IMPORTER",
     "edm-ve": "gen.pretrained.edm:VE_IMPORTER",
@@ -333,16 +336,19 @@ class Importer:
       config: the network configuration, inferred from a state dict; options that shapes do not tell (heads) may be
         given by keyword.
       rules: the table for a configuration.
-      generator: the Generator with the system's official sampler, from the network configuration.
+      generator: the Generator with the system's official sampler, from the network configuration; None for systems
+        that make no images by themselves.
       ignore: patterns of official names without a place in our network (buffers).
+      role: what the parameters are in a run folder.
     """
 
     name: str
     signature: tuple[str, ...]
     config: Callable[..., Any]
     rules: Callable[[Any], Rules]
-    generator: Callable[[Any], Any]
+    generator: Callable[[Any], Any] | None
     ignore: tuple[str, ...] = ()
+    role: Literal["net", "tokenizer"] = "net"
 
     def infer(self, weights: Arrays, **options: Any) -> Any:
         """The network configuration of a state dict; GenError for an option that this system does not have."""
@@ -375,7 +381,6 @@ def system(name: str | None, weights: Arrays) -> Importer:
             raise GenError(f"unknown system '{name}'; {suggest(name, SYSTEMS)}")
         return _importer(name)
     found = [i for i in map(_importer, SYSTEMS) if i.signature and all(key in weights for key in i.signature)]
-    found = [i for i in found if not any(set(i.signature) < set(other.signature) for other in found)]
     # the most telling one: a signature that says all that another says, and more
     found = [i for i in found if not any(set(i.signature) < set(other.signature) for other in found)]
     if len(found) != 1:

@@ -102,6 +102,7 @@ class RunConfig:
       frozen: role -> where those arrays came from (a run folder and its fingerprint, a file ...): text.
       generator: the Generator configuration with which this run makes images, or None.
       engine: how it is carried out.
+      tokenizer: the Tokenizer configuration of published tokenizer weights, which have neither stage nor generator.
     """
 
     name: str
@@ -109,6 +110,7 @@ class RunConfig:
     frozen: Mapping[str, str] = dataclasses.field(default_factory=dict)
     generator: Any = None
     engine: EngineConfig = EngineConfig()
+    tokenizer: Any = None
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]

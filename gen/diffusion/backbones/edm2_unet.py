@@ -370,7 +370,7 @@ class EDM2UNet(nnx.Module):
         Args:
           x: (B, size, size, channels), preconditioned.
           times: one (B,) array, ln(sigma) / 4 under EDM preconditioning, or two.
-          cond: ``label`` (B,) int32 in [0, num_classes] of a network with classes; in training ``dropout`` (B,) PRNG keys.
+          cond: ``label`` (B,) int32 in [0, num_classes], if it has classes; in training ``dropout`` (B,) PRNG keys.
           controls: EDM2 has none; GenError when any is given.
           taps: outputs of layers by name: ``enc_64x64_conv``, ``enc_64x64_block0``, ... ``dec_...``: (B, h, w, C).
           stop: end at the last tap; the output is then that tap.

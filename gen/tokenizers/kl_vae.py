@@ -1,0 +1,345 @@
+"""The convolutional KL autoencoder of latent diffusion: SD-VAE, LDM's kl-f4 to kl-f32, VA-VAE, MAR's VAE.
+
+Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", appendix G; VA-VAE (Yao et al.
+2025) keeps the network and changes its training. The network is fully convolutional: images may have any size that
+`KLVAEConfig.factor` divides.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gen.config import suggest
+from gen.errors import GenError
+from gen.nn.network import Network, Params
+from gen.tokenizers.base import Gaussian, TokenizerSpec
+from gen.training.sharding import constrain
+
+__all__ = ["KLVAE", "SIZES", "KLVAEConfig", "kl_vae"]
+
+
+@dataclasses.dataclass(frozen=True)
+class KLVAEConfig:
+    """A KL autoencoder; itself the `gen.tokenizers.base.Tokenizer`. The defaults are the SD-VAE (kl-f8).
+
+    Attributes:
+      image: (H, W, C) of the images it is used on.
+      width: channels of the finest level.
+      mult: factor on it at each level, finest first; each further level halves the image.
+      blocks: residual blocks per level of the encoder; the decoder has one more.
+      channels: channels of the latents.
+      inner: channels at the two towers' narrow ends, before quant_conv and after post_quant_conv (z_channels).
+      attention, decoder_attention: levels (0 = finest) whose every residual block is followed by self-attention.
+      middle_attention: self-attention between the two blocks at the lowest resolution.
+      quant_conv: the 1x1 convolutions between towers and latents; without them `inner` equals `channels`.
+      groups: of the group norms.
+      dtype: compute type of convolutions and attention; parameters, norms and posterior are float32.
+      remat: what the backward pass recomputes: nothing, or every residual block.
+
+    Raises GenError where the numbers do not fit together.
+    """
+
+    image: tuple[int, int, int] = (256, 256, 3)
+    width: int = 128
+    mult: tuple[int, ...] = (1, 2, 4, 4)
+    blocks: int = 2
+    channels: int = 4
+    inner: int = 4
+    attention: tuple[int, ...] = ()
+    decoder_attention: tuple[int, ...] = ()
+    middle_attention: bool = True
+    quant_conv: bool = True
+    groups: int = 32
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "full"] = "none"
+
+    def __post_init__(self) -> None:
+        if not self.mult or min(self.width, self.blocks, self.channels, self.inner, self.groups, *self.mult) < 1:
+            raise GenError("a KL autoencoder needs at least one level, block, channel and group; give positive numbers")
+        if self.image[0] % self.factor or self.image[1] % self.factor:
+            raise GenError(
+                f"images of {self.image[0]}x{self.image[1]} cannot be halved {len(self.mult) - 1} times; "
+                f"use multiples of {self.factor}"
+            )
+        for width in self.widths:
+            if width % self.groups:
+                raise GenError(f"level width {width} does not divide into {self.groups} groups; change one of them")
+        for level in (*self.attention, *self.decoder_attention):
+            if not 0 <= level < len(self.mult):
+                raise GenError(f"attention at level {level}; this autoencoder has levels 0 to {len(self.mult) - 1}")
+        if not self.quant_conv and self.inner != self.channels:
+            raise GenError(f"without quant_conv inner ({self.inner}) and channels ({self.channels}) must be equal")
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent along each side."""
+        return int(2 ** (len(self.mult) - 1))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels at each level, finest first."""
+        return tuple(self.width * m for m in self.mult)
+
+    @property
+    def spec(self) -> TokenizerSpec:
+        """Continuous latents (H / factor, W / factor, channels)."""
+        h, w, _ = self.image
+        return TokenizerSpec("continuous", (h // self.factor, w // self.factor, self.channels), self.image)
+
+    def build(self, rngs: nnx.Rngs) -> "KLVAE":
+        """The module with freshly drawn parameters."""
+        return KLVAE(self, rngs)
+
+    def encode(self, params: Params, images: jax.Array) -> Gaussian:
+        """images (B, H, W, C) float in [-1, 1] -> posterior over latents (B, H / factor, W / factor, channels).
+
+        Raises GenError for images that `factor` does not divide.
+        """
+        return Network(self).apply(params, images, method="encode")
+
+    def decode(
+        self,
+        params: Params,
+        latents: jax.Array,
+        *,
+        cond: Mapping[str, jax.Array] | None = None,
+        keys: jax.Array | None = None,
+    ) -> jax.Array:
+        """latents (B, h, w, channels) -> images (B, h factor, w factor, C) float32, about [-1, 1], unclipped."""
+        del cond, keys
+        return Network(self).apply(params, latents, method="decode")
+
+
+# name -> (mult, channels, levels with attention in the encoder, in the decoder), vavae.md's published networks
+SIZES: dict[str, tuple[tuple[int, ...], int, tuple[int, ...], tuple[int, ...]]] = {
+    "kl-f4": ((1, 2, 4), 3, (), ()),
+    "kl-f8": ((1, 2, 4, 4), 4, (), ()),
+    "kl-f16": ((1, 1, 2, 2, 4), 16, (4,), (4,)),
+    "kl-f32": ((1, 1, 2, 2, 4, 4), 64, (4, 5), (4, 5)),
+    "sd-vae": ((1, 2, 4, 4), 4, (), ()),
+    "vavae-f16d16": ((1, 1, 2, 2, 4), 16, (4,), (4,)),
+    "vavae-f16d32": ((1, 1, 2, 2, 4), 32, (4,), (4,)),
+    "vavae-f16d64": ((1, 1, 2, 2, 4), 64, (4,), (4,)),
+    "mar-kl16": ((1, 1, 2, 2, 4), 16, (4,), ()),
+}
+
+
+def kl_vae(name: str, *, image: tuple[int, int, int] = (256, 256, 3), **changes: Any) -> KLVAEConfig:
+    """A published autoencoder by name (`SIZES`): latent diffusion's, the SD-VAE, VA-VAE's and MAR's.
+
+    Raises GenError for an unknown name.
+    """
+    if name not in SIZES:
+        raise GenError(f"unknown KL autoencoder '{name}'; {suggest(name, SIZES)}")
+    mult, channels, attention, decoder_attention = SIZES[name]
+    config = KLVAEConfig(image, 128, mult, 2, channels, channels, attention, decoder_attention)
+    return dataclasses.replace(config, **changes)
+
+
+def _conv(inputs: int, outputs: int, size: int, dtype: Any, rngs: nnx.Rngs, *, half: bool = False) -> nnx.Conv:
+    """A convolution that keeps the size, or halves it with zeros on the far sides only.
+
+    Weights and biases start as U(+-1 / sqrt(fan in)), as in the published training code.
+    """
+    bound = (size * size * inputs) ** -0.5
+
+    def law(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+        del out_sharding
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    padding = ((0, 1), (0, 1)) if half else ((size // 2, size // 2),) * 2
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        strides=2 if half else 1,
+        padding=padding,
+        dtype=dtype,
+        kernel_init=law,
+        bias_init=law,
+        rngs=rngs,
+    )
+
+
+def _norm(channels: int, groups: int, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """Group norm in float32 with eps 1e-6."""
+    return nnx.GroupNorm(channels, groups, epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
+
+
+class ResBlock(nnx.Module):
+    """x (or its 1x1 projection) + conv2(silu(norm2(conv1(silu(norm1(x))))))."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int, dtype: Any, rngs: nnx.Rngs) -> None:
+        self.norm1 = _norm(inputs, groups, rngs)
+        self.conv1 = _conv(inputs, outputs, 3, dtype, rngs)
+        self.norm2 = _norm(outputs, groups, rngs)
+        self.conv2 = _conv(outputs, outputs, 3, dtype, rngs)
+        if inputs != outputs:
+            self.shortcut = _conv(inputs, outputs, 1, dtype, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = self.conv2(jax.nn.silu(self.norm2(self.conv1(jax.nn.silu(self.norm1(x))))))
+        return h + (self.shortcut(x) if hasattr(self, "shortcut") else x)
+
+
+class SelfAttention(nnx.Module):
+    """x + proj(attention(norm(x))) over all positions, one head."""
+
+    def __init__(self, channels: int, groups: int, dtype: Any, rngs: nnx.Rngs) -> None:
+        self.norm = _norm(channels, groups, rngs)
+        self.q, self.k, self.v, self.proj = (_conv(channels, channels, 1, dtype, rngs) for _ in range(4))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, h, w, c = x.shape
+        normed = self.norm(x)
+        q, k, v = (part(normed).reshape(b, h * w, 1, c) for part in (self.q, self.k, self.v))
+        return x + self.proj(jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c))
+
+
+class Level(nnx.Module):
+    """Residual blocks at one resolution, each followed by attention where there is some, then the resampling."""
+
+    def __init__(
+        self,
+        config: KLVAEConfig,
+        inputs: int,
+        outputs: int,
+        blocks: int,
+        *,
+        attention: bool,
+        resample: Literal["down", "up", ""],
+        rngs: nnx.Rngs,
+    ) -> None:
+        dtype = jnp.dtype(config.dtype)
+        self.remat, self.resample = config.remat, resample
+        self.res = nnx.Dict(
+            {
+                f"block{i}": ResBlock(outputs if i else inputs, outputs, config.groups, dtype, rngs)
+                for i in range(blocks)
+            }
+        )
+        if attention:
+            self.attn = nnx.Dict(
+                {f"block{i}": SelfAttention(outputs, config.groups, dtype, rngs) for i in range(blocks)}
+            )
+        if resample:
+            self.conv = _conv(outputs, outputs, 3, dtype, rngs, half=resample == "down")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for name, block in self.res.items():
+            x = constrain(jax.checkpoint(block)(x) if self.remat == "full" else block(x))
+            x = self.attn[name](x) if hasattr(self, "attn") else x
+        if self.resample == "up":
+            x = x.repeat(2, axis=1).repeat(2, axis=2)
+        return self.conv(x) if self.resample else x
+
+
+class Middle(nnx.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, config: KLVAEConfig, rngs: nnx.Rngs) -> None:
+        channels, dtype = config.widths[-1], jnp.dtype(config.dtype)
+        self.block_1 = ResBlock(channels, channels, config.groups, dtype, rngs)
+        if config.middle_attention:
+            self.attn_1 = SelfAttention(channels, config.groups, dtype, rngs)
+        self.block_2 = ResBlock(channels, channels, config.groups, dtype, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.block_1(x)
+        return self.block_2(self.attn_1(x) if hasattr(self, "attn_1") else x)
+
+
+class Encoder(nnx.Module):
+    """(B, H, W, C) -> (B, h, w, 2 inner)."""
+
+    def __init__(self, config: KLVAEConfig, rngs: nnx.Rngs) -> None:
+        widths, dtype, last = config.widths, jnp.dtype(config.dtype), len(config.widths) - 1
+        self.conv_in = _conv(config.image[2], config.width, 3, dtype, rngs)
+        self.down = nnx.Dict(
+            {
+                f"level{i}": Level(
+                    config,
+                    widths[i - 1] if i else config.width,
+                    widths[i],
+                    config.blocks,
+                    attention=i in config.attention,
+                    resample="down" if i < last else "",
+                    rngs=rngs,
+                )
+                for i in range(last + 1)
+            }
+        )
+        self.mid = Middle(config, rngs)
+        self.norm_out = _norm(widths[-1], config.groups, rngs)
+        self.conv_out = _conv(widths[-1], 2 * config.inner, 3, dtype, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.conv_in(x)
+        for i in range(len(self.down)):
+            x = self.down[f"level{i}"](x)
+        return self.conv_out(jax.nn.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nnx.Module):
+    """(B, h, w, inner) -> (B, H, W, C). Level 0 is the finest, and the last to run."""
+
+    def __init__(self, config: KLVAEConfig, rngs: nnx.Rngs) -> None:
+        widths, dtype, last = config.widths, jnp.dtype(config.dtype), len(config.widths) - 1
+        self.conv_in = _conv(config.inner, widths[-1], 3, dtype, rngs)
+        self.mid = Middle(config, rngs)
+        self.up = nnx.Dict(
+            {
+                f"level{i}": Level(
+                    config,
+                    widths[min(i + 1, last)],
+                    widths[i],
+                    config.blocks + 1,
+                    attention=i in config.decoder_attention,
+                    resample="up" if i else "",
+                    rngs=rngs,
+                )
+                for i in range(last + 1)
+            }
+        )
+        self.norm_out = _norm(widths[0], config.groups, rngs)
+        self.conv_out = _conv(widths[0], config.image[2], 3, dtype, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.mid(self.conv_in(x))
+        for i in reversed(range(len(self.up))):
+            x = self.up[f"level{i}"](x)
+        return self.conv_out(jax.nn.silu(self.norm_out(x)))
+
+
+class KLVAE(nnx.Module):
+    """The network of a `KLVAEConfig`."""
+
+    def __init__(self, config: KLVAEConfig, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.encoder = Encoder(config, rngs)
+        self.decoder = Decoder(config, rngs)
+        if config.quant_conv:
+            self.quant = _conv(2 * config.inner, 2 * config.channels, 1, jnp.float32, rngs)
+            self.post_quant = _conv(config.channels, config.inner, 1, jnp.float32, rngs)
+
+    def encode(self, images: jax.Array) -> Gaussian:
+        """(B, H, W, C) in [-1, 1] -> Gaussian over (B, H / factor, W / factor, channels), float32."""
+        config, (h, w) = self.config, images.shape[1:3]
+        if images.ndim != 4 or images.shape[3] != config.image[2] or h % config.factor or w % config.factor:
+            raise GenError(
+                f"images are {images.shape}; this autoencoder takes (B, H, W, {config.image[2]}), "
+                f"H and W multiples of {config.factor}"
+            )
+        moments = self.encoder(images).astype(jnp.float32)
+        mean, logvar = jnp.split(self.quant(moments) if config.quant_conv else moments, 2, axis=-1)
+        return Gaussian(mean, logvar)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """(B, h, w, channels) -> (B, h factor, w factor, C) float32."""
+        if latents.ndim != 4 or latents.shape[3] != self.config.channels:
+            raise GenError(f"latents are {latents.shape}; this autoencoder decodes (B, h, w, {self.config.channels})")
+        return self.decoder(self.post_quant(latents) if self.config.quant_conv else latents).astype(jnp.float32)
