@@ -36,7 +36,7 @@ class MeshConfig:
     Attributes:
       data: copies of the model, each on its part of the batch.
       fsdp: parts into which parameters, optimiser state and averages are cut; also splits the batch.
-      tensor: parts into which the widest axis of a weight is cut; does not split the batch.
+      tensor: parts into which weights and the work on them are cut; does not split the batch.
       shard_from: arrays with fewer elements are kept whole on every device.
     """
 
@@ -71,8 +71,10 @@ def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:
 
 
 def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int], shard_from: int = 2**16) -> P:
-    """The one rule: the largest divisible axis goes to "tensor", the largest remaining one to "fsdp".
+    """The one rule: the largest axis that divides is cut by "tensor" and "fsdp" together, else by the one that fits.
 
+    Never one axis by "tensor" and another by "fsdp": from such weights XLA computes wrong sums when the batch is cut
+    by "fsdp" as well (jax 0.10, a mesh of all three axes; the devices test of a transformer shows it).
     The layer axis of stacked blocks (axis 0 of arrays whose path names "blocks") is never cut: a scan slices it.
     Small arrays stay whole. Optimiser moments and averages have the shapes of their parameters, hence their layout.
 
@@ -82,17 +84,25 @@ def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int], shard_from
       sizes: mesh axis sizes by name.
       shard_from: number of elements below which an array is kept whole.
     """
-    if math.prod(shape) < shard_from:
-        return P()
-    free = set(range(1 if "blocks" in path else 0, len(shape)))
-    entries: list[str | None] = [None] * len(shape)
-    for axis in ("tensor", "fsdp"):
-        fits = [i for i in free if sizes[axis] > 1 and shape[i] % sizes[axis] == 0]
+    names, best = _cut(path, shape, sizes, shard_from)
+    return (
+        P(*((names[0] if len(names) == 1 else names) if i == best else None for i in range(len(shape))))
+        if names
+        else P()
+    )
+
+
+def _cut(path: str, shape: tuple[int, ...], sizes: Mapping[str, int], shard_from: int) -> tuple[tuple[str, ...], int]:
+    """The mesh axes that cut an array, and which of its axes they cut; ((), 0) for an array kept whole."""
+    used = tuple(axis for axis in ("tensor", "fsdp") if sizes[axis] > 1)
+    if not used or math.prod(shape) < shard_from:
+        return (), 0
+    free = range(1 if "blocks" in path else 0, len(shape))
+    for names in (used, *((axis,) for axis in used)):
+        fits = [i for i in free if shape[i] % math.prod(sizes[name] for name in names) == 0]
         if fits:
-            best = max(fits, key=lambda i: (shape[i], i))
-            entries[best] = axis
-            free.remove(best)
-    return P(*entries)
+            return names, max(fits, key=lambda i: (shape[i], i))
+    return (), 0
 
 
 def shardings(tree: Any, mesh: Mesh, shard_from: int = 2**16) -> Any:
@@ -108,8 +118,8 @@ def bytes_per_device(tree: Any, sizes: Mapping[str, int], shard_from: int = 2**1
     """Bytes one device holds of a tree of arrays or shapes, under the rule, on a mesh of these axis sizes."""
     total = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        entries = spec(jax.tree_util.keystr(path), leaf.shape, sizes, shard_from)
-        parts = math.prod(sizes[axis] for axis in entries if axis is not None)
+        names, _ = _cut(jax.tree_util.keystr(path), leaf.shape, sizes, shard_from)
+        parts = math.prod(sizes[name] for name in names)
         total += leaf.size * leaf.dtype.itemsize // parts
     return total
 

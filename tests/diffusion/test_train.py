@@ -57,7 +57,8 @@ def rows(count: int, seed: int) -> dict[str, np.ndarray]:
 
 def build() -> tuple[Any, Any, Any]:
     KINDS["test-data"] = {"test-latents": f"{__name__}:Latents"}
-    task = dataclasses.replace(TASK, generator=None)
+    # A large eps: Adam would blow up the rounding of gradients that are zero in exact arithmetic (the keys' bias).
+    task = dataclasses.replace(TASK, generator=None, optim=dataclasses.replace(TASK.optim, eps=1e-2))
     return task, Latents(), {}
 
 

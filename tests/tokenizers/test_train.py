@@ -24,7 +24,8 @@ TASK = TokenizerTask(
 
 
 def build() -> tuple[Any, Any, Any]:
-    return TASK, Digits(), {}
+    # A large eps: Adam would blow up the rounding of gradients that are zero in exact arithmetic (the keys' bias).
+    return dataclasses.replace(TASK, optim=dataclasses.replace(TASK.optim, eps=1e-2)), Digits(), {}
 
 
 def start(task: TokenizerTask) -> Any:
