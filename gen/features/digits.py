@@ -58,6 +58,21 @@ class DigitsExtractor:
         """(8, 8, 1)."""
         return (8, 8, 1)
 
+    @property
+    def resize(self) -> str:
+        """See `Extractor`."""
+        return "none"
+
+    @property
+    def precision(self) -> str:
+        """See `Extractor`."""
+        return "float32-highest"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See `Extractor`."""
+        return ("features", "logits")
+
     def fingerprint(self) -> str:
         """SHA-256 of the weights file."""
         return _SHA256

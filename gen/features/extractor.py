@@ -6,7 +6,7 @@ import jax
 
 from gen.nn.network import Params
 
-__all__ = ["Extractor"]
+__all__ = ["Extractor", "accepts"]
 
 
 class Extractor(Protocol):
@@ -18,8 +18,26 @@ class Extractor(Protocol):
         ...
 
     @property
-    def image(self) -> tuple[int, int, int]:
-        """(H, W, C) of the images it takes."""
+    def image(self) -> tuple[int | None, int | None, int]:
+        """(H, W, C) of the images it takes; None where any number will do (it resizes them itself).
+
+        Where C is 3, evaluation repeats the channel of grey images.
+        """
+        ...
+
+    @property
+    def resize(self) -> str:
+        """How images reach the network's size, for protocols; "none" when they have it."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic, for protocols: "float32-highest" for scores that are reported."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what a call returns."""
         ...
 
     def load(self) -> Params:
@@ -31,5 +49,16 @@ class Extractor(Protocol):
         ...
 
     def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        """images (B, H, W, C) float32 on the 0..255 grid -> "features" (B, D) and "logits" (B, K), float32."""
+        """images (B, H, W, C) float32 on the 0..255 grid -> float32 arrays by name, those of `outputs`.
+
+        "features" (B, D) always; "logits" (B, K) of a classifier whose class k is label k; "spatial" (B, S) features
+        of a feature map for sFID; "unbiased_logits" (B, K) for the Inception Score.
+        """
         ...
+
+
+def accepts(extractor: Extractor, shape: tuple[int, ...]) -> bool:
+    """Whether images of `shape` (H, W, C) may be given to an extractor."""
+    height, width, channels = extractor.image
+    fits = len(shape) == 3 and all(w in (None, n) for w, n in zip((height, width), shape[:2], strict=True))
+    return fits and (shape[2] == channels or (shape[2], channels) == (1, 3))

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gen.errors import GenError
-from gen.features.extractor import Extractor
+from gen.features.extractor import Extractor, accepts
 from gen.metrics.sources import QUANTISERS, Source
 from gen.metrics.statistics import Accumulator, Statistic
 from gen.training.files import atomic
@@ -126,7 +126,7 @@ def collect(
     """
     indices = range(source.count) if indices is None else indices
     _check(source, indices, batch, mesh)
-    network = f"{extractor.name} {extractor.fingerprint()[:16]}"
+    network = f"{extractor.name} {extractor.resize} {extractor.precision} {extractor.fingerprint()}"
     identity = " | ".join([source.identity, source.seeds, source.quantiser, network, repr(statistics)])
     tally = _resume(path, identity, indices) if path is not None and Path(path).exists() else None
 
@@ -185,7 +185,7 @@ def _program(
     ) -> tuple[dict[str, Accumulator], jax.Array]:
         made = function(arguments, block)
         rows = _features(quantiser, extractor, params, made)
-        whole = jnp.isfinite(made["image"]).all((1, 2, 3)) & jnp.isfinite(rows["features"]).all(1)
+        whole = _whole(made["image"]) & _whole(rows["features"])
         bad = jnp.min(jnp.where(whole | (weight == 0), _NONE_BAD, block))
         return {name: s.update(accumulators[name], rows, weight, block) for name, s in statistics}, bad
 
@@ -206,15 +206,20 @@ def _empty(
 def _features(quantiser: str, extractor: Extractor, params: Any, made: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     image = made["image"]
     levels = image if image.dtype == jnp.uint8 else QUANTISERS[quantiser](image)
+    levels = jnp.broadcast_to(levels, (*levels.shape[:3], extractor.image[2]))  # grey for a network that takes RGB
     found = extractor(params, levels.astype(jnp.float32))
     return {**{name: a for name, a in made.items() if name != "image"}, **found}
+
+
+def _whole(rows: jax.Array) -> jax.Array:
+    return jnp.isfinite(rows).all(tuple(range(1, rows.ndim)))
 
 
 def _shapes(source: Source, extractor: Extractor, params: Any, batch: int) -> Mapping[str, Any]:
     """Shapes of what statistics see; checks the images against the extractor before anything is compiled."""
     made = jax.eval_shape(source.function, source.arguments, jax.ShapeDtypeStruct((batch,), jnp.int32))
     shape = tuple(made["image"].shape[1:])
-    if shape != tuple(extractor.image):
+    if not accepts(extractor, shape):
         raise GenError(
             f"images of shape {shape} for the {extractor.name} extractor; expected {tuple(extractor.image)}; "
             "resize them or use another extractor"

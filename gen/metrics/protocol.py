@@ -34,7 +34,10 @@ class Protocol:
       split: which part of the data the reference was made of.
       neighbours: k of precision, recall, density and coverage.
       neighbour_rule: "closed" (d <= r) or "open" (d < r).
-      neighbour_limit: how many samples, and how many real images, enter them at most.
+      neighbour_limit: how many samples, and how many real images, enter them, and all measures that need whole
+        features, at most.
+      score_splits: how the Inception Score divides the samples: "10" contiguous parts, "10-shuffled" by a fixed
+        permutation first, "chunk-5000" parts of 5000.
       seeds: the seeds of the samples; recorded, not compared.
     """
 
@@ -51,6 +54,7 @@ class Protocol:
     neighbours: int = 3
     neighbour_rule: str = "closed"
     neighbour_limit: int = 10_000
+    score_splits: str = "10-shuffled"
     seeds: str = ""
 
 
@@ -76,6 +80,8 @@ class Result:
       subject: what was scored: name, identity of the weights, NFE, sampler settings ... as text.
       spread: standard deviation over `runs` repetitions with other seeds (N - 1), by name; {} for one run.
       each: the values of the single runs, by name; {} for one run.
+      within: spread inside one evaluation, by name: over the splits of the Inception Score and the subsets of KID,
+        the standard error of an extrapolation.
       per_class: scores by class; None for a class without samples.
       runs: how many evaluations the values are the mean of.
       seconds: wall time.
@@ -87,6 +93,7 @@ class Result:
     subject: Mapping[str, str] = dataclasses.field(default_factory=dict)
     spread: Mapping[str, float] = dataclasses.field(default_factory=dict)
     each: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    within: Mapping[str, float] = dataclasses.field(default_factory=dict)
     per_class: Mapping[str, tuple[float | None, ...]] = dataclasses.field(default_factory=dict)
     runs: int = 1
     seconds: float = 0.0
@@ -150,6 +157,7 @@ def combine(results: Sequence[Result]) -> Result:
         results[0],
         values={name: float(np.mean(values)) for name, values in each.items()},
         spread={name: float(np.std(values, ddof=1)) for name, values in each.items()} if len(results) > 1 else {},
+        within={name: float(np.mean([r.within[name] for r in results])) for name in results[0].within},
         each=each if len(results) > 1 else {},
         per_class=classes,
         runs=len(results),

@@ -28,9 +28,17 @@ _SERIES = (
     "#d0504c",
 )  # fair on light and dark
 _INK = "#010203"  # stands for the page's text colour until the drawing is done
-_WORDS = {"frechet_distance": "Fréchet distance ↓", "nfe": "NFE"}
+_WORDS = {
+    "frechet_distance": "Fréchet distance ↓",
+    "spatial_frechet_distance": "spatial Fréchet distance ↓",
+    "frechet_infinity": "Fréchet distance, N → ∞ ↓",
+    "class_frechet": "Fréchet distance within classes ↓",
+    "kid": "KID ↓",
+    "mind": "MIND ↓",
+    "nfe": "NFE",
+}
 _ABSENT = "\N{EN DASH}"
-_UP = ("precision", "recall", "density", "coverage", "accuracy", "psnr")
+_UP = ("precision", "recall", "density", "coverage", "accuracy", "inception_score", "psnr")
 
 
 def mosaic(images: np.ndarray, columns: int, size: int = 48, gap: int = 2) -> Image.Image:
@@ -220,10 +228,11 @@ def _score(result: Result, name: str) -> str:
     if name not in result.values:
         return _ABSENT
     value = result.values[name]
-    if name not in result.spread:
+    spread = result.spread.get(name, result.within.get(name))
+    if spread is None:
         return f"{value:.3g}"
     digits = max(2 - int(np.floor(np.log10(max(abs(value), 1e-3)))), 0)  # both to the same place
-    return f"{value:.{digits}f} ± {result.spread[name]:.{digits}f}"
+    return f"{value:.{digits}f} ± {spread:.{digits}f}"
 
 
 def _heading(name: str) -> str:

@@ -51,7 +51,13 @@ class Statistic(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Mean and covariance of the features: count, mean, and the sum of centred outer products (Chan et al. 1979)."""
+    """Mean and covariance of the features: count, mean, and the sum of centred outer products (Chan et al. 1979).
+
+    Attributes:
+      key: which of the extractor's outputs.
+    """
+
+    key: str = "features"
 
     @staticmethod
     def of(features: Any, weight: Any = None) -> Accumulator:
@@ -68,14 +74,14 @@ class Moments:
 
     def init(self, shapes: Shapes) -> Accumulator:
         """See `Statistic`."""
-        dim = shapes["features"].shape[-1]
+        dim = shapes[self.key].shape[-1]
         return {"count": jnp.zeros(()), "mean": jnp.zeros(dim), "scatter": jnp.zeros((dim, dim))}
 
     def update(
         self, accumulator: Accumulator, batch: Mapping[str, jax.Array], weight: jax.Array, index: jax.Array
     ) -> Accumulator:
         """See `Statistic`."""
-        return self.merge(accumulator, self.of(batch["features"], weight))
+        return self.merge(accumulator, self.of(batch[self.key], weight))
 
     def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
         """See `Statistic`."""
@@ -112,14 +118,21 @@ class Features:
     """The features of the samples with index below `limit`, whole, for the measures that need neighbours.
 
     Chosen by index, so the set depends on neither batch size nor number of devices.
+
+    Attributes:
+      limit: how many.
+      key: which of the arrays by sample: an output of the extractor, or "label".
     """
 
     limit: int
+    key: str = "features"
 
     def init(self, shapes: Shapes) -> Accumulator:
         """See `Statistic`."""
-        dim = shapes["features"].shape[-1]
-        return {"rows": jnp.zeros((self.limit, dim)), "filled": jnp.zeros(self.limit, jnp.bool_)}
+        return {
+            "rows": jnp.zeros((self.limit, *shapes[self.key].shape[1:])),
+            "filled": jnp.zeros(self.limit, jnp.bool_),
+        }
 
     def update(
         self, accumulator: Accumulator, batch: Mapping[str, jax.Array], weight: jax.Array, index: jax.Array
@@ -127,20 +140,21 @@ class Features:
         """See `Statistic`."""
         where = jnp.where(weight > 0, index, self.limit)  # padding falls off the end
         return {
-            "rows": accumulator["rows"].at[where].set(batch["features"], mode="drop"),
+            "rows": accumulator["rows"].at[where].set(batch[self.key], mode="drop"),
             "filled": accumulator["filled"].at[where].set(True, mode="drop"),
         }
 
     def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
         """See `Statistic`."""
         np_ = jnp if isinstance(a["filled"], jax.Array) else np
-        rows = np_.where(b["filled"][:, None], b["rows"], a["rows"])
+        taken = b["filled"].reshape(-1, *[1] * (a["rows"].ndim - 1))
+        rows = np_.where(taken, b["rows"], a["rows"])
         return {"rows": rows, "filled": a["filled"] | b["filled"]}
 
     def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
-        """``features`` (min(N, limit), D) float32 in index order."""
+        """The rows by `key`, (min(N, limit), ...) float32 in index order."""
         filled = np.asarray(accumulator["filled"])
-        return {"features": np.asarray(accumulator["rows"], np.float32)[filled]}
+        return {self.key: np.asarray(accumulator["rows"], np.float32)[filled]}
 
 
 @dataclasses.dataclass(frozen=True)

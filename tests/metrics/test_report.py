@@ -67,7 +67,7 @@ def test_scores_stand_with_their_protocol():
     result = Result({"frechet_distance": 1.61234, "recall": 0.8}, P, spread={"frechet_distance": 0.0512})
     other = Result({"frechet_distance": 9.5}, dataclasses.replace(P, count=359, seeds=""))
     html = Report("x").results({"teacher": result, "held-out": other}, "Scores.").html()
-    assert "1.612 ± 0.051" in html
+    assert "1.61 ± 0.05" in html
     assert "<dt>extractor</dt><dd>digits</dd>" in html
     assert "<dt>seeds</dt><dd>0-1796</dd>" in html
     assert "c5" * 8 + "</dd>" in html

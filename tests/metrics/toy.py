@@ -23,6 +23,18 @@ class Toy:
     def image(self):
         return (6, 5, 3)
 
+    @property
+    def resize(self):
+        return "none"
+
+    @property
+    def precision(self):
+        return "float32-highest"
+
+    @property
+    def outputs(self):
+        return ("features", "logits")
+
     def load(self):
         return {"weight": np.random.default_rng(3).normal(size=(90, 16)).astype(np.float32)}
 

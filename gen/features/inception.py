@@ -1,0 +1,336 @@
+"""The Inception network behind FID: the graph exported in December 2015, with its quirks.
+
+Against the usual Inception v3 (Szegedy et al. 2016): average pools in the blocks leave the padding out of their
+divisor, the last block pools by maximum, there are 1008 outputs, and the batch norms have no scale. Layers carry the
+names of the published .pth file. Batch norms are folded into the convolutions, so a layer is a kernel and a bias.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen.errors import GenError
+from gen.features.resize import resize
+from gen.features.weights import cache_path, flat, identity_of, load_weights
+from gen.nn.network import Params
+
+__all__ = ["PUBLISHED", "RESIZES", "SIZE", "Inception", "conv_shapes", "fid_input", "inception", "logits"]
+
+SIZE = 299
+PUBLISHED = "inception-2015-12-05"  # the identity of the published weights
+RESIZES = {"clean": "pil-bicubic", "legacy_tensorflow": "tf1-bilinear", "legacy_pytorch": "torch-bilinear"}
+_HINT = {
+    "fid": (
+        "get pt_inception-2015-12-05-6726825d.pth from the releases of github.com/mseitzer/pytorch-fid (fid_weights), "
+        "or inception-2015-12-05.pt of NVIDIA's stylegan2-ada-pytorch (metrics), and run gen convert inception FILE"
+    ),
+    "torchvision": "get torchvision's inception_v3_google .pth and run gen convert inception FILE",
+}
+_STEM = {
+    "Conv2d_1a_3x3": (3, 32, 3, 3),
+    "Conv2d_2a_3x3": (32, 32, 3, 3),
+    "Conv2d_2b_3x3": (32, 64, 3, 3),
+    "Conv2d_3b_1x1": (64, 80, 1, 1),
+    "Conv2d_4a_3x3": (80, 192, 3, 3),
+}
+_BLOCKS = {  # block -> (kind, channels in, width of the pool branch (A) or of the 7x7 branches (C))
+    "Mixed_5b": ("A", 192, 32),
+    "Mixed_5c": ("A", 256, 64),
+    "Mixed_5d": ("A", 288, 64),
+    "Mixed_6a": ("B", 288, 0),
+    "Mixed_6b": ("C", 768, 128),
+    "Mixed_6c": ("C", 768, 160),
+    "Mixed_6d": ("C", 768, 160),
+    "Mixed_6e": ("C", 768, 192),
+    "Mixed_7a": ("D", 768, 0),
+    "Mixed_7b": ("E", 1280, 0),
+    "Mixed_7c": ("E", 2048, 0),
+}
+Convolve = Callable[..., jax.Array]
+
+
+def _layout(kind: str, c: int, w: int) -> dict[str, tuple[int, int, int, int]]:
+    """Convolutions of a block: branch -> (channels in, out, kernel height, width)."""
+    layouts = {
+        "A": {
+            "branch1x1": (c, 64, 1, 1),
+            "branch5x5_1": (c, 48, 1, 1),
+            "branch5x5_2": (48, 64, 5, 5),
+            "branch3x3dbl_1": (c, 64, 1, 1),
+            "branch3x3dbl_2": (64, 96, 3, 3),
+            "branch3x3dbl_3": (96, 96, 3, 3),
+            "branch_pool": (c, w, 1, 1),
+        },
+        "B": {
+            "branch3x3": (c, 384, 3, 3),
+            "branch3x3dbl_1": (c, 64, 1, 1),
+            "branch3x3dbl_2": (64, 96, 3, 3),
+            "branch3x3dbl_3": (96, 96, 3, 3),
+        },
+        "C": {
+            "branch1x1": (c, 192, 1, 1),
+            "branch7x7_1": (c, w, 1, 1),
+            "branch7x7_2": (w, w, 1, 7),
+            "branch7x7_3": (w, 192, 7, 1),
+            "branch7x7dbl_1": (c, w, 1, 1),
+            "branch7x7dbl_2": (w, w, 7, 1),
+            "branch7x7dbl_3": (w, w, 1, 7),
+            "branch7x7dbl_4": (w, w, 7, 1),
+            "branch7x7dbl_5": (w, 192, 1, 7),
+            "branch_pool": (c, 192, 1, 1),
+        },
+        "D": {
+            "branch3x3_1": (c, 192, 1, 1),
+            "branch3x3_2": (192, 320, 3, 3),
+            "branch7x7x3_1": (c, 192, 1, 1),
+            "branch7x7x3_2": (192, 192, 1, 7),
+            "branch7x7x3_3": (192, 192, 7, 1),
+            "branch7x7x3_4": (192, 192, 3, 3),
+        },
+        "E": {
+            "branch1x1": (c, 320, 1, 1),
+            "branch3x3_1": (c, 384, 1, 1),
+            "branch3x3_2a": (384, 384, 1, 3),
+            "branch3x3_2b": (384, 384, 3, 1),
+            "branch3x3dbl_1": (c, 448, 1, 1),
+            "branch3x3dbl_2": (448, 384, 3, 3),
+            "branch3x3dbl_3a": (384, 384, 1, 3),
+            "branch3x3dbl_3b": (384, 384, 3, 1),
+            "branch_pool": (c, 192, 1, 1),
+        },
+    }
+    return layouts[kind]
+
+
+def conv_shapes() -> dict[str, tuple[int, int, int, int]]:
+    """Every convolution: ``Conv2d_1a_3x3`` or ``Mixed_5b/branch1x1`` ... -> (channels in, out, height, width)."""
+    inner = {
+        f"{block}/{name}": shape
+        for block, (kind, channels, width) in _BLOCKS.items()
+        for name, shape in _layout(kind, channels, width).items()
+    }
+    return _STEM | inner
+
+
+def _convolve(precision: Any) -> Convolve:
+    """conv(layer, x): zero padding that keeps the size for stride 1 unless `valid`; bias and ReLU unless `linear`."""
+
+    def conv(
+        layer: Mapping[str, Any], x: jax.Array, stride: int = 1, valid: bool = False, linear: bool = False
+    ) -> jax.Array:
+        kernel = layer["kernel"]
+        pads = [(0, 0) if valid or stride > 1 else ((k - 1) // 2, (k - 1) // 2) for k in kernel.shape[:2]]
+        x = jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision
+        )
+        return x if linear else jax.nn.relu(x + layer["bias"])
+
+    return conv
+
+
+def _max_pool(x: jax.Array, stride: int = 2, pad: int = 0) -> jax.Array:
+    pads = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), pads)
+
+
+def _average_pool(x: jax.Array, fid: bool) -> jax.Array:
+    """3x3, stride 1, zero padded; `fid` divides by the number of pixels inside the image, else by 9."""
+    total = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    ends = [(np.arange(n), n) for n in x.shape[1:3]]
+    counts = [np.minimum(i + 1, n - 1) - np.maximum(i - 1, 0) + 1 for i, n in ends]
+    return total / (np.outer(*counts)[None, :, :, None].astype(np.float32) if fid else 9)
+
+
+def _pool_branch(conv: Convolve, layer: Mapping[str, Any], x: jax.Array, fid: bool) -> jax.Array:
+    """Average pool and 1x1 convolution, in the cheaper order: they commute."""
+    return jax.nn.relu(_average_pool(conv(layer, x, linear=True), fid) + layer["bias"])
+
+
+def _chain(conv: Convolve, p: Mapping[str, Any], x: jax.Array, *names: str) -> jax.Array:
+    for name in names:
+        x = conv(p[name], x)
+    return x
+
+
+def _block_a(conv: Convolve, p: Mapping[str, Any], x: jax.Array, fid: bool) -> list[jax.Array]:
+    five = _chain(conv, p, x, "branch5x5_1", "branch5x5_2")
+    three = _chain(conv, p, x, "branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3")
+    return [conv(p["branch1x1"], x), five, three, _pool_branch(conv, p["branch_pool"], x, fid)]
+
+
+def _block_b(conv: Convolve, p: Mapping[str, Any], x: jax.Array) -> list[jax.Array]:
+    double = _chain(conv, p, x, "branch3x3dbl_1", "branch3x3dbl_2")
+    return [conv(p["branch3x3"], x, 2), conv(p["branch3x3dbl_3"], double, 2), _max_pool(x)]
+
+
+def _block_c(conv: Convolve, p: Mapping[str, Any], x: jax.Array, fid: bool) -> list[jax.Array]:
+    seven = _chain(conv, p, x, *(f"branch7x7_{i}" for i in (1, 2, 3)))
+    double = _chain(conv, p, x, *(f"branch7x7dbl_{i}" for i in (1, 2, 3, 4, 5)))
+    return [conv(p["branch1x1"], x), seven, double, _pool_branch(conv, p["branch_pool"], x, fid)]
+
+
+def _block_d(conv: Convolve, p: Mapping[str, Any], x: jax.Array) -> list[jax.Array]:
+    three = conv(p["branch3x3_2"], conv(p["branch3x3_1"], x), 2)
+    seven = _chain(conv, p, x, *(f"branch7x7x3_{i}" for i in (1, 2, 3)))
+    return [three, conv(p["branch7x7x3_4"], seven, 2), _max_pool(x)]
+
+
+def _block_e(conv: Convolve, p: Mapping[str, Any], x: jax.Array, fid: bool, by_maximum: bool) -> list[jax.Array]:
+    three = conv(p["branch3x3_1"], x)
+    double = _chain(conv, p, x, "branch3x3dbl_1", "branch3x3dbl_2")
+    pooled = conv(p["branch_pool"], _max_pool(x, 1, 1)) if by_maximum else _pool_branch(conv, p["branch_pool"], x, fid)
+    return [
+        conv(p["branch1x1"], x),
+        conv(p["branch3x3_2a"], three),
+        conv(p["branch3x3_2b"], three),
+        conv(p["branch3x3dbl_3a"], double),
+        conv(p["branch3x3dbl_3b"], double),
+        pooled,
+    ]
+
+
+def inception(
+    params: Params,
+    x: jax.Array,
+    *,
+    fid: bool = True,
+    taps: Sequence[str] = (),
+    precision: Any = jax.lax.Precision.HIGHEST,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The network on normalised images.
+
+    Args:
+      params: by layer: ``kernel`` (HWIO) and ``bias``, batch norms folded in.
+      x: (B, H, W, 3) float32, normalised; at least 75 pixels a side.
+      fid: the graph of 2015; False gives the pools of torchvision's inception_v3.
+      taps: stages to return: a layer or block by name, ``MaxPool_1``, ``MaxPool_2``.
+
+    Returns:
+      Features (B, 2048), the mean over the last map; and the feature maps (B, h, w, C) of `taps`.
+
+    Raises:
+      GenError: images too small for its strides.
+    """
+    if min(x.shape[1:3]) < 75:
+        raise GenError(f"images of {x.shape[1]}x{x.shape[2]} pixels; Inception needs at least 75 a side; enlarge them")
+    conv = _convolve(precision)
+    found: dict[str, jax.Array] = {}
+
+    def seen(name: str, value: jax.Array) -> jax.Array:
+        if name in taps:
+            found[name] = value
+        return value
+
+    x = seen("Conv2d_1a_3x3", conv(params["Conv2d_1a_3x3"], x, 2))
+    x = seen("Conv2d_2a_3x3", conv(params["Conv2d_2a_3x3"], x, valid=True))
+    x = seen("Conv2d_2b_3x3", conv(params["Conv2d_2b_3x3"], x))
+    x = seen("MaxPool_1", _max_pool(x))
+    x = seen("Conv2d_3b_1x1", conv(params["Conv2d_3b_1x1"], x))
+    x = seen("Conv2d_4a_3x3", conv(params["Conv2d_4a_3x3"], x, valid=True))
+    x = seen("MaxPool_2", _max_pool(x))
+    for name, (kind, _, _) in _BLOCKS.items():
+        p = params[name]
+        parts = {
+            "A": lambda p=p, x=x: _block_a(conv, p, x, fid),
+            "B": lambda p=p, x=x: _block_b(conv, p, x),
+            "C": lambda p=p, x=x: _block_c(conv, p, x, fid),
+            "D": lambda p=p, x=x: _block_d(conv, p, x),
+            "E": lambda p=p, x=x, name=name: _block_e(conv, p, x, fid, fid and name == "Mixed_7c"),
+        }[kind]()
+        x = seen(name, jnp.concatenate(parts, axis=-1))
+    return x.mean((1, 2)), found
+
+
+def logits(params: Params, features: jax.Array, *, bias: bool) -> jax.Array:
+    """(B, 2048) -> (B, K). The Inception Score is taken without the bias, as in the published evaluators."""
+    out = jnp.dot(features, params["fc"]["kernel"], precision=jax.lax.Precision.HIGHEST)
+    return out + params["fc"]["bias"] if bias else out
+
+
+def fid_input(images: jax.Array, mode: str) -> jax.Array:
+    """images (B, H, W, 3) float32 on the 0..255 grid -> (B, 299, 299, 3) in [0, 255], by the resize of `mode`."""
+    out = resize(images, (SIZE, SIZE), RESIZES[mode])
+    return jnp.clip(out, 0, 255) if mode == "clean" else out
+
+
+@dataclasses.dataclass(frozen=True)
+class Inception:
+    """The Inception network as evaluation uses it: resize, normalisation and network of one published FID.
+
+    Attributes:
+      mode: clean (clean-fid: antialiased bicubic), legacy_tensorflow (the original FID, ADM, EDM, torch-fidelity) or
+        legacy_pytorch (pytorch-fid): they differ in resize and normalisation, by a few per cent.
+      variant: fid, or torchvision for the network of torchvision's weights (1000 classes, plain pools).
+      weights: a file made by ``gen convert inception``; that of the per-user cache by default.
+      fast: the device's fast arithmetic (TF32, bfloat16) for monitoring; never for scores that are reported.
+    """
+
+    mode: Literal["clean", "legacy_tensorflow", "legacy_pytorch"] = "clean"
+    variant: Literal["fid", "torchvision"] = "fid"
+    weights: str = ""
+    fast: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in RESIZES:
+            raise GenError(f"unknown FID mode '{self.mode}'; expected one of {', '.join(RESIZES)}")
+        if self.variant not in _HINT:
+            raise GenError(f"unknown Inception variant '{self.variant}'; expected one of {', '.join(_HINT)}")
+
+    @property
+    def name(self) -> str:
+        """Short name for protocols and tables."""
+        return "inception" if self.variant == "fid" else "inception-torchvision"
+
+    @property
+    def image(self) -> tuple[int | None, int | None, int]:
+        """Any size."""
+        return (None, None, 3)
+
+    @property
+    def resize(self) -> str:
+        """The mode."""
+        return self.mode
+
+    @property
+    def precision(self) -> str:
+        """See `Extractor`."""
+        return "fast" if self.fast else "float32-highest"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See `Extractor`. Its classes are not in ImageNet's order, so it gives no logits for an accuracy."""
+        return ("features", "spatial", "unbiased_logits")
+
+    @property
+    def path(self) -> Path:
+        """Where the weights lie."""
+        return Path(self.weights) if self.weights else cache_path(self.name)
+
+    def fingerprint(self) -> str:
+        """`PUBLISHED` for the published weights, else a hash of the weights. Raises GenError when there are none."""
+        return identity_of(self.path, _HINT[self.variant])
+
+    def load(self) -> Params:
+        """The weights. Raises GenError when the file is missing, damaged or another network's."""
+        params = load_weights(self.path, _HINT[self.variant])
+        wanted = {f"{name}/kernel" for name in (*conv_shapes(), "fc")} | {f"{n}/bias" for n in (*conv_shapes(), "fc")}
+        classes = {"fid": 1008, "torchvision": 1000}[self.variant]
+        if set(flat(params)) != wanted or params["fc"]["bias"].shape != (classes,):
+            raise GenError(f"{self.path} does not hold the {self.name} network; {_HINT[self.variant]}")
+        return params
+
+    def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
+        """images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, 2048), "spatial" (B, 2023) for sFID
+        (first 7 channels of Mixed_6d, flattened by row, column, channel) and "unbiased_logits" (B, 1008)."""
+        x = fid_input(images, self.mode)
+        symmetric = self.mode == "legacy_pytorch" or self.variant == "torchvision"
+        x = x / 127.5 - 1 if symmetric else (x - 128) / 128
+        precision = jax.lax.Precision.DEFAULT if self.fast else jax.lax.Precision.HIGHEST
+        features, found = inception(params, x, fid=self.variant == "fid", taps=("Mixed_6d",), precision=precision)
+        spatial = found["Mixed_6d"][..., :7].reshape(len(x), -1)
+        return {"features": features, "spatial": spatial, "unbiased_logits": logits(params, features, bias=False)}

@@ -1,0 +1,96 @@
+"""Where the weights of feature networks lie: one safetensors file per network in a per-user cache, with its identity.
+
+Files get there by ``gen convert`` alone; nothing is ever downloaded.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gen.errors import GenError
+from gen.nn.network import Params
+from gen.training.checkpoints import load_arrays, save_arrays
+
+__all__ = ["cache_path", "content_fingerprint", "flat", "identity_of", "load_weights", "store_weights"]
+
+
+def cache_path(name: str) -> Path:
+    """Where the network `name` is kept: ``$XDG_CACHE_HOME/gen/weights`` or ``~/.cache/gen/weights``."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "gen" / "weights" / f"{name}.safetensors"
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict as one dict of "/"-joined paths, sorted."""
+    out: dict[str, Any] = {}
+    for key in sorted(tree):
+        value = tree[key]
+        out |= flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
+
+
+def content_fingerprint(params: Params) -> str:
+    """SHA-256 (16 hex digits) of names, shapes, types and values: one network, one text, whatever file it came in."""
+    digest = hashlib.sha256()
+    for name, value in sorted(flat(params).items()):
+        array = np.ascontiguousarray(value)
+        digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def store_weights(path: str | Path, params: Params, *, origin: str, published: str = "") -> str:
+    """Writes a network's weights with their identity; returns that identity.
+
+    Args:
+      origin: the file they came from, for the reader of the header.
+      published: the name of the published weights, when the file was verified to hold them; by default the identity
+        is `content_fingerprint`.
+    """
+    content = content_fingerprint(params)
+    identity = published or content
+    save_arrays(path, params, {"origin": origin, "content": content, "identity": identity})
+    return identity
+
+
+@functools.lru_cache(maxsize=64)
+def _header(path: str, modified: int) -> Mapping[str, str]:
+    with open(path, "rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(min(size, 1 << 24))).get("__metadata__", {})
+    if not {"content", "identity"} <= set(header):
+        raise ValueError("it has no identity")
+    return {str(k): str(v) for k, v in header.items()}
+
+
+def _read_header(path: Path, hint: str) -> Mapping[str, str]:
+    try:
+        return _header(str(path), path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        raise GenError(f"no weights at {path}; {hint}") from None
+    except (OSError, ValueError, struct.error, AttributeError) as error:
+        raise GenError(f"{path} is not a file of converted weights ({error}); {hint}") from None
+
+
+def identity_of(path: Path, hint: str) -> str:
+    """The identity that stands in the file. Raises GenError, with `hint` on what to do, for a missing or other file."""
+    return _read_header(path, hint)["identity"]
+
+
+def load_weights(path: Path, hint: str) -> dict[str, Any]:
+    """The nested parameters, checked against the fingerprint in the file's header.
+
+    Raises GenError for a missing, damaged or altered file; `hint` says how to get a sound one.
+    """
+    content = _read_header(path, hint)["content"]
+    params = load_arrays(path)
+    if content_fingerprint(params) != content:
+        raise GenError(f"the weights in {path} are not those that were converted; {hint}")
+    return params
