@@ -50,9 +50,8 @@ def log_likelihood(
     state = jnp.concatenate([x.reshape(rows, -1), jnp.zeros((rows, 1), x.dtype)], axis=-1)
     end = solver(augmented, state, grid, probe, cond, carry)
     latent, integral = end[:, :-1], end[:, -1]
-    scale = grid.sigma[-1]
-    size = latent.shape[1]
-    prior = -0.5 * jnp.square(latent / scale).sum(-1) - size * (0.5 * math.log(2.0 * math.pi) + math.log(scale))
+    scale = jnp.asarray(grid.sigma[-1], x.dtype)
+    prior = -0.5 * (jnp.square(latent / scale) + jnp.log(2.0 * math.pi * scale**2)).sum(-1)
     return prior + integral, latent.reshape(shape)
 
 

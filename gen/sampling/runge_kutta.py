@@ -1,7 +1,8 @@
 """Explicit Runge-Kutta methods with fixed steps, all stages in every step, also the last.
 
-For networks that are defined at clean data (velocities): the official samplers of SiT and LightningDiT integrate with
-these. Other predictions divide by sigma = 0 there; end their grids earlier or use `gen.sampling.solvers.Heun`.
+The official samplers of SiT and LightningDiT integrate with these. All but the midpoint rule evaluate the network
+where the grid ends. Velocities are defined at clean data; other predictions divide by sigma = 0 there: end their grids
+earlier, or use `gen.sampling.solvers.Heun`.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ class RungeKutta:
       method: ``midpoint`` and ``trapezoid`` of second order, ``rk4`` of fourth (Kutta's 3/8 rule).
     """
 
-    method: Literal["midpoint", "trapezoid", "rk4"] = "rk4"
+    method: Literal["midpoint", "trapezoid", "rk4"] = "midpoint"
 
     stochastic: ClassVar[bool] = False
 

@@ -1,7 +1,7 @@
 """The reverse SDE of interpolants with a freely chosen diffusion coefficient (Ma et al. 2024, SiT, sec. 2.4)."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,8 @@ class EulerMaruyama:
     last: Literal["mean", "tweedie", "euler", "none"] = "mean"
     second_order: bool = False
 
-    order = 1
-    stochastic = True
+    order: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.norm < 0.0:
@@ -86,7 +86,12 @@ class EulerMaruyama:
         xp, n = grid.xp, grid.steps
         t, h = grid.times[:-1], grid.times[1:] - grid.times[:-1]
         final = np.arange(n) == n - 1 if self.last != "none" else np.zeros(n, bool)
-        w = diffusion(grid.process, t, self.form, self.norm)
+        with np.errstate(divide="ignore"):
+            w = diffusion(grid.process, t, self.form, self.norm)
+        if xp is np and not np.isfinite(w).all():
+            raise GenError(
+                f"euler-maruyama with form {self.form} is infinite at pure noise; start the grid below time 1"
+            )
         zeros, ones = np.zeros(n), np.ones(n)
         first = {
             "i": np.arange(n),
@@ -114,4 +119,9 @@ class EulerMaruyama:
             "last": ones,
         }
         kept = np.flatnonzero(np.stack([ones, ~final], axis=1).reshape(-1))
-        return {k: xp.stack([first[k], second[k]], axis=1).reshape(-1)[kept] for k in first}
+
+        def both(a: Any, b: Any) -> Any:
+            host = isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
+            return (np if host else jnp).stack([a, b], axis=1).reshape(-1)[kept]
+
+        return {k: both(first[k], second[k]) for k in first}

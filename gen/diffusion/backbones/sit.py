@@ -6,8 +6,10 @@ With learned variance the official network computes twice the channels and retur
 
 from typing import Any, Literal
 
+from gen.config import suggest
 from gen.diffusion.backbones.dit import DiTConfig, dit
 from gen.diffusion.denoiser import Predict, PredictionKind
+from gen.errors import GenError
 
 __all__ = ["parameterization", "sit"]
 
@@ -29,6 +31,8 @@ def sit(name: str, *, learned_variance: bool = False, **changes: Any) -> DiTConf
 
 
 def parameterization(network: DiTConfig, prediction: Literal["velocity", "noise", "score"] = "velocity") -> Predict:
-    """What the output of an official SiT network means on our clock."""
+    """What the output of an official SiT network means on our clock. Raises GenError for another prediction."""
+    if prediction not in _OUTPUTS:
+        raise GenError(f"unknown prediction '{prediction}'; {suggest(prediction, _OUTPUTS)}")
     output, sign = _OUTPUTS[prediction]
     return Predict(output, clock="reversed", sign=sign, learned_variance=network.learned_variance)

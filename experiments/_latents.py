@@ -1,0 +1,87 @@
+"""What the class-conditional latent experiments share: data, previews, artifacts, engine."""
+
+from pathlib import Path
+from typing import Any
+
+from gen.config import fingerprint
+from gen.data.caches import Cache
+from gen.data.sources import Digits
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.train import DenoiserTask
+from gen.experiments import Recipe
+from gen.pretrained.latent_shards import LatentShards
+from gen.pretrained.load import Loaded
+from gen.sampling.generator import DiffusionGenerator, Sampler
+from gen.training.ema import Constant
+from gen.training.engine import EngineConfig, RunConfig
+from gen.training.optim import OptimConfig
+from gen.training.task import Stage
+
+__all__ = ["adamw", "digits_recipe", "latent_recipe", "latents"]
+
+
+def adamw(lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.999), clip: float = 0.0) -> OptimConfig:
+    """The constant-rate AdamW of DiT and what followed it, without weight decay."""
+    return OptimConfig(lr, betas=betas, clip=clip)
+
+
+def latents(path: str) -> Any:
+    """The data at `path`: a latent cache, or a folder of LightningDiT's published shards."""
+    sealed = (Path(path) / "cache.json").exists() or not list(Path(path).glob("*.safetensors"))
+    return Cache(path) if sealed else LatentShards(path)
+
+
+def latent_recipe(
+    name: str,
+    denoiser: Denoiser,
+    data: str,
+    tokenizer: Loaded | None,
+    *,
+    objective: Any,
+    sampler: Sampler,
+    steps: int,
+    batch: int,
+    optim: OptimConfig | None = None,
+    engine: EngineConfig | None = None,
+    cond: tuple[str, ...] = ("label",),
+) -> Recipe:
+    """A class-conditional model of the latents at `data`, averaged with decay 0.9999, label dropout 0.1.
+
+    Args:
+      data: see `latents`.
+      tokenizer: decodes previews and samples; without it the run generates latents.
+    """
+    found = latents(data)
+    network = getattr(denoiser.network, "network", denoiser.network)
+    decoder: dict[str, Any] = {"normalizer": found.normalizer()}
+    origins = {}
+    if tokenizer is not None:
+        decoder["tokenizer"] = tokenizer.params["tokenizer"]
+        origins["tokenizer"] = f"{tokenizer.config.name} {fingerprint(tokenizer.config)} step {tokenizer.step}"
+    decode = None if tokenizer is None else tokenizer.tokenizer
+    generator = DiffusionGenerator(denoiser, (*network.size, network.channels), sampler, decode)
+    task = DenoiserTask(
+        denoiser,
+        objective,
+        optim or adamw(),
+        (Constant(0.9999),),
+        cond=cond,
+        generator=None if tokenizer is None else generator,
+    )
+    stage = Stage("teacher", task, steps, batch, found)
+    frozen = {} if tokenizer is None else decoder
+    engine = engine or EngineConfig(checkpoint_every=10_000, keep_every=100_000, log_every=100)
+    return Recipe(RunConfig(name, (stage,), origins, generator, engine), frozen=frozen, artifacts=decoder)
+
+
+def digits_recipe(
+    name: str, denoiser: Denoiser, *, objective: Any, sampler: Sampler, steps: int = 400, batch: int = 64
+) -> Recipe:
+    """The same on 8 x 8 pixels of the embedded digits: a smoke run of seconds to minutes on a laptop."""
+    network = denoiser.network
+    generator = DiffusionGenerator(denoiser, (*network.size, network.channels), sampler)
+    optim = OptimConfig(2e-3, betas=(0.9, 0.99), clip=1.0)
+    task = DenoiserTask(denoiser, objective, optim, (Constant(0.99, warmup=True),), generator=generator)
+    stage = Stage("teacher", task, steps, batch, Digits("train"))
+    engine = EngineConfig(checkpoint_every=100, log_every=20)
+    return Recipe(RunConfig(name, (stage,), generator=generator, engine=engine))
