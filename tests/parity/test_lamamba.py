@@ -1,6 +1,7 @@
 """LaMamba-Diff against the official code: block by block, the whole network with its gradients, guidance, names."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -20,6 +21,9 @@ from gen.pretrained import lamamba
 from gen.pretrained.rules import load, save, system
 from gen.sampling.guidance import ClassifierFree
 from tests.parity.conftest import Fixture, fixtures
+
+# these programs run once: time goes into compiling them
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 MERGING = {"v1": "neighbours", "v2": "conv2", "v3": "conv3"}
 
@@ -89,7 +93,7 @@ def test_block(fx: Fixture) -> None:
     net, (b, h, w, width) = Network(config), fx.io["x"].shape
     c, shifted = jnp.asarray(fx.io["c"]), config.shift > 0
 
-    @jax.jit
+    @compiled
     def parts(params: Any) -> Any:
         module = net.module(params)
         maps, _ = module.scan.project(jnp.asarray(fx.io["ssm_in"]))
@@ -109,7 +113,7 @@ def test_block(fx: Fixture) -> None:
     fx.close(ssm_out, "ssm_out")
     fx.close(attended, "attn_out")
 
-    @jax.jit
+    @compiled
     def run(params: Any, x: jax.Array, c: jax.Array) -> Any:
         out, pull = jax.vjp(lambda p, x, c: net(p, x.reshape(b, -1, width), c, shifted).reshape(x.shape), params, x, c)
         return out, pull(jnp.asarray(fx.io["cot_out"]))
@@ -205,7 +209,7 @@ def test_forward(fx: Fixture) -> None:
     fx.close(module.embed((t,), cond), "c")
     skips, ups = [f"down_{i}" for i in range(4)], [f"up_{i}" for i in range(4)]
 
-    @jax.jit
+    @compiled
     def run(params: Any, x: jax.Array) -> Any:
         def call(p: Any, x: jax.Array) -> Any:
             out, features = net(p, x, (t,), cond, taps=("tokens", *skips, "middle", *ups))
@@ -227,7 +231,7 @@ def test_forward(fx: Fixture) -> None:
         if name.startswith("grad__"):
             fx.close(gradients[name.removeprefix("grad__")], name)
 
-    stopped, features = jax.jit(lambda x: net(params, x, (t,), cond, taps=("down_1",), stop=True))(x)
+    stopped, features = compiled(lambda x: net(params, x, (t,), cond, taps=("down_1",), stop=True))(x)
     assert set(features) == {"down_1"}
     fx.close(stopped.reshape(fx.io["skip_1"].shape), "skip_1")
 
@@ -243,7 +247,7 @@ def test_guidance(fx: Fixture) -> None:
     t = jnp.asarray(denoiser.process.time(index), jnp.float32)
     guidance = ClassifierFree(float(fx.io["cfg_scale"]))
 
-    @jax.jit
+    @compiled
     def run(params: Any, x: jax.Array) -> Any:
         guided = guidance(denoiser.bind(params), lambda c: denoiser.net.apply(params, c, method="null"))
         prediction, _ = guided(x, t, {"label": label}, jnp.int32(0), guidance.init(x))
