@@ -30,7 +30,10 @@ class DenoiserTask:
       objective: the loss (`gen.diffusion.objectives`).
       optim: the optimiser.
       emas: averages (`gen.training.ema`): the first is ``net`` and is exported, the i-th further one ``net@i``.
-      dropout: share of samples trained on the network's null condition; 0 for networks without one.
+      dropout: share of samples trained on the network's null condition; 0 for networks without one. Networks that drop
+        activations receive their keys as the condition "dropout".
+      augment: changes the images on the device and says how: (key, images) -> (images, labels), where the labels become
+        the condition "augment" (`gen.data.edm_augment`); None for none.
       cond: names of the batch's conditioning arrays.
       generator: the generator that draws previews from ``net`` and the frozen arrays, or None for none.
       labels: the previews' labels; the pictures of a label keep their noise through the run.
@@ -41,6 +44,7 @@ class DenoiserTask:
     optim: OptimConfig = OptimConfig()
     emas: tuple[Any, ...] = ()
     dropout: float = 0.1
+    augment: Any = None
     cond: tuple[str, ...] = ("label",)
     generator: Any = None
     labels: tuple[int, ...] = tuple(range(8))
@@ -93,11 +97,18 @@ class DenoiserTask:
     def update(self, state: State, frozen: Frozen, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
         """One step at freshly drawn times and noise."""
         del frozen
+        params = self.denoiser.net.project(state.params["net"])
+        state = dataclasses.replace(state, params=state.params | {"net": params})
         draw_key, drop_key = jax.random.split(key)
         x = batch["latent"] if "latent" in batch else batch["image"].astype(jnp.float32) / 127.5 - 1.0
+        cond = {name: batch[name] for name in self.cond}
+        if self.augment is not None:
+            x, cond["augment"] = self.augment(jax.random.fold_in(key, 1), x)
+        if getattr(self.denoiser.network, "dropout", 0.0):
+            cond["dropout"] = jax.random.split(jax.random.fold_in(key, 2), x.shape[0])
         draws = self.objective.draw(draw_key, self.denoiser.process, x)
         dropped = jax.random.bernoulli(drop_key, self.dropout, x.shape[:1])
-        data = (x, {name: batch[name] for name in self.cond}, draws, dropped)
+        data = (x, cond, draws, dropped)
         return update(state, "net", lambda p, d: self.loss(p, *d), data, self.optim, self._averages)
 
     def preview(self, state: State, frozen: Frozen, key: jax.Array) -> Mapping[str, jax.Array]:
