@@ -1,0 +1,123 @@
+"""What the engine costs: step overhead over the bare jitted step, loader rate, blocking time of a checkpoint.
+
+    python benchmarks/engine.py runs/demo [--pairs 5]
+
+Needs a finished demo (its latent cache). Every figure is a median over interleaved pairs: one engine run, one bare
+loop over the same batches with the same compiled program, in turn. The engine's seconds per step are the difference
+of a long and a short run, so that start-up, tracing and the final checkpoint cancel.
+"""
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+
+import gen
+from gen.data.caches import Cache
+from gen.data.sources import Digits
+from gen.experiments import build
+from gen.training.checkpoints import Checkpoints
+from gen.training.engine import EngineConfig, RunConfig, enable_compile_cache, train
+from gen.training.files import read_json
+from gen.training.task import Stage
+
+SHORT, LONG = 50, 650
+
+
+def engine_seconds(stage: Stage, steps: tuple[int, int]) -> float:
+    """Seconds per step of `train`."""
+    times = []
+    for count in steps:
+        run = Stage(stage.name, stage.task, steps=count, batch=stage.batch, data=stage.data)
+        config = RunConfig("benchmark", (run,), engine=EngineConfig(quiet=True, checkpoint_every=10**9))
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            train(config, folder)
+            times.append(time.perf_counter() - began)
+    return (times[1] - times[0]) / (steps[1] - steps[0])
+
+
+def bare_seconds(stage: Stage, steps: tuple[int, int]) -> float:
+    """Seconds per step of the jitted update alone, on batches that already lie on the device."""
+    task = stage.task
+    state = jax.jit(task.init, static_argnums=(1, 2))(jax.random.key(0), None, None)
+    name = task.select(0)
+    step = jax.jit(lambda s, b, k: task.programs[name](s, {}, b, k), donate_argnums=0)
+    source = stage.data.batches(batch=stage.batch, seed=0, start=0)
+    batches = [jax.device_put(dict(b)) for b in itertools.islice(source, 16)]
+    keys = jax.random.split(jax.random.key(1), 16)
+    state, _ = step(state, batches[0], keys[0])
+    jax.block_until_ready(state)
+    count = steps[1] - steps[0]
+    began = time.perf_counter()
+    for i in range(count):
+        state, _ = step(state, batches[i % 16], keys[i % 16])
+    jax.block_until_ready(state)
+    return (time.perf_counter() - began) / count
+
+
+def overhead(name: str, stage: Stage, pairs: int, steps: tuple[int, int]) -> None:
+    """Prints the engine's and the bare loop's seconds per step and the median of their differences and ratios."""
+    rows = [(engine_seconds(stage, steps), bare_seconds(stage, steps)) for _ in range(pairs + 1)][1:]
+    engine, bare = (1e3 * statistics.median(column) for column in zip(*rows, strict=True))
+    extra = 1e3 * statistics.median(e - b for e, b in rows)
+    ratio = statistics.median(e / b for e, b in rows)
+    print(
+        f"{name:<34} engine {engine:8.2f} ms, bare {bare:8.2f} ms, overhead {extra:6.2f} ms ({100 * (ratio - 1):.1f} %)"
+    )
+
+
+def loader_rate(data: object, batch: int, count: int = 2000) -> float:
+    """Batches per second of the loader alone."""
+    source = data.batches(batch=batch, seed=0, start=0)
+    for _ in range(50):
+        next(source)
+    began = time.perf_counter()
+    for _ in range(count):
+        next(source)
+    return count / (time.perf_counter() - began)
+
+
+def checkpoint_seconds(state: object, repeats: int = 7) -> tuple[float, float]:
+    """Median seconds that a save blocks, and until it is committed."""
+    blocking, committed = [], []
+    with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
+        for step in range(1, repeats + 1):
+            began = time.perf_counter()
+            checkpoints.save(step, state, {"step": step})
+            blocking.append(time.perf_counter() - began)
+            checkpoints.wait()
+            committed.append(time.perf_counter() - began)
+    return statistics.median(blocking), statistics.median(committed)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("demo", type=Path)
+    parser.add_argument("--pairs", type=int, default=5)
+    args = parser.parse_args()
+    enable_compile_cache()
+    tokenizer = build("demo-tokenizer", {}).config.stages[0]
+    recipe = build("demo-teacher", {"tokenizer": gen.load(args.demo / "tokenizer"), "data": str(args.demo / "latents")})
+    task = recipe.config.stages[0].task
+    task = type(task)(**{**vars(task), "generator": None})
+    teacher = Stage("teacher", task, steps=1, batch=128, data=Cache(str(args.demo / "latents")))
+    overhead("demo tokenizer, batch 64", tokenizer, args.pairs, (SHORT, LONG))
+    overhead("demo teacher, batch 128", teacher, args.pairs, (SHORT, LONG))
+    large = Stage("large", task, steps=1, batch=4096, data=teacher.data)
+    overhead("demo teacher, batch 4096", large, args.pairs, (3, 23))
+    for name, stage in (("digits", Stage("t", None, 1, 64, Digits())), ("latent cache", teacher)):
+        print(f"loader, {name}, batch {stage.batch}: {loader_rate(stage.data, stage.batch):,.0f} batches/s")
+    blocking, committed = checkpoint_seconds(jax.jit(task.init, static_argnums=(1, 2))(jax.random.key(0), None, None))
+    print(f"checkpoint of the teacher: blocks {1e3 * blocking:.0f} ms, committed after {1e3 * committed:.0f} ms")
+    seconds = read_json(args.demo / "seconds.json")
+    print("demo, seconds per stage: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
+
+
+if __name__ == "__main__":
+    main()
