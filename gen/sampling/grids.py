@@ -6,7 +6,7 @@ Every grid runs from noise to data and ends at clean data, time 0, where no solv
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ __all__ = [
     "Matched",
     "Respaced",
     "Snapped",
+    "Spaced",
     "Uniform",
     "inversion",
     "space_timesteps",
@@ -268,8 +269,45 @@ class Chain:
 
 
 @dataclasses.dataclass(frozen=True)
+class Spaced:
+    """Integer indices of a DDPM chain, evenly spaced, then clean data (the clocks of Lin et al. 2024, table 2).
+
+    Needs the ddpm process. For a chain of T steps and m = `steps` points the indices, noisiest first, are
+
+        linspace: round((T - 1) (m - 1 - i) / (m - 1));  leading: (m - 1 - i) floor(T / m) + offset;
+        trailing: round(T - i T / m) - 1.
+
+    Attributes:
+      offset: of ``leading``; 1 for Stable Diffusion.
+      end_point: ``linspace`` and ``leading`` are laid out for m = steps + 1 points and leave the last one out, as
+        published multistep solvers do.
+    """
+
+    spacing: Literal["linspace", "leading", "trailing"] = "trailing"
+    offset: int = 0
+    end_point: bool = False
+
+    def __call__(self, process: Any, steps: int) -> Grid:
+        if not isinstance(process, DDPM):
+            raise GenError(f"a spaced grid needs the ddpm process, not {type(process).__name__}; wrap it in 'matched'")
+        i, total, points = np.arange(_count(steps, "spaced")), process.steps, steps + self.end_point
+        match self.spacing:
+            case "linspace":
+                indices = np.round((total - 1) * (points - 1 - i) / max(points - 1, 1))
+            case "leading":
+                indices = (points - 1 - i) * (total // points) + self.offset
+            case "trailing":
+                indices = np.round(total - i * (total / steps)) - 1
+            case _:
+                raise GenError(f"spacing '{self.spacing}' is unknown; expected linspace, leading or trailing")
+        return checked(np.append(process.time(indices), 0.0), process, "spaced")
+
+
+@dataclasses.dataclass(frozen=True)
 class Matched:
     """Another process's grid, carried to the sampled process by equal log-SNR.
+
+    ``Matched(Uniform(), Trigonometric())`` is the cosine grid on any process that reaches pure noise.
 
     Attributes:
       grid: a grid config.

@@ -29,9 +29,11 @@ __all__ = [
     "Euler",
     "Heun",
     "Noise",
+    "Renoise",
     "Solver",
     "per_sample_noise",
     "prior",
+    "step_rows",
 ]
 
 Noise = Callable[[Any], jax.Array]
@@ -94,7 +96,7 @@ def prior(grid: Grid, keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return scale * jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
-def _columns(grid: Grid, x: jax.Array, **columns: Any) -> dict[str, jax.Array]:
+def step_rows(grid: Grid, x: jax.Array, **columns: Any) -> dict[str, jax.Array]:
     """Per-step scan inputs: the step index ``i``, the time ``t`` of its start and `columns`, in x's dtype."""
     values = {"t": grid.times[:-1], **columns}
     return {"i": jnp.arange(grid.steps)} | {k: jnp.asarray(v, x.dtype) for k, v in values.items()}
@@ -197,7 +199,7 @@ class Euler:
             x = x + row["h"] * prediction.velocity
             return (x, carry), x if trajectory else None
 
-        rows = _columns(grid, x, h=grid.times[1:] - grid.times[:-1])
+        rows = step_rows(grid, x, h=grid.times[1:] - grid.times[:-1])
         (x, _), states = jax.lax.scan(step, (x, carry), rows)
         return states if trajectory else x
 
@@ -367,7 +369,46 @@ class DDIM:
                 x = x + row["tau"] * noise(row["i"])
             return (x, carry), x if trajectory else None
 
-        rows = _columns(grid, x, data=a_next, direction=direction, tau=tau)
+        rows = step_rows(grid, x, data=a_next, direction=direction, tau=tau)
+        (x, _), states = jax.lax.scan(step, (x, carry), rows)
+        return states if trajectory else x
+
+
+@dataclasses.dataclass(frozen=True)
+class Renoise:
+    """x' = a' D + s' z: the data prediction, noised afresh to the next time.
+
+    Multistep sampling of consistency models and few-step students (Song et al. 2023, alg. 1), whose D is a sample.
+    With the mean prediction of a diffusion model the result is too smooth, however small the steps.
+    """
+
+    order: ClassVar[int] = 0
+    stochastic: ClassVar[bool] = True
+
+    def nfe(self, grid: Grid) -> int:
+        """One call a step."""
+        return grid.steps
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        x: jax.Array,
+        grid: Grid,
+        noise: Noise,
+        cond: Cond,
+        carry: Any = (),
+        *,
+        trajectory: bool = False,
+    ) -> jax.Array:
+        """See `Solver`."""
+
+        def step(state: Any, row: Any) -> Any:
+            x, carry = state
+            prediction, carry = denoise(x, row["t"], cond, row["i"], carry)
+            x = row["data"] * prediction.denoised + row["noise"] * noise(row["i"])
+            return (x, carry), x if trajectory else None
+
+        rows = step_rows(grid, x, data=grid.alpha[1:], noise=grid.sigma[1:])
         (x, _), states = jax.lax.scan(step, (x, carry), rows)
         return states if trajectory else x
 
@@ -425,7 +466,7 @@ class Ancestral:
             x = mean + row["live"] * jnp.sqrt(variance) * noise(row["i"])
             return (x, carry), x if trajectory else None
 
-        rows = _columns(
+        rows = step_rows(
             grid,
             x,
             data=a_next * beta / s**2,

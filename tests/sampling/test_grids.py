@@ -6,7 +6,18 @@ import pytest
 from gen.config import KINDS, config_class, from_json, to_json
 from gen.diffusion.process import DDPM, EDM, VE, VP, EDMFamily, Linear, Trigonometric
 from gen.errors import GenError
-from gen.sampling.grids import Chain, Explicit, Karras, Matched, Respaced, Snapped, Uniform, inversion, space_timesteps
+from gen.sampling.grids import (
+    Chain,
+    Explicit,
+    Karras,
+    Matched,
+    Respaced,
+    Snapped,
+    Spaced,
+    Uniform,
+    inversion,
+    space_timesteps,
+)
 
 EXAMPLES = {
     "uniform": (Uniform(shift=3.0), VP()),
@@ -14,6 +25,7 @@ EXAMPLES = {
     "respaced": (Respaced(), DDPM()),
     "explicit": (Explicit((1.0, 0.7, 0.4, 0.2, 0.0)), Linear()),
     "chain": (Chain(), DDPM("cosine")),
+    "spaced": (Spaced(), DDPM()),
     "matched": (Matched(Uniform(), VP()), VE(sigma_max=200.0)),
     "snapped": (Snapped(Karras(sigma_min=0.1), (0.1, 1.0, 3.0, 9.0, 20.0, 80.0)), EDM()),
 }
@@ -75,6 +87,28 @@ def test_space_timesteps(spec, expected):
     np.testing.assert_array_equal(space_timesteps(20, spec), expected)
 
 
+@pytest.mark.parametrize(
+    ("grid", "expected"),
+    [
+        (Spaced("leading"), [750, 500, 250, 0]),
+        (Spaced("leading", offset=1), [751, 501, 251, 1]),
+        (Spaced("leading", end_point=True), [800, 600, 400, 200]),
+        (Spaced("linspace"), [999, 666, 333, 0]),
+        (Spaced("linspace", end_point=True), [999, 749, 500, 250]),
+        (Spaced("trailing"), [999, 749, 499, 249]),
+    ],
+    ids=repr,
+)
+def test_spaced_indices(grid, expected):
+    np.testing.assert_allclose(DDPM().index(grid(DDPM(), 4).times[:-1]), expected)
+
+
+def test_cosine_grid_is_uniform_in_the_angle():
+    grid = Matched(Uniform(), Trigonometric())(Linear(), 8)
+    angles = np.arctan2(grid.sigma, grid.alpha)
+    np.testing.assert_allclose(np.diff(angles), -np.pi / 16, rtol=1e-6)
+
+
 def test_respaced_networks_see_original_indices():
     process = DDPM()
     grid = Respaced("ddim50")(process, 50)
@@ -116,6 +150,8 @@ def test_inversion_runs_from_the_first_noisy_time():
         (lambda: Explicit((float("nan"), 0.0))(Linear(), 1), "not finite"),
         (lambda: Explicit((1.0,))(Linear(), 0), "at least a start and an end"),
         (lambda: Chain()(Linear(), 3), "needs the ddpm process"),
+        (lambda: Spaced()(Linear(), 3), "needs the ddpm process"),
+        (lambda: Spaced("evenly")(DDPM(), 3), "expected linspace, leading or trailing"),
         (lambda: Chain(sigma_min=1.0, sigma_max=1.01)(DDPM(), 30), "levels in the range"),
         (lambda: Snapped(Karras(), (1.0, 10.0))(EDM(), 8), "does not fall strictly"),
     ],

@@ -1,5 +1,7 @@
 """Every registered solver on a Gaussian mixture whose exact denoiser is known."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +11,13 @@ from gen.config import KINDS, config_class, from_json, to_json
 from gen.diffusion.denoiser import Prediction
 from gen.diffusion.process import DDPM, EDM, VP, Linear, Trigonometric
 from gen.errors import GenError
-from gen.sampling.grids import Explicit, Karras, Respaced, Uniform, inversion
-from gen.sampling.solvers import DDIM, Ancestral, EDMStochastic, Heun, per_sample_noise, prior
+from gen.sampling.grids import Explicit, Grid, Karras, Respaced, Uniform, inversion
+from gen.sampling.multistep import DPMSolver, UniPC
+from gen.sampling.solvers import DDIM, Ancestral, EDMStochastic, Euler, Heun, Renoise, per_sample_noise, prior
 from tests.sampling.mixture import denoise, distance, flow, keys
 
-REGISTERED = [config_class(kind)() for kind in KINDS["solver"]]
+# Renoise takes its predictions for samples, which those of the mixture are not: see its own test
+REGISTERED = [config_class(kind)() for kind in KINDS["solver"] if kind != "renoise"]
 OPTIONS = [
     DDIM(eta=0.5),
     DDIM(eta=1.0),
@@ -22,9 +26,18 @@ OPTIONS = [
     EDMStochastic(s_churn=40.0, s_min=0.05, s_max=50.0, second_order=False),
     EDMStochastic(second_order=False),
     EDMStochastic(alpha=0.6),
+    DPMSolver(1),
+    DPMSolver(2, "heun"),
+    DPMSolver(3),
+    DPMSolver(2, stochastic=True),
+    UniPC(3),
+    UniPC(2, "bh1", uncorrected=(0, 1)),
 ]
 SOLVERS = [pytest.param(s, id=repr(s)) for s in REGISTERED + OPTIONS]
-FEW = [pytest.param(s, id=repr(s)) for s in [*REGISTERED, EDMStochastic(s_churn=20.0), DDIM(eta=0.5)]]
+FEW = [
+    pytest.param(s, id=repr(s))
+    for s in [*REGISTERED, EDMStochastic(s_churn=20.0), DDIM(eta=0.5), DPMSolver(3), DPMSolver(2, stochastic=True)]
+]
 PLACES = [(EDM(), Karras()), (DDPM(), Respaced()), (Linear(), Uniform()), (VP(), Karras())]
 
 
@@ -33,15 +46,25 @@ def solve(solver, grid, x, **kwargs):
     return solver(denoise(grid.process), x, grid, noise, {}, **kwargs)
 
 
+@dataclasses.dataclass(frozen=True)
+class EqualLambda:
+    """Equal steps in lambda = log(alpha / sigma) between levels that are neither pure noise nor clean."""
+
+    def __call__(self, process, steps):
+        return Grid(process.time_of(np.linspace(-4.0, 8.0, steps + 1)), process)
+
+
 @pytest.mark.parametrize("solver", [p for p in SOLVERS if not p.values[0].stochastic])
 @pytest.mark.parametrize("process", [Linear(), Trigonometric()], ids=repr)
 def test_order_of_convergence(solver, process):
+    """Multistep methods interpolate in lambda: their order is that between levels at which lambda is finite."""
+    layout = EqualLambda() if isinstance(solver, DPMSolver | UniPC) else Uniform()
     x = np.linspace(-2.0, 2.0, 41)
-    exact = flow(process, tuple(x), 1.0, 0.0)
+    exact = flow(process, tuple(x), *(float(t) for t in layout(process, 32).times[[0, -1]]))
     with jax.enable_x64(True):
         errors = []
         for steps in (32, 64, 128):
-            grid = Uniform()(process, steps)
+            grid = layout(process, steps)
             out = jax.jit(lambda x, grid=grid: solve(solver, grid, x))(jnp.asarray(x)[:, None])
             assert out.dtype == jnp.float64
             errors.append(np.sqrt(np.mean((np.asarray(out)[:, 0] - exact) ** 2)))
@@ -129,6 +152,31 @@ def test_ddim_with_full_noise_is_ancestral_with_the_small_variance():
     np.testing.assert_allclose(solve(DDIM(1.0), grid, x), solve(Ancestral("small"), grid, x), rtol=2e-4, atol=2e-5)
 
 
+def test_first_order_dpm_solver_is_ddim():
+    """On flows with eta = 0 that is Euler's method too (any process for DDIM); the SDE is DDIM with full noise."""
+    grid = Uniform()(Linear(), 7)
+    x = prior(grid, keys(4), (3,))
+    np.testing.assert_allclose(solve(DPMSolver(1), grid, x), solve(Euler(), grid, x), rtol=1e-4, atol=1e-5)
+    grid = Respaced()(DDPM(), 20)
+    for eta, stochastic in ((0.0, False), (1.0, True)):
+        got = solve(DPMSolver(1, stochastic=stochastic), grid, x)
+        np.testing.assert_allclose(got, solve(DDIM(eta), grid, x), rtol=1e-4, atol=1e-5)
+
+
+def test_renoise_ends_in_the_prediction_and_follows_samples():
+    """With D = a draw of the data, as a consistency model gives it, every step's state has the right marginal."""
+    grid, draws = Uniform()(Linear(), 3), jnp.linspace(-1.0, 2.0, 4)[:, None]
+
+    def consistency(x, t, cond, step, carry):
+        return Prediction(draws + step, x, t, {}, Linear(), "x"), carry
+
+    noise = per_sample_noise(keys(4), (1,))
+    states = Renoise()(consistency, jnp.ones((4, 1)), grid, noise, {}, trajectory=True)
+    for i in range(3):
+        t = grid.times[i + 1]
+        np.testing.assert_allclose(states[i], (1 - t) * (draws + i) + t * noise(i), rtol=1e-5, atol=1e-6)
+
+
 def test_ancestral_step_against_the_chain_formulas():
     """Posterior of the spaced chain by betas (Ho et al. 2020, eq. 7; Nichol & Dhariwal 2021, eq. 15)."""
     chain, kept = DDPM(), [100, 400, 900]
@@ -187,6 +235,9 @@ def test_a_sample_depends_on_its_own_key_alone():
         (lambda: DDIM(eta=2.0), "eta 2"),
         (lambda: EDMStochastic(alpha=0.0), "alpha 0"),
         (lambda: EDMStochastic(s_churn=-1.0), "s_churn -1"),
+        (lambda: DPMSolver(4), "order 4; expected 1 to 3"),
+        (lambda: DPMSolver(3, stochastic=True), "order 3; expected 1 to 2"),
+        (lambda: UniPC(0), "order 0; expected 1 to 3"),
         (lambda: solve(Ancestral("learned"), Uniform()(Linear(), 2), jnp.ones((1, 1))), "predicts no variance"),
     ],
 )

@@ -1,0 +1,196 @@
+"""Solvers against golden trajectories on a Gaussian mixture: every input of the denoiser, and the result.
+
+In float32 with the states of the fixture, and in float64 against its float64 recomputation.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen.diffusion.denoiser import Prediction
+from gen.diffusion.process import DDPM, VE, EDMFamily, Linear, Trigonometric
+from gen.sampling.grids import Grid, Karras, Spaced, Uniform
+from gen.sampling.multistep import DPMSolver, UniPC
+from gen.sampling.solvers import DDIM, Euler, Heun, Renoise
+from tests.parity.conftest import Fixture, fixtures
+
+FOUND = fixtures("solver-dpmpp*", "solver-unipc*", "solver-ddim-euler-heun*")
+CASES = [pytest.param(fx, case, id=f"{fx}-{case}") for fx in FOUND for case in fx.config["cases"]]
+RATIO = EDMFamily("linear", "vp", sigma_max=1e6)  # variance preserving, with sigma / alpha as its time
+KINDS = {"epsilon": "eps", "v_prediction": "v", "flow_prediction": "velocity"}
+
+
+@dataclasses.dataclass
+class Case:
+    """One case: its denoiser, and what that was asked."""
+
+    fx: Fixture
+    name: str
+    calls: list = dataclasses.field(default_factory=list)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return self.fx.config["cases"][self.name]
+
+    def array(self, name: str) -> np.ndarray:
+        return self.fx.io[f"{self.name}.{name}"]
+
+    @property
+    def flow(self) -> bool:
+        return "Flow" in self.spec.get("scheduler", "") or self.spec.get("use_flow_sigmas", False)
+
+    def denoised(self, x: np.ndarray, a: float, b: float) -> np.ndarray:
+        """The mixture's E[x | x_t] in float64."""
+        means = self.fx.io["gmm_means"].astype(np.float64)
+        weights, variance = self.fx.io["gmm_weights"], float(self.fx.io["gmm_variance"])
+        total = a * a * variance + b * b
+        away = x.astype(np.float64)[:, None] - a * means[None]
+        axes = tuple(range(2, away.ndim))
+        logs = np.log(weights) - np.sum(away**2, axis=axes) / (2 * total)
+        shares = np.exp(logs - logs.max(axis=1, keepdims=True))
+        shares = (shares / shares.sum(axis=1, keepdims=True)).reshape(shares.shape + (1,) * (means.ndim - 1))
+        return np.sum(shares * (means[None] + a * variance / total * away), axis=1)
+
+    def denoise(self, process: Any, times: Any) -> Any:
+        """A Denoise that gives the case's raw output; `times` are those of its calls, in order."""
+        pending = iter(np.asarray(times, np.float64))
+
+        def denoise(x, t, cond, step, carry):
+            exact = next(pending)
+            assert float(t) == pytest.approx(exact, rel=1e-6, abs=1e-7)
+            a, b = float(process.alpha(exact)), float(process.sigma(exact))
+            state, kind = np.asarray(x), KINDS[self.spec.get("prediction_type", "flow_prediction")]
+            if isinstance(process, VE):  # states without the scaling that the network's input has
+                scale = 1 / math.sqrt(1 + b * b)
+                d = self.denoised(scale * state, scale, scale * b)
+                raw = {"eps": (state - d) / b, "v": scale * ((state - d) / b) - scale * b * d}[kind]
+                value, kind = d, "x"
+            else:
+                d = self.denoised(state, a, b)
+                eps = (state - a * d) / b
+                raw = value = {"eps": eps, "v": a * eps - b * d, "velocity": eps - d}[kind]
+            self.calls.append((state, raw))
+            return Prediction(jnp.asarray(value, x.dtype), x, t, {}, process, kind), carry
+
+        return denoise
+
+    def run(self, dtype: Any) -> np.ndarray:
+        """The final state, from the stored start."""
+        self.calls.clear()
+        x = jnp.asarray(self.array("samples")[0], dtype)
+        stored = self.fx.io.get(f"{self.name}.noise")
+
+        def noise(i):
+            return jnp.asarray(stored[int(i)], dtype)
+
+        if self.spec.get("scheduler") == "DDIM":  # published steps do not always go to the next level
+            clock = [self.array(n).astype(np.float64) for n in ("alpha_bar", "alpha_bar_prev")]
+            times = np.stack([2 / math.pi * np.arctan2(np.sqrt(1 - v), np.sqrt(v)) for v in clock], axis=1)
+            for i, pair in enumerate(times):
+                grid = Grid(pair, Trigonometric())
+                one = self.denoise(Trigonometric(), pair[:1])
+                x = DDIM(self.spec["eta"])(one, x, grid, lambda _, i=i: noise(i), {})
+            return np.asarray(x)
+        solver, process = solver_of(self.spec), Linear() if self.flow else RATIO
+        times = self.array("sigmas").astype(np.float64)
+        evaluated = times[:-1]
+        if isinstance(solver, Heun):  # inner levels stand twice: at the end of a step and at the start of the next
+            times = np.append(times[0], times[1::2])
+            process = process if self.flow else VE()
+        if self.fx.name.startswith("solver-unipc"):
+            predicted, corrected = solver.states(self.denoise(process, evaluated), x, Grid(times, process), {})
+            self.corrected = np.asarray(corrected)
+            return np.asarray(predicted[-1])
+        return np.asarray(solver(self.denoise(process, evaluated), x, Grid(times, process), noise, {}))
+
+
+def solver_of(spec: dict[str, Any]) -> Any:
+    if "predict_x0" in spec:
+        off = tuple(spec["disable_corrector"])
+        return UniPC(spec["solver_order"], spec["solver_type"], spec["lower_order_final"], off)
+    if "algorithm_type" in spec:
+        stochastic = spec["algorithm_type"] == "sde-dpmsolver++"
+        return DPMSolver(spec["solver_order"], spec["solver_type"], stochastic, spec["lower_order_final"])
+    if "Heun" in spec["scheduler"]:
+        return Heun()
+    return Renoise() if spec["stochastic_sampling"] else Euler()
+
+
+@pytest.mark.parametrize(("fx", "name"), CASES)
+def test_every_state_in_float32(fx: Fixture, name: str) -> None:
+    case = Case(fx, name)
+    loose = 3e-5 if "Heun" in case.spec.get("scheduler", "") else 5e-5 if name.endswith("_full") else 1e-5
+    samples = case.array("samples")
+    with jax.enable_x64(True), jax.disable_jit():
+        out = case.run(np.float32)
+    assert out.dtype == np.float32
+    limit = loose * (max(1.0, float(np.abs(samples).max())) if fx.name.startswith("solver-ddim") else 1.0)
+    fx.close(out, samples[-1], rtol=0, atol=limit)
+    fx.close(np.stack([x for x, _ in case.calls]), samples[:-1], rtol=0, atol=limit)
+    if f"{name}.corrected" in fx.io:
+        fx.close(case.corrected, f"{name}.corrected", rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize(("fx", "name"), CASES)
+def test_result_in_float64(fx: Fixture, name: str) -> None:
+    case = Case(fx, name)
+    with jax.enable_x64(True), jax.disable_jit():
+        out = case.run(np.float64)
+    fx.close(out, f"{name}.final64", rtol=0, atol=1e-8 if fx.name.startswith("solver-unipc") else 1e-9)
+    fx.close(np.stack([raw for _, raw in case.calls]), f"{name}.model_out", rtol=1e-4, atol=1e-4)
+
+
+def levels(fx: Fixture, name: str) -> np.ndarray | None:
+    """The noise levels that our grids give for the case, without the end; None where no grid of ours is meant."""
+    case = Case(fx, name)
+    spec, n = case.spec, case.spec["num_inference_steps"]
+    multistep = "solver_order" in spec
+    if case.flow:
+        shift = spec.get("flow_shift", spec.get("shift", 1.0))
+        if spec.get("use_dynamic_shifting"):
+            shift = math.exp(spec["mu"]) if spec["time_shift_type"] == "exponential" else spec["mu"]
+        if spec.get("shift_terminal"):
+            return None
+        ends = {"start": 1.0, "end": 0.0}
+        if "predict_x0" in spec:
+            ends["end"] = 1.0 - 0.999 * (n - 1) / n
+        elif multistep:
+            ends["start"] = 0.999
+        elif "sigmas" not in spec:  # published: the smallest level is shifted twice
+            ends["end"] = shift * 0.001 / (1 + (shift - 1) * 0.001)
+        return Uniform(shift, **ends)(Linear(), n).times[:-1]
+    table = fx.config["vp_table"]
+    chain = DDPM({"linear": "linear", "scaled_linear": "scaled-linear"}[table["beta_schedule"]])
+    ends = (table["beta_start"], table["beta_end"], table["num_train_timesteps"])
+    if not np.allclose(ends, (chain.betas[0], chain.betas[-1], chain.steps)) or spec.get("rescale_betas_zero_snr"):
+        return None
+    bar = np.cumprod(1 - chain.betas)
+    if spec.get("use_karras_sigmas"):
+        low, high = np.sqrt((1 - bar[[0, -1]]) / bar[[0, -1]])
+        return Karras(7.0, float(low), float(high))(RATIO, n).times[:-1]
+    spacing = spec["timestep_spacing"]
+    if spec.get("scheduler") == "HeunDiscrete" and spacing == "linspace":
+        return None  # not rounded to the chain's indices
+    times = Spaced(spacing, spec.get("steps_offset", 0), multistep)(chain, n).times[:-1]
+    return chain.sigma(times) / chain.alpha(times)
+
+
+@pytest.mark.parametrize(("fx", "name"), CASES)
+def test_noise_levels_are_those_of_our_grids(fx: Fixture, name: str) -> None:
+    ours, case = levels(fx, name), Case(fx, name)
+    if case.spec.get("scheduler") == "DDIM":
+        bar = case.array("alpha_bar").astype(np.float64)
+        with np.errstate(divide="ignore"):
+            stored = np.sqrt((1 - bar) / bar)
+    else:
+        stored = case.array("sigmas")[:-1]
+        stored = stored[np.append(True, np.diff(stored) != 0)] if "Heun" in case.spec.get("scheduler", "") else stored
+    assert len(np.unique(stored)) == case.spec["num_inference_steps"]
+    if ours is not None:
+        # float32 tables: their 1 - alpha_bar is off most near clean data
+        np.testing.assert_allclose(stored, ours, rtol=1e-3 if not case.flow else 3e-6)
