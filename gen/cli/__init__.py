@@ -27,8 +27,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "distill": ("gen.cli.train:distill", "train a few-step student from a teacher run"),
     "sample": ("gen.cli.sample:sample", "make images with a run: PNG folder, grid, npz or zip"),
     "evaluate": ("gen.cli.evaluate:evaluate", "score a run, a folder of images or an npz"),
+    "reference": ("gen.cli.reference:reference", "statistics of real images, or published ones, for evaluate"),
     "reconstruct": ("gen.cli.tokenizers:reconstruct", "images through a tokenizer and back, with PSNR"),
     "encode": ("gen.cli.tokenizers:encode", "images to a cache of latents for training"),
+    "data convert": ("gen.cli.data:convert", "images to an EDM zip, tar shards or ArrayRecord; crop and size"),
+    "data inspect": ("gen.cli.data:inspect", "counts, classes, sizes, duplicate and broken images, a preview"),
+    "data split": ("gen.cli.data:split", "hold out a share of every class"),
     "convert": ("gen.cli.convert:convert", "published weights to ours and back"),
     "info": ("gen.cli.info:info", "parameters, memory and identities of a preset or run"),
     "report": ("gen.cli.report:report", "rebuild the report page of a run folder"),
@@ -72,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print(__version__)
             return 0
+        if " ".join(args[:2]) in COMMANDS:  # data convert ...
+            args[:2] = [" ".join(args[:2])]
         if args[0] not in COMMANDS:
             raise GenError(f"unknown command '{args[0]}'; {suggest(args[0], COMMANDS)} (gen --help shows all)")
         run = parse(args[0], args[1:])

@@ -14,14 +14,17 @@ __all__ = ["convert"]
 
 def convert(
     source: Annotated[Path, tyro.conf.Positional],
+    file: Annotated[Path | None, tyro.conf.Positional] = None,
     /,
     *,
-    out: Annotated[Path, tyro.conf.arg(metavar="PATH")],
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
     system: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     key: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     overrides: Overrides = (),
 ) -> None:
     """Turns published weights into a run folder that gen sample takes, or a run back into published names.
+
+    With the name of a feature network before the file, its weights are kept in a per-user folder for gen evaluate.
 
     Files are read without torch and nothing in them is executed. Whatever does not match is listed and refused.
 
@@ -29,13 +32,22 @@ def convert(
       gen convert DiT-XL-2-256x256.pt --out runs/dit-xl
       gen convert small.safetensors --out runs/small --system dit --network.heads 6
       gen convert runs/dit-xl --out back.safetensors
+      gen convert inception pt_inception-2015-12-05-6726825d.pth
 
     Args:
-      source: a .safetensors, .pt, .pth or .pkl file, or a run folder to export.
-      out: the run folder to make, or the .safetensors file to export to.
+      source: a .safetensors, .pt, .pth or .pkl file, a run folder to export, or a feature network (inception).
+      file: the published file of that feature network.
+      out: the run folder to make, or the .safetensors file to export to; needed unless SOURCE is a feature network.
       system: the published system (dit, ...); found by the names in the file by default.
       key: which entry of a training checkpoint (ema, model, ...); the averaged weights by default.
     """
+    if file is not None:
+        from gen.pretrained.features import convert_network
+
+        print(convert_network(str(source), file, out))
+        return
+    if out is None:
+        raise GenError("say where the result goes with --out (a run folder, or a .safetensors file for an export)")
     if source.is_dir():
         _export(source, out, system)
     else:

@@ -26,7 +26,9 @@ def evaluate(
     grid: Annotated[str | None, tyro.conf.arg(metavar="KIND")] = None,
     guidance: Annotated[float | None, tyro.conf.arg(aliases=["--cfg-scale"], metavar="W")] = None,
     weights: Literal["ema", "raw"] = "ema",
+    measures: tuple[str, ...] = (),
     compare: tuple[Path, ...] = (),
+    force: bool = False,
     out: Annotated[Path | None, tyro.conf.arg(metavar="JSON")] = None,
     multihost: Multihost = False,
     overrides: Overrides = (),
@@ -40,11 +42,13 @@ def evaluate(
       gen evaluate runs/demo/student
       gen evaluate runs/demo/teacher --steps 10 --cfg-scale 1.5 --out teacher10.json
       gen evaluate samples.npz --reference digits:train --compare runs/demo/student/scores.json
+      gen evaluate samples.npz --reference imagenet256.npz --extractor inception:legacy_tensorflow --measures kid
 
     Args:
       what: a run folder, a folder of PNG files, an .npz with arr_0 (and arr_1 labels), or digits:test.
       reference: real images (as for WHAT), or statistics saved as an .npz.
-      extractor: the feature network, from gen list extractor.
+      extractor: the feature network, from gen list extractor; inception:MODE with clean, legacy_tensorflow or
+        legacy_pytorch.
       seeds: which samples of a run, FIRST-LAST.
       neighbours: k of precision, recall, density and coverage.
       batch: images at a time; does not change the scores.
@@ -53,23 +57,22 @@ def evaluate(
       grid: a time grid from gen list grid.
       guidance: guidance scale; 1 is none.
       weights: ema, the averaged weights, or raw.
+      measures: further measures: kid, mind, frechet_infinity, class_frechet.
       compare: score files to show beside.
+      force: compare with a reference made under other conditions.
       out: where the scores go; RUN/scores.json, or beside the images, by default.
       multihost: this is one of several processes of a SLURM, GKE, TPU pod or MPI job.
     """
     from gen.cli.sample import sampler_overrides
-    from gen.config import KINDS, config_class, suggest
     from gen.metrics.evaluate import evaluate as score
     from gen.metrics.protocol import Result, require_comparable
     from gen.training.sharding import make_mesh
 
-    if extractor not in KINDS["extractor"]:
-        raise GenError(f"unknown extractor '{extractor}'; {suggest(extractor, KINDS['extractor'])}")
+    network = open_extractor(extractor)
     others = {str(path): Result.load(path) for path in compare}
     start(multihost)
     changes = sampler_overrides(steps, solver, grid, guidance) + overrides
     source, subject = _subject(what, seeds, weights, changes)
-    network = config_class(extractor)()
     mesh = make_mesh()
     out = out or _default_out(Path(what))
     partial = out.with_name(out.name + ".partial.npz")
@@ -78,6 +81,8 @@ def evaluate(
         _reference(reference, network, batch, mesh),
         network,
         neighbours=neighbours,
+        extra=measures,
+        force=force,
         batch=batch,
         mesh=mesh,
         partial=partial,
@@ -89,6 +94,19 @@ def evaluate(
     show({what: result} | others)
     print(f"written to {out}")
     require_comparable({what: result} | others)
+
+
+def open_extractor(text: str) -> Any:
+    """The feature network that ``NAME`` or ``NAME:MODE`` names. Raises GenError for an unknown one."""
+    from gen.config import KINDS, config_class, suggest
+
+    name, _, mode = text.partition(":")
+    if name not in KINDS["extractor"]:
+        raise GenError(f"unknown extractor '{name}'; {suggest(name, KINDS['extractor'])}")
+    network = config_class(name)
+    if mode and "mode" not in getattr(network, "__dataclass_fields__", {}):
+        raise GenError(f"the extractor '{name}' has no modes; write --extractor {name}")
+    return network(mode=mode) if mode else network()
 
 
 def _subject(what: str, seeds: str, weights: Any, overrides: tuple[tuple[str, str], ...]) -> tuple[Any, dict[str, str]]:

@@ -16,6 +16,7 @@ import numpy as np
 from gen.errors import GenError
 from gen.features.inception import PUBLISHED, conv_shapes
 from gen.features.weights import cache_path, store_weights
+from gen.pretrained.nvidia_pickle import CLASS
 from gen.pretrained.readers import read_weights
 from gen.pretrained.rules import Arrays, nest
 
@@ -177,7 +178,7 @@ class _Taker:
 
     def check(self) -> None:
         """Raises GenError with what does not fit."""
-        idle = ("AuxLogits", "num_batches_tracked")  # torchvision's training head, counters
+        idle = ("AuxLogits", "num_batches_tracked", CLASS)  # torchvision's training head, counters, names of classes
         left = [n for n in self.weights if n not in self.taken and not any(word in n for word in idle)]
         foreign = [n for n in left if not n.startswith(self.prefix) or self.weights[n].ndim]
         wrong = self.wrong + [f"{name} is not known" for name in sorted(foreign)]
@@ -200,7 +201,7 @@ def convert(source: Path, out: Path | None = None) -> str:
     """Reads the network from a published file and keeps it where evaluation looks for it; returns one line on it.
 
     Args:
-      source: .pth, TorchScript .pt, .safetensors, .npz (names of the TensorFlow graph).
+      source: .pth, TorchScript .pt, .pkl of modules, .safetensors, .npz (names of the TensorFlow graph).
       out: the .safetensors file to write; that of the per-user cache by default.
     Raises GenError when the file cannot be read, or holds something else.
     """

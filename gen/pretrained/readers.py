@@ -20,6 +20,8 @@ import numpy as np
 from gen.errors import GenError
 from gen.pretrained.nvidia_pickle import read_modules
 from gen.pretrained.pickles import Storage, Tensor, read_pickle
+from gen.pretrained.torchscript import names as script_names
+from gen.pretrained.torchscript import state_dict as script_state
 
 __all__ = ["read_state", "read_weights", "write_weights"]
 
@@ -166,11 +168,11 @@ def _storage(value: Any, path: Path, found: dict[str, Storage]) -> Storage:
 
 
 def _read_zip(file: IO[bytes], path: Path) -> Any:
-    """torch.save since 1.6: a zip of <root>/data.pkl and <root>/data/<key>, all uncompressed."""
+    """torch.save since 1.6, and torch.jit.save: a zip of <root>/data.pkl and <root>/data/<key>, all uncompressed."""
     try:
         with zipfile.ZipFile(file) as archive:
             entries = {info.filename: info for info in archive.infolist()}
-            if sum(info.file_size for info in entries.values()) > path.stat().st_size:
+            if sum(info.compress_size for info in entries.values()) > path.stat().st_size:
                 raise _damaged(path, "its entries overlap")
             pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
             if len(pickles) != 1:
@@ -181,13 +183,13 @@ def _read_zip(file: IO[bytes], path: Path) -> Any:
                 raise GenError(f"{path} was written on a big-endian machine; save it again on a little-endian one")
             found: dict[str, Storage] = {}
             text = io.BytesIO(_stored(archive, entries[pickles[0]], path))
-            content = read_pickle(text, lambda value: _storage(value, path, found), str(path))
+            content = read_pickle(text, lambda value: _storage(value, path, found), str(path), script_names)
             for key, storage in found.items():
                 info = entries.get(f"{root}data/{key}")
                 if info is None or info.file_size != storage.numel * storage.dtype.itemsize:
                     raise _damaged(path, f"the bytes of storage {key[:20]} are missing or of another length")
                 storage.data = np.frombuffer(_stored(archive, info, path), storage.dtype)
-            return content
+            return script_state(content)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, struct.error, ValueError, RuntimeError) as error:
         raise _damaged(path, " ".join(str(error).split())[:100]) from None
 

@@ -1,0 +1,109 @@
+"""``gen reference``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from gen.errors import GenError
+
+__all__ = ["reference"]
+
+
+def reference(
+    what: Annotated[str, tyro.conf.Positional],
+    /,
+    *,
+    out: Annotated[Path, tyro.conf.arg(metavar="NPZ")],
+    extractor: str = "inception",
+    publisher: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    name: str = "",
+    split: str = "",
+    batch: int = 256,
+) -> None:
+    """Statistics of real images, written with their protocol, for gen evaluate --reference.
+
+    Published statistics are taken over with what is known of how they were computed; images that lie in the same file
+    (those of guided-diffusion) are put through the feature network for precision and recall.
+
+    Examples:
+      gen reference photos/ --extractor inception:clean --out photos.npz
+      gen reference VIRTUAL_imagenet256_labeled.npz --extractor inception:legacy_tensorflow --out imagenet256.npz
+      gen reference cifar10-32x32.npz --publisher edm --out cifar10.npz
+
+    Args:
+      what: images (a folder, an .npz with arr_0, digits:train), or published statistics (.npz with mu and sigma, .pkl).
+      out: the .npz to write.
+      extractor: the feature network of images; inception:MODE with clean, legacy_tensorflow or legacy_pytorch.
+      publisher: whose statistics they are, where the file does not tell: adm, mar, edm, edm2, pytorch-fid, clean-fid.
+      name: of the data, for tables; the file's name by default.
+      split: which part of the data they are of.
+      batch: images at a time; does not change the statistics.
+    """
+    from gen.cli.evaluate import open_extractor
+    from gen.cli.images import read_images
+    from gen.metrics.evaluate import make_reference
+    from gen.metrics.sources import from_arrays
+    from gen.training.sharding import make_mesh
+
+    if out.suffix != ".npz":
+        raise GenError(f"a reference is an .npz file, not {out}; give a name that ends in .npz")
+    held = _arrays_in(Path(what))
+    if "mu" in held or Path(what).suffix == ".pkl":
+        made = _published(Path(what), extractor, publisher, name, split, batch, "arr_0" in held)
+    else:
+        network = open_extractor(extractor)
+        images, labels = read_images(what)
+        data, _, part = what.partition(":")
+        made = make_reference(
+            name or Path(data).name,
+            from_arrays(images, labels),
+            network,
+            split=split or part,
+            batch=batch,
+            mesh=make_mesh(),
+        )
+    made.save(out)
+    protocol = made.protocol
+    images_ = f"{protocol.count} images" if protocol.count else "an unknown number of images"
+    print(
+        f"{made.name}: {protocol.extractor} {protocol.resize}, {images_}, features of {len(made.features)}; "
+        f"written to {out}"
+    )
+
+
+def _arrays_in(path: Path) -> list[str]:
+    """Names of the arrays in an .npz; [] for anything else."""
+    import zipfile
+
+    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
+        return []
+    return [name.removesuffix(".npy") for name in zipfile.ZipFile(path).namelist()]
+
+
+def _published(
+    path: Path, extractor: str, publisher: str | None, name: str, split: str, batch: int, images: bool
+) -> Any:
+    """Published statistics, with the features of the images in the same file."""
+    import dataclasses
+
+    from gen.cli.evaluate import open_extractor
+    from gen.cli.images import read_images
+    from gen.metrics.evaluate import make_reference
+    from gen.metrics.sources import from_arrays
+    from gen.pretrained.references import read_published
+    from gen.training.sharding import make_mesh
+
+    found = read_published(path, publisher, name=name, split=split)
+    if not images:
+        return found
+    network = open_extractor(extractor)
+    made = make_reference(found.name, from_arrays(*read_images(str(path))), network, batch=batch, mesh=make_mesh())
+    for field in ("extractor", "extractor_fingerprint", "resize"):
+        ours, theirs = getattr(made.protocol, field), getattr(found.protocol, field)
+        if ours != theirs:
+            raise GenError(
+                f"the statistics in {path} have {field} {theirs!r}, the network for its images {ours!r}; expected the "
+                "same; give --extractor inception:legacy_tensorflow with the published weights"
+            )
+    return dataclasses.replace(found, features=made.features, labels=made.labels)
