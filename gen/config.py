@@ -53,6 +53,7 @@ KINDS: dict[str, dict[str, str]] = {
         "lightningdit": "gen.diffusion.backbones.lightningdit:LightningDiTConfig",
         "aligned": "gen.diffusion.backbones.aligned:AlignedConfig",
         "lamamba": "gen.diffusion.backbones.lamamba:LaMambaConfig",
+        "ascan": "gen.diffusion.backbones.ascan:AsCANConfig",
         "edm2": "gen.diffusion.backbones.edm2_unet:EDM2Config",
         "song-unet": "gen.diffusion.backbones.edm_unet:SongUNetConfig",
         "dhariwal-unet": "gen.diffusion.backbones.edm_unet:DhariwalUNetConfig",

@@ -1,0 +1,160 @@
+"""``gen data``: convert, inspect, split."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from gen.errors import GenError
+
+__all__ = ["convert", "inspect", "split"]
+
+
+def convert(
+    source: Annotated[str, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None,
+    crop: Literal["adm", "center", "squeeze"] = "adm",
+    filter: Literal["lanczos", "box", "bicubic"] = "lanczos",
+    grey: bool = False,
+    quality: Annotated[int | None, tyro.conf.arg(metavar="1-100")] = None,
+    threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    shard: int = 4096,
+    skip_broken: bool = False,
+) -> None:
+    """Turns images of any layout into one file or folder that training reads quickly.
+
+    The same data and options give the same bytes; started again after an interruption it goes on. EXIF rotation is
+    applied, transparency laid over white, 16-bit greys reduced to their upper 8 bits.
+
+    Examples:
+      gen data convert photos/ photos-64.zip --size 64
+      gen data convert imagenet/train imagenet-256.zip --size 256 --crop adm
+      gen data convert photos.zip shards --size 256 --quality 95
+
+    Args:
+      source: a folder, .zip, .tar, folder of .tar, .npz, .npy, .array_record, or hf:NAME:SPLIT.
+      out: NAME.zip (EDM's layout), NAME.array_record, or a folder for tar shards.
+      size: side of the square images; without it they keep their sizes.
+      crop: adm (box halving, bicubic, centre), center (centre square, resized once) or squeeze (no crop).
+      filter: of center and squeeze.
+      grey: one channel instead of three.
+      quality: JPEG of this quality; without it PNG, lossless.
+      threads: that work at once; all processors by default.
+      shard: images per tar file.
+      skip_broken: leave out images that cannot be read, and name them.
+    """
+    from gen.data import convert as conversion
+    from gen.data.stores import open_store
+
+    encode = conversion.Encode(size, "none" if size is None else crop, filter, 1 if grey else 3, quality)
+    count, dropped = conversion.convert(
+        open_store(source),
+        out,
+        encode,
+        threads=threads,
+        shard=shard,
+        skip_broken=skip_broken,
+        on_image=_progress("convert"),
+    )
+    for message in dropped:
+        print(f"left out: {message}")
+    print(f"{count} images written to {out}" + (f", {len(dropped)} left out" if dropped else ""))
+
+
+def inspect(
+    source: Annotated[str, tyro.conf.Positional],
+    /,
+    *,
+    preview: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None,
+    names: int = 10,
+) -> None:
+    """Looks at every image once: counts, classes, sizes, duplicates and broken files by name.
+
+    Examples:
+      gen data inspect photos/
+      gen data inspect cifar10.zip --preview grid.png
+
+    Args:
+      source: whatever gen data convert reads.
+      preview: a picture of images spread over the data set.
+      names: how many duplicates, broken and other files are named.
+    """
+    from gen.data import inspect as inspection
+    from gen.data.stores import open_store
+
+    store = open_store(source)
+    found = inspection.inspect(store, _progress("inspect"))
+    print(f"{found.count} images in {source} (identity {store.identity()})")
+    if store.label is not None:
+        counts = found.classes.values()
+        print(f"{len(counts)} classes, labels 0 to {max(found.classes)}, {min(counts)} to {max(counts)} images each")
+        for number, count in list(found.classes.items())[:names]:
+            known = store.class_names if store.class_names and number < len(store.class_names) else None
+            print(f"  class {number}{f' ({known[number]})' if known else ''}: {count}")
+    elif store.text is not None:
+        print(f"one vector of {store.text.shape[1]} numbers for each")
+    else:
+        print("no labels")
+    for (width, height), count in list(found.sizes.items())[:names]:
+        print(f"  {width} x {height}: {count}")
+    groups = [" = ".join(group) for group in found.duplicates]
+    for title, lines in (("duplicates", groups), ("broken", found.broken), ("not images", found.ignored)):
+        print(f"{title}: {len(lines) or 'none'}")
+        for line in lines[:names]:
+            print(f"  {line}")
+    if preview is not None:
+        from gen.training.files import atomic
+
+        picture = inspection.preview(store)
+        atomic(preview, lambda file: picture.save(file, "PNG"))
+        print(f"preview written to {preview}")
+
+
+def split(
+    source: Annotated[str, tyro.conf.Positional],
+    /,
+    *,
+    held_out: Annotated[Path, tyro.conf.arg(metavar="OUT")],
+    rest: Annotated[Path, tyro.conf.arg(metavar="OUT")],
+    count: Annotated[int, tyro.conf.arg(metavar="N")],
+    seed: int = 0,
+) -> None:
+    """Divides a data set in two: N images held out, each class with its share, and the rest; files byte for byte.
+
+    Examples:
+      gen data split photos.zip --held-out test.zip --rest train.zip --count 1000
+
+    Args:
+      source: whatever gen data convert reads.
+      held_out: where the N images go: NAME.zip, NAME.array_record, or a folder for tar shards.
+      rest: where the others go.
+      count: how many images are held out.
+      seed: another seed, other images.
+    """
+    from gen.data.convert import Copy, convert, split_rows
+    from gen.data.stores import open_store
+
+    if held_out == rest:
+        raise GenError("--held-out and --rest name the same output; give two")
+    for out in (held_out, rest):
+        if out.exists():
+            raise GenError(f"{out} exists; remove it or give another output")
+    store = open_store(source)
+    for out, rows in zip((held_out, rest), split_rows(store, count, seed), strict=True):
+        written, _ = convert(store, out, Copy(), rows=rows.tolist(), on_image=_progress(f"split {out}"))
+        print(f"{written} images written to {out}")
+
+
+def _progress(label: str) -> Callable[[int, int], None]:
+    """Done and total on stderr, rewritten in place; nothing unless stderr is a terminal."""
+
+    def show(done: int, count: int) -> None:
+        if sys.stderr.isatty() and (done == count or done % 64 == 0):
+            print(f"\r{label}: {done} of {count}\x1b[K", end="\n" if done == count else "", file=sys.stderr)
+
+    return show

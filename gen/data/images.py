@@ -1,0 +1,264 @@
+"""Training data from image files and arrays: what `gen.data.stores` reads, prepared by `gen.data.transforms`."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from gen.data import loader
+from gen.data.loader import Record, Source
+from gen.data.sources import ArraySource
+from gen.data.stores import Store, load_arrays, open_store
+from gen.data.transforms import CROPS, FILTERS, Crop, Filter, adm_random_crop, fit, random_flip
+from gen.errors import GenError
+
+__all__ = ["Arrays", "ImageSource", "Images", "Zipped", "ZippedSource"]
+
+Labels = Literal["class", "text", "none"]
+
+
+class ImageSource:
+    """Records "image" (H, W, C) uint8 and "label" () int32 or "text" (D,) float32 of a store, by index.
+
+    Args:
+      store: the files.
+      prepare: Pillow image -> Pillow image; without chance.
+      labels: which of the store's labels go into the records.
+      channels: 3 or 1.
+      shape: (H, W) that every image must come out with; None for any.
+    """
+
+    def __init__(self, store: Store, prepare: Any, labels: Labels, channels: int, shape: tuple[int, int] | None):
+        self.store, self.prepare, self.channels, self.shape = store, prepare, channels, shape
+        self.rows = {
+            name: array
+            for name, array, wanted in (("label", store.label, "class"), ("text", store.text, "text"))
+            if array is not None and labels == wanted
+        }
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> Record:
+        image = np.asarray(self.prepare(self.store.image(int(index), self.channels)))
+        if self.shape is not None and image.shape[:2] != self.shape:
+            raise GenError(
+                f"{self.store.title(int(index))} is {image.shape[1]} x {image.shape[0]}; expected "
+                f"{self.shape[1]} x {self.shape[0]}, set size and crop or convert the data (gen data convert)"
+            )
+        image = image.reshape(*image.shape[:2], self.channels)
+        return {"image": image} | {name: np.asarray(rows[index]) for name, rows in self.rows.items()}
+
+    def gather(self, indices: np.ndarray) -> Record:
+        """Records `indices` (B,) as one batch."""
+        records = [self[int(index)] for index in indices]
+        return {name: np.stack([record[name] for record in records]) for name in records[0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Image files as training data: "image" (B, size, size, C) uint8 and "label" (B,) int32 or "text" (B, D) float32.
+
+    Attributes:
+      path: whatever `gen.data.stores.open_store` takes: folder, .zip, .tar, .npz, .npy, .array_record, hf:NAME.
+      size: side in pixels; None: the size of the first image, which all must have.
+      crop: "none" (all images already have the size), "adm" (centre), "center" (EDM's), "squeeze" (no crop), "random"
+        (ADM's random crop).
+      filter: of "center" and "squeeze".
+      flip: mirror half of the images, anew every epoch.
+      channels: 3 or 1.
+      labels: "class", "text" (vectors) or "none".
+      classes: number of classes the model knows; labels beyond are refused.
+      width: entries of a text vector the model takes; others are refused.
+    """
+
+    path: str
+    size: int | None = None
+    crop: Crop = "none"
+    filter: Filter = "lanczos"
+    flip: bool = False
+    channels: int = 3
+    labels: Labels = "class"
+    classes: int | None = None
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("crop", self.crop, CROPS),
+            ("filter", self.filter, FILTERS),
+            ("labels", self.labels, get_args(Labels)),
+            ("channels", self.channels, (1, 3)),
+        ):
+            if value not in known:
+                raise GenError(f"{name} is {value!r}; expected one of {', '.join(map(str, known))}")
+        if self.size is not None and not 1 <= self.size <= 8192:
+            raise GenError(f"size is {self.size}; expected 1 to 8192 pixels")
+        if self.size is None and self.crop != "none":
+            raise GenError(f"crop '{self.crop}' needs a size in pixels; set size")
+
+    @functools.cached_property
+    def store(self) -> Store:
+        """The files, opened once. Raises GenError for labels that are missing or do not fit."""
+        store = open_store(self.path)
+        if self.labels == "class":
+            if store.label is None:
+                raise GenError(f"{self.path} has no class labels; label it, or set labels to none")
+            if self.classes is not None and int(store.label.max()) >= self.classes:
+                row = int(np.argmax(store.label >= self.classes))
+                raise GenError(
+                    f"{store.title(row)} has label {store.label[row]}; the model knows {self.classes} classes, "
+                    f"0 to {self.classes - 1}"
+                )
+        if self.labels == "text":
+            if store.text is None:
+                raise GenError(f"{self.path} has no text vectors; add them, or set labels to class or none")
+            if self.width not in (None, store.text.shape[1]):
+                raise GenError(
+                    f"{self.path} has text vectors of {store.text.shape[1]} numbers; the model takes {self.width}, "
+                    "make them with the matching encoder"
+                )
+        return store
+
+    def source(self) -> ImageSource:
+        """The records by index, without chance: "random" leaves images at their own size here."""
+        shape = None if self.size is None else (self.size, self.size)
+        if self.size is None:
+            first = self.store.image(0, self.channels)
+            shape = (first.height, first.width)
+        if self.crop == "random":
+            shape = None
+        prepare = functools.partial(fit, crop=self.crop, size=self.size, filter=self.filter)
+        return ImageSource(self.store, prepare, self.labels, self.channels, shape)
+
+    def batches(self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1) -> Iterator[Record]:
+        """Endless shuffled batches, this process's slice, from global step `start` (see `gen.data.loader`)."""
+        source = self.source()
+        _enough(self.path, len(source), batch)
+        transform = self._transform if self.flip or self.crop == "random" else None
+        return loader.batches(
+            source, batch=batch, seed=seed, start=start, process=process, processes=processes, transform=transform
+        )
+
+    def identity(self) -> str:
+        """Fingerprint of the files, the labels and what is done to them; not of where they lie."""
+        done = [f"{f.name}={getattr(self, f.name)}" for f in dataclasses.fields(self) if f.name != "path"]
+        return hashlib.sha256(f"{self.store.identity()} {done}".encode()).hexdigest()[:16]
+
+    def _transform(self, rng: np.random.Generator, record: Record) -> Record:
+        image = record["image"]
+        if self.crop == "random" and self.size is not None:
+            pillow = Image.fromarray(image[..., 0] if self.channels == 1 else image)
+            image = np.asarray(adm_random_crop(rng, pillow, self.size)).reshape(self.size, self.size, self.channels)
+        if self.flip:
+            image = random_flip(rng, image)
+        return record | {"image": image}
+
+
+def _enough(path: str, count: int, batch: int) -> None:
+    if count < batch:
+        raise GenError(f"{path} has {count} records, fewer than the batch of {batch}; lower the batch or add data")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """Arrays by row as training data, under the names they are stored by: features, pairs, anything.
+
+    Attributes:
+      path: .npz (arrays of one length), .npy, or a folder of .npy files (memory-mapped).
+      name: what a lone .npy is called in the records; the file's name without its ending by default.
+      shapes: expected row shapes by name, such as {"text": [768]}; others are refused.
+    """
+
+    path: str
+    name: str | None = None
+    shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+
+    def source(self) -> ArraySource:
+        """The rows by index. Raises GenError for what cannot be read, lengths that differ, other shapes."""
+        path = Path(self.path)
+        if path.is_dir():
+            arrays = {file.stem: load_arrays(file)["image"] for file in sorted(path.glob("*.npy"))}
+        elif path.suffix.lower() == ".npy":
+            arrays = {self.name or path.stem: load_arrays(path)["image"]}
+        elif path.suffix.lower() == ".npz":
+            arrays = load_arrays(path)
+        else:
+            raise GenError(f"no arrays at {path}; expected .npz, .npy or a folder of .npy files")
+        for name, array in arrays.items():
+            if array.ndim == 0:
+                raise GenError(f"'{name}' of {path} is a single number; expected one row per record")
+        for name, shape in self.shapes.items():
+            if name not in arrays:
+                raise GenError(f"{path} has no '{name}'; it has {', '.join(arrays) or 'nothing'}")
+            if arrays[name].shape[1:] != tuple(shape):
+                raise GenError(f"'{name}' of {path} has rows of {arrays[name].shape[1:]}; expected {tuple(shape)}")
+        return ArraySource(**arrays)
+
+    def batches(self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1) -> Iterator[Record]:
+        """Endless shuffled batches, this process's slice, from global step `start` (see `gen.data.loader`)."""
+        source = self.source()
+        _enough(self.path, len(source), batch)
+        return loader.batches(source, batch=batch, seed=seed, start=start, process=process, processes=processes)
+
+    def identity(self) -> str:
+        """Fingerprint of the content; reads everything."""
+        return self.source().identity()
+
+
+class ZippedSource:
+    """Records of several sources of one length, merged by index. Raises GenError for other lengths or equal names."""
+
+    def __init__(self, *sources: Source):
+        if not sources or len({len(source) for source in sources}) != 1:
+            sizes = ", ".join(str(len(source)) for source in sources) or "none"
+            raise GenError(f"sources read side by side must share their length, got {sizes}; give one row per record")
+        self.sources = sources
+        if len(self):
+            names = [name for source in sources for name in source[0]]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise GenError(f"'{twice[0]}' comes from two of the sources read side by side; rename or drop one")
+
+    def __len__(self) -> int:
+        return len(self.sources[0])
+
+    def __getitem__(self, index: int) -> Record:
+        return {name: value for source in self.sources for name, value in source[index].items()}
+
+    def gather(self, indices: np.ndarray) -> Record:
+        """Records `indices` (B,) as one batch."""
+        return {name: value for source in self.sources for name, value in source.gather(indices).items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Zipped:
+    """Several data sets read side by side: images with stored pairs or text features, row i with row i.
+
+    Attributes:
+      parts: data configurations with ``source()`` and ``identity()``; random flips and crops of `Images` do not apply.
+    """
+
+    parts: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        if any(isinstance(part, Images) and (part.flip or part.crop == "random") for part in self.parts):
+            raise GenError("images read side by side with others take no flip and no random crop; turn them off")
+
+    def source(self) -> ZippedSource:
+        """The merged records by index."""
+        return ZippedSource(*(part.source() for part in self.parts))
+
+    def batches(self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1) -> Iterator[Record]:
+        """Endless shuffled batches, this process's slice, from global step `start` (see `gen.data.loader`)."""
+        source = self.source()
+        _enough("the zipped data", len(source), batch)
+        return loader.batches(source, batch=batch, seed=seed, start=start, process=process, processes=processes)
+
+    def identity(self) -> str:
+        """Fingerprint of all parts."""
+        return hashlib.sha256(" ".join(part.identity() for part in self.parts).encode()).hexdigest()[:16]

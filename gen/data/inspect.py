@@ -1,0 +1,93 @@
+"""What is in a data set: counts, classes, sizes, duplicates, broken files, and a picture."""
+
+import collections
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image
+
+from gen.data.stores import Store
+from gen.data.transforms import center_crop
+from gen.errors import GenError
+
+__all__ = ["Summary", "inspect", "preview"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What `inspect` found.
+
+    Attributes:
+      count: images, broken ones included.
+      classes: class -> images; empty without class labels.
+      sizes: (width, height) -> images.
+      duplicates: groups of names whose decoded pixels are equal.
+      broken: messages that name the images that cannot be read.
+      ignored: files that are no images.
+    """
+
+    count: int
+    classes: dict[int, int]
+    sizes: dict[tuple[int, int], int]
+    duplicates: list[list[str]]
+    broken: list[str]
+    ignored: list[str]
+
+
+def inspect(store: Store, on_image: Callable[[int, int], None] | None = None) -> Summary:
+    """Decodes every image once (in threads); `on_image` is called as (done, count)."""
+
+    def look(index: int) -> tuple[tuple[int, int] | None, str]:
+        try:
+            image = store.image(index)
+        except GenError as error:
+            return None, str(error)
+        return image.size, hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+
+    sizes: collections.Counter[tuple[int, int]] = collections.Counter()
+    by_hash: dict[str, list[str]] = {}
+    broken = []
+    for index, (size, text) in enumerate(_ahead(look, len(store))):
+        if size is None:
+            broken.append(text)
+        else:
+            sizes[size] += 1
+            by_hash.setdefault(text, []).append(store.names[index])
+        if on_image is not None:
+            on_image(index + 1, len(store))
+    numbers, counts = np.unique(store.label, return_counts=True) if store.label is not None else ((), ())
+    return Summary(
+        count=len(store),
+        classes={int(c): int(n) for c, n in zip(numbers, counts, strict=True)},
+        sizes=dict(sizes.most_common()),
+        duplicates=[names for names in by_hash.values() if len(names) > 1],
+        broken=broken,
+        ignored=list(store.ignored),
+    )
+
+
+def preview(store: Store, columns: int = 10, rows: int = 8, side: int = 64) -> Image.Image:
+    """A grid of images spread evenly over the data set, centre-cropped; broken ones stay grey."""
+    picture = Image.new("RGB", (columns * side, rows * side), "grey")
+    count = min(columns * rows, len(store))
+    for cell in range(count):
+        try:
+            image = center_crop(store.image(cell * len(store) // count), side)
+        except GenError:
+            continue
+        picture.paste(image, (cell % columns * side, cell // columns * side))
+    return picture
+
+
+def _ahead(
+    function: Callable[[int], tuple[tuple[int, int] | None, str]], count: int
+) -> Iterator[tuple[tuple[int, int] | None, str]]:
+    """function(0), function(1) ... in order, by threads, a bounded block at a time."""
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        for first in range(0, count, 64 * threads):
+            yield from pool.map(function, range(first, min(first + 64 * threads, count)))

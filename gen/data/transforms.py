@@ -1,0 +1,149 @@
+"""Image files to arrays of one size: decoding that treats every kind of file on purpose, crops and resizing.
+
+What decoding does, so that nobody has to guess:
+
+- EXIF rotation is applied; then the mark is gone.
+- Transparency (alpha channel, transparent palette entry) is laid over white.
+- Palette and CMYK images become RGB; with ``channels=1`` everything becomes luma (ITU-R 601).
+- 16-bit greys keep their upper eight bits (v // 256), as Pillow does for 16-bit RGB; floating-point and 32-bit
+  files, which have no defined range, are refused.
+- Of animations the first frame counts.
+"""
+
+import io
+import math
+import warnings
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from gen.errors import GenError
+
+__all__ = ["CROPS", "FILTERS", "MAX_PIXELS", "Crop", "Filter", "adm_center_crop", "adm_random_crop", "center_crop"]
+__all__ += ["decode", "fit", "random_flip", "squeeze"]
+
+MAX_PIXELS = 100_000_000  # of one image: 300 MB decoded; more is a mistake or an attack
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF")  # none of them runs a program
+Crop = Literal["none", "adm", "center", "squeeze", "random"]
+Filter = Literal["lanczos", "box", "bicubic"]
+CROPS: tuple[str, ...] = ("none", "adm", "center", "squeeze", "random")
+FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+def decode(data: bytes, name: str, channels: int = 3) -> Image.Image:
+    """An image file's content as a Pillow image of mode RGB (channels 3) or L (1); see the module's rules.
+
+    Args:
+      data: the file's bytes: PNG, JPEG, WebP, BMP, PPM, GIF or TIFF.
+      name: what errors call it.
+      channels: 3 or 1.
+
+    Raises:
+      GenError: not an image, cut off or damaged, more than `MAX_PIXELS` pixels, numbers of no defined range.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of what is checked here, or of harmless metadata
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise GenError(
+                    f"{name} is {image.width} x {image.height}; expected at most {MAX_PIXELS} pixels, "
+                    "make it smaller or leave it out"
+                )
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            return _converted(image, name, channels)
+    except GenError:
+        raise
+    except MemoryError:
+        raise GenError(f"{name} does not fit in memory; make it smaller or leave it out") from None
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        if "cannot identify" in reason:
+            reason = f"no known image format among {', '.join(FORMATS)}"
+        raise GenError(f"{name} is not a readable image ({reason}); repair it or leave it out") from None
+
+
+def _converted(image: Image.Image, name: str, channels: int) -> Image.Image:
+    if image.mode in ("I", "F"):
+        # Pillow has 16-bit PNG greys as I;16; what it opens as I or F has 32 bits, except for PPM's 16-bit greys.
+        if not (image.mode == "I" and image.format == "PPM"):
+            raise GenError(f"{name} has 32-bit pixels of no defined range; expected 8 or 16 bits, convert it")
+        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+    elif image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image, np.uint16) // 256).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB" if channels == 3 else "L")
+
+
+def _resized(image: Image.Image, width: int, height: int, filter: Filter) -> Image.Image:
+    if width * height > MAX_PIXELS:
+        raise GenError(
+            f"an image of {image.width} x {image.height} would become {width} x {height}; its sides are too unequal "
+            "to be cropped to a square, leave it out"
+        )
+    return image.resize((max(1, width), max(1, height)), FILTERS[filter])
+
+
+def _halved(image: Image.Image, size: int) -> Image.Image:
+    """Halves both sides by averaging while the short one is at least twice `size`."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), FILTERS["box"])
+    return image
+
+
+def _short_side(image: Image.Image, short: int) -> Image.Image:
+    """Bicubic, so that the short side is `short`; keeps the aspect ratio up to rounding."""
+    scale = short / min(image.size)
+    return _resized(image, round(image.width * scale), round(image.height * scale), "bicubic")
+
+
+def adm_center_crop(image: Image.Image, size: int) -> Image.Image:
+    """The centre square at `size`: box halving, bicubic to the short side, crop with floored offsets.
+
+    As in ADM (Dhariwal and Nichol, 2021), which DiT, SiT, EDM2 and their followers prepare ImageNet with.
+    """
+    image = _short_side(_halved(image, size), size)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def adm_random_crop(rng: np.random.Generator, image: Image.Image, size: int) -> Image.Image:
+    """A random square at `size`: the short side is resized to a uniform number from size to size / 0.8 (ADM)."""
+    short = int(rng.integers(size, math.ceil(size / 0.8) + 1))
+    image = _short_side(_halved(image, short), short)
+    top, left = int(rng.integers(image.height - size + 1)), int(rng.integers(image.width - size + 1))
+    return image.crop((left, top, left + size, top + size))
+
+
+def center_crop(image: Image.Image, size: int, filter: Filter = "lanczos") -> Image.Image:
+    """The largest centre square, resized to `size` in one go (EDM's and StyleGAN's "center-crop")."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return _resized(image.crop((left, top, left + side, top + side)), size, size, filter)
+
+
+def squeeze(image: Image.Image, size: int, filter: Filter = "lanczos") -> Image.Image:
+    """The whole image resized to size x size; the aspect ratio is lost."""
+    return _resized(image, size, size, filter)
+
+
+def random_flip(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """image (H, W, C), mirrored left to right with probability 1/2."""
+    return image[:, ::-1] if rng.random() < 0.5 else image
+
+
+def fit(image: Image.Image, crop: Crop, size: int | None, filter: Filter = "lanczos") -> Image.Image:
+    """The crops that need no chance, by name; "none" (and "random", which comes later) leaves the image as it is."""
+    if size is None or crop in ("none", "random"):
+        return image
+    if crop == "adm":
+        return adm_center_crop(image, size)
+    return center_crop(image, size, filter) if crop == "center" else squeeze(image, size, filter)

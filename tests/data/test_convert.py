@@ -1,0 +1,164 @@
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gen.data.convert import Copy, Encode, convert, split_rows
+from gen.data.inspect import inspect, preview
+from gen.data.stores import Store, open_store
+from gen.errors import GenError
+from tests.data.files import edm_zip, folder, picture, png, tar
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(folder(tmp_path / "in", count=10, classes=3))
+
+
+@pytest.mark.parametrize("name", ["out.zip", "out", "out.array_record"])
+def test_every_layout_holds_the_same(store: Store, tmp_path: Path, name: str) -> None:
+    assert convert(store, tmp_path / name, Encode(), shard=4) == (10, [])
+    back = open_store(tmp_path / name)
+    np.testing.assert_array_equal(back.label, store.label)
+    for i in range(10):
+        np.testing.assert_array_equal(np.asarray(back.image(i)), np.asarray(store.image(i)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["in", name])
+
+
+def test_zip_has_edm_layout(store: Store, tmp_path: Path) -> None:
+    convert(store, tmp_path / "o.zip", Encode(size=8, crop="adm", quality=90))
+    with zipfile.ZipFile(tmp_path / "o.zip") as archive:
+        names = archive.namelist()
+        assert archive.testzip() is None
+        described = json.loads(archive.read("dataset.json"))
+    assert names[:2] == ["00000/img00000000.jpg", "00000/img00000001.jpg"]
+    assert described["labels"][0] == ["00000/img00000000.jpg", 0]
+    assert described["class_names"] == ["c0", "c1", "c2"]
+    assert open_store(tmp_path / "o.zip").image(0).size == (8, 8)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("name", ["out.zip", "out", "out.array_record"])
+@pytest.mark.parametrize("cut", [0, 37])
+def test_interrupted_conversions_end_in_the_same_bytes(store: Store, tmp_path: Path, name: str, cut: int) -> None:
+    def content(path: Path) -> list[bytes]:
+        return [p.read_bytes() for p in (sorted(path.iterdir()) if path.is_dir() else [path])]
+
+    whole = tmp_path / "whole" / name
+    convert(store, whole, Encode(), shard=4, threads=1)
+
+    for stop in (3, 7, 10):
+
+        def kill(done: int, count: int, stop: int = stop) -> None:
+            if done == stop:
+                raise Killed
+
+        with pytest.raises(Killed):
+            convert(store, tmp_path / name, Encode(), shard=4, threads=3, on_image=kill)
+        partial = tmp_path / f"{name}.partial"
+        if cut and partial.is_file():  # what was not yet written when the power went
+            partial.write_bytes(partial.read_bytes()[:-cut])
+    convert(store, tmp_path / name, Encode(), shard=4)
+    assert content(tmp_path / name) == content(whole)
+
+
+def test_other_jobs_and_outputs_are_left_alone(store: Store, tmp_path: Path) -> None:
+    def kill(done: int, count: int) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        convert(store, tmp_path / "o.zip", Encode(), on_image=kill)
+    with pytest.raises(GenError, match="begun from other data or options"):
+        convert(store, tmp_path / "o.zip", Encode(size=8, crop="adm"))
+    convert(store, tmp_path / "o.zip", Encode())
+    with pytest.raises(GenError, match="exists; remove it"):
+        convert(store, tmp_path / "o.zip", Encode())
+    with pytest.raises(GenError, match=r"ends in \.zip"):
+        convert(store, tmp_path / "o.rar", Encode())
+    for options in ({"size": 8}, {"crop": "adm"}, {"crop": "random", "size": 8}, {"quality": 0}):
+        with pytest.raises(GenError):
+            Encode(**options)
+
+
+def test_broken_images_stop_or_are_left_out(tmp_path: Path) -> None:
+    place = folder(tmp_path / "in", count=6)
+    (place / "c1" / "003.png").write_bytes(b"gone")
+    with pytest.raises(GenError, match=r"003\.png is not a readable image"):
+        convert(open_store(place), tmp_path / "o.zip", Encode())
+    count, dropped = convert(open_store(place), tmp_path / "p.zip", Encode(), skip_broken=True)
+    assert (count, len(dropped)) == (5, 1)
+    assert "003.png" in dropped[0]
+    back = open_store(tmp_path / "p.zip")
+    assert back.label is not None
+    assert back.label.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_names_in_archives_become_no_paths(tmp_path: Path) -> None:
+    hostile = {"../../evil.png": png(picture(0)), "/tmp/evil.png": png(picture(1))}
+    tar(tmp_path / "slip.tar", hostile)
+    with zipfile.ZipFile(tmp_path / "slip.zip", "w") as archive:
+        for name, data in hostile.items():
+            archive.writestr(name, data)
+    inside = tmp_path / "in" / "side"
+    inside.mkdir(parents=True)
+    for kind in ("tar", "zip"):
+        convert(open_store(tmp_path / f"slip.{kind}"), inside / f"{kind}-shards", Encode())
+        shards = inside / f"{kind}-shards"
+        assert list(open_store(shards).names) == ["img00000000.png", "img00000001.png"]
+    assert not list(tmp_path.rglob("evil.png"))
+
+
+def test_full_disk_is_one_line(store: Store) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with pytest.raises(GenError, match=r"cannot write /dev/full/o\.zip"):
+        convert(store, "/dev/full/o.zip", Encode())
+
+
+def test_split_is_stratified_complete_and_byte_for_byte(store: Store, tmp_path: Path) -> None:
+    held, rest = split_rows(store, 4)
+    assert sorted([*held, *rest]) == list(range(10))
+    assert store.label is not None
+    assert np.bincount(store.label[held]).tolist() in ([2, 1, 1],)  # of 4, 3 and 3
+    convert(store, tmp_path / "h.zip", Copy(), rows=held.tolist())
+    assert open_store(tmp_path / "h.zip").read(1) == store.read(int(held[1]))
+    with pytest.raises(GenError, match="cannot hold out 10 of 10"):
+        split_rows(store, 10)
+
+
+def test_inspection_names_what_it_finds(tmp_path: Path) -> None:
+    place = folder(tmp_path / "in", count=6)
+    (place / "c0" / "twin.png").write_bytes(png(picture(3), compress_level=1))
+    (place / "c1" / "bad.png").write_bytes(b"x")
+    (place / "c1" / "small.png").write_bytes(png(picture(9, 4, 4)))
+    (place / "readme.md").write_text("")
+    found = inspect(open_store(place))
+    assert found.count == 9
+    assert found.classes == {0: 4, 1: 5}
+    assert found.sizes == {(16, 12): 7, (4, 4): 1}
+    assert found.duplicates == [["c0/twin.png", "c1/003.png"]]
+    assert len(found.broken) == 1
+    assert "bad.png" in found.broken[0]
+    assert found.ignored == ["readme.md"]
+    assert preview(open_store(place), columns=3, rows=2, side=8).size == (24, 16)
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from gen.cli import main
+
+    source = str(edm_zip(tmp_path / "a.zip", [[f"00000/img{i:08d}.png", i % 2] for i in range(6)]))
+    assert main(["data", "convert", source, str(tmp_path / "b.zip"), "--size", "8"]) == 0
+    assert main(["data", "inspect", str(tmp_path / "b.zip"), "--preview", str(tmp_path / "p.png")]) == 0
+    out = capsys.readouterr().out
+    assert "2 classes, labels 0 to 1, 3 to 3 images each" in out
+    assert "8 x 8: 6" in out
+    parts = ["--held-out", str(tmp_path / "h.zip"), "--rest", str(tmp_path / "r.zip"), "--count", "2"]
+    assert main(["data", "split", source, *parts]) == 0
+    assert (len(open_store(tmp_path / "h.zip")), len(open_store(tmp_path / "r.zip"))) == (2, 4)
+    assert main(["data", "convert", str(tmp_path / "nothing"), str(tmp_path / "c.zip")]) == 2
+    assert "no data at" in capsys.readouterr().err

@@ -1,0 +1,181 @@
+import contextlib
+import io
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gen.data import stores
+from gen.data.stores import open_store
+from gen.errors import GenError
+from tests.data.files import edm_zip, folder, picture, png, tar
+
+NAMES = [f"00000/img{i:08d}.png" for i in range(6)]
+
+
+def pixels(path: Path, index: int) -> np.ndarray:
+    return np.asarray(open_store(path).image(index))
+
+
+def test_folder_has_a_class_per_folder(tmp_path: Path) -> None:
+    (folder(tmp_path / "a") / "notes.txt").write_text("x")
+    store = open_store(tmp_path / "a")
+    assert store.label is not None
+    assert store.label.tolist() == [0, 0, 0, 1, 1, 1]
+    assert (store.class_names, store.ignored) == (["c0", "c1"], ["notes.txt"])
+    np.testing.assert_array_equal(np.asarray(store.image(1)), picture(2))
+
+
+def test_flat_folder_has_no_labels(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(png(picture(i)))
+    assert open_store(tmp_path).label is None
+
+
+def test_zip_has_labels_by_name(tmp_path: Path) -> None:
+    store = open_store(edm_zip(tmp_path / "a.zip", [[name, 5 - i] for i, name in reversed(list(enumerate(NAMES)))]))
+    assert store.label is not None
+    assert store.label.tolist() == [5, 4, 3, 2, 1, 0]
+    np.testing.assert_array_equal(np.asarray(store.image(3)), picture(3))
+    vectors = open_store(edm_zip(tmp_path / "b.zip", [[name, [0.5, i]] for i, name in enumerate(NAMES)]))
+    assert vectors.text is not None
+    assert vectors.text.shape == (6, 2)
+    assert open_store(edm_zip(tmp_path / "c.zip", None)).label is None
+
+
+def test_tar_shards_are_indexed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(2):
+        tar(tmp_path / f"{n}.tar", {f"k{n}.png": png(picture(n)), f"k{n}.cls": str(n + 3).encode()})
+    store = open_store(tmp_path)
+    assert store.label is not None
+    assert store.label.tolist() == [3, 4]
+    np.testing.assert_array_equal(np.asarray(store.image(1)), picture(1))
+    monkeypatch.delattr(stores, "_scan_tar")
+    assert open_store(tmp_path).identity() == store.identity()
+    tar(tmp_path / "1.tar", {"k.png": png(picture(7)), "k.cls": b"0", "more.png": png(picture(8)), "more.cls": b"1"})
+    with pytest.raises(NameError):  # changed, so it is scanned
+        open_store(tmp_path)
+
+
+def test_arrays(tmp_path: Path) -> None:
+    images = np.stack([picture(i) for i in range(4)])
+    np.savez_compressed(tmp_path / "a.npz", images=images, labels=np.arange(4))
+    np.save(tmp_path / "a.npy", images[..., 0])
+    np.testing.assert_array_equal(pixels(tmp_path / "a.npz", 2), images[2])
+    assert np.asarray(open_store(tmp_path / "a.npy").image(1, channels=1)).tolist() == images[1, ..., 0].tolist()
+
+
+def test_identity_is_of_content_and_not_of_place(tmp_path: Path) -> None:
+    labels = [[name, 0] for name in NAMES]
+    same = [open_store(edm_zip(tmp_path / name, labels)).identity() for name in ("a.zip", "b.zip")]
+    other = open_store(edm_zip(tmp_path / "c.zip", [*labels[1:], [NAMES[0], 1]])).identity()
+    assert same[0] == same[1] != other
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[name, 0] for name in NAMES[1:]], "no label for 1 of 6 images, the first 00000/img00000000.png"),
+        ([[name, -1] for name in NAMES], "has label -1; expected a class from 0 on"),
+        ([[name, "cat"] for name in NAMES], "has label cat; expected a class number"),
+        ([[name, [1.0] * (i + 1)] for i, name in enumerate(NAMES)], "a vector of 2 numbers; expected 1"),
+        ([1, 2], "labels of another form"),
+        ("x", "labels of another form"),
+    ],
+)
+def test_bad_labels_are_named(tmp_path: Path, labels: object, message: str) -> None:
+    with pytest.raises(GenError, match=message):
+        open_store(edm_zip(tmp_path / "a.zip", labels))
+
+
+def test_bad_containers_are_named(tmp_path: Path) -> None:
+    with pytest.raises(GenError, match=r"no data at .*nothing; expected a folder"):
+        open_store(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(GenError, match="no images in"):
+        open_store(tmp_path / "empty")
+    for suffix in (".zip", ".tar", ".npz", ".npy"):
+        (tmp_path / f"x{suffix}").write_bytes(b"rubbish" * 100)
+        with pytest.raises(GenError, match=f"x\\{suffix}"):
+            open_store(tmp_path / f"x{suffix}")
+    (tmp_path / "x.mp4").write_bytes(b"")
+    with pytest.raises(GenError, match="no known kind of data"):
+        open_store(tmp_path / "x.mp4")
+    tar(tmp_path / "half.tar", {"a.png": b"x", "a.cls": b"1", "b.png": b"y"})
+    with pytest.raises(GenError, match=r"no label for 1 images, the first b\.png"):
+        open_store(tmp_path / "half.tar")
+    np.savez(tmp_path / "l.npz", image=np.zeros((3, 4, 4, 3), np.uint8), label=np.zeros(2, int))
+    with pytest.raises(GenError, match=r"labels int64 \(2,\) for 3 images"):
+        open_store(tmp_path / "l.npz")
+    np.savez(tmp_path / "f.npz", image=np.zeros((3, 4, 4, 3)))
+    with pytest.raises(GenError, match="expected uint8"):
+        open_store(tmp_path / "f.npz")
+
+
+def test_vanished_file_is_named(tmp_path: Path) -> None:
+    store = open_store(folder(tmp_path / "a"))
+    (tmp_path / "a" / "c0" / "000.png").unlink()
+    with pytest.raises(GenError, match=r"cannot read .*000.png \(No such file"):
+        store.image(0)
+
+
+def test_hostile_archives_cost_nothing(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(stores.MAX_FILE + 1))
+        archive.writestr("../../escape.png", png(picture(0)))
+    store = open_store(tmp_path / "bomb.zip")
+    assert list(store.names) == ["../../escape.png", "a.png"]
+    with pytest.raises(GenError, match="expected at most"):
+        store.image(1)
+    # A member that unpacks to more than it says is cut at what it says, and refused.
+    with zipfile.ZipFile(tmp_path / "liar.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(1 << 20))
+    data = (tmp_path / "liar.zip").read_bytes().replace(struct.pack("<I", 1 << 20), struct.pack("<I", 100))
+    (tmp_path / "liar.zip").write_bytes(data)
+    with pytest.raises(GenError, match="damaged in the zip"):
+        open_store(tmp_path / "liar.zip").image(0)
+    # An npz whose header claims terabytes.
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": (10**6, 999, 999, 3)}
+    )
+    (tmp_path / "huge.npy").write_bytes(header.getvalue())
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
+        archive.writestr("image.npy", header.getvalue())
+    np.save(tmp_path / "object.npy", np.array([print], object), allow_pickle=True)
+    for name, message in (
+        ("huge.npy", "but holds 0 bytes"),
+        ("huge.npz", "but holds 0"),
+        ("object.npy", "no npy|holds"),
+    ):
+        with pytest.raises(GenError, match=message):
+            open_store(tmp_path / name)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), kind=st.sampled_from([".zip", ".tar", ".npz", ".npy"]))
+def test_damage_ends_in_clear_errors(tmp_path: Path, data: st.DataObject, kind: str) -> None:
+    made = tmp_path / f"whole{kind}"
+    if not made.exists():
+        if kind == ".zip":
+            edm_zip(made, [[name, 0] for name in NAMES])
+        elif kind == ".tar":
+            tar(made, {"a.png": png(picture(0)), "a.cls": b"3", "b.png": png(picture(1)), "b.cls": b"0"})
+        else:
+            images = np.stack([picture(i) for i in range(3)])
+            np.save(made, images) if kind == ".npy" else np.savez_compressed(made, image=images, label=np.arange(3))
+    raw = bytearray(made.read_bytes())
+    for _ in range(data.draw(st.integers(0, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    raw = raw[: data.draw(st.integers(0, len(raw)))] if data.draw(st.booleans()) else raw
+    hurt = tmp_path / f"hurt{kind}"
+    hurt.unlink(missing_ok=True)
+    hurt.write_bytes(raw)
+    with contextlib.suppress(GenError):  # and nothing else
+        store = open_store(hurt)
+        for index in range(len(store)):
+            store.image(index)

@@ -1,0 +1,79 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen.data import transforms
+from gen.data.transforms import adm_random_crop, center_crop, decode, fit, random_flip, squeeze
+from gen.errors import GenError
+from tests.data.files import picture, png
+
+
+def file(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def test_rotation_marks_are_applied() -> None:
+    image = Image.fromarray(picture(0, 8, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show rotated by 90 degrees clockwise
+    turned = decode(file(image, exif=exif), "x")
+    np.testing.assert_array_equal(np.asarray(turned), np.rot90(picture(0, 8, 16), -1))
+
+
+def test_every_kind_of_pixels_becomes_rgb() -> None:
+    grey = picture(0)[..., 0]
+    np.testing.assert_array_equal(np.asarray(decode(png(grey), "x")), np.repeat(grey[..., None], 3, axis=-1))
+    clear = np.zeros((4, 4, 4), np.uint8)
+    clear[:2] = [255, 0, 0, 255]
+    seen = np.asarray(decode(png(clear), "x"))
+    assert seen[0, 0].tolist() == [255, 0, 0]
+    assert seen[3, 3].tolist() == [255, 255, 255]  # transparent lies over white
+    deep = np.array([[0, 255, 256, 65535]], np.uint16)
+    assert np.asarray(decode(png(deep), "x", channels=1)).tolist() == [[0, 0, 1, 255]]
+    palette = Image.fromarray(picture(1)).quantize(8)
+    np.testing.assert_array_equal(np.asarray(decode(file(palette), "x")), np.asarray(palette.convert("RGB")))
+    palette.info["transparency"] = 0
+    assert decode(file(palette, transparency=0), "x").mode == "RGB"
+    assert decode(file(Image.fromarray(picture(2)).convert("CMYK"), "JPEG"), "x").mode == "RGB"
+    assert decode(png(picture(3)), "x", channels=1).mode == "L"
+
+
+def test_unreadable_images_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = png(picture(0))
+    for data, message in (
+        (b"", "a.png is not a readable image"),
+        (b"%!PS-Adobe", "no known image format"),
+        (whole[: len(whole) // 2], "a.png is not a readable image"),
+        (file(Image.fromarray(np.zeros((2, 2), np.float32)), "TIFF"), "32-bit pixels"),
+    ):
+        with pytest.raises(GenError, match=message):
+            decode(data, "a.png")
+    monkeypatch.setattr(transforms, "MAX_PIXELS", 100)
+    with pytest.raises(GenError, match=r"a\.png is 16 x 12; expected at most 100 pixels"):
+        decode(whole, "a.png")
+
+
+def test_crops() -> None:
+    image = Image.fromarray(picture(0, 20, 30))
+    np.testing.assert_array_equal(np.asarray(center_crop(image, 20)), picture(0, 20, 30)[:, 5:25])
+    assert squeeze(image, 7, "box").size == (7, 7)
+    assert fit(image, "none", None) is image
+    for name in ("adm", "center", "squeeze"):
+        assert fit(image, name, 11).size == (11, 11)
+    rng = np.random.default_rng(0)
+    crops = [np.asarray(adm_random_crop(rng, image, 16)) for _ in range(4)]
+    assert all(crop.shape == (16, 16, 3) for crop in crops)
+    assert not all((crop == crops[0]).all() for crop in crops)
+    with pytest.raises(GenError, match="too unequal"):
+        fit(Image.new("L", (1, 1_000_000)), "adm", 256)
+
+
+def test_flip_is_a_coin() -> None:
+    image = picture(0)
+    rng = np.random.default_rng(0)
+    flipped = [bool((random_flip(rng, image) == image[:, ::-1]).all()) for _ in range(100)]
+    assert 30 < sum(flipped) < 70
