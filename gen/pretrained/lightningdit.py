@@ -55,7 +55,7 @@ def config(weights: Arrays, *, heads: int | None = None, null_class: bool = True
     """
     sizes = dimensions(weights, null_class)
     width = sizes["width"]
-    switches = {
+    switches: dict[str, Any] = {
         "rmsnorm": "blocks.0.norm1.weight" in weights,
         "swiglu": "blocks.0.mlp.w12.weight" in weights,
         "rope": "feat_rope.freqs_cos" in weights,

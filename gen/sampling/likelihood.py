@@ -35,17 +35,17 @@ def log_likelihood(
     """
     shape, rows = x.shape, x.shape[0]
 
-    def augmented(state: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
+    def augmented(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
         signs = probe(step)
 
         def velocity(y: jax.Array) -> tuple[jax.Array, tuple[Prediction, Any]]:
             prediction, after = denoise(y, t, cond, step, carry)
             return prediction.velocity, (prediction, after)
 
-        v, slope, (prediction, after) = jax.jvp(velocity, (state[:, :-1].reshape(shape),), (signs,), has_aux=True)
+        v, slope, (prediction, after) = jax.jvp(velocity, (x[:, :-1].reshape(shape),), (signs,), has_aux=True)
         divergence = (slope * signs).reshape(rows, -1).sum(-1, keepdims=True)
         value = jnp.concatenate([v.reshape(rows, -1), divergence], axis=-1)
-        return Prediction(value, state, prediction.t, {}, prediction.process, "velocity"), after
+        return Prediction(value, x, prediction.t, {}, prediction.process, "velocity"), after
 
     state = jnp.concatenate([x.reshape(rows, -1), jnp.zeros((rows, 1), x.dtype)], axis=-1)
     end = solver(augmented, state, grid, probe, cond, carry)

@@ -89,6 +89,6 @@ class RungeKutta:
             base = jnp.where(row["stage"] == stages - 1, point, base)
             return (base, point, slopes, carry), base if trajectory else None
 
-        start = (x, x, jnp.zeros((stages, *x.shape), x.dtype), carry)
+        start: Any = (x, x, jnp.zeros((stages, *x.shape), x.dtype), carry)
         (x, *_), states = jax.lax.scan(stage, start, rows)
         return states[stages - 1 :: stages] if trajectory else x

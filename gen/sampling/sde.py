@@ -78,7 +78,8 @@ class EulerMaruyama:
             base = jnp.where(row["last"] > 0, point, base)
             return (base, point, drift, carry), base if trajectory else None
 
-        (x, *_), states = jax.lax.scan(stage, (x, x, jnp.zeros_like(x), carry), rows)
+        start: Any = (x, x, jnp.zeros_like(x), carry)
+        (x, *_), states = jax.lax.scan(stage, start, rows)
         return states[np.flatnonzero(self._rows(grid)["last"])] if trajectory else x
 
     def _rows(self, grid: Grid) -> dict[str, Any]:
