@@ -18,9 +18,10 @@ def main(demo: Path) -> None:
     """Three rows: real held-out digits 0..9 twice, the teacher, the student from the same noise."""
     heldout = digits("test").arrays
     real = [np.flatnonzero(heldout["label"] == i % 10)[i // 10] for i in range(20)]
+    teacher = gen.load(demo / "teacher")
     rows = {
         "held-out images": heldout["image"][real],
-        "teacher, 9 calls": gen.load(demo / "teacher").sample(range(20)),
+        f"teacher, {teacher.generator.nfe} calls": teacher.sample(range(20)),
         "student, 1 call": gen.load(demo / "student").sample(range(20)),
     }
     figure, axes = plt.subplots(len(rows), 20, figsize=(12, 2.0), gridspec_kw={"wspace": 0.06, "hspace": 0.08})
