@@ -7,7 +7,7 @@ arrays: it is the class of the pickled module, and each has an importer of its o
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig, SongUNetConfig
 from gen.diffusion.denoiser import Denoiser, EDMPrecondition, Predict
 from gen.diffusion.process import DDPM, EDM, VE, VP
 from gen.errors import GenError
-from gen.pretrained.rules import SAME, Arrays, Constant, Importer, Rule, Rules, convolution, depth_of, linear
+from gen.pretrained.rules import SAME, Arrays, Constant, Importer, Rule, Rules, convolution, linear
 from gen.sampling.edm import edm_sampler
 from gen.sampling.generator import DiffusionGenerator
 
@@ -40,7 +40,7 @@ def rules(config: UNetConfig, prefix: str = "model.") -> Rules:
     """The table of official names for a configuration; `prefix` is that of the wrapped network."""
     table: list[Rule | Constant] = []
     song = isinstance(config, SongUNetConfig)
-    if song and config.embedding == "fourier":
+    if isinstance(config, SongUNetConfig) and config.embedding == "fourier":
         table.append(Rule("map_noise.freqs", "map/freqs", SAME))
     if config.num_classes:
         table += linear("map_label", "map/label", bias=song)
@@ -72,7 +72,7 @@ def _layer_rules(config: UNetConfig, official: str, row: Any) -> list[Rule | Con
     filters = Constant(f"{official}.resample_filter", np.outer(f, f)[None, None].astype(np.float32))
     match row.kind:
         case "norm":
-            return _norm(official, ours)
+            return [*_norm(official, ours)]
         case "resample":
             return [filters]
         case "conv" | "skip" | "residual" | "out":
@@ -126,7 +126,7 @@ def _config(shapes: dict[str, tuple[int, ...]], weights: Arrays) -> UNetConfig:
         "width": width,
         "mult": tuple(shapes[f"enc.{s}x{s}_block0.conv1.weight"][0] // width for s in sizes),
         "emb": emb // width,
-        "blocks": depth_of(shapes, f"enc.{size}x{size}_block{{i}}.conv0.weight"),
+        "blocks": _count(shapes, f"enc.{size}x{size}_block"),
         "attention": tuple(s for s in sizes if f"enc.{s}x{s}_block0.qkv.weight" in shapes),
         "times": 2 if "map_layer0_s.weight" in shapes else 1,
     }
@@ -144,6 +144,11 @@ def _config(shapes: dict[str, tuple[int, ...]], weights: Arrays) -> UNetConfig:
         "taps": tuple(int(v) for v in np.rint(row / row[0])),
     }
     return SongUNetConfig(**shared)
+
+
+def _count(names: Iterable[str], prefix: str) -> int:
+    """How many numbers follow `prefix` in the names."""
+    return len({name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix)})
 
 
 def precondition(
