@@ -194,6 +194,22 @@ def _block_e(conv: Convolve, p: Mapping[str, Any], x: jax.Array, fid: bool, by_m
     ]
 
 
+def _block(
+    kind: str, conv: Convolve, p: Mapping[str, Any], x: jax.Array, fid: bool, by_maximum: bool
+) -> list[jax.Array]:
+    match kind:
+        case "A":
+            return _block_a(conv, p, x, fid)
+        case "B":
+            return _block_b(conv, p, x)
+        case "C":
+            return _block_c(conv, p, x, fid)
+        case "D":
+            return _block_d(conv, p, x)
+        case _:
+            return _block_e(conv, p, x, fid, by_maximum)
+
+
 def inception(
     params: Params,
     x: jax.Array,
@@ -234,14 +250,7 @@ def inception(
     x = seen("Conv2d_4a_3x3", conv(params["Conv2d_4a_3x3"], x, valid=True))
     x = seen("MaxPool_2", _max_pool(x))
     for name, (kind, _, _) in _BLOCKS.items():
-        p = params[name]
-        parts = {
-            "A": lambda p=p, x=x: _block_a(conv, p, x, fid),
-            "B": lambda p=p, x=x: _block_b(conv, p, x),
-            "C": lambda p=p, x=x: _block_c(conv, p, x, fid),
-            "D": lambda p=p, x=x: _block_d(conv, p, x),
-            "E": lambda p=p, x=x, name=name: _block_e(conv, p, x, fid, fid and name == "Mixed_7c"),
-        }[kind]()
+        parts = _block(kind, conv, params[name], x, fid, fid and name == "Mixed_7c")
         x = seen(name, jnp.concatenate(parts, axis=-1))
     return x.mean((1, 2)), found
 

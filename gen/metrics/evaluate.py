@@ -71,21 +71,21 @@ class Reference:
 
     def save(self, path: str | Path) -> None:
         """Writes an .npz (mu, sigma, n, feats, name, identity, protocol as JSON text ...), whole or not at all."""
-        buffer = io.BytesIO()
-        more = {"labels": self.labels} if len(self.labels) else {}
+        arrays: dict[str, Any] = {
+            "mu": self.mean,
+            "sigma": self.covariance,
+            "n": self.protocol.count,
+            "feats": self.features,
+            "name": np.array(self.name),
+            "identity": np.array(self.identity),
+            "protocol": np.array(json.dumps(to_json(self.protocol))),
+        }
+        if len(self.labels):
+            arrays["labels"] = self.labels
         if self.spatial is not None:
-            more |= {"mu_s": self.spatial[0], "sigma_s": self.spatial[1]}
-        np.savez(
-            buffer,
-            mu=self.mean,
-            sigma=self.covariance,
-            n=self.protocol.count,
-            feats=self.features,
-            name=np.array(self.name),
-            identity=np.array(self.identity),
-            protocol=np.array(json.dumps(to_json(self.protocol))),
-            **more,
-        )
+            arrays["mu_s"], arrays["sigma_s"] = self.spatial
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
         atomic(path, lambda file: file.write(buffer.getbuffer()))
 
     @classmethod

@@ -90,7 +90,11 @@ def _graph(part: str) -> Callable[[str], str]:
 
 _LAYOUTS = (
     _Layout(
-        *(_torch(p) for p in ("conv.weight", "bn.bias", "bn.weight", "bn.running_mean", "bn.running_var")),
+        kernel=_torch("conv.weight"),
+        beta=_torch("bn.bias"),
+        gamma=_torch("bn.weight"),
+        mean=_torch("bn.running_mean"),
+        variance=_torch("bn.running_var"),
         head=("fc.weight", "fc.bias"),
         transposed=True,
     ),

@@ -10,7 +10,7 @@ from gen.pretrained.pickles import Tensor
 
 __all__ = ["names", "state_dict"]
 
-_LISTS = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist")
+_PLAIN = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist", "restore_type_tag")
 
 
 @dataclasses.dataclass
@@ -28,11 +28,12 @@ def names(name: str) -> Callable[..., Any] | None:
     if name.startswith("__torch__"):
         return lambda *_: _Module()
     module, _, function = name.partition(" ")
-    if module == "torch.jit._pickle":
-        return {**dict.fromkeys(_LISTS, lambda items=(): items), "restore_type_tag": lambda value, *_: value}.get(
-            function
-        )
-    return None
+    return _plain if module == "torch.jit._pickle" and function in _PLAIN else None
+
+
+def _plain(value: Any = (), *_: Any) -> Any:
+    """Lists and tagged values are what they hold."""
+    return value
 
 
 def state_dict(content: Any) -> Any:
