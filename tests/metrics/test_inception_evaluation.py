@@ -1,0 +1,40 @@
+"""An evaluation with the Inception network, end to end through the command line; the weights are random."""
+
+import numpy as np
+import pytest
+
+from gen.cli import main
+from gen.metrics.protocol import Result
+from gen.pretrained.readers import write_weights
+from tests.features.test_inception import official
+
+pytestmark = pytest.mark.slow
+
+
+def test_from_published_file_to_scores(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_weights(tmp_path / "net.safetensors", official())
+    assert main(["convert", "inception", str(tmp_path / "net.safetensors")]) == 0
+    rng = np.random.default_rng(0)
+    for name, channels in (("real", 3), ("fake", 1)):
+        np.savez(tmp_path / f"{name}.npz", rng.integers(0, 256, (14, 20, 24, channels), dtype=np.uint8))
+    network = ["--extractor", "inception:legacy_tensorflow", "--batch", "8"]
+    reference = str(tmp_path / "ref.npz")
+    assert main(["reference", str(tmp_path / "real.npz"), *network, "--out", reference]) == 0
+    scores = tmp_path / "scores.json"
+    command = ["evaluate", str(tmp_path / "fake.npz"), "--reference", reference, "--out", str(scores)]
+    assert main([*command, *network, "--measures", "kid"]) == 0
+    result = Result.load(scores)
+    assert set(result.values) == {
+        *("frechet_distance", "spatial_frechet_distance", "inception_score", "kid"),
+        *("precision", "recall", "density", "coverage"),
+    }
+    assert set(result.within) == {"inception_score", "kid"}
+    assert result.values["inception_score"] >= 1
+    assert result.protocol.resize == "legacy_tensorflow"
+    assert main([*command, "--extractor", "inception:clean", "--batch", "8"]) == 2
+    assert "resize 'legacy_tensorflow'" in capsys.readouterr().err
+    again = tmp_path / "again.json"
+    command = ["evaluate", str(tmp_path / "real.npz"), "--reference", reference, "--out", str(again)]
+    assert main([*command, *network]) == 0
+    assert Result.load(again).values["frechet_distance"] == pytest.approx(0, abs=1e-4)
