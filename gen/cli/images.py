@@ -22,7 +22,8 @@ def read_images(text: str) -> tuple[Any, Any]:
     """(images (N, H, W, C) uint8, labels (N,) int32 or None) of what `text` names.
 
     ``digits`` (all), ``digits:train`` and ``digits:test`` are the embedded digits; otherwise a path: an .npz with
-    ``arr_0`` (and ``arr_1`` labels), or a folder of PNG or JPEG files, in the order of their names.
+    ``arr_0`` (and ``arr_1`` labels), a folder of PNG or JPEG files, in the order of their names, or a .zip, .tar or
+    .npy as `gen.data.stores` reads them, with their classes.
     Raises GenError for a path that is none of these, files of different sizes, or arrays of another kind.
     """
     if text.partition(":")[0] == "digits":
@@ -35,7 +36,27 @@ def read_images(text: str) -> tuple[Any, Any]:
         return _npz(path)
     if path.is_dir():
         return _folder(path), None
-    raise GenError(f"no images at '{text}'; give a folder of PNG files, an .npz with arr_0, or digits:test")
+    if path.suffix in (".zip", ".tar", ".npy") and path.is_file():
+        return _store(text)
+    raise GenError(f"no images at '{text}'; give a folder of PNG files, a .zip, an .npz with arr_0, or digits:test")
+
+
+def _store(text: str) -> tuple[Any, Any]:
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from gen.data.images import Images
+    from gen.data.stores import open_store
+
+    store = open_store(text)
+    store.image(0)  # says what is wrong with it in one line
+    with Image.open(io.BytesIO(store.read(0)[1])) as first:
+        grey = first.mode in ("1", "L", "I;16")
+    source = Images(text, channels=1 if grey else 3, labels="none" if store.label is None else "class").source()
+    arrays = source.gather(np.arange(len(source)))
+    return arrays["image"], arrays.get("label")
 
 
 def _npz(path: Path) -> tuple[Any, Any]:

@@ -158,7 +158,8 @@ def _local(path: Path) -> Store:
 
 
 def _folder(path: Path) -> Store:
-    names, ignored = [], []
+    names: list[str] = []
+    ignored: list[str] = []
 
     def failed(error: OSError) -> None:
         raise error
@@ -424,10 +425,9 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
         if path.suffix.lower() == ".npy":
             with open(path, "rb") as file:
                 dtype, shape, fortran, offset = _npy_header(file, path.stat().st_size, str(path))
-            order = "F" if fortran else "C"
             if 0 in shape:
                 return {"image": np.zeros(shape, dtype)}
-            mapped = np.memmap(path, dtype, "r", offset, shape, order)
+            mapped = np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
             return {"image": mapped.view(np.ndarray)}  # np.memmap's own indexing is slow
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         arrays = {}

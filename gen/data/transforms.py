@@ -49,7 +49,7 @@ def decode(data: bytes, name: str, channels: int = 3) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of what is checked here, or of harmless metadata
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise GenError(
                     f"{name} is {image.width} x {image.height}; expected at most {MAX_PIXELS} pixels, "

@@ -162,3 +162,15 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (len(open_store(tmp_path / "h.zip")), len(open_store(tmp_path / "r.zip"))) == (2, 4)
     assert main(["data", "convert", str(tmp_path / "nothing"), str(tmp_path / "c.zip")]) == 2
     assert "no data at" in capsys.readouterr().err
+
+
+def test_commands_read_zips_as_well(tmp_path: Path) -> None:
+    from gen.cli.images import read_images
+
+    images, labels = read_images(str(edm_zip(tmp_path / "a.zip", [[f"00000/img{i:08d}.png", i] for i in range(6)])))
+    np.testing.assert_array_equal(images, [picture(i) for i in range(6)])
+    assert labels.tolist() == list(range(6))
+    with zipfile.ZipFile(tmp_path / "grey.zip", "w") as archive:
+        archive.writestr("a.png", png(picture(0)[..., 0]))
+    images, labels = read_images(str(tmp_path / "grey.zip"))
+    assert (images.shape, labels) == ((1, 12, 16, 1), None)

@@ -1,0 +1,259 @@
+"""CIFAR-scale quick start: the demo's pipeline on any EDM zip of 32x32 images with classes.
+
+Tokenizer, latents, class-conditional flow transformer, stored pairs, one-step student; every stage resumes where it
+was interrupted. ``gen data convert`` makes the zip::
+
+    python -m gen.experiments.quickstart_cifar10 cifar10.zip --smoke      seconds to minutes on a CPU: checks the path
+    python -m gen.experiments.quickstart_cifar10 cifar10.zip              sized for 20 minutes of one H100-class GPU
+
+Expected: the smoke preset's pictures are blurs; the large preset has not been timed on its GPU. Measured figures are
+in benchmarks/RESULTS.md.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from gen.data.augment import RandomAffine
+from gen.data.caches import Cache
+from gen.data.images import Images
+from gen.data.sources import ArraySource
+from gen.diffusion.backbones.dit import DiTConfig
+from gen.diffusion.denoiser import Denoiser, Predict
+from gen.diffusion.process import Linear
+from gen.diffusion.train import DenoiserTask
+from gen.distill.dmd2 import DMD2Task
+from gen.distill.kd import KDTask
+from gen.errors import GenError
+from gen.experiments import Recipe
+from gen.experiments.demo import make_pairs
+from gen.metrics.pixels import psnr
+from gen.metrics.report import mosaic
+from gen.pretrained.load import load
+from gen.sampling.generator import DiffusionGenerator, OneStepGenerator, Sampler
+from gen.sampling.guidance import ClassifierFree
+from gen.sampling.solvers import Heun
+from gen.tokenizers.encode import encode_images
+from gen.tokenizers.kl1d import KL1DConfig, Tower
+from gen.tokenizers.train import TokenizerTask
+from gen.training.ema import Constant
+from gen.training.engine import EngineConfig, RunConfig, enable_compile_cache, train
+from gen.training.files import atomic, write_json
+from gen.training.optim import OptimConfig
+from gen.training.task import Stage
+
+__all__ = ["GPU", "SMOKE", "Budget", "run"]
+
+SIZE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """Sizes of the networks and how long everything runs.
+
+    Attributes:
+      images: how many images are used; None for all.
+      tokens, channels: of the latents; patches are 4x4 pixels.
+      tower: width, depth and heads of the tokenizer's encoder and decoder.
+      width, depth, heads: of the flow transformer.
+      tokenizer, teacher, regression, matching: training steps.
+      batch: images per step.
+      pairs: stored teacher pairs.
+      dtype: compute type of the matrix products.
+    """
+
+    images: int | None = None
+    tokens: int = 64
+    channels: int = 16
+    tower: Tower = Tower(384, 6, 6)
+    width: int = 512
+    depth: int = 12
+    heads: int = 8
+    tokenizer: int = 12_000
+    teacher: int = 30_000
+    regression: int = 2_000
+    matching: int = 1_500
+    batch: int = 256
+    pairs: int = 50_000
+    dtype: str = "bfloat16"
+
+
+GPU = Budget()
+SMOKE = Budget(
+    images=2048, tokens=16, channels=8, tower=Tower(64, 1, 4), width=64, depth=2, heads=4, tokenizer=300, teacher=300,
+    regression=40, matching=8, batch=32, pairs=256, dtype="float32",
+)  # fmt: skip
+
+
+def run(data: str, outdir: str | Path = "runs/cifar10", *, smoke: bool = False, seed: int = 0) -> dict[str, float]:
+    """The whole path; the same call again goes on where it was.
+
+    Args:
+      data: 32x32 images with classes: an EDM zip, or anything `gen.data.stores.open_store` reads.
+      outdir: gets tokenizer/, teacher/, student/ (run folders), latents/, pairs/ (caches), the pictures
+        data.png, reconstructions.png, teacher.png, student.png, and results.json.
+      smoke: seconds to minutes on a CPU.
+      seed: of initial weights, data order and noise.
+
+    Returns the figures of results.json: reconstruction PSNR in dB, network calls.
+    """
+    out, budget = Path(outdir), SMOKE if smoke else GPU
+    enable_compile_cache()
+    images = Images(data, size=SIZE, flip=True)
+    label = images.store.label
+    assert label is not None  # Images has checked it
+    classes = int(label.max()) + 1
+    source = images.source()
+    count = min(len(source), budget.images or len(source))
+    rows = ArraySource(**source.gather(np.arange(count)))
+    if count < budget.batch:
+        raise GenError(f"{data} has {count} images, fewer than the batch of {budget.batch}; add data")
+
+    print("[1/5] tokenizer", flush=True)
+    train(_tokenizer(budget, images, seed).config, out / "tokenizer")
+    tokenizer = load(out / "tokenizer")
+    print("[2/5] latents", flush=True)
+    latents = encode_images(tokenizer.tokenizer, tokenizer.params["tokenizer"], rows, out / "latents")
+    frozen = {"tokenizer": tokenizer.params["tokenizer"], "normalizer": latents.normalizer()}
+    print("[3/5] teacher", flush=True)
+    recipe = _teacher(budget, latents, classes, frozen, seed)
+    train(recipe.config, out / "teacher", frozen=recipe.frozen, artifacts=recipe.artifacts)
+    teacher = load(out / "teacher")
+    print("[4/5] pairs", flush=True)
+    pairs = make_pairs(teacher, out / "pairs", budget.pairs, classes, batch=min(1024, budget.pairs))
+    print("[5/5] student", flush=True)
+    recipe = _student(budget, pairs, classes, teacher.params["net"], frozen, seed)
+    train(recipe.config, out / "student", frozen=recipe.frozen, artifacts=recipe.artifacts)
+    student = load(out / "student")
+
+    shown = rows.arrays["image"][:64]
+    made = tokenizer.decode(tokenizer.encode(shown))
+    seeds = range(8 * classes)
+    for name, pictures, columns in (
+        ("data", shown, 16),
+        ("reconstructions", made, 16),
+        ("teacher", teacher.sample(seeds), classes),
+        ("student", student.sample(seeds), classes),
+    ):
+        grid = mosaic(pictures, columns)
+        atomic(out / f"{name}.png", lambda file, grid=grid: grid.save(file, "PNG"))
+    figures = {
+        "images": float(count),
+        "reconstruction_psnr": round(float(psnr(made, shown).mean()), 2),
+        "teacher_calls": float(teacher.generator.nfe),
+        "student_calls": float(student.generator.nfe),
+    }
+    write_json(out / "results.json", figures)
+    print(", ".join(f"{name} {value:g}" for name, value in figures.items()))
+    print(f"pictures in {out}; more: gen sample {out / 'student'} --seeds 0-63 --out grid.png")
+    return figures
+
+
+def _tokenizer(budget: Budget, images: Images, seed: int) -> Recipe:
+    tokenizer = KL1DConfig(
+        (SIZE, SIZE, 3),
+        patch=4,
+        tokens=budget.tokens,
+        channels=budget.channels,
+        encoder=budget.tower,
+        decoder=budget.tower,
+        dtype=budget.dtype,
+    )
+    task = TokenizerTask(
+        tokenizer,
+        optim=_cosine(0.32 / budget.tower.width, budget.tokenizer),
+        ema=_average(budget.tokenizer),
+        kl=1e-6,
+        l1=0.1,
+        augment=RandomAffine(shift=1.0, rotate=0.0, scale=0.0),
+        augmented=0.25,
+    )
+    stage = Stage("tokenizer", task, steps=budget.tokenizer, batch=budget.batch, data=images)
+    return Recipe(RunConfig("quickstart-tokenizer", (stage,), engine=_engine(seed)))
+
+
+def _denoiser(budget: Budget, classes: int) -> Denoiser:
+    return Denoiser(
+        DiTConfig(
+            (budget.tokens,),
+            channels=budget.channels,
+            patch=1,
+            width=budget.width,
+            depth=budget.depth,
+            heads=budget.heads,
+            num_classes=classes,
+            dtype=budget.dtype,
+        ),
+        Linear(),
+        Predict("velocity", scale=10.0),
+    )
+
+
+SAMPLER = Sampler(Heun(), steps=9, guidance=ClassifierFree(1.5))
+
+
+def _teacher(budget: Budget, cache: Cache, classes: int, frozen: dict[str, object], seed: int) -> Recipe:
+    denoiser = _denoiser(budget, classes)
+    tokenizer = _tokenizer(budget, Images("-"), seed).config.stages[0].task.tokenizer
+    generator = DiffusionGenerator(denoiser, tokenizer.spec.shape, SAMPLER, tokenizer)
+    task = DenoiserTask(
+        denoiser,
+        optim=_cosine(0.128 / budget.width, budget.teacher),
+        emas=(_average(budget.teacher),),
+        generator=generator,
+    )
+    stage = Stage("teacher", task, steps=budget.teacher, batch=budget.batch, data=cache)
+    config = RunConfig("quickstart-teacher", (stage,), {"tokenizer": "tokenizer"}, generator, _engine(seed))
+    return Recipe(config, frozen=frozen, artifacts=frozen)
+
+
+def _student(
+    budget: Budget, pairs: Cache, classes: int, teacher: object, frozen: dict[str, object], seed: int
+) -> Recipe:
+    denoiser = _denoiser(budget, classes)
+    tokenizer = _tokenizer(budget, Images("-"), seed).config.stages[0].task.tokenizer
+    regression = KDTask(denoiser, optim=_cosine(0.128 / budget.width, budget.regression))
+    matching = DMD2Task(
+        denoiser,
+        guidance=SAMPLER.guidance,
+        ratio=2,
+        optim=OptimConfig(5e-5, betas=(0.0, 0.99), clip=10.0),
+        fake_optim=OptimConfig(1e-4, betas=(0.0, 0.99), clip=10.0),
+        emas=(Constant(0.99, warmup=True),),
+    )
+    stages = (
+        Stage("regression", regression, steps=budget.regression, batch=budget.batch, data=pairs),
+        Stage("matching", matching, steps=budget.matching, batch=budget.batch, data=pairs),
+    )
+    generator = OneStepGenerator(denoiser, tokenizer.spec.shape, tokenizer=tokenizer)
+    config = RunConfig("quickstart-student", stages, {"teacher": "teacher"}, generator, _engine(seed))
+    return Recipe(config, frozen={"teacher": teacher}, artifacts=frozen)
+
+
+def _cosine(lr: float, steps: int) -> OptimConfig:
+    return OptimConfig(
+        lr, betas=(0.9, 0.99), schedule="cosine", warmup=min(500, steps // 4), decay_steps=steps, final=0.01, clip=1.0
+    )
+
+
+def _average(steps: int) -> Constant:
+    """Over the last percent of a long run, the last tenth of a short one."""
+    return Constant(1 - 1 / max(10.0, steps / 100), warmup=True)
+
+
+def _engine(seed: int) -> EngineConfig:
+    return EngineConfig(seed=seed, checkpoint_every=500, checkpoint_seconds=30.0, log_every=50, keep=1)
+
+
+def main(
+    data: Annotated[str, tyro.conf.Positional], /, outdir: str = "runs/cifar10", smoke: bool = False, seed: int = 0
+) -> None:
+    """Runs the quick start on a data set of 32x32 images."""
+    run(data, outdir, smoke=smoke, seed=seed)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
