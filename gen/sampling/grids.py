@@ -291,6 +291,7 @@ class Spaced:
         if not isinstance(process, DDPM):
             raise GenError(f"a spaced grid needs the ddpm process, not {type(process).__name__}; wrap it in 'matched'")
         i, total, points = np.arange(_count(steps, "spaced")), process.steps, steps + self.end_point
+        indices: Any
         match self.spacing:
             case "linspace":
                 indices = np.round((total - 1) * (points - 1 - i) / max(points - 1, 1))

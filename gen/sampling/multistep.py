@@ -106,8 +106,8 @@ class DPMSolver:
 
         keep, data, spread = self._coefficients(grid)
         rows = step_rows(grid, x, keep=keep, data=data, noise=spread)
-        past = (jnp.zeros_like(x),) * (self.solver_order - 1)
-        (x, *_), states = jax.lax.scan(step, (x, past, carry), rows)
+        start: Any = (x, (jnp.zeros_like(x),) * (self.solver_order - 1), carry)
+        (x, *_), states = jax.lax.scan(step, start, rows)
         return states if trajectory else x
 
     def _coefficients(self, grid: Grid) -> tuple[Any, Any, Any]:
@@ -211,7 +211,8 @@ class UniPC:
             return (point, base, known[:-1], carry), (point, base) if every else None
 
         zeros, rows = jnp.zeros_like(x), step_rows(grid, x, **self._rows(grid))
-        (x, *_), states = jax.lax.scan(step, (x, zeros, (zeros,) * self.solver_order, carry), rows)
+        start: Any = (x, zeros, (zeros,) * self.solver_order, carry)
+        (x, *_), states = jax.lax.scan(step, start, rows)
         return states if every else (x, None)
 
     def _rows(self, grid: Grid) -> dict[str, Any]:
