@@ -252,7 +252,10 @@ def main(
     data: Annotated[str, tyro.conf.Positional], /, outdir: str = "runs/cifar10", smoke: bool = False, seed: int = 0
 ) -> None:
     """Runs the quick start on a data set of 32x32 images."""
-    run(data, outdir, smoke=smoke, seed=seed)
+    try:
+        run(data, outdir, smoke=smoke, seed=seed)
+    except GenError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,40 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from gen.errors import GenError
+from gen.experiments import quickstart_cifar10
+from gen.experiments.quickstart_cifar10 import Budget, run
+from gen.tokenizers.kl1d import Tower
+from tests.data.files import edm_zip
+from tests.test_edm_presets import image_zip
+
+TOY = Budget(
+    images=16, tokens=4, channels=4, tower=Tower(16, 1, 2), width=16, depth=1, heads=2, tokenizer=2, teacher=2,
+    regression=2, matching=2, batch=8, pairs=8, dtype="float32",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_whole_path_on_a_zip_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quickstart_cifar10, "SMOKE", TOY)
+    data = image_zip(tmp_path / "a.zip", 32, count=20)
+    figures = run(data, tmp_path / "run", smoke=True)
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == figures
+    assert figures["student_calls"] == 1
+    assert all(
+        (tmp_path / "run" / f"{name}.png").exists() for name in ("data", "reconstructions", "teacher", "student")
+    )
+    assert run(data, tmp_path / "run", smoke=True) == figures
+
+
+def test_unfit_data_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    small = str(edm_zip(tmp_path / "a.zip", [[f"00000/img{i:08d}.png", 0] for i in range(6)]))
+    with pytest.raises(GenError, match="expected 32 x 32"):
+        run(small, tmp_path / "run", smoke=True)
+    with pytest.raises(GenError, match="has no class labels"):
+        run(str(edm_zip(tmp_path / "b.zip", None)), tmp_path / "run", smoke=True)
+    with pytest.raises(GenError, match="12 images, fewer than the batch"):
+        run(image_zip(tmp_path / "c.zip", 32), tmp_path / "run", smoke=True)
+    assert not (tmp_path / "run").exists()
