@@ -35,6 +35,10 @@ TOLERANCES: list[tuple[str, str, float, float]] = [
     ("kid*", "kid_torch_fidelity_std", 1e-4, 1e-6),
     ("kid*", "mind", 1e-5, 0.0),
     ("cleanfid-resize*", "*", 0.0, 1e-2),  # grey levels
+    ("psnr-ssim*", "*", 1e-5, 0.0),
+    ("clip-towers*", "*", 0.0, 5e-5),
+    ("dinov2-forward*", "*/pos_embed_used", 1e-5, 0.0),
+    ("lpips-vgg*", "grad_*", 1e-3, 0.0),
 ]
 
 

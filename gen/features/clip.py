@@ -1,0 +1,170 @@
+"""CLIP's image and text towers (Radford et al. 2021)."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gen.errors import GenError
+from gen.nn.layers import Attention, linear, patchify, run_stack, stack
+
+__all__ = ["CLIP", "CLIPConfig", "TowerConfig"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerConfig:
+    """A transformer: its width, number of blocks, attention heads, and inner width of the MLPs."""
+
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise GenError(f"width {self.width} cannot be shared by {self.heads} heads; choose a divisor of it")
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+    """Architecture; the defaults are ViT-L/14.
+
+    Attributes:
+      vision, text: the towers.
+      size, patch: side of the images and of a patch, in pixels.
+      vocabulary, length: number of tokens, and the longest text.
+      projection: width of the common space.
+      activation: of the MLPs; OpenAI's models have "quick_gelu", x sigmoid(1.702 x), later ones the exact "gelu".
+      end_token: whose first position a text is read at; 2 stands for the largest token of each text, as in OpenAI's
+        published configurations.
+      eps: of the layer norms.
+    """
+
+    vision: TowerConfig = TowerConfig(1024, 24, 16, 4096)
+    text: TowerConfig = TowerConfig(768, 12, 12, 3072)
+    size: int = 224
+    patch: int = 14
+    vocabulary: int = 49408
+    length: int = 77
+    projection: int = 768
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    end_token: int = 2
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.size % self.patch or self.size < self.patch:
+            raise GenError(f"size {self.size} is not a multiple of patch {self.patch}; choose one that is")
+
+    def build(self, rngs: nnx.Rngs) -> "CLIP":
+        """Both towers with fresh weights."""
+        return CLIP(self, rngs)
+
+
+def _norm(width: int, eps: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, rngs=rngs)
+
+
+class _Block(nnx.Module):
+    """x + attention(norm1 x), then x + MLP(norm2 x)."""
+
+    def __init__(self, tower: TowerConfig, config: CLIPConfig, rngs: nnx.Rngs) -> None:
+        self.quick = config.activation == "quick_gelu"
+        self.norm1, self.norm2 = (_norm(tower.width, config.eps, rngs) for _ in range(2))
+        self.attn = Attention(tower.width, tower.heads, rngs=rngs)
+        self.fc1 = linear(tower.width, tower.hidden, rngs=rngs)
+        self.fc2 = linear(tower.hidden, tower.width, rngs=rngs)
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        x = x + self.attn(self.norm1(x), mask=mask)
+        y = self.fc1(self.norm2(x))
+        y = y * jax.nn.sigmoid(1.702 * y) if self.quick else jax.nn.gelu(y, approximate=False)
+        return x + self.fc2(y)
+
+
+class _Vision(nnx.Module):
+    def __init__(self, config: CLIPConfig, rngs: nnx.Rngs) -> None:
+        width, normal = config.vision.width, nnx.initializers.normal(0.02)
+        self.patch = linear(3 * config.patch**2, width, bias=False, rngs=rngs)
+        self.cls = nnx.Param(normal(rngs.params(), (width,)))
+        self.positions = nnx.Param(normal(rngs.params(), (1 + (config.size // config.patch) ** 2, width)))
+        self.before, self.after = (_norm(width, config.eps, rngs) for _ in range(2))
+        self.blocks = stack(lambda r: _Block(config.vision, config, r), config.vision.depth, rngs)
+
+
+class _Text(nnx.Module):
+    def __init__(self, config: CLIPConfig, rngs: nnx.Rngs) -> None:
+        width, normal = config.text.width, nnx.initializers.normal(0.02)
+        self.tokens = nnx.Param(normal(rngs.params(), (config.vocabulary, width)))
+        self.positions = nnx.Param(normal(rngs.params(), (config.length, width)))
+        self.after = _norm(width, config.eps, rngs)
+        self.blocks = stack(lambda r: _Block(config.text, config, r), config.text.depth, rngs)
+
+
+class CLIP(nnx.Module):
+    """Images and texts in one space: `encode_image`, `encode_text`, `similarity`."""
+
+    def __init__(self, config: CLIPConfig, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.vision, self.text = _Vision(config, rngs), _Text(config, rngs)
+        self.project_image = linear(config.vision.width, config.projection, bias=False, rngs=rngs)
+        self.project_text = linear(config.text.width, config.projection, bias=False, rngs=rngs)
+        self.logit_scale = nnx.Param(jnp.asarray(2.6592))
+
+    def encode_image(self, images: jax.Array, keep: tuple[int, ...] = ()) -> dict[str, jax.Array]:
+        """images (B, size, size, 3) float32, with CLIP's mean and deviation removed.
+
+        Args:
+          keep: blocks whose output is returned as "block_0" ..., not normed.
+
+        Returns:
+          "embedding" (B, projection), not normalised; "pooled" (B, width), before the projection; "embedded"
+          (B, N, width), what the first block takes.
+
+        Raises GenError for images of another shape.
+        """
+        size, tower = self.config.size, self.vision
+        if images.shape[1:] != (size, size, 3):
+            raise GenError(f"this CLIP takes images of shape (B, {size}, {size}, 3), got {images.shape}")
+        x = tower.patch(patchify(images, self.config.patch))
+        x = jnp.concatenate([jnp.broadcast_to(tower.cls[...], (len(x), 1, x.shape[-1])), x], 1)
+        embedded = tower.before(x + tower.positions[...])
+        x, kept = run_stack(tower.blocks, embedded, lambda block, x, _: block(x, None), keep=keep)
+        pooled = tower.after(x[:, 0])
+        blocks = {f"block_{i}": kept[i] for i in keep}
+        return blocks | {"embedding": self.project_image(pooled), "pooled": pooled, "embedded": embedded}
+
+    def encode_text(
+        self, tokens: jax.Array, mask: jax.Array | None = None, keep: tuple[int, ...] = ()
+    ) -> dict[str, jax.Array]:
+        """tokens (B, N) int32, each text with its end token.
+
+        Args:
+          mask: (B, N) bool, False where a text is padded; without it nothing is masked but the future.
+          keep: as in `encode_image`.
+
+        Returns:
+          "embedding", "pooled" and "embedded" as in `encode_image`; "last" (B, N, width), all positions normed.
+
+        Raises GenError for texts longer than `length`.
+        """
+        tower, length = self.text, tokens.shape[1]
+        if length > self.config.length:
+            raise GenError(f"this CLIP reads {self.config.length} tokens, got {length}; cut the text")
+        visible = jnp.tril(jnp.ones((length, length), bool))[None, None]
+        if mask is not None:
+            visible = visible & mask[:, None, None, :]
+        embedded = jnp.asarray(tower.tokens[...])[tokens] + tower.positions[:length]
+        x, kept = run_stack(tower.blocks, embedded, lambda block, x, _: block(x, visible), keep=keep)
+        last = tower.after(x)
+        ends = tokens if self.config.end_token == 2 else tokens == self.config.end_token
+        pooled = last[jnp.arange(len(last)), ends.argmax(1)]
+        blocks = {f"block_{i}": kept[i] for i in keep}
+        found = {"embedding": self.project_text(pooled), "pooled": pooled, "embedded": embedded, "last": last}
+        return blocks | found
+
+    def similarity(self, images: jax.Array, texts: jax.Array) -> jax.Array:
+        """Logits (images, texts) of embeddings: their cosine times the learned scale."""
+        images, texts = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (images, texts))
+        return jnp.exp(self.logit_scale[...]) * images @ texts.T
