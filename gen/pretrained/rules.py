@@ -55,6 +55,8 @@ SYSTEMS: dict[str, str] = {
     "edm-vp": "gen.pretrained.edm:VP_IMPORTER",
     "edm-ve": "gen.pretrained.edm:VE_IMPORTER",
     "edm-iddpm": "gen.pretrained.edm:IDDPM_IMPORTER",
+    "adm": "gen.pretrained.adm:IMPORTER",
+    "adm-new-order": "gen.pretrained.adm:NEW_IMPORTER",
 }
 
 Arrays = Mapping[str, np.ndarray]

@@ -20,7 +20,7 @@ from gen.sampling.grids import snap
 from tests.parity.conftest import fixtures
 from tests.parity.toys import nchw, nhwc
 
-NETWORKS = fixtures("edm-[ds]*unet*", "skip-tuning*")
+NETWORKS = [fx for fx in fixtures("edm-*unet*", "skip-tuning*") if "cls" in fx.config]
 BLOCKS = [pytest.param(fx, case, id=f"{fx}-{case}") for fx in fixtures("edm-unetblock*") for case in fx.config]
 PRECOND = [
     pytest.param(fx, case, id=f"{fx}-{case}")

@@ -155,7 +155,8 @@ def test_every_system_is_found_by_name(name: str) -> None:
     importer = system(name, {})
     assert isinstance(importer, Importer)
     assert importer.name == name
-    assert system(None, dict.fromkeys(importer.signature, np.zeros(1))).name == name
+    if importer.signature:  # without one, files look like another system's
+        assert system(None, dict.fromkeys(importer.signature, np.zeros(1))).name == name
 
 
 def test_unknown_systems() -> None:

@@ -44,6 +44,7 @@ class Style:
       adaptive: conditioning scales and shifts (ADM), or is added (SongUNet).
       skip_scale: factor on residual sums.
       eps: of the group norms.
+      groups: of the group norms; 0 for min(32, C // 4).
       project: skips that resample have weights even where the width stays.
       taps: low-pass filter of up- and downsampling, of even length.
       channels_per_head: of attention; 0 for one head. Narrower blocks than one head have no attention at all.
@@ -55,6 +56,7 @@ class Style:
     adaptive: bool = True
     skip_scale: float = 1.0
     eps: float = 1e-5
+    groups: int = 0
     project: bool = False
     taps: tuple[int, ...] = BOX
     channels_per_head: int = 64
@@ -183,10 +185,10 @@ class Linear(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation in float32 with min(32, C // 4) groups and an affine map."""
+    """Group normalisation in float32, with the groups of a style and an affine map."""
 
-    def __init__(self, channels: int, eps: float) -> None:
-        self.groups, self.eps = max(min(32, channels // 4), 1), eps
+    def __init__(self, channels: int, style: Style) -> None:
+        self.groups, self.eps = style.groups or max(min(32, channels // 4), 1), style.eps
         self.scale = nnx.Param(jnp.ones((channels,)))
         self.bias = nnx.Param(jnp.zeros((channels,)))
 
@@ -227,22 +229,47 @@ class UNetBlock(nnx.Module):
         shared: dict[str, Any] = {"taps": style.taps, "law": law, "bias": style.bias, "dtype": dtype, "rngs": rngs}
         sampled: dict[str, Any] = {**shared, "up": up, "down": down}
         width = outputs * (2 if style.adaptive else 1)
-        self.norm0 = GroupNorm(inputs, style.eps)
+        self.norm0 = GroupNorm(inputs, style)
         self.conv0 = Conv(inputs, outputs, 3, **sampled)
         self.affine = Linear(emb, width, law, style.bias, rngs)
         if times == 2:
             self.affine_s = Linear(emb, width, law, style.bias, rngs)
-        self.norm1 = GroupNorm(outputs, style.eps)
+        self.norm1 = GroupNorm(outputs, style)
         self.conv1 = Conv(outputs, outputs, 3, **{**shared, "law": zero})
         if outputs != inputs or up or down:
             self.skip = Conv(inputs, outputs, 1 if style.project or outputs != inputs else 0, **sampled)
         if heads:
-            self.norm2 = GroupNorm(outputs, style.eps)
+            self.norm2 = GroupNorm(outputs, style)
             self.qkv = Conv(outputs, 3 * outputs, 1, **{**shared, "law": law_of(*style.qkv)})
             self.proj = Conv(outputs, outputs, 1, **{**shared, "law": zero})
 
-    def __call__(self, x: jax.Array, embs: tuple[jax.Array, ...], keys: jax.Array | None = None) -> jax.Array:
-        """x (B, H, W, inputs), embs one or two (B, emb); `keys` (B,) PRNG keys, given in training, for dropout."""
+    def __call__(
+        self,
+        x: jax.Array,
+        embs: tuple[jax.Array, ...],
+        keys: jax.Array | None = None,
+        keep: tuple[jax.Array, jax.Array] | None = None,
+    ) -> jax.Array:
+        """The block's output (B, H', W', outputs).
+
+        Args:
+          x: (B, H, W, inputs).
+          embs: one or two vectors (B, emb).
+          keys: (B,) PRNG keys, given in training, for dropout.
+          keep: whether to run the residual branch and the attention, two () bools; without them the skip and the
+            identity are left.
+        """
+        scale = self.style.skip_scale
+        skip = self.skip(x) if hasattr(self, "skip") else x
+        runs = (True, True) if keep is None else keep
+        x = _cond(
+            runs[0], lambda x, skip: (self._residual(x, embs, keys) + skip) * scale, lambda x, skip: skip, x, skip
+        )
+        if not self.heads:
+            return x
+        return _cond(runs[1], lambda x: (self.proj(self._attend(x)) + x) * scale, lambda x: x, x)
+
+    def _residual(self, x: jax.Array, embs: tuple[jax.Array, ...], keys: jax.Array | None) -> jax.Array:
         style = self.style
         h = self.conv0(jax.nn.silu(self.norm0(x)))
         p = self.affine(embs[0]) if len(embs) == 1 else self.affine(embs[0]) + self.affine_s(embs[1])
@@ -255,8 +282,7 @@ class UNetBlock(nnx.Module):
         if keys is not None and style.dropout:
             kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - style.dropout, h.shape[1:]))(keys)
             h = jnp.where(kept, h / (1.0 - style.dropout), 0.0)
-        x = (self.conv1(h) + (self.skip(x) if hasattr(self, "skip") else x)) * style.skip_scale
-        return (self.proj(self._attend(x)) + x) * style.skip_scale if self.heads else x
+        return self.conv1(h)
 
     def _attend(self, x: jax.Array) -> jax.Array:
         b, h, w, c = x.shape
@@ -264,3 +290,10 @@ class UNetBlock(nnx.Module):
         qkv = self.qkv(self.norm2(x)).reshape(b, h * w, self.heads, c // self.heads, 3)
         q, k, v = (qkv[..., i] for i in range(3))
         return jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)
+
+
+def _cond(runs: Any, yes: Any, no: Any, *args: jax.Array) -> jax.Array:
+    """`yes` where nothing is chosen at run time, else one of both: what is skipped is not computed."""
+    if runs is True:
+        return yes(*args)
+    return jax.lax.cond(runs, lambda *a: yes(*a).astype(args[-1].dtype), no, *args)

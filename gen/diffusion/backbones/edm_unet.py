@@ -201,9 +201,13 @@ class SongUNetConfig(_UNetConfig):
 
 @dataclasses.dataclass(frozen=True)
 class DhariwalUNetConfig(_UNetConfig):
-    """ADM of Dhariwal & Nichol 2021, as EDM trains it. Its defaults are those of `imagenet64`.
+    """ADM of Dhariwal & Nichol 2021, as EDM trains it. The defaults are ImageNet-64's.
 
-    Attention has 64 channels per head: levels with fewer channels silently have none, as in the official code.
+    Levels with fewer channels than an attention head silently have no attention, as in the official code.
+
+    Further attributes:
+      head_width: channels per attention head.
+      groups: of the group norms; 0 for EDM's min(32, C // 4), 32 for guided-diffusion's own networks.
     """
 
     size: int = 64
@@ -212,11 +216,13 @@ class DhariwalUNetConfig(_UNetConfig):
     mult: tuple[int, ...] = (1, 2, 3, 4)
     blocks: int = 3
     attention: tuple[int, ...] = (32, 16, 8)
+    head_width: int = 64
+    groups: int = 0
 
     @property
     def style(self) -> Style:
         """Scale-and-shift conditioning, plain residual sums, zero last layers."""
-        return Style(dropout=self.dropout)
+        return Style(groups=self.groups, channels_per_head=self.head_width, dropout=self.dropout)
 
     @property
     def plans(self) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
@@ -255,7 +261,7 @@ class UNet(nnx.Module):
         config, style = self.config, self.config.style
         dtype = jnp.dtype(config.dtype)
         if row.kind == "norm":
-            return GroupNorm(row.outputs, style.eps)
+            return GroupNorm(row.outputs, style)
         if row.kind == "block":
             heads = style.heads(row.outputs) if row.attention else 0
             options: dict[str, Any] = {"up": row.up, "down": row.down, "heads": heads, "times": config.times}
@@ -301,7 +307,8 @@ class UNet(nnx.Module):
           cond: ``label`` (B,) int32 in [0, num_classes] where the network has classes; ``augment``
             (B, augment) float, optional; ``dropout`` (B,) PRNG keys, given in training only.
           controls: ``skips`` (n,) factors on the n skips, in the order in which the decoder takes them (deepest
-            first; Skip-Tuning).
+            first; Skip-Tuning); ``keep`` (m,) bool, which of the m residual branches and attentions run, numbered
+            in the order of the layers, a block's branch before its attention (AutoDiffusion).
           taps: official layer names such as ``enc.16x16_block0`` and ``dec.8x8_in0``: their outputs (B, H, W, C)
             float32.
           stop: end at the last tap; the output is then that tap's.
@@ -309,8 +316,8 @@ class UNet(nnx.Module):
         Returns:
           (B, size, size, out_channels) float32, and the features by name.
         """
-        scales = self._check(x, times, controls, taps)
-        walk = _Walk(self, self.map(times, cond), cond.get("dropout"), scales)
+        self._check(x, times, controls or {}, taps)
+        walk = _Walk(self, self.map(times, cond), cond.get("dropout"), controls or {})
         features: dict[str, jax.Array] = {}
         walk.x = walk.aux = x
         for side, plan in zip(("enc", "dec"), self.config.plans, strict=True):
@@ -325,9 +332,9 @@ class UNet(nnx.Module):
         return walk.aux.astype(jnp.float32), features
 
     def _check(
-        self, x: jax.Array, times: tuple[jax.Array, ...], controls: Mapping[str, jax.Array] | None, taps: Any
-    ) -> jax.Array | None:
-        """The skips' factors; checks the call."""
+        self, x: jax.Array, times: tuple[jax.Array, ...], controls: Mapping[str, jax.Array], taps: tuple[str, ...]
+    ) -> None:
+        """Raises GenError for a call that does not fit the network."""
         expected = (self.config.size, self.config.size, self.config.channels)
         if x.shape[1:] != expected:
             raise GenError(f"U-Net input is {x.shape[1:]}; expected {expected}, the network's size and channels")
@@ -338,25 +345,26 @@ class UNet(nnx.Module):
         for tap in taps:
             if tap not in names:
                 raise GenError(f"U-Net has no feature '{tap}'; {suggest(tap, names)}")
-        for control in controls or ():
-            if control != "skips":
-                raise GenError(f"U-Net knows no control '{control}'; it has skips")
-        scales = (controls or {}).get("skips")
-        count = len(_skips(encoder))
-        if scales is not None and scales.shape != (count,):
-            raise GenError(f"U-Net was given factors {scales.shape} for its skips; expected ({count},)")
-        return scales
+        blocks = [row for row in (*encoder, *decoder) if row.kind == "block"]
+        attentions = sum(row.attention and self.config.style.heads(row.outputs) > 0 for row in blocks)
+        counts = {"skips": len(_skips(encoder)), "keep": len(blocks) + attentions}
+        for control, value in controls.items():
+            if control not in counts:
+                raise GenError(f"U-Net knows no control '{control}'; {suggest(control, counts)}")
+            if value.shape != (counts[control],):
+                raise GenError(f"U-Net's control {control} has shape {value.shape}; expected ({counts[control]},)")
 
 
 class _Walk:
     """The state of one pass: the running image, the skips, and the image or output beside them (`aux`)."""
 
-    def __init__(self, net: UNet, embs: tuple[jax.Array, ...], keys: jax.Array | None, scales: jax.Array | None):
-        self.remat, self.embs, self.keys, self.scales = net.config.remat, embs, keys, scales
+    def __init__(self, net: UNet, embs: tuple[jax.Array, ...], keys: jax.Array | None, controls: Any) -> None:
+        self.remat, self.embs, self.keys = net.config.remat, embs, keys
+        self.scales, self.keep = controls.get("skips"), controls.get("keep")
         self.x: Any = None
         self.aux: Any = None
         self.skips: list[jax.Array] = []
-        self.taken = self.blocks = 0
+        self.taken = self.blocks = self.parts = 0
         self.encoding = True
 
     def step(self, row: Layer, layer: Any) -> jax.Array:
@@ -391,8 +399,10 @@ class _Walk:
             self.taken += 1
         keys = self.keys if self.keys is None else jax.vmap(jax.random.fold_in, (0, None))(self.keys, self.blocks)
         self.blocks += 1
+        keep = None if self.keep is None else (self.keep[self.parts], self.keep[self.parts + bool(layer.heads)])
+        self.parts += 1 + bool(layer.heads)
         call = jax.checkpoint(layer.__call__) if self.remat == "full" else layer
-        return constrain(call(x, self.embs, keys))
+        return constrain(call(x, self.embs, keys, keep))
 
 
 class SongMapping(nnx.Module):

@@ -1,0 +1,167 @@
+"""Official ADM weights (openai/guided-diffusion) in `DhariwalUNetConfig`: names, shapes and the official sampler.
+
+Only networks that resample inside residual blocks and condition by scale and shift, as the published ones do.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig, Layer
+from gen.diffusion.denoiser import Denoiser, Predict
+from gen.diffusion.process import DDPM
+from gen.errors import GenError
+from gen.pretrained.rules import SAME, Arrays, Importer, Rule, Rules, Transform, convolution, linear
+from gen.sampling.generator import DiffusionGenerator, Sampler
+from gen.sampling.grids import Respaced
+from gen.sampling.solvers import Ancestral
+
+__all__ = ["IMPORTER", "NEW_IMPORTER", "config", "generator", "rules"]
+
+_SIZES = {4: 64, 5: 128, 6: 256}  # published networks by their number of levels
+_ATTENTION_1D = Transform(lambda a: a.transpose(2, 1, 0)[None], lambda a: (a[0].transpose(2, 1, 0),))
+
+
+def rules(config: DhariwalUNetConfig, *, new_order: bool = False) -> Rules:
+    """The table of official names for a configuration.
+
+    Args:
+      new_order: the projection's channels are ordered by q, k, v before heads (``use_new_attention_order``) instead of
+        heads before q, k, v.
+    """
+    table: list[Rule] = [*linear("time_embed.0", "map/layer0"), *linear("time_embed.2", "map/layer1")]
+    if config.num_classes:
+        table.append(Rule("label_emb.weight", "map/label/kernel", SAME))
+    encoder, decoder = config.plans
+    for number, row in enumerate(encoder):
+        name = f"input_blocks.{number}"
+        if row.kind == "conv":
+            table += convolution(f"{name}.0", f"enc/{row.name}")
+        else:
+            table += _block(config, row, f"enc/{row.name}", f"{name}.0", f"{name}.1", new_order)
+    number, place = -1, 0
+    for row in decoder:
+        ours = f"dec/{row.name}"
+        if row.name.endswith("_in0"):
+            table += _block(config, row, ours, "middle_block.0", "middle_block.1", new_order)
+        elif row.name.endswith("_in1"):
+            table += _block(config, row, ours, "middle_block.2", "", new_order)
+        elif row.kind == "norm":
+            table += _norm("out.0", ours)
+        elif row.kind == "out":
+            table += convolution("out.2", ours)
+        elif row.up:  # the last part of the block before
+            table += _block(config, row, ours, f"output_blocks.{number}.{place}", "", new_order)
+        else:
+            number, place = number + 1, 2 if _heads(config, row) else 1
+            name = f"output_blocks.{number}"
+            table += _block(config, row, ours, f"{name}.0", f"{name}.1", new_order)
+    return table
+
+
+def _heads(config: DhariwalUNetConfig, row: Layer) -> int:
+    return config.style.heads(row.outputs) if row.attention else 0
+
+
+def _norm(official: str, ours: str) -> list[Rule]:
+    return [Rule(f"{official}.weight", f"{ours}/scale"), Rule(f"{official}.bias", f"{ours}/bias")]
+
+
+def _block(
+    config: DhariwalUNetConfig, row: Layer, ours: str, residual: str, attention: str, new_order: bool
+) -> list[Rule]:
+    table = [*_norm(f"{residual}.in_layers.0", f"{ours}/norm0"), *_norm(f"{residual}.out_layers.0", f"{ours}/norm1")]
+    table += convolution(f"{residual}.in_layers.2", f"{ours}/conv0")
+    table += linear(f"{residual}.emb_layers.1", f"{ours}/affine")
+    table += convolution(f"{residual}.out_layers.3", f"{ours}/conv1")
+    if row.inputs != row.outputs:
+        table += convolution(f"{residual}.skip_connection", f"{ours}/skip")
+    heads = _heads(config, row)
+    if heads:
+        table += _norm(f"{attention}.norm", f"{ours}/norm2")
+        table.append(Rule(f"{attention}.qkv.weight", f"{ours}/qkv/kernel", _qkv(heads, new_order, kernel=True)))
+        table.append(Rule(f"{attention}.qkv.bias", f"{ours}/qkv/bias", _qkv(heads, new_order, kernel=False)))
+        table.append(Rule(f"{attention}.proj_out.weight", f"{ours}/proj/kernel", _ATTENTION_1D))
+        table.append(Rule(f"{attention}.proj_out.bias", f"{ours}/proj/bias"))
+    return table
+
+
+def _qkv(heads: int, new_order: bool, *, kernel: bool) -> Transform:
+    """Official rows to ours, which are ordered by head, then channel, then q, k, v."""
+
+    def load(a: np.ndarray) -> np.ndarray:
+        parts = (3, heads, -1) if new_order else (heads, 3, -1)
+        order = (1, 2, 0) if new_order else (0, 2, 1)
+        a = a.reshape(*parts, *a.shape[1:])
+        a = a.transpose(*order, *range(3, a.ndim)).reshape(-1, *a.shape[3:])
+        return _ATTENTION_1D.load(a) if kernel else a
+
+    def save(a: np.ndarray) -> tuple[np.ndarray, ...]:
+        a = _ATTENTION_1D.save(a)[0] if kernel else a
+        a = a.reshape(heads, -1, 3, *a.shape[1:])
+        order = (2, 0, 1) if new_order else (0, 2, 1)
+        return (a.transpose(*order, *range(3, a.ndim)).reshape(-1, *a.shape[3:]),)
+
+    return Transform(load, save)
+
+
+def config(weights: Arrays, *, size: int | None = None, head_width: int = 64) -> DhariwalUNetConfig:
+    """The configuration of a state dict, from its names and shapes.
+
+    Args:
+      size: of the image, which shapes do not tell; that of the published network with as many levels by default.
+      head_width: channels per attention head (``num_head_channels``).
+    Raises GenError when a needed array is missing or misshaped, or the size is not known.
+    """
+    try:
+        return _config(weights, size, head_width)
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise GenError(f"this is not an ADM network: {error} is missing or misshaped; give an official file") from None
+
+
+def _config(weights: Arrays, size: int | None, head_width: int) -> DhariwalUNetConfig:
+    emb, width = weights["time_embed.0.weight"].shape
+    inputs = len({name.split(".")[1] for name in weights if name.startswith("input_blocks.")})
+    # an upsampling block is a further residual block behind the first of an output block
+    ups = [name for name in weights if name.startswith("output_blocks.") and name.endswith(".in_layers.0.weight")]
+    levels = sum(name.split(".")[2] != "0" for name in ups) + 1
+    blocks = inputs // levels - 1
+    size = _SIZES.get(levels) if size is None else size
+    if size is None:
+        raise GenError(f"ADM networks of {levels} levels were not published; give the image size (option size)")
+    first = [1 + level * (blocks + 1) for level in range(levels)]
+    return DhariwalUNetConfig(
+        size=size,
+        channels=weights["input_blocks.0.0.weight"].shape[1],
+        out_channels=weights["out.2.weight"].shape[0],
+        num_classes=weights["label_emb.weight"].shape[0] if "label_emb.weight" in weights else 0,
+        width=width,
+        mult=tuple(weights[f"input_blocks.{n}.0.out_layers.3.weight"].shape[0] // width for n in first),
+        emb=emb // width,
+        blocks=blocks,
+        attention=tuple(size >> i for i, n in enumerate(first) if f"input_blocks.{n}.1.qkv.weight" in weights),
+        head_width=head_width,
+        groups=32,
+    )
+
+
+def generator(network: DhariwalUNetConfig) -> DiffusionGenerator:
+    """The official sampler: 250 ancestral steps, learned variance; the cosine chain at 64 px, else the linear one."""
+    learned = network.out_channels == 2 * network.channels
+    chain = DDPM("cosine" if network.size == 64 else "linear", 1000)
+    denoiser = Denoiser(network, chain, Predict("eps", clock="index", learned_variance=learned))
+    sampler = Sampler(Ancestral("learned" if learned else "large"), Respaced(), 250)
+    return DiffusionGenerator(denoiser, (network.size, network.size, network.channels), sampler)
+
+
+def _importer(name: str, new_order: bool) -> Importer:
+    def table(network: Any) -> Rules:
+        return rules(network, new_order=new_order)
+
+    signature = ("time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.0.emb_layers.1.weight", "out.2.weight")
+    # both orders have the same names and shapes: the published files have the old one, the new one must be asked for
+    return Importer(name, () if new_order else signature, config, table, generator)
+
+
+IMPORTER = _importer("adm", False)
+NEW_IMPORTER = _importer("adm-new-order", True)
