@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-parity lint format clean
+.PHONY: demo test test-all test-parity lint format requirements clean
 
 $(VENV)/core.stamp: requirements/core.txt pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -18,13 +18,13 @@ demo: $(VENV)/core.stamp
 	$(BIN)/gen demo
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m "not slow" --ignore=tests/parity
+	$(BIN)/python -m pytest -n auto -m "not slow" --ignore=tests/parity
 
 test-all: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-parity: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest tests/parity
+	$(BIN)/python -m pytest -n auto tests/parity
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
