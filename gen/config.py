@@ -135,6 +135,7 @@ KINDS: dict[str, dict[str, str]] = {
     "extractor": {
         "digits-extractor": "gen.features.digits:DigitsExtractor",
         "inception": "gen.features.inception:Inception",
+        "dinov2": "gen.features.dinov2:DINOv2Extractor",
     },
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",

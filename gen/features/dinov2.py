@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,9 +11,17 @@ import numpy as np
 from flax import nnx
 
 from gen.errors import GenError
+from gen.features.resize import resize
+from gen.features.weights import cache_path, flat, identity_of, load_weights
 from gen.nn.layers import MLP, Attention, linear, patchify, run_stack, stack
+from gen.nn.network import Network, Params, param_shapes
 
-__all__ = ["DINOv2", "DINOv2Config"]
+__all__ = ["DINOv2", "DINOv2Config", "DINOv2Extractor"]
+
+_HINT = "get dinov2_vitl14_pretrain.pth from facebookresearch/dinov2 and run gen convert dinov2 FILE"
+# ImageNet's, of the range [0, 1]
+_MEAN = (0.485, 0.456, 0.406)
+_DEVIATION = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,3 +183,69 @@ class DINOv2(nnx.Module):
         found = {f"block_{i}": self.norm(kept[i]) for i in keep}
         parts = {"cls": normed[:, 0], "registers": normed[:, 1:start], "patches": normed[:, start:], "prenorm": x}
         return found | parts
+
+
+@dataclasses.dataclass(frozen=True)
+class DINOv2Extractor:
+    """The final class token of DINOv2, for the Frechet distance of Stein et al. 2023 (FD-DINOv2).
+
+    Images are resized to exactly `size` by Pillow's bicubic filter, not rounded in between, as EDM2 does.
+
+    Attributes:
+      network: the transformer; ViT-L/14 without registers, the published choice, by default.
+      size: side of the images that it sees.
+      weights: a file made by ``gen convert dinov2``; that of the per-user cache by default.
+    """
+
+    network: DINOv2Config = DINOv2Config(width=1024, depth=24, heads=16, hidden=4096)
+    size: int = 224
+    weights: str = ""
+
+    @property
+    def name(self) -> str:
+        """Short name for protocols and tables."""
+        return "dinov2"
+
+    @property
+    def image(self) -> tuple[int | None, int | None, int]:
+        """Any size."""
+        return (None, None, 3)
+
+    @property
+    def resize(self) -> str:
+        """See `Extractor`."""
+        return f"pil-bicubic {self.size}"
+
+    @property
+    def precision(self) -> str:
+        """See `Extractor`."""
+        return "float32-highest"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See `Extractor`."""
+        return ("features",)
+
+    @property
+    def path(self) -> Path:
+        """Where the weights lie."""
+        return Path(self.weights) if self.weights else cache_path(self.name)
+
+    def fingerprint(self) -> str:
+        """A hash of the weights. Raises GenError when there are none."""
+        return identity_of(self.path, _HINT)
+
+    def load(self) -> Params:
+        """The weights. Raises GenError when the file is missing, damaged or of another architecture."""
+        params = load_weights(self.path, _HINT)
+        wanted = {name: value.shape for name, value in flat(param_shapes(self.network)).items()}
+        if {name: value.shape for name, value in flat(params).items()} != wanted:
+            raise GenError(f"{self.path} holds another DINOv2 than this configuration; {_HINT}")
+        return params
+
+    def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
+        """images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, width) float32."""
+        x = jnp.clip(resize(images, (self.size, self.size), "pil-bicubic"), 0, 255) / 255
+        x = (x - jnp.asarray(_MEAN)) / jnp.asarray(_DEVIATION)
+        with jax.default_matmul_precision("highest"):
+            return {"features": Network(self.network).apply(params, x)["cls"]}

@@ -1,12 +1,15 @@
 """Official DINOv2 weights (facebookresearch/dinov2): names and shapes."""
 
 import math
+from pathlib import Path
 
 from gen.errors import GenError
 from gen.features.dinov2 import DINOv2Config
+from gen.features.weights import cache_path, store_weights
+from gen.pretrained.readers import read_weights
 from gen.pretrained.rules import Arrays, Importer, Rule, Rules, depth_of, linear, patches
 
-__all__ = ["IMPORTER", "config", "rules"]
+__all__ = ["IMPORTER", "config", "convert", "rules"]
 
 _HEAD_WIDTH = 64  # of all published sizes
 
@@ -79,3 +82,18 @@ IMPORTER = Importer(
     rules=rules,
     generator=None,
 )
+
+
+def convert(source: Path, out: Path | None = None) -> str:
+    """Reads a published DINOv2 and keeps it where evaluation looks for it; returns one line on it.
+
+    Args:
+      source: .pth or .safetensors of an official state dict.
+      out: the .safetensors file to write; that of the per-user cache by default.
+
+    Raises GenError when the file cannot be read, or holds something else.
+    """
+    network, params, _ = IMPORTER.load(read_weights(source))
+    out = cache_path("dinov2") if out is None else out
+    identity = store_weights(out, params, origin=source.name)
+    return f"dinov2: width {network.width}, depth {network.depth}, identity {identity}; written to {out}"

@@ -11,6 +11,7 @@ __all__ = ["NETWORKS", "convert_network"]
 # network -> "module:function", a function (source file, out or None) -> one line on what was written where
 NETWORKS: dict[str, str] = {
     "inception": "gen.pretrained.inception:convert",
+    "dinov2": "gen.pretrained.dinov2:convert",
     "lpips": "gen.pretrained.lpips:convert",
 }
 
