@@ -1,6 +1,7 @@
 """EDM2's network, preconditioning, loss, forced weight normalisation and guided sampler against the official code."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,13 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gen
+from gen import cli
 from gen.diffusion.backbones.edm2_unet import EDM2Config, mp_cat, mp_silu, mp_sum, normalize, pixel_norm
 from gen.diffusion.denoiser import Denoiser, EDMPrecondition, Prediction
 from gen.diffusion.objectives import Draws, EDMLoss, Uncertain
 from gen.diffusion.process import EDM
 from gen.pretrained.edm2 import IMPORTER
+from gen.pretrained.readers import read_weights
 from gen.sampling.edm import edm_sampler
 from gen.sampling.guidance import Autoguidance
+from gen.training.indexed import sample_keys
 from tests.parity.conftest import Fixture, fixtures
 from tests.parity.test_dit import nchw, nhwc
 
@@ -74,6 +79,30 @@ class TestNetwork:
         if cond:
             null = denoise.net.apply(params, cond, method="null")
             fx.close(nchw(run(params, x, sigma, null).denoised), "D_no_label")
+
+    def test_from_file_to_samples(self, fx: Fixture, tmp_path: Path) -> None:
+        """Official file -> gen convert -> gen.load: the official denoised images, guided samples; and back."""
+        file, run = str(fx.path / "weights.safetensors"), str(tmp_path / "run")
+        heads = str(fx.config.get("channels_per_head", 64))
+        assert cli.main(["convert", file, "--out", run, "--network.head_width", heads]) == 0
+        loaded = gen.load(run)
+        net, cond = loaded.params["net"], labels(fx, fx.io["class_labels"])
+        assert loaded.denoiser.parameterization == EDMPrecondition(0.5)  # of every published network
+        parameterization = EDMPrecondition(fx.config["sigma_data"])
+        denoise = dataclasses.replace(loaded.denoiser, parameterization=parameterization)
+        prediction = jax.jit(denoise)(net, nhwc(fx.io["x_noisy"]), jnp.asarray(fx.io["sigma"]), cond)
+        fx.close(nchw(prediction.denoised), "D")
+        assert loaded.generator.nfe == 63
+        sampler = dataclasses.replace(loaded.generator.sampler, steps=2, guidance=Autoguidance(2.0))
+        generator = dataclasses.replace(loaded.generator, sampler=sampler)
+        plain = dataclasses.replace(generator, sampler=dataclasses.replace(sampler, guidance=Autoguidance()))
+        keys = sample_keys(0, np.arange(len(fx.io["sigma"])))
+        same = jax.jit(generator)({"net": net, "guide": net}, keys, cond)  # a guide no weaker than the model
+        fx.close(same, np.asarray(jax.jit(plain)({"net": net}, keys, cond)))
+        assert cli.main(["convert", run, "--out", str(tmp_path / "back.safetensors")]) == 0
+        back = read_weights(tmp_path / "back.safetensors")
+        assert back.keys() == fx.weights.keys()
+        assert all(np.array_equal(back[k], v) for k, v in fx.weights.items())
 
     def test_loss_and_gradients(self, fx: Fixture) -> None:
         """In training mode: weights are normalised first, then the loss and its gradients are taken there."""
