@@ -46,7 +46,8 @@ def merge_orders(y: jax.Array, size: tuple[int, int], order: Order) -> jax.Array
     h, w = size
     if order == "snake":
         shapes = [(h, w), (h, w), (w, h), (w, h)]
-        return sum(_unview(_turn(y[:, :, k].reshape(b, *shapes[k], c)), k) for k in range(4))
+        maps = [_unview(_turn(y[:, :, k].reshape(b, *shapes[k], c)), k) for k in range(4)]
+        return maps[0] + maps[1] + maps[2] + maps[3]
     half = y.shape[2] // 2
     paths = y[:, :, :half] + y[:, ::-1, half:]
     out = paths[:, :, 0].reshape(b, h, w, c)

@@ -130,15 +130,23 @@ def _run(
 ) -> tuple[jax.Array, jax.Array]:
     """(y, last state) by the chosen method."""
     if method == "scan":
-
-        def step(h: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-            a, x = _terms(*xs[:2], A, xs[2])
-            h = a * h + x
-            return h, (h * xs[3][..., None, :]).sum(-1)
-
-        last, y = jax.lax.scan(step, _zero_state(u, A), (u, delta, B, C))
+        last, y = _walk(_zero_state(u, A), A, u, delta, B, C)
         return y, last
     return _chunked(u, delta, A, B, C, method, chunk)
+
+
+def _walk(
+    h: jax.Array, A: jax.Array, u: jax.Array, delta: jax.Array, B: jax.Array, C: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(last state, y), token by token from state `h`."""
+
+    def step(h: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        u, delta, B, C = xs
+        a, x = _terms(u, delta, A, B)
+        h = a * h + x
+        return h, (h * C[..., None, :]).sum(-1)
+
+    return jax.lax.scan(step, h, (u, delta, B, C))
 
 
 def _terms(u: jax.Array, delta: jax.Array, A: jax.Array, B: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -186,8 +194,13 @@ def _forward(
         return _kernel_call(u, delta, A, B, C, chunk)
 
     def body(h: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        states = _linear(*_terms(*xs[:2], A, xs[2]), h, method == "associative")
-        return states[-1], (h, (states * xs[3][..., None, :]).sum(-1))
+        u, delta, B, C = xs
+        if method == "sequential":
+            last, y = _walk(h, A, u, delta, B, C)
+            return last, (h, y)
+        a, x = _terms(u, delta, A, B)
+        states = _linear(a, x, h, associative=True)
+        return states[-1], (h, (states * C[..., None, :]).sum(-1))
 
     last, (starts, y) = jax.lax.scan(body, _zero_state(u, A), _cut(chunk, u, delta, B, C))
     return y.reshape(u.shape), last, starts
@@ -207,7 +220,7 @@ def _backward_rule(
     u, delta, A, B, C, starts = saved
     associative = method == "associative" or (method == "pallas" and jax.default_backend() != "cpu")
 
-    def body(carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, ...]) -> tuple:
+    def body(carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, ...]) -> tuple[Any, tuple[jax.Array, ...]]:
         g, dA = carry  # a_{t+1} G_{t+1} of the chunk's last token
         u, delta, B, C, dy, start = xs
         a, x = _terms(u, delta, A, B)

@@ -6,7 +6,7 @@ full, half, quarter and quarter resolution; the decoder mirrors the encoder and 
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
@@ -15,11 +15,11 @@ import numpy as np
 from flax import nnx
 
 from gen.config import suggest
+from gen.diffusion.backbones.staged import Staged
 from gen.errors import GenError
 from gen.nn.layers import (
     MLP,
     Remat,
-    TimeEmbedder,
     layer_norm,
     linear,
     modulate,
@@ -30,7 +30,6 @@ from gen.nn.layers import (
     unpatchify,
 )
 from gen.nn.mamba import Order, Scan2D
-from gen.nn.network import Cond
 from gen.training.sharding import constrain
 
 __all__ = ["SIZES", "Block", "LaMamba", "LaMambaConfig", "WindowAttention", "lamamba", "relative_index", "window_mask"]
@@ -181,7 +180,7 @@ class WindowAttention(nnx.Module):
     ) -> None:
         self.heads, self.grid = heads, grid
         self.window = (min(window, grid[0]), min(window, grid[1]))
-        self.shift = tuple(shift if n > window else 0 for n in grid)
+        self.shift = (shift if grid[0] > window else 0, shift if grid[1] > window else 0)
         self.qkv = linear(width, 3 * width, dtype=dtype, rngs=rngs)
         self.proj = linear(width, width, dtype=dtype, rngs=rngs)
         rows = (2 * self.window[0] - 1) * (2 * self.window[1] - 1)
@@ -284,6 +283,7 @@ class Merging(nnx.Module):
 
     def __init__(self, kind: str, width: int, features: int, *, dtype: Any, rngs: nnx.Rngs) -> None:
         self.kind = kind
+        self.reduce: Any
         if kind == "neighbours":
             self.norm = affine_norm(4 * width, rngs)
             self.reduce = linear(4 * width, features, bias=False, dtype=dtype, rngs=rngs)
@@ -320,25 +320,23 @@ class Expanding(nnx.Module):
         return out.reshape(x.shape[0], size[0] * size[1], -1)
 
 
-class LaMamba(nnx.Module):
+class LaMamba(Staged):
     """The network of a `LaMambaConfig`.
 
     At initialisation the output is exactly 0 and each block is the identity (gates and last layer are zero; the
-    published code means to zero the last layer too, but does not).
+    published code means to zero the last layer too, but does not). Features: ``tokens`` (patches with positions),
+    ``down_0`` to ``down_3`` (encoder stages before they are halved), ``middle``, ``up_0`` to ``up_3``.
     """
 
+    title = "LaMamba"
+
     def __init__(self, config: LaMambaConfig, rngs: nnx.Rngs) -> None:
-        self.config = config
+        super().__init__(config, rngs)
         dtype, widths, width, condition = jnp.dtype(config.dtype), config.widths, config.width, 4 * config.width
         self.patch = linear(config.patch**2 * config.channels, width, dtype=dtype, rngs=rngs)
         self.patch_norm = affine_norm(width, rngs)
         grid = config.grids[0]
         self.positions = nnx.Param(jnp.asarray(sincos_positions(grid, width)).reshape(*grid, width))
-        self.time = TimeEmbedder(condition, rngs=rngs)
-        if config.times == 2:
-            self.time2 = TimeEmbedder(condition, rngs=rngs)
-        init = nnx.initializers.normal(0.02)
-        self.label = nnx.Embed(config.num_classes + 1, condition, embedding_init=init, rngs=rngs)
 
         def blocks(stage: int, depth: int, projected: bool) -> nnx.Module:
             def make(rngs: nnx.Rngs) -> Block:
@@ -370,58 +368,18 @@ class LaMamba(nnx.Module):
         outputs = config.channels * (2 if config.learned_variance else 1)
         self.final = linear(width, outputs, dtype=dtype, rngs=rngs, init=_zeros)
 
-    def null(self, cond: Cond) -> Cond:
-        """The same condition with the null label; GenError when the network has no labels."""
-        if not self.config.num_classes:
-            raise GenError("this LaMamba is unconditional; sample with guidance 1 and train with dropout 0")
-        return {**cond, "label": jnp.full_like(cond["label"], self.config.num_classes)}
+    def stages(self) -> list[str]:
+        """tokens, down, middle, up."""
+        return ["tokens", *(f"down_{i}" for i in range(STAGES)), "middle", *(f"up_{i}" for i in range(STAGES))]
 
-    def embed(self, times: tuple[jax.Array, ...], cond: Cond) -> jax.Array:
-        """c (B, 4 width) float32: the sum of the time and label embeddings."""
-        c = self.time(times[0])
-        if self.config.times == 2:
-            c = c + self.time2(times[1])
-        label = cond["label"] if self.config.num_classes else jnp.zeros(c.shape[0], jnp.int32)
-        return c + self.label(label)
-
-    def __call__(
-        self,
-        x: jax.Array,
-        times: tuple[jax.Array, ...],
-        cond: Cond,
-        *,
-        controls: Mapping[str, jax.Array] | None = None,
-        taps: tuple[str, ...] = (),
-        stop: bool = False,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The raw output and the features named by `taps`.
-
-        Args:
-          x: (B, H, W, channels).
-          times: one (B,) array, or two; the sinusoids turn by one radian per unit of time at their fastest.
-          cond: ``label`` (B,) int32 in [0, num_classes], where num_classes is the null label.
-          controls: LaMamba has none; GenError when any is given.
-          taps: ``tokens`` (patches with positions), ``down_0`` to ``down_3`` (encoder stages before they are halved),
-            ``middle``, ``up_0`` to ``up_3``: (B, N, stage width) float32, row-major.
-          stop: end at the last tap; the output is then that tap's tokens.
-
-        Returns:
-          (B, H, W, channels or 2 channels) float32, and the features by name.
-        """
-        self._check(x, times, controls, taps)
-        config, c = self.config, self.embed(times, cond)
-        features: dict[str, jax.Array] = {}
-        for name, value in self._stages(x, c):
-            if name in taps:
-                features[name] = value
-            if stop and len(features) == len(set(taps)):
-                return value, features
-        value = self.final_expand(value, config.grids[0])
+    def head(self, tokens: jax.Array, c: jax.Array) -> jax.Array:
+        """Patches back to pixels, normalised twice."""
+        tokens = self.final_expand(tokens, self.config.grids[0])
         shift, scale = jnp.split(self.final_ada(jax.nn.silu(self.final_cond(c))).astype(jnp.float32), 2, axis=-1)
-        out = self.final(modulate(layer_norm(value), shift, scale)).astype(jnp.float32)
-        return out.reshape(x.shape[0], *config.size, -1), features
+        out = self.final(modulate(layer_norm(tokens), shift, scale)).astype(jnp.float32)
+        return out.reshape(out.shape[0], *self.config.size, -1)
 
-    def _stages(self, x: jax.Array, c: jax.Array) -> Iterator[tuple[str, jax.Array]]:
+    def features(self, x: jax.Array, c: jax.Array) -> Iterator[tuple[str, jax.Array]]:
         """The features in order, each computed when asked for."""
         config = self.config
         grids = config.grids
@@ -456,16 +414,3 @@ class LaMamba(nnx.Module):
             scan=self.config.scan,
         )
         return out
-
-    def _check(self, x: jax.Array, times: tuple[jax.Array, ...], controls: Any, taps: tuple[str, ...]) -> None:
-        expected = (*self.config.size, self.config.channels)
-        if x.shape[1:] != expected:
-            raise GenError(f"LaMamba input is {x.shape[1:]}; expected {expected}, the network's size and channels")
-        if len(times) != self.config.times:
-            raise GenError(f"LaMamba was given {len(times)} times; expected {self.config.times}")
-        if controls:
-            raise GenError(f"LaMamba knows no control '{next(iter(controls))}'; remove it")
-        known = ["tokens", *(f"down_{i}" for i in range(STAGES)), "middle", *(f"up_{i}" for i in range(STAGES))]
-        for tap in taps:
-            if tap not in known:
-                raise GenError(f"LaMamba has no feature '{tap}'; {suggest(tap, known)}")
