@@ -45,7 +45,7 @@ def test_forward_mode_passes_where_asked() -> None:
     out, tangent = slope(dataclasses.replace(config, jvp_safe=True))
     assert out.shape == tangent.shape == x.shape
     assert out.dtype == jnp.float32
-    with pytest.raises(TypeError, match="(?i)forward-mode"):
+    with pytest.raises(TypeError, match=r"(?i)forward-mode"):
         slope(config)
 
 
