@@ -3,8 +3,8 @@
     python benchmarks/engine.py runs/demo [--pairs 5]
 
 Needs a finished demo (its latent cache). Every figure is a median over interleaved pairs: one engine run, one bare
-loop over batches of the same data with the same update, jitted alone, in turn. The engine's seconds per step are the difference
-of a long and a short run, so that start-up, tracing and the final checkpoint cancel.
+loop over batches of the same data with the same update, jitted alone, in turn. The engine's seconds per step are the
+difference of a long and a short run, so that start-up, tracing and the final checkpoint cancel.
 """
 
 import argparse
