@@ -32,10 +32,11 @@ from gen.distill.kd import KDTask
 from gen.errors import GenError
 from gen.experiments import Recipe
 from gen.features.digits import DigitsExtractor
-from gen.metrics.evaluate import Reference, evaluate, make_reference
+from gen.metrics.evaluate import evaluate
 from gen.metrics.neighbours import near_copies
 from gen.metrics.pixels import psnr
 from gen.metrics.protocol import Result, combine
+from gen.metrics.reference import Reference, make_reference
 from gen.metrics.report import Report
 from gen.metrics.sources import from_arrays
 from gen.pretrained.load import Loaded, load

@@ -140,7 +140,7 @@ def _reference(text: str, network: Any, batch: int, mesh: Any) -> Any:
     import zipfile
 
     from gen.cli.images import read_images
-    from gen.metrics.evaluate import Reference, make_reference
+    from gen.metrics.reference import Reference, make_reference
     from gen.metrics.sources import from_arrays
 
     path = Path(text)

@@ -42,7 +42,7 @@ def reference(
     """
     from gen.cli.evaluate import open_extractor
     from gen.cli.images import read_images
-    from gen.metrics.evaluate import make_reference
+    from gen.metrics.reference import make_reference
     from gen.metrics.sources import from_arrays
     from gen.training.sharding import make_mesh
 
@@ -89,7 +89,7 @@ def _published(
 
     from gen.cli.evaluate import open_extractor
     from gen.cli.images import read_images
-    from gen.metrics.evaluate import make_reference
+    from gen.metrics.reference import make_reference
     from gen.metrics.sources import from_arrays
     from gen.pretrained.references import read_published
     from gen.training.sharding import make_mesh

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen.errors import GenError
+from gen.features.extractor import Extractor
 
-__all__ = ["Accumulator", "Accuracy", "Features", "Moments", "Statistic"]
+__all__ = ["Accumulator", "Accuracy", "Features", "Moments", "Statistic", "basic_statistics", "finalised"]
 
 Accumulator = dict[str, Any]  # arrays by name: jax on device, numpy (floats as float64) on the host
 Shapes = Mapping[str, Any]  # name -> something with .shape, leading axis = batch
@@ -100,16 +101,19 @@ class Moments:
     def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
         """``count`` (), ``mean`` (D,), ``covariance`` (D, D) with count - 1 in the denominator.
 
+        The names start with the key and an underscore for another key than "features".
+
         Raises GenError for fewer than two samples.
         """
         count = float(accumulator["count"])
         if count < 2:
             raise GenError(f"a covariance of {count:.0f} samples; expected at least 2; evaluate more samples")
         covariance = np.asarray(accumulator["scatter"], np.float64) / (count - 1)
+        prefix = "" if self.key == "features" else f"{self.key}_"
         return {
-            "count": np.float64(count),
-            "mean": np.asarray(accumulator["mean"], np.float64),
-            "covariance": (covariance + covariance.T) / 2,
+            f"{prefix}count": np.float64(count),
+            f"{prefix}mean": np.asarray(accumulator["mean"], np.float64),
+            f"{prefix}covariance": (covariance + covariance.T) / 2,
         }
 
 
@@ -192,3 +196,18 @@ class Accuracy:
             "class_accuracy": per_class,
             "class_count": seen,
         }
+
+
+def basic_statistics(extractor: Extractor, labelled: bool, limit: int) -> dict[str, Statistic]:
+    """What references and samples both need: moments, the first `limit` samples' features, and their labels."""
+    statistics: dict[str, Statistic] = {"moments": Moments(), "features": Features(limit)}
+    if "spatial" in extractor.outputs:
+        statistics["spatial"] = Moments("spatial")
+    if labelled:
+        statistics["labels"] = Features(limit, "label")
+    return statistics
+
+
+def finalised(statistics: Mapping[str, Statistic], accumulators: Mapping[str, Accumulator]) -> dict[str, Any]:
+    """What all statistics amount to, by the names they give."""
+    return {k: v for name, s in statistics.items() for k, v in s.finalise(accumulators[name]).items()}

@@ -1,4 +1,4 @@
-"""Published reference statistics as `gen.metrics.evaluate.Reference`, with the protocol they were computed under.
+"""Published reference statistics as `gen.metrics.reference.Reference`, with the protocol they were computed under.
 
 The files themselves say little: what is known of each publisher stands here, the rest must be said by the user.
 """
@@ -15,8 +15,8 @@ import numpy as np
 from gen.config import suggest
 from gen.errors import GenError
 from gen.features.inception import PUBLISHED
-from gen.metrics.evaluate import Reference
 from gen.metrics.protocol import Protocol
+from gen.metrics.reference import Reference
 from gen.pretrained.pickles import read_pickle
 
 __all__ = ["PUBLISHERS", "read_published"]

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from gen.errors import GenError
-from gen.metrics.evaluate import Reference, evaluate, make_reference
+from gen.metrics.evaluate import evaluate
 from gen.metrics.frechet import frechet_distance
 from gen.metrics.neighbours import manifold
 from gen.metrics.protocol import Result, require_comparable
+from gen.metrics.reference import Reference, make_reference
 from gen.metrics.sources import balanced_labels, from_arrays, generated
 from tests.metrics.toy import PARAMS, Toy, draw, features, images
 

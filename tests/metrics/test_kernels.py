@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 
 from gen.errors import GenError
-from gen.metrics.evaluate import evaluate, make_reference
+from gen.metrics.evaluate import evaluate
 from gen.metrics.frechet import frechet_distance, frechet_infinity, frechet_of_features
 from gen.metrics.inception_score import InceptionScore
 from gen.metrics.kernels import cmmd, cubic, kid, mind, mmd2, rbf
+from gen.metrics.reference import make_reference
 from gen.metrics.sources import balanced_labels, from_arrays
 from tests.metrics.toy import Toy, features, images
 

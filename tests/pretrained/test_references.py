@@ -6,7 +6,7 @@ import pytest
 from gen.cli import main
 from gen.errors import GenError
 from gen.features.inception import PUBLISHED
-from gen.metrics.evaluate import Reference
+from gen.metrics.reference import Reference
 from gen.pretrained.references import PUBLISHERS, read_published
 
 RNG = np.random.default_rng(0)

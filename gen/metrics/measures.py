@@ -1,0 +1,234 @@
+"""The measures of an evaluation: one table that says what each is, what it needs and how it is worked out.
+
+A new measure is a function from what one pass over the samples has gathered, and a row of `MEASURES`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gen.config import suggest
+from gen.errors import GenError
+from gen.features.extractor import Extractor
+from gen.metrics.frechet import frechet_distance, frechet_infinity, frechet_of_features
+from gen.metrics.inception_score import InceptionScore
+from gen.metrics.kernels import kid, mind
+from gen.metrics.neighbours import manifold
+from gen.metrics.protocol import Protocol
+from gen.metrics.reference import Reference
+from gen.metrics.sources import Source
+from gen.metrics.statistics import Accuracy, Statistic
+
+__all__ = ["EXTRAS", "MEASURES", "Measure", "Scores", "check_extras", "extra_statistics", "score"]
+
+Found = Mapping[str, Any]  # finalised statistics: mean, covariance, features (L, D), label (L,) where there are any ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What a measure gives.
+
+    Attributes:
+      values: by name; a measure may give several (precision, recall ...).
+      within: spread of a value inside this one evaluation, by name.
+      per_class: values by class, by name; None for a class without samples.
+    """
+
+    values: Mapping[str, float]
+    within: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    per_class: Mapping[str, tuple[float | None, ...]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """One row of the table.
+
+    Attributes:
+      line: what it is, for help.
+      compute: ``(found, reference, protocol) -> Scores`` from the finalised statistics of the samples, the real
+        images' statistics and the protocol.
+      needs: names in `_NEEDS`: what must be there.
+      asked: computed only when asked for by name; else whenever what it needs is there.
+      statistics: what has to be gathered for it beside moments, features and labels.
+    """
+
+    line: str
+    compute: Callable[[Found, Reference, Protocol], Scores]
+    needs: tuple[str, ...] = ()
+    asked: bool = True
+    statistics: Callable[[Protocol], Mapping[str, Statistic]] = lambda protocol: {}
+
+
+# what a measure may need -> (whether it is there, what to say and do when it is not)
+_NEEDS: dict[str, tuple[Callable[[Extractor, Source, Reference], bool], str]] = {
+    "real features": (
+        lambda extractor, source, reference: len(reference.features) > 0,
+        "needs the features of real images, which the reference does not hold; make one from images with gen reference",
+    ),
+    "labels": (
+        lambda extractor, source, reference: source.labels != "none" and len(reference.labels) > 0,
+        "needs labels of samples and of real images; give both, or leave it out",
+    ),
+    "classifier": (
+        lambda extractor, source, reference: "logits" in extractor.outputs and source.labels != "none",
+        "needs labelled samples and an extractor that classifies; give labels, or leave it out",
+    ),
+    "spatial": (
+        lambda extractor, source, reference: "spatial" in extractor.outputs and reference.spatial is not None,
+        "needs the spatial features of the Inception network on both sides; make the reference again with it",
+    ),
+    "unbiased logits": (
+        lambda extractor, source, reference: "unbiased_logits" in extractor.outputs,
+        "needs the classes of the Inception network; give --extractor inception",
+    ),
+}
+
+
+def _frechet(found: Found, reference: Reference, protocol: Protocol) -> Scores:
+    distance = frechet_distance(found["mean"], found["covariance"], reference.mean, reference.covariance)
+    return Scores({"frechet_distance": distance})
+
+
+def _spatial(found: Found, reference: Reference, protocol: Protocol) -> Scores:
+    assert reference.spatial is not None  # `Measure.needs`
+    distance = frechet_distance(found["spatial_mean"], found["spatial_covariance"], *reference.spatial)
+    return Scores({"spatial_frechet_distance": distance})
+
+
+def _inception_score(found: Found, reference: Reference, protocol: Protocol) -> Scores:
+    return Scores(
+        {"inception_score": float(found["inception_score"])},
+        {"inception_score": float(found["inception_score_spread"])},
+    )
+
+
+def _score_statistic(protocol: Protocol) -> InceptionScore:
+    """The statistic of `Protocol.score_splits`."""
+    kind, _, number = protocol.score_splits.partition("-")
+    if kind == "chunk" and number.isdecimal() and int(number):
+        return InceptionScore(protocol.count, chunk=int(number))
+    if kind.isdecimal() and number in ("", "shuffled") and 1 <= int(kind) <= protocol.count:
+        return InceptionScore(protocol.count, splits=int(kind), shuffle=number == "shuffled")
+    raise GenError(
+        f"Inception Score splits '{protocol.score_splits}' of {protocol.count} samples; expected N, N-shuffled or "
+        "chunk-N with N from 1 to the number of samples"
+    )
+
+
+def _manifold(found: Found, reference: Reference, protocol: Protocol) -> Scores:
+    near = manifold(
+        reference.features[: protocol.neighbour_limit],
+        found["features"],
+        protocol.neighbours,
+        strict=protocol.neighbour_rule == "open",
+    )
+    return Scores({name: getattr(near, name) for name in ("precision", "recall", "density", "coverage")})
+
+
+def _accuracy(found: Found, reference: Reference, protocol: Protocol) -> Scores:
+    classes = tuple(None if np.isnan(a) else float(a) for a in found["class_accuracy"])
+    return Scores({"accuracy": float(found["accuracy"])}, per_class={"accuracy": classes})
+
+
+def _kid(found: Found, reference: Reference, protocol: Protocol) -> Scores:
+    mean, spread = kid(reference.features, found["features"])
+    return Scores({"kid": mean}, {"kid": spread})
+
+
+def _mind(found: Found, reference: Reference, protocol: Protocol) -> Scores:
+    return Scores({"mind": mind(reference.features, found["features"])})
+
+
+def _infinity(found: Found, reference: Reference, protocol: Protocol) -> Scores:
+    value, error = frechet_infinity(found["features"], reference.mean, reference.covariance)
+    return Scores({"frechet_infinity": value}, {"frechet_infinity": error})
+
+
+def _class_frechet(found: Found, reference: Reference, protocol: Protocol) -> Scores:
+    features, labels = found["features"], found["label"].astype(int)
+    rows: list[float | None] = []
+    for label in range(int(max(reference.labels.max(), labels.max())) + 1):
+        real, fake = reference.features[reference.labels == label], features[labels == label]
+        rows.append(frechet_of_features(real, fake) if min(len(real), len(fake)) > 1 else None)
+    scored = [value for value in rows if value is not None]
+    if not scored:
+        raise GenError("no class has two samples on both sides; expected some; evaluate more samples")
+    return Scores({"class_frechet": float(np.mean(scored))}, per_class={"class_frechet": tuple(rows)})
+
+
+MEASURES: dict[str, Measure] = {
+    "frechet": Measure("Frechet distance of the features: FID, FD-DINOv2 ...", _frechet, asked=False),
+    "spatial": Measure("Frechet distance of spatial Inception features: sFID", _spatial, ("spatial",), asked=False),
+    "inception_score": Measure(
+        "Inception Score, mean and spread over splits",
+        _inception_score,
+        ("unbiased logits",),
+        asked=False,
+        statistics=lambda protocol: {"score": _score_statistic(protocol)},
+    ),
+    "manifold": Measure("precision, recall, density, coverage", _manifold, ("real features",), asked=False),
+    "accuracy": Measure(
+        "how often the extractor's classifier reads the label a sample was made for",
+        _accuracy,
+        ("classifier",),
+        asked=False,
+        statistics=lambda protocol: {"accuracy": Accuracy()},
+    ),
+    "kid": Measure("kernel distance, mean over 100 random subsets of at most 1000", _kid, ("real features",)),
+    "mind": Measure("sliced distance over 1000 random directions", _mind, ("real features",)),
+    "frechet_infinity": Measure("Frechet distance extrapolated to infinitely many samples", _infinity),
+    "class_frechet": Measure(
+        "mean over classes of the Frechet distance within a class", _class_frechet, ("real features", "labels")
+    ),
+}
+EXTRAS = {name: measure.line for name, measure in MEASURES.items() if measure.asked}
+
+
+def _chosen(extractor: Extractor, source: Source, reference: Reference, extra: Sequence[str]) -> dict[str, Measure]:
+    """Those that are asked for, and those that need not be asked for where they can be had."""
+
+    def there(measure: Measure) -> bool:
+        return all(_NEEDS[need][0](extractor, source, reference) for need in measure.needs)
+
+    return {name: m for name, m in MEASURES.items() if (name in extra if m.asked else there(m))}
+
+
+def check_extras(extractor: Extractor, source: Source, reference: Reference, extra: Sequence[str]) -> None:
+    """Raises GenError for a name that is not in `EXTRAS`, or a measure whose needs are not met."""
+    for name in extra:
+        if name not in EXTRAS:
+            raise GenError(f"unknown measure '{name}'; {suggest(name, EXTRAS)}")
+        for need in MEASURES[name].needs:
+            there, advice = _NEEDS[need]
+            if not there(extractor, source, reference):
+                raise GenError(f"{name} {advice}")
+
+
+def extra_statistics(
+    extractor: Extractor, source: Source, reference: Reference, protocol: Protocol, extra: Sequence[str]
+) -> dict[str, Statistic]:
+    """What the measures of an evaluation need gathered, beside what every evaluation gathers."""
+    chosen = _chosen(extractor, source, reference, extra).values()
+    return {name: statistic for measure in chosen for name, statistic in measure.statistics(protocol).items()}
+
+
+def score(
+    found: Found,
+    extractor: Extractor,
+    source: Source,
+    reference: Reference,
+    protocol: Protocol,
+    extra: Sequence[str] = (),
+) -> Scores:
+    """All measures that can be had without asking and those of `extra`, from finalised statistics."""
+    values: dict[str, float] = {}
+    within: dict[str, float] = {}
+    per_class: dict[str, tuple[float | None, ...]] = {}
+    for measure in _chosen(extractor, source, reference, extra).values():
+        scores = measure.compute(found, reference, protocol)
+        values |= scores.values
+        within |= scores.within
+        per_class |= scores.per_class
+    return Scores(values, within, per_class)
