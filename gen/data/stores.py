@@ -415,36 +415,61 @@ def _tar_label(data: bytes, extension: str, name: str) -> Any:
 
 
 def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz, or of an .npy under the name "image"; an .npy is memory-mapped.
+    """The arrays of an .npz, or of an .npy under the name "image".
+
+    An .npy, and every array that lies unpacked in an .npz (`numpy.savez`), is memory-mapped: the file may be larger
+    than memory. The checksums of an .npz are verified, which reads all of it once.
 
     Raises:
-      GenError: missing, damaged, Python objects inside, or larger than this machine's memory.
+      GenError: missing, damaged, Python objects inside, or packed arrays larger than this machine's memory.
     """
     path = Path(path)
     try:
         if path.suffix.lower() == ".npy":
             with open(path, "rb") as file:
                 dtype, shape, fortran, offset = _npy_header(file, path.stat().st_size, str(path))
-            if 0 in shape:
-                return {"image": np.zeros(shape, dtype)}
-            mapped = np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
-            return {"image": mapped.view(np.ndarray)}  # np.memmap's own indexing is slow
+            return {"image": _mapped(path, dtype, shape, fortran, offset)}
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         arrays = {}
         with zipfile.ZipFile(path) as archive:
-            total = sum(info.file_size for info in archive.infolist())
+            members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+            total = sum(info.file_size for info in members if info.compress_type != zipfile.ZIP_STORED)
             if total > memory:
-                raise GenError(f"{path} unpacks to {total} bytes, more than the memory here; store it as .npy files")
-            for info in archive.infolist():
-                if info.filename.endswith(".npy"):
-                    with archive.open(info) as member:
-                        title = f"{path}:{info.filename}"
-                        arrays[info.filename[:-4]] = _npy(member, info.file_size, title, info.compress_size * 1100)
+                raise GenError(f"{path} unpacks to {total} bytes, more than the memory here; save it with numpy.savez")
+            for info in members:
+                title = f"{path}:{info.filename}"
+                if info.compress_type == zipfile.ZIP_STORED:
+                    arrays[info.filename[:-4]] = _stored(archive, info, path, title)
+                    continue
+                with archive.open(info) as member:
+                    arrays[info.filename[:-4]] = _npy(member, info.file_size, title, info.compress_size * 1100)
         return arrays
     except OSError as error:
         raise GenError(f"cannot read {path} ({error.strerror or error}); check the path") from None
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
         raise GenError(f"{path} cannot be read ({error}); make it again") from None
+
+
+def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool, offset: int) -> np.ndarray:
+    if 0 in shape:
+        return np.zeros(shape, dtype)
+    mapped = np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+    return mapped.view(np.ndarray)  # np.memmap's own indexing is slow
+
+
+def _stored(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, title: str) -> np.ndarray:
+    """An array that lies unpacked in a zip: where it starts, once all of it has been read and its checksum holds."""
+    if info.file_size != info.compress_size or info.flag_bits & 1:
+        raise GenError(f"{title} is damaged or encrypted; copy or make it again")
+    with archive.open(info) as member:
+        dtype, shape, fortran, header = _npy_header(member, info.file_size, title)
+        while member.read(1 << 22):  # raises where the checksum does not hold
+            pass
+    with open(path, "rb") as file:
+        file.seek(info.header_offset + 26)
+        lengths = file.read(4)
+    start = info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+    return _mapped(path, dtype, shape, fortran, start + header)
 
 
 def _npy(file: Any, length: int, name: str, believable: int) -> np.ndarray:
