@@ -247,9 +247,20 @@ class _Run:
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT ask the loop to save and leave; a second one acts as usual."""
+        """SIGTERM and SIGINT ask the loop to save and leave; a second one acts as usual.
+
+        In a job of several processes jax's preemption service listens for SIGTERM (a handler of ours would silence it)
+        and chooses a step at which all of them leave; Ctrl-C is passed on to it.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
+            return
+        if jax.process_count() > 1:
+            usual = signal.signal(signal.SIGINT, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGINT, usual)
             return
 
         def ask(number: int, frame: FrameType | None) -> None:

@@ -3,11 +3,12 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from gen.config import KINDS
-from gen.training.engine import EngineConfig, Hook, RunConfig, enable_compile_cache, train
+from gen.training.engine import EngineConfig, Hook, Interrupted, RunConfig, enable_compile_cache, train
 from gen.training.task import Stage
 from tests.training.toy import ToyData, ToyTask, teacher
 
@@ -57,14 +58,20 @@ def main(outdir: str, step: str, cache: str) -> None:
     train(config(), Path(outdir), frozen=teacher(), hooks=hooks)
 
 
-def two_processes(outdir: str, port: str, process: str) -> None:
-    """One of two processes with two simulated devices each."""
+def two_processes(outdir: str, port: str, process: str, step: str = "0") -> None:
+    """One of two processes with two simulated devices each; told to leave at `step`, process 1 alone gets SIGTERM."""
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process))
     register()
-    train(config(), Path(outdir), frozen=teacher())
+    slow = Hook(1, lambda *_: time.sleep(0.2))  # the processes agree on a step some tenths of a second ahead
+    notice = (killed_at(int(step), signal.SIGTERM),) if process == "1" else ()
+    try:
+        train(config(), Path(outdir), frozen=teacher(), hooks=(slow, *notice) if int(step) else ())
+    except Interrupted as stop:
+        print(stop, file=sys.stderr, flush=True)
+        sys.exit(3)
 
 
 if __name__ == "__main__":

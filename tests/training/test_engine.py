@@ -128,15 +128,29 @@ def test_eight_devices_train_as_one(tmp_path: Path) -> None:
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(undisturbed: tuple[Path, State], tmp_path: Path) -> None:
+def _two_processes(outdir: Path, *options: object) -> list[subprocess.Popen[str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "NPROC": "16"}
-    pair = [_script("two_processes", tmp_path, port, i, env=env) for i in (0, 1)]
+    pair = [_script("two_processes", outdir, port, i, *options, env=env) for i in (0, 1)]
     for process in pair:
-        assert process.wait(timeout=300) == 0, process.stderr.read()[-3000:] if process.stderr else ""
+        process.wait(timeout=300)
+    return pair
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_leave_together(undisturbed: tuple[Path, State], tmp_path: Path) -> None:
+    """A notice of preemption to one of the processes makes both save at one step; the next start goes on."""
+    pair = _two_processes(tmp_path, 6)
+    texts = [process.communicate()[1] for process in pair]
+    assert [process.returncode for process in pair] == [3, 3], texts
+    stops = [re.findall("stopped by SIGTERM after step ([0-9]+)", text) for text in texts]
+    assert len(stops[0]) == 1
+    assert stops[0] == stops[1]
+    assert 6 <= int(load_weights(tmp_path).step) == int(stops[0][0]) < 30
+    pair = _two_processes(tmp_path)
+    assert [process.returncode for process in pair] == [0, 0], [process.communicate()[1][-2000:] for process in pair]
     state = load_weights(tmp_path)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(undisturbed[1].params), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
