@@ -1,5 +1,6 @@
 """``gen convert``."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,26 +21,36 @@ def convert(
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
     system: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     key: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    vae: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
+    normalizer: Annotated[str | None, tyro.conf.arg(metavar="X")] = None,
     overrides: Overrides = (),
 ) -> None:
     """Turns published weights into a run folder that gen sample takes, or a run back into published names.
 
     With the name of a feature network before the file, its weights are kept in a per-user folder for gen evaluate.
+    A latent model makes images once it is joined with its autoencoder (--vae); a diffusers pipeline brings its own.
 
     Files are read without torch and nothing in them is executed. Whatever does not match is listed and refused.
 
     Examples:
-      gen convert DiT-XL-2-256x256.pt --out runs/dit-xl
+      gen convert DiT-XL-2-256x256.pt --out runs/dit-xl --vae sd-vae-ft-mse.safetensors
+      gen convert SiT-XL-2-256x256.pt --out runs/sit-xl --system sit --vae runs/vae
+      gen convert lightningdit-xl.pt --out runs/light --vae vavae.pt --normalizer latents_stats.pt
+      gen convert DiT-XL-2-256/ --out runs/dit-xl
       gen convert small.safetensors --out runs/small --system dit --network.heads 6
       gen convert runs/dit-xl --out back.safetensors
       gen convert inception pt_inception-2015-12-05-6726825d.pth
 
     Args:
-      source: a .safetensors, .pt, .pth or .pkl file, a run folder to export, or a feature network (inception).
+      source: a .safetensors, .pt, .pth or .pkl file, a diffusers folder, a run folder to export, or a feature network
+        (inception).
       file: the published file of that feature network.
       out: the run folder to make, or the .safetensors file to export to; needed unless SOURCE is a feature network.
       system: the published system (dit, ...); found by the names in the file by default.
       key: which entry of a training checkpoint (ema, model, ...); the averaged weights by default.
+      vae: the autoencoder of a latent model: its file, diffusers folder or run folder.
+      normalizer: of its latents, where the published one is not meant: the factor that scaled them (0.18215), a file
+        with their mean and std, or a latent cache.
     """
     if file is not None:
         from gen.pretrained.features import convert_network
@@ -48,16 +59,27 @@ def convert(
         return
     if out is None:
         raise GenError("say where the result goes with --out (a run folder, or a .safetensors file for an export)")
-    if source.is_dir():
+    from gen.pretrained import diffusers
+
+    if source.is_dir() and not diffusers.is_folder(source):
         _export(source, out, system)
     else:
-        _import(source, out, system, key, overrides)
+        inside = source / "vae"
+        _import(source, out, system, key, inside if vae is None and inside.is_dir() else vae, normalizer, overrides)
 
 
-def _import(source: Path, out: Path, system: str | None, key: str | None, overrides: Any) -> None:
+def _import(
+    source: Path,
+    out: Path,
+    system: str | None,
+    key: str | None,
+    vae: Path | None,
+    normalizer: str | None,
+    overrides: Any,
+) -> None:
     from gen.config import fingerprint, to_json
     from gen.nn.network import count
-    from gen.pretrained import rules
+    from gen.pretrained import diffusers, rules
     from gen.pretrained.readers import read_state
     from gen.training.checkpoints import save_arrays
     from gen.training.engine import RunConfig
@@ -65,17 +87,55 @@ def _import(source: Path, out: Path, system: str | None, key: str | None, overri
 
     if (out / "config.json").exists():
         raise GenError(f"{out} already holds a run; give another --out")
-    weights, entry = read_state(source, key)
+    options: dict[str, Any] = {}
+    if source.is_dir():
+        weights, options, _ = diffusers.component(source)
+        entry = ""
+    else:
+        weights, entry = read_state(source, key)
     importer = rules.system(system, weights)
-    network, params, report = importer.load(weights, importer.infer(weights, **_options(overrides)))
+    network, params, report = importer.load(weights, importer.infer(weights, **options | _options(overrides)))
     print(f"{importer.name}{f', entry {entry!r}' if entry else ''}: {report}")
+    if system is None and importer.alike:
+        print(
+            f"taken for {importer.name}; {' and '.join(importer.alike)} files have the same names and shapes:", end=" "
+        )
+        print(f"if it is one, convert again with --system {importer.alike[0]}")
     origin = f"{importer.name} weights {source.name}"
     generator = None if importer.generator is None else importer.generator(network)
     tokenizer = network if importer.role == "tokenizer" else None
-    config = RunConfig(origin, stages=(), generator=generator, tokenizer=tokenizer)
-    save_arrays(out / "artifacts" / f"{importer.role}.safetensors", params, {"origin": origin})
+    origins: dict[str, str] = {}
+    arrays: dict[str, tuple[Any, str]] = {importer.role: (params, origin)}
+    if vae is not None or normalizer is not None:
+        generator, decoding = _joined(importer, generator, vae, normalizer)
+        arrays |= decoding
+        origins = {role: where for role, (_, where) in decoding.items()}
+    config = RunConfig(origin, stages=(), frozen=origins, generator=generator, tokenizer=tokenizer)
+    for role, (tree, where) in arrays.items():
+        save_arrays(out / "artifacts" / f"{role}.safetensors", tree, {"origin": where})
     write_json(out / "config.json", to_json(config))
     print(f"{count(params):,} parameters, network {fingerprint(network)}; written to {out}")
+
+
+def _joined(importer: Any, generator: Any, vae: Path | None, normalizer: str | None) -> tuple[Any, dict[str, Any]]:
+    """The generator with an autoencoder behind it, and role -> (arrays, where they came from)."""
+    from gen.pretrained.decoder import join, read_decoder, read_normalizer
+
+    if vae is None:
+        raise GenError(f"--normalizer {normalizer} without an autoencoder; add --vae PATH")
+    if generator is None:
+        raise GenError(f"{importer.name} weights make no latents; leave out --vae")
+    decoder = read_decoder(vae)
+    scale, where = decoder.normalizer, decoder.origin
+    if importer.normalizer is not None and len(importer.normalizer.scale) == generator.shape[-1]:
+        scale, where = dataclasses.asdict(importer.normalizer), f"published with {importer.name}"
+    if normalizer is not None:
+        scale, where = read_normalizer(normalizer, generator.shape[-1]), Path(normalizer).name
+    if scale is None:
+        raise GenError(f"no normaliser of the latents of {importer.name} is known; add --normalizer X (see --help)")
+    generator, arrays = join(generator, decoder, scale)
+    print(f"joined with {decoder.origin}: latents {generator.shape}, images {generator.tokenizer.spec.image}")
+    return generator, {"tokenizer": (arrays["tokenizer"], decoder.origin), "normalizer": (arrays["normalizer"], where)}
 
 
 def _options(overrides: tuple[tuple[str, str], ...]) -> dict[str, Any]:

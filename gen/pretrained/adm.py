@@ -160,7 +160,8 @@ def _importer(name: str, new_order: bool) -> Importer:
 
     signature = ("time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.0.emb_layers.1.weight", "out.2.weight")
     # both orders have the same names and shapes: the published files have the old one, the new one must be asked for
-    return Importer(name, () if new_order else signature, config, table, generator)
+    other = "adm" if new_order else "adm-new-order"
+    return Importer(name, () if new_order else signature, config, table, generator, alike=(other,))
 
 
 IMPORTER = _importer("adm", False)

@@ -9,6 +9,7 @@ from gen.diffusion.process import DDPM
 from gen.errors import GenError
 from gen.nn.layers import sincos_positions
 from gen.pretrained.rules import SAME, Arrays, Constant, Importer, Rule, Rules, depth_of, linear, patches
+from gen.pretrained.sdvae import SCALED
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.sampling.grids import Respaced
 from gen.sampling.solvers import Ancestral
@@ -111,4 +112,6 @@ IMPORTER = Importer(
     config=config,
     rules=rules,
     generator=generator,
+    normalizer=SCALED,
+    alike=("sit",),
 )

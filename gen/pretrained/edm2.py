@@ -109,4 +109,5 @@ IMPORTER = Importer(
     config=config,
     rules=rules,
     generator=generator,
+    normalizer=NORMALIZER,
 )

@@ -20,6 +20,7 @@ from gen.pretrained.rules import (
     linear,
     patches,
 )
+from gen.pretrained.sdvae import SCALED
 from gen.sampling.generator import DiffusionGenerator
 
 __all__ = ["IMPORTER", "block_rules", "config", "generator", "rules"]
@@ -180,4 +181,5 @@ IMPORTER = Importer(
     config=config,
     rules=rules,
     generator=generator,
+    normalizer=SCALED,
 )

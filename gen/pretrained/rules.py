@@ -20,6 +20,7 @@ import numpy as np
 from gen.config import from_json, suggest
 from gen.errors import GenError
 from gen.nn.network import param_shapes
+from gen.tokenizers.base import Affine
 
 __all__ = [
     "CONV",
@@ -43,6 +44,7 @@ __all__ = [
 # system -> where its Importer lives
 SYSTEMS: dict[str, str] = {
     "dit": "gen.pretrained.dit:IMPORTER",
+    "dit-diffusers": "gen.pretrained.diffusers:IMPORTER",
     "sit": "gen.pretrained.sit:IMPORTER",
     "repa": "gen.pretrained.sit:REPA",
     "lightningdit": "gen.pretrained.lightningdit:IMPORTER",
@@ -342,6 +344,9 @@ class Importer:
         that make no images by themselves.
       ignore: patterns of official names without a place in our network (buffers).
       role: what the parameters are in a run folder.
+      normalizer: the published one of the latents that the network works on (`gen.tokenizers.base.Affine`); None for
+        pixels, and where it comes in a file of its own.
+      alike: systems whose files have the same names and shapes, so that nothing in a file tells them apart.
     """
 
     name: str
@@ -351,6 +356,8 @@ class Importer:
     generator: Callable[[Any], Any] | None
     ignore: tuple[str, ...] = ()
     role: Literal["net", "tokenizer"] = "net"
+    normalizer: Affine | None = None
+    alike: tuple[str, ...] = ()
 
     def infer(self, weights: Arrays, **options: Any) -> Any:
         """The network configuration of a state dict; GenError for an option that this system does not have."""

@@ -14,6 +14,7 @@ from gen.diffusion.process import Linear
 from gen.errors import GenError
 from gen.pretrained import dit
 from gen.pretrained.rules import Arrays, Importer, Rule, Rules, depth_of, linear
+from gen.pretrained.sdvae import SCALED
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.sampling.grids import Uniform
 from gen.sampling.guidance import ClassifierFree
@@ -86,11 +87,14 @@ def aligned_generator(config: AlignedConfig) -> DiffusionGenerator:
     return DiffusionGenerator(denoiser, (*network.size, network.channels), sampler())
 
 
-IMPORTER = Importer(name="sit", signature=(), config=dit.config, rules=dit.rules, generator=generator)
+IMPORTER = Importer(
+    name="sit", signature=(), config=dit.config, rules=dit.rules, generator=generator, normalizer=SCALED, alike=("dit",)
+)
 REPA = Importer(
     name="repa",
     signature=(*dit.IMPORTER.signature, "projectors.0.0.weight"),
     config=aligned_config,
     rules=aligned_rules,
     generator=aligned_generator,
+    normalizer=SCALED,
 )
