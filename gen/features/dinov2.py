@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from gen.errors import GenError
-from gen.features.resize import resize
+from gen.features.resize import resize, resize_host
 from gen.features.weights import cache_path, flat, identity_of, load_weights
 from gen.nn.layers import MLP, Attention, linear, patchify, run_stack, stack
 from gen.nn.network import Network, Params, param_shapes
@@ -242,6 +242,10 @@ class DINOv2Extractor:
         if {name: value.shape for name, value in flat(params).items()} != wanted:
             raise GenError(f"{self.path} holds another DINOv2 than this configuration; {_HINT}")
         return params
+
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """One image (H, W, 3) of any size resized on the host to (size, size, 3) float32, which a call takes as is."""
+        return resize_host(image, (self.size, self.size), "pil-bicubic")
 
     def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
         """images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, width) float32."""

@@ -10,7 +10,11 @@ __all__ = ["Extractor", "accepts"]
 
 
 class Extractor(Protocol):
-    """A frozen dataclass (the config); the weights are loaded at the edge and passed in."""
+    """A frozen dataclass (the config); the weights are loaded at the edge and passed in.
+
+    One that resizes images of any size itself may also have a method ``fit(image (H, W, C) uint8) -> float32``: the
+    same resize of one image, on the host, for sets in which every image has its own size.
+    """
 
     @property
     def name(self) -> str:

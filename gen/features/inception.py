@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen.errors import GenError
-from gen.features.resize import resize
+from gen.features.resize import resize, resize_host
 from gen.features.weights import cache_path, flat, identity_of, load_weights
 from gen.nn.network import Params
 
@@ -332,6 +332,10 @@ class Inception:
         if set(flat(params)) != wanted or params["fc"]["bias"].shape != (classes,):
             raise GenError(f"{self.path} does not hold the {self.name} network; {_HINT[self.variant]}")
         return params
+
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """One image (H, W, 3) of any size resized on the host to (299, 299, 3) float32, which a call takes as it is."""
+        return resize_host(image, (SIZE, SIZE), RESIZES[self.mode])
 
     def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
         """images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, 2048), "spatial" (B, 2023) for sFID

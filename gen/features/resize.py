@@ -13,7 +13,7 @@ import numpy as np
 
 from gen.errors import GenError
 
-__all__ = ["METHODS", "axis_weights", "resize", "resize_uint8"]
+__all__ = ["METHODS", "axis_weights", "resize", "resize_host", "resize_uint8"]
 
 _FIXED_BITS = 22  # of Pillow's weights for 8-bit images
 
@@ -83,7 +83,7 @@ METHODS: dict[str, Callable[[int, int], np.ndarray]] = {
 }
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def axis_weights(size: int, out: int, method: str) -> np.ndarray:
     """The matrix (out, size) float32 that resizes one axis; rows sum to 1.
 
@@ -113,6 +113,17 @@ def resize(images: jax.Array, size: tuple[int, int], method: str) -> jax.Array:
     """
     x = jnp.asarray(images, jnp.float32)
     return _along(_along(x, size[0], 1, method), size[1], 2, method)
+
+
+def resize_host(image: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
+    """`resize` of one image (H, W, C) -> (*size, C) float32 by NumPy: for sets in which every image has its own size.
+
+    Compiling a program for each size would take longer than resizing.
+    """
+    height, width, channels = image.shape
+    x = axis_weights(height, size[0], method) @ image.astype(np.float32).reshape(height, width * channels)
+    columns = axis_weights(width, size[1], method) @ x.reshape(size[0], width, channels)
+    return np.asarray(columns)
 
 
 def resize_uint8(images: jax.Array, size: tuple[int, int], method: str) -> jax.Array:

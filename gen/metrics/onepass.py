@@ -22,7 +22,7 @@ from gen.metrics.sources import QUANTISERS, Source
 from gen.metrics.statistics import Accumulator, Statistic
 from gen.training.files import atomic
 from gen.training.indexed import padded_block, placed
-from gen.training.sharding import microbatch_count, replicated
+from gen.training.sharding import batch_sharding, microbatch_count, replicated
 
 __all__ = ["Progress", "Tally", "collect", "merge_tallies"]
 
@@ -161,10 +161,18 @@ def _runner(
     step = _program(source.function, source.quantiser, network, named, mesh)
     empty = _empty(named, tuple(sorted(shapes.items())), mesh)
 
+    def block(begin: int, stop: int) -> tuple[Any, ...]:
+        indices, weight = padded_block(begin, stop, batch, mesh)
+        given = arguments if source.read is None else _read(source.read, begin, stop, batch, mesh)
+        return given, indices, weight
+
     def run(first: int, stop: int, report: Callable[[int], None]) -> dict[str, Accumulator]:
-        accumulators, pending = empty(), None
+        accumulators, pending, ready = empty(), None, block(first, stop)
         for begin in range(first, stop, batch):
-            accumulators, bad = step(arguments, params, accumulators, *padded_block(begin, stop, batch, mesh))
+            given, indices, weight = ready
+            accumulators, bad = step(given, params, accumulators, indices, weight)
+            if begin + batch < stop:  # the next batch is read while the device works
+                ready = block(begin + batch, stop)
             _refuse(pending)  # read a step late, so that the device never waits for the host
             pending = bad
             report(begin + batch)
@@ -172,6 +180,26 @@ def _runner(
         return accumulators
 
     return run
+
+
+def _read(read: Callable[..., Any], begin: int, stop: int, batch: int, mesh: Mesh | None) -> dict[str, jax.Array]:
+    """The rows of a block on the devices that work on them; each process reads its own only."""
+    rows = np.minimum(begin + np.arange(batch), stop - 1)
+    if mesh is None:
+        return {name: jnp.asarray(array) for name, array in read(rows).items()}
+    where = batch_sharding(mesh)
+    parts = where.addressable_devices_indices_map((batch,))
+    starts = {device: (part[0].start or 0) if part else 0 for device, part in parts.items()}
+    size = batch // (mesh.shape["data"] * mesh.shape["fsdp"])
+    held = {start: read(rows[start : start + size]) for start in sorted(set(starts.values()))}
+    return {
+        name: jax.make_array_from_single_device_arrays(
+            (batch, *first.shape[1:]),
+            where,
+            [jax.device_put(held[start][name], device) for device, start in starts.items()],
+        )
+        for name, first in next(iter(held.values())).items()
+    }
 
 
 @functools.lru_cache(maxsize=16)
@@ -185,7 +213,7 @@ def _program(
     ) -> tuple[dict[str, Accumulator], jax.Array]:
         made = function(arguments, block)
         rows = _features(quantiser, extractor, params, made)
-        whole = _whole(made["image"]) & _whole(rows["features"])
+        whole = _whole(_pixels(made)) & _whole(rows["features"])
         bad = jnp.min(jnp.where(whole | (weight == 0), _NONE_BAD, block))
         return {name: s.update(accumulators[name], rows, weight, block) for name, s in statistics}, bad
 
@@ -204,11 +232,15 @@ def _empty(
 
 
 def _features(quantiser: str, extractor: Extractor, params: Any, made: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    image = made["image"]
-    levels = image if image.dtype == jnp.uint8 else QUANTISERS[quantiser](image)
+    image = _pixels(made)
+    levels = image if "levels" in made or image.dtype == jnp.uint8 else QUANTISERS[quantiser](image)
     levels = jnp.broadcast_to(levels, (*levels.shape[:3], extractor.image[2]))  # grey for a network that takes RGB
     found = extractor(params, levels.astype(jnp.float32))
-    return {**{name: a for name, a in made.items() if name != "image"}, **found}
+    return {**{name: a for name, a in made.items() if name not in ("image", "levels")}, "levels": levels, **found}
+
+
+def _pixels(made: Mapping[str, jax.Array]) -> jax.Array:
+    return made["levels"] if "levels" in made else made["image"]
 
 
 def _whole(rows: jax.Array) -> jax.Array:
@@ -217,8 +249,9 @@ def _whole(rows: jax.Array) -> jax.Array:
 
 def _shapes(source: Source, extractor: Extractor, params: Any, batch: int) -> Mapping[str, Any]:
     """Shapes of what statistics see; checks the images against the extractor before anything is compiled."""
-    made = jax.eval_shape(source.function, source.arguments, jax.ShapeDtypeStruct((batch,), jnp.int32))
-    shape = tuple(made["image"].shape[1:])
+    arguments = source.arguments if source.read is None else source.read(np.zeros(1, np.int32))
+    made = jax.eval_shape(source.function, arguments, jax.ShapeDtypeStruct((batch,), jnp.int32))
+    shape = tuple(_pixels(made).shape[1:])
     if not accepts(extractor, shape):
         raise GenError(
             f"images of shape {shape} for the {extractor.name} extractor; expected {tuple(extractor.image)}; "

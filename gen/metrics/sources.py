@@ -1,7 +1,10 @@
-"""What is evaluated: images by sample index, as a pure function that runs inside the jitted evaluation step."""
+"""What is evaluated: images by sample index, made inside the jitted evaluation step or read on the host for it."""
 
 import dataclasses
+import functools
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -9,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen.data.sources import array_identity
+from gen.data.stores import ArrayStore, Store
 from gen.errors import GenError
+from gen.features.extractor import Extractor
 from gen.training.indexed import sample_keys
 
-__all__ = ["QUANTISERS", "Source", "balanced_labels", "from_arrays", "generated"]
+__all__ = ["QUANTISERS", "Source", "balanced_labels", "from_arrays", "from_store", "generated"]
 
 # float images in [-1, 1] -> integers 0..255, still float32
 QUANTISERS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -27,13 +32,16 @@ class Source:
 
     Attributes:
       function: ``(arguments, indices (B,) int32) -> {"image": (B, H, W, C), "label": (B,) int32 where there is one}``;
-        pure. Images are float in [-1, 1], or uint8. Sample i depends on indices[i] alone.
-      arguments: tree of arrays passed to `function` (parameters, stored images): never baked into the program.
+        pure. Images are float in [-1, 1], or uint8; float32 on the 0..255 grid under the name "levels" when they were
+        resized for the extractor already. Sample i depends on indices[i] alone.
+      arguments: tree of arrays passed to `function` (parameters ...): never baked into the program.
       count: how many samples there are; indices run over 0..count - 1.
       identity: what tells these samples from any others: goes into results, references and resumable state.
       quantiser: a name in `QUANTISERS` for float images; for uint8 ones how they came about, "given" when unknown.
       labels: the rule behind the labels; "none" without.
       seeds: the seeds of generated samples as text.
+      read: for stored images: ``indices (n,) -> rows by name`` on the host, one batch at a time, so that memory does
+        not grow with `count`; `function` then gets those rows in place of `arguments`.
     """
 
     function: Callable[[Any, jax.Array], Mapping[str, jax.Array]]
@@ -43,6 +51,7 @@ class Source:
     quantiser: str = "round"
     labels: str = "none"
     seeds: str = ""
+    read: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None
 
 
 def balanced_labels(count: int, classes: int) -> np.ndarray:
@@ -51,15 +60,22 @@ def balanced_labels(count: int, classes: int) -> np.ndarray:
 
 
 def from_arrays(
-    images: np.ndarray, labels: np.ndarray | None = None, *, quantiser: str = "given", rule: str = "given"
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    *,
+    quantiser: str = "given",
+    rule: str = "given",
+    seeds: str = "",
+    identity: str = "",
 ) -> Source:
-    """A source of stored images.
+    """A source of stored images; they may be memory-mapped, and only a batch of them is ever on the device.
 
     Args:
       images: (N, H, W, C) uint8, or float in [-1, 1] to be quantised by `quantiser`.
       labels: (N,) integers, or None.
-      quantiser: see `Source`.
+      quantiser, seeds: see `Source`.
       rule: the rule behind the labels.
+      identity: of the images where it is known; found by reading them all otherwise.
 
     Raises:
       GenError: no images, another shape or dtype, labels that do not match.
@@ -80,12 +96,80 @@ def from_arrays(
         arrays["label"] = np.asarray(labels, np.int32)
     return Source(
         function=_rows,
-        arguments=arrays,
+        arguments=(),
         count=len(images),
-        identity=f"arrays {array_identity(arrays)}",
+        identity=f"arrays {identity or array_identity(arrays)}",
         quantiser=quantiser,
         labels="none" if labels is None else rule,
+        seeds=seeds,
+        read=lambda indices: {name: array[indices] for name, array in arrays.items()},
     )
+
+
+def from_store(
+    store: Store,
+    extractor: Extractor,
+    *,
+    quantiser: str = "given",
+    rule: str = "given",
+    seeds: str = "",
+    one_size: bool = False,
+) -> Source:
+    """A source of image files, decoded a batch at a time by several threads.
+
+    Images of any size are taken by an extractor that has a method ``fit`` (one image (H, W, C) uint8 -> float32 of the
+    network's size, as its own resize makes it): each is resized by itself, on the host.
+
+    Args:
+      store: the files, with or without classes.
+      extractor: the network they are for: decides the number of channels and the size.
+      quantiser, seeds: see `Source`.
+      rule: the rule behind the labels.
+      one_size: all images are known to have one size: they are resized on the device.
+
+    Raises:
+      GenError: (when read) a damaged image, or one of another size for an extractor without ``fit``; names the file.
+    """
+    known = {"quantiser": quantiser, "rule": rule, "seeds": seeds}
+    if isinstance(store, ArrayStore):
+        return from_arrays(store.images, store.label, identity=store.identity(), **known)
+    fit = None if one_size else getattr(extractor, "fit", None)
+    channels, wanted = extractor.image[2], list[tuple[int, ...]]()
+
+    def load(index: int) -> np.ndarray:
+        pixels = np.asarray(store.image(index, channels))
+        pixels = pixels.reshape(*pixels.shape[:2], channels)
+        if fit is not None:
+            return np.asarray(fit(pixels), np.float32)
+        wanted.append(pixels.shape)
+        if pixels.shape != wanted[0]:
+            raise GenError(
+                f"{store.title(index)} is {pixels.shape}, others are {wanted[0]}; expected one size for the "
+                f"{extractor.name} extractor; resize them (gen data convert)"
+            )
+        return pixels
+
+    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
+        rows, where = np.unique(indices, return_inverse=True)  # padding repeats an index
+        images = np.stack(list(_decoders().map(load, rows.tolist())))[where]
+        labels = {} if store.label is None else {"label": store.label[indices]}
+        return {"image" if fit is None else "levels": images} | labels
+
+    return Source(
+        function=_rows,
+        arguments=(),
+        count=len(store),
+        identity=f"files {store.identity()}",
+        quantiser=quantiser,
+        labels="none" if store.label is None else rule,
+        seeds=seeds,
+        read=read,
+    )
+
+
+@functools.cache
+def _decoders() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(os.cpu_count() or 1, 16), "decode")
 
 
 def generated(
@@ -145,5 +229,5 @@ class _Draw:
         return {"image": image, **cond}
 
 
-def _rows(arguments: Mapping[str, jax.Array], indices: jax.Array) -> dict[str, jax.Array]:
-    return {name: jnp.asarray(array)[indices] for name, array in arguments.items()}
+def _rows(rows: Mapping[str, jax.Array], indices: jax.Array) -> Mapping[str, jax.Array]:
+    return rows

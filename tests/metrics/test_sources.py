@@ -2,10 +2,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from gen.data.stores import open_store
 from gen.errors import GenError
-from gen.metrics.sources import QUANTISERS, balanced_labels, from_arrays, generated
-from tests.metrics.toy import PARAMS, draw, images
+from gen.features.inception import RESIZES, Inception, fid_input
+from gen.metrics.onepass import collect
+from gen.metrics.sources import QUANTISERS, balanced_labels, from_arrays, from_store, generated
+from gen.metrics.statistics import Features
+from tests.metrics.toy import PARAMS, Toy, draw, features, images
 
 
 def test_quantisers():
@@ -41,6 +46,63 @@ def test_identity_follows_the_content():
     assert one.identity == from_arrays(pixels.copy(), np.arange(8)).identity
     assert one.identity != from_arrays(pixels[::-1], np.arange(8)).identity
     assert one.identity != from_arrays(pixels, np.arange(8)[::-1]).identity
+
+
+def _written(folder, pixels, kind="png"):
+    folder.mkdir()
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i:03d}.{kind}", lossless=True)
+    return folder
+
+
+def _features_of(source):
+    return collect(source, Toy(), {"features": Features(20)}, batch=8).accumulators["features"]["rows"]
+
+
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_files_are_read_a_batch_at_a_time(tmp_path, kind):
+    pixels = images(20)
+    found = _features_of(from_store(open_store(_written(tmp_path / "d", pixels, kind)), Toy()))
+    np.testing.assert_array_equal(found, _features_of(from_arrays(pixels)))
+    np.testing.assert_allclose(found, features(pixels), rtol=1e-6)
+
+
+def test_an_npz_is_read_from_the_disk(tmp_path):
+    pixels = images(20)
+    np.savez(tmp_path / "a.npz", pixels, np.arange(20))
+    store = open_store(tmp_path / "a.npz")
+    assert isinstance(store.images.base, np.memmap)
+    source = from_store(store, Toy())
+    assert (source.count, source.labels, source.read([3, 1])["label"].tolist()) == (20, "given", [3, 1])
+    np.testing.assert_array_equal(_features_of(source), _features_of(from_arrays(pixels)))
+
+
+def test_images_of_any_size_are_resized_one_by_one(tmp_path):
+    """As the network's own resize does it for a batch of one size."""
+    rng = np.random.default_rng(0)
+    sizes = [(31, 40), (299, 299), (333, 20), (31, 40)]
+    pixels = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    store = open_store(_written(tmp_path / "d", pixels))
+    for mode in RESIZES:
+        levels = from_store(store, Inception(mode)).read(np.array([0, 1, 2, 3, 3]))["levels"]
+        assert (levels.shape, levels.dtype) == ((5, 299, 299, 3), np.float32)
+        for image, level in zip([*pixels, pixels[3]], levels, strict=True):
+            expected = fid_input(jnp.asarray(image[None], jnp.float32), mode)
+            np.testing.assert_allclose(fid_input(level[None], mode), expected, atol=1e-3)
+    with pytest.raises(GenError, match=r"002.png is .*, others are .*; expected one size"):
+        from_store(store, Toy()).read(np.array([0, 2]))
+
+
+def test_damaged_files_are_named(tmp_path):
+    folder = _written(tmp_path / "d", images(8))
+    (folder / "005.png").write_bytes((folder / "005.png").read_bytes()[:60])
+    (folder / "006.png").write_bytes(b"no picture")
+    source = from_store(open_store(folder), Toy())
+    for index in (5, 6):
+        with pytest.raises(GenError, match=f"00{index}.png is not a readable image"):
+            source.read(np.array([index]))
+    with pytest.raises(GenError, match=r"005.png is not a readable image"):
+        collect(source, Toy(), {"features": Features(8)}, batch=4)
 
 
 def test_refuses():
