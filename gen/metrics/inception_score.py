@@ -47,7 +47,7 @@ class InceptionScore:
         shuffled[np.random.RandomState(_SHUFFLE_SEED).permutation(self.count)] = split
         return shuffled
 
-    def init(self, shapes: Shapes) -> Accumulator:
+    def init(self, shapes: Shapes, span: int) -> Accumulator:
         """See `Statistic`. Raises GenError for more splits than samples."""
         number = -(-self.count // self.chunk) if self.chunk else self.splits
         if not 1 <= number <= self.count:
@@ -75,9 +75,7 @@ class InceptionScore:
 
     def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
         """See `Statistic`."""
-        if not isinstance(a["seen"], jax.Array):
-            a = {name: np.asarray(array, np.float64) for name, array in a.items()}
-        return {name: a[name] + b[name] for name in a}
+        return {name: np.asarray(array, np.float64) + b[name] for name, array in a.items()}
 
     def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
         """``inception_score``, and ``inception_score_spread``: standard deviation over the splits.

@@ -28,7 +28,7 @@ __all__ = ["Progress", "Tally", "collect", "merge_tallies"]
 
 Progress = Callable[[int, int], None]  # (samples done, samples asked for)
 _FLUSH = 2048  # samples after which the device's float32 sums are merged into the host's float64 ones
-_SAVE_SECONDS = 5.0
+_SAVE_SECONDS = 20.0  # between partial results on the disk
 _NONE_BAD = np.iinfo(np.int32).max
 
 
@@ -136,7 +136,7 @@ def collect(
 
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         run = _runner(source, extractor, statistics, batch, mesh)
-        size = batch * max(1, -(-_FLUSH // batch))
+        size = _span(batch)
         saved = time.monotonic()
         for first in range(indices.start if tally is None else tally.spans[0][1], indices.stop, size):
             stop = min(first + size, indices.stop)
@@ -150,6 +150,11 @@ def collect(
     return tally
 
 
+def _span(batch: int) -> int:
+    """Samples between two fetches of the accumulators: whole batches, at least `_FLUSH`."""
+    return batch * max(1, -(-_FLUSH // batch))
+
+
 def _runner(
     source: Source, extractor: Extractor, statistics: Mapping[str, Statistic], batch: int, mesh: Mesh | None
 ) -> Callable[[int, int, Callable[[int], None]], dict[str, Accumulator]]:
@@ -159,7 +164,7 @@ def _runner(
     network: Any = extractor
     named: Any = tuple(statistics.items())
     step = _program(source.function, source.quantiser, network, named, mesh)
-    empty = _empty(named, tuple(sorted(shapes.items())), mesh)
+    empty = _empty(named, tuple(sorted(shapes.items())), _span(batch), mesh)
 
     def block(begin: int, stop: int) -> tuple[Any, ...]:
         indices, weight = padded_block(begin, stop, batch, mesh)
@@ -222,11 +227,11 @@ def _program(
 
 @functools.lru_cache(maxsize=16)
 def _empty(
-    statistics: tuple[tuple[str, Any], ...], shapes: tuple[tuple[str, Any], ...], mesh: Mesh | None
+    statistics: tuple[tuple[str, Any], ...], shapes: tuple[tuple[str, Any], ...], span: int, mesh: Mesh | None
 ) -> Callable[[], dict[str, Accumulator]]:
     """Accumulators of no samples, whole on every device."""
     return jax.jit(
-        lambda: {name: s.init(dict(shapes)) for name, s in statistics},
+        lambda: {name: s.init(dict(shapes), span) for name, s in statistics},
         out_shardings=None if mesh is None else replicated(mesh),
     )
 

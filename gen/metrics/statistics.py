@@ -1,8 +1,8 @@
 """Statistics gathered in one pass over samples: small accumulators, updated on device, merged on the host.
 
 An accumulator is a flat dict of arrays. `update` runs inside the jitted evaluation step on float32 arrays; every few
-thousand samples the accumulator is fetched and merged, in float64, into the host's. `merge` is one formula for both
-places, and associative up to rounding, so partial results of several jobs merge the same way.
+thousand samples the accumulator is fetched and merged, in float64, into the host's. `merge` is associative
+up to rounding, so partial results of several jobs merge the same way.
 """
 
 import dataclasses
@@ -25,8 +25,12 @@ Shapes = Mapping[str, Any]  # name -> something with .shape, leading axis = batc
 class Statistic(Protocol):
     """One quantity gathered over samples. Implementations are frozen dataclasses."""
 
-    def init(self, shapes: Shapes) -> Accumulator:
-        """The accumulator of no samples, for batches of these shapes."""
+    def init(self, shapes: Shapes, span: int) -> Accumulator:
+        """The accumulator of no samples on the device, for batches of these shapes.
+
+        Args:
+          span: how many samples, of consecutive indices, it takes at most before the host fetches it.
+        """
         ...
 
     def update(
@@ -42,7 +46,7 @@ class Statistic(Protocol):
         ...
 
     def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
-        """The accumulator of two disjoint sets of samples; works on device and on host arrays."""
+        """The accumulator of two disjoint sets of samples, on the host."""
         ...
 
     def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
@@ -73,7 +77,7 @@ class Moments:
         scatter = jnp.matmul(centred.T, centred, precision="highest") if np_ is jnp else centred.T @ centred
         return {"count": count, "mean": mean, "scatter": scatter}
 
-    def init(self, shapes: Shapes) -> Accumulator:
+    def init(self, shapes: Shapes, span: int) -> Accumulator:
         """See `Statistic`."""
         dim = shapes[self.key].shape[-1]
         return {"count": jnp.zeros(()), "mean": jnp.zeros(dim), "scatter": jnp.zeros((dim, dim))}
@@ -121,51 +125,57 @@ class Moments:
 class Features:
     """The features of the samples with index below `limit`, whole, for the measures that need neighbours.
 
-    Chosen by index, so the set depends on neither batch size nor number of devices.
+    Chosen by index, so the set depends on neither batch size nor number of devices. On the device only the rows of one
+    span are held, each in the slot of its index modulo the span; the host strings them together.
 
     Attributes:
       limit: how many.
-      key: which of the arrays by sample: an output of the extractor, or "label".
+      key: which of the arrays by sample: an output of the extractor, "label", or "levels" for the images.
+      dtype: that the rows are kept in.
+      name: what the rows are called when finished; the key by default.
     """
 
     limit: int
     key: str = "features"
+    dtype: str = "float32"
+    name: str = ""
 
-    def init(self, shapes: Shapes) -> Accumulator:
+    def init(self, shapes: Shapes, span: int) -> Accumulator:
         """See `Statistic`."""
-        return {
-            "rows": jnp.zeros((self.limit, *shapes[self.key].shape[1:])),
-            "filled": jnp.zeros(self.limit, jnp.bool_),
-        }
+        held = min(self.limit, span)
+        rows = jnp.zeros((held, *shapes[self.key].shape[1:]), self.dtype)
+        return {"rows": rows, "index": jnp.full(held, -1, jnp.int32)}
 
     def update(
         self, accumulator: Accumulator, batch: Mapping[str, jax.Array], weight: jax.Array, index: jax.Array
     ) -> Accumulator:
         """See `Statistic`."""
-        where = jnp.where(weight > 0, index, self.limit)  # padding falls off the end
+        held = len(accumulator["index"])
+        where = jnp.where((weight > 0) & (index < self.limit), index % held, held)  # the rest falls off the end
         return {
-            "rows": accumulator["rows"].at[where].set(batch[self.key], mode="drop"),
-            "filled": accumulator["filled"].at[where].set(True, mode="drop"),
+            "rows": accumulator["rows"].at[where].set(batch[self.key].astype(self.dtype), mode="drop"),
+            "index": accumulator["index"].at[where].set(index, mode="drop"),
         }
 
     def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
         """See `Statistic`."""
-        np_ = jnp if isinstance(a["filled"], jax.Array) else np
-        taken = b["filled"].reshape(-1, *[1] * (a["rows"].ndim - 1))
-        rows = np_.where(taken, b["rows"], a["rows"])
-        return {"rows": rows, "filled": a["filled"] | b["filled"]}
+        there = [np.asarray(side["index"]) >= 0 for side in (a, b)]
+        if there[0].all() and not there[1].any():  # past the limit: nothing to copy
+            return a
+        return {k: np.concatenate([np.asarray(s[k])[t] for s, t in zip((a, b), there, strict=True)]) for k in a}
 
     def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
-        """The rows by `key`, (min(N, limit), ...) float32 in index order."""
-        filled = np.asarray(accumulator["filled"])
-        return {self.key: np.asarray(accumulator["rows"], np.float32)[filled]}
+        """The rows by `name`, (min(N, limit), ...) in index order."""
+        index = np.asarray(accumulator["index"])
+        order = np.argsort(index, kind="stable")[(index < 0).sum() :]
+        return {self.name or self.key: np.asarray(accumulator["rows"])[order]}
 
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
     """How often the classifier of the extractor reads the label a sample was made for."""
 
-    def init(self, shapes: Shapes) -> Accumulator:
+    def init(self, shapes: Shapes, span: int) -> Accumulator:
         """See `Statistic`."""
         classes = shapes["logits"].shape[-1]
         return {"right": jnp.zeros(classes), "seen": jnp.zeros(classes)}
@@ -182,9 +192,7 @@ class Accuracy:
 
     def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
         """See `Statistic`."""
-        if not isinstance(a["seen"], jax.Array):
-            a = {name: np.asarray(array, np.float64) for name, array in a.items()}
-        return {name: a[name] + b[name] for name in a}
+        return {name: np.asarray(array, np.float64) + b[name] for name, array in a.items()}
 
     def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
         """``accuracy`` () in [0, 1]; ``class_accuracy`` (K,), NaN for a class without samples; ``class_count`` (K,)."""

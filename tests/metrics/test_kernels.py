@@ -49,7 +49,7 @@ def test_refuses():
         (lambda: frechet_of_features(X[:1], Y), "at least 2 of each"),
         (lambda: frechet_of_features(X[:5] * np.nan, Y[:5]), "expected finite"),
         (lambda: frechet_infinity(X[:9], X.mean(0), np.cov(X.T)), "evaluate more samples"),
-        (lambda: InceptionScore(3, splits=4).init({"unbiased_logits": X}), "use fewer"),
+        (lambda: InceptionScore(3, splits=4).init({"unbiased_logits": X}, 8), "use fewer"),
     ):
         with pytest.raises(GenError, match=message):
             call()

@@ -7,12 +7,13 @@ from gen.errors import GenError
 from gen.metrics.statistics import Accuracy, Features, Moments
 
 X = np.random.default_rng(0).normal(size=(1000, 6)) * [1, 2, 3, 4, 5, 6] + 50
+SPAN = 1024
 SHAPES = {"features": jax.ShapeDtypeStruct((8, 6), jnp.float32), "logits": jax.ShapeDtypeStruct((8, 3), jnp.float32)}
 
 
 def _stream(statistic, batch, rows=X, host=None):
     """Accumulates on device in padded batches of garbage-filled tails; merges on the host after each `host` batches."""
-    accumulator, total = statistic.init(SHAPES), None
+    accumulator, total = statistic.init(SHAPES, SPAN), None
     update = jax.jit(statistic.update)
     firsts = range(0, len(rows), batch)
     for number, first in enumerate(firsts, 1):
@@ -26,7 +27,7 @@ def _stream(statistic, batch, rows=X, host=None):
         if number == len(firsts) or (host and number % host == 0):
             fetched = jax.device_get(accumulator)
             total = fetched if total is None else statistic.merge(total, fetched)
-            accumulator = statistic.init(SHAPES)
+            accumulator = statistic.init(SHAPES, SPAN)
     return statistic.finalise(total)
 
 
