@@ -80,6 +80,9 @@ KINDS: dict[str, dict[str, str]] = {
         "euler-maruyama": "gen.sampling.sde:EulerMaruyama",
         "runge-kutta": "gen.sampling.runge_kutta:RungeKutta",
     },
+    "adaptive": {
+        "dopri5": "gen.sampling.adaptive:Dopri5",
+    },
     "head": {
         "conv-head": "gen.nn.adversarial:ConvHead",
         "token-head": "gen.nn.adversarial:TokenHead",
@@ -95,7 +98,10 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "generator": {
         "diffusion-generator": "gen.sampling.generator:DiffusionGenerator",
+        "adaptive-generator": "gen.sampling.adaptive:AdaptiveGenerator",
         "one-step-generator": "gen.sampling.generator:OneStepGenerator",
+    },
+    "sampler": {
         "sampler": "gen.sampling.generator:Sampler",
     },
     "tokenizer": {

@@ -132,7 +132,8 @@ def _subject(what: str, seeds: str, weights: Any, overrides: tuple[tuple[str, st
     source = generated(
         loaded.generator, loaded.params, seeds=wanted, identity=identity, labels=labels, rule="seed mod classes"
     )
-    return source, {"name": what, "weights": loaded.weights, "nfe": str(loaded.generator.nfe), "step": str(loaded.step)}
+    calls = str(loaded.generator.nfe or "measured")
+    return source, {"name": what, "weights": loaded.weights, "nfe": calls, "step": str(loaded.step)}
 
 
 def _reference(text: str, network: Any, batch: int, mesh: Any) -> Any:

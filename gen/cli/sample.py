@@ -50,7 +50,7 @@ def sample(
       label: one class for all, or several in turn; all classes in turn (seed mod number of classes) by default.
       batch: images at a time; changes nothing but speed and memory.
       steps: number of solver steps.
-      solver: a solver from gen list solver.
+      solver: a solver from gen list solver, or dopri5, which chooses its steps itself.
       grid: a time grid from gen list grid.
       guidance: guidance scale; 1 is none.
       weights: ema, the averaged weights, or raw.
@@ -69,8 +69,12 @@ def sample(
     print(describe(loaded))
     began = time.perf_counter()
     where = out or run / "samples"
-    generate(loaded.generator, loaded.params, seeds=wanted, labels=labels, out=where, batch=batch, mesh=make_mesh())
+    calls = generate(
+        loaded.generator, loaded.params, seeds=wanted, labels=labels, out=where, batch=batch, mesh=make_mesh()
+    )
     seconds = time.perf_counter() - began
+    if calls is not None:
+        print(f"{calls.mean():.1f} network calls per image, measured ({calls.min()} to {calls.max()})")
     print(f"{len(wanted)} images in {seconds:.1f} s ({len(wanted) / seconds:.1f} images/s, compile included): {where}")
 
 
@@ -85,17 +89,26 @@ def sampler_overrides(
 def open_run(run: Path, weights: Any, step: int | None, overrides: tuple[tuple[str, str], ...]) -> Any:
     """The loaded run with its generator's settings overridden. Raises GenError for settings it does not have."""
     from gen.cli.overrides import override
-    from gen.config import KINDS, suggest
+    from gen.config import KINDS, config_class, suggest
     from gen.pretrained.load import load
 
+    known = {"solver": KINDS["solver"] | KINDS["adaptive"], "grid": KINDS["grid"]}
     for path, value in overrides:
         family = path.removeprefix("sampler.")
-        if family in ("solver", "grid") and not value.startswith("{") and value not in KINDS[family]:
-            raise GenError(f"unknown {family} '{value}'; {suggest(value, KINDS[family])}")
+        if family in known and not value.startswith("{") and value not in known[family]:
+            raise GenError(f"unknown {family} '{value}'; {suggest(value, known[family])}")
     loaded = load(run, weights=weights, step=step)
     generator = loaded.generator
     if overrides and not hasattr(generator, "sampler"):
         raise GenError(f"{run} makes images in one step; leave out --steps, --solver, --grid and --guidance")
+    solver = dict(overrides).get("sampler.solver", "")
+    if solver in KINDS["adaptive"]:
+        from gen.sampling.adaptive import AdaptiveGenerator
+
+        if any(path == "sampler.steps" for path, _ in overrides):
+            raise GenError(f"{solver} chooses its steps itself; leave out --steps, or set --sampler.solver.rtol")
+        generator = AdaptiveGenerator.of(generator, config_class(solver)())
+        overrides = tuple((p.removeprefix("sampler."), v) for p, v in overrides if p != "sampler.solver")
     changed = override(generator, overrides)
     return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, generator=changed))
 
@@ -115,9 +128,8 @@ def describe(loaded: Any) -> str:
     """One line: what is sampled, with which weights and how many network calls."""
     kind = {"ema": "EMA", "raw": "raw"}[loaded.weights]
     calls = loaded.generator.nfe
-    return (
-        f"{loaded.config.name}, step {loaded.step}, {kind} weights, {calls} network call{'s' * (calls != 1)} per image"
-    )
+    stated = f"{calls} network call{'s' * (calls != 1)} per image" if calls else "network calls measured"
+    return f"{loaded.config.name}, step {loaded.step}, {kind} weights, {stated}"
 
 
 def _array(seeds: range) -> Any:

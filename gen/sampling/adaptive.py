@@ -12,14 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.diffusion.denoiser import Denoise
+from gen.diffusion.denoiser import Denoise, Denoiser
+from gen.diffusion.transport import interval
 from gen.errors import GenError
 from gen.nn.network import Cond
 from gen.sampling import likelihood
+from gen.sampling.generator import DiffusionGenerator, GeneratorParams, Sampler, decode
 from gen.sampling.grids import Grid
-from gen.sampling.solvers import Noise
+from gen.sampling.guidance import ClassifierFree
+from gen.sampling.solvers import Noise, prior
 
-__all__ = ["Dopri5"]
+__all__ = ["AdaptiveGenerator", "Dopri5"]
 
 STAGES = 6  # network calls of an attempted step; the seventh stage is the next step's first
 
@@ -108,6 +111,70 @@ class Dopri5:
         return jnp.where(done, solution.ys[0], jnp.nan), 1 + STAGES * jnp.asarray(
             solution.stats["num_steps"], jnp.int32
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveGenerator:
+    """A `gen.sampling.generator.DiffusionGenerator` that integrates adaptively: its network calls are measured.
+
+    From pure noise to the time nearest to the data at which the prediction's velocity is defined; where that is not
+    clean data, one more call gives the denoised prediction there.
+
+    Attributes:
+      denoiser, shape, tokenizer: as in `DiffusionGenerator`.
+      solver: the adaptive method.
+      guidance: without memory from call to call.
+      process, guide: as in `gen.sampling.generator.Sampler`.
+      start: the time of the noise end; None for that of the process.
+    """
+
+    denoiser: Denoiser
+    shape: tuple[int, ...]
+    solver: Dopri5 = Dopri5()
+    guidance: Any = ClassifierFree()
+    process: Any = None
+    guide: Any = None
+    start: float | None = None
+    tokenizer: Any = None
+
+    nfe = None  # measured, not stated
+
+    @classmethod
+    def of(cls, generator: DiffusionGenerator, solver: Dopri5) -> "AdaptiveGenerator":
+        """The same model from the same noise, under the same guidance."""
+        sampler = generator.sampler
+        start = float(sampler.times(generator.denoiser.process).times[0])
+        rest = (sampler.guidance, sampler.process, sampler.guide, start, generator.tokenizer)
+        return cls(generator.denoiser, generator.shape, solver, *rest)
+
+    def ends(self) -> tuple[float, float]:
+        """(start, end): the times between which the flow is followed."""
+        process = self.process or self.denoiser.process
+        own = self.process is None or self.process == self.denoiser.process
+        kind = getattr(self.denoiser.parameterization, "output", "x") if own else "x"
+        low, high = interval(process, kind, "ode")
+        low = max(low, process.t_min) if low else process.t_min
+        return min(high, process.t_max if self.start is None else self.start), low
+
+    def counted(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> tuple[jax.Array, jax.Array]:
+        """Images as a generator gives them, and the network calls that each sample took, (B,) int32.
+
+        Raises GenError for guidance that remembers.
+        """
+        process, (start, end) = self.process or self.denoiser.process, self.ends()
+        x = prior(Grid(np.array([start, end]), process), keys, self.shape)
+        if self.guidance.init(x):
+            raise GenError("adaptive integration calls the network at times of its own; use guidance without momentum")
+        sampler = Sampler(guidance=self.guidance, process=self.process, guide=self.guide)
+        denoise = sampler.guided(self.denoiser, params["net"], params.get("guide"))
+        x, calls = self.solver.integrate(denoise, x, process, start, end, cond)
+        if end > 0.0:
+            x, calls = denoise(x, jnp.float32(end), cond, jnp.int32(0), {})[0].denoised, calls + 1
+        return decode(self.tokenizer, params, x), calls
+
+    def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
+        """See `gen.sampling.generator.Generator`."""
+        return self.counted(params, keys, cond)[0]
 
 
 def _ends(process: Any, start: float, end: float) -> np.ndarray:

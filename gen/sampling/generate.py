@@ -44,7 +44,7 @@ def generate(
     cond: Mapping[str, np.ndarray] | None = None,
     mesh: Mesh | None = None,
     label: str = "sample",
-) -> None:
+) -> np.ndarray | None:
     """Makes one image per seed and writes them; image i depends on seeds[i] and its condition alone.
 
     The ending of `out` decides the form: ``.npz`` (``arr_0`` uint8 (N, H, W, C), ``arr_1`` labels), ``.zip`` (PNG
@@ -63,6 +63,10 @@ def generate(
       mesh: devices to share the work.
       label: text of the progress line; "" for none.
 
+    Returns:
+      for generators that measure their network calls, those of the images made now (n,); None for others, and on
+      processes other than the first.
+
     Raises GenError for seeds that are not consecutive, conditions of another length, NaN images, an `out` that holds
     other samples, and a disk that does not take them.
     """
@@ -76,15 +80,19 @@ def generate(
     def make(arguments: Any, indices: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
         del weight
         rows = {name: values[indices - seeds.start] for name, values in arguments["cond"].items()}
-        images = generator(arguments["params"], sample_keys(0, indices), rows)
+        given = arguments["params"], sample_keys(0, indices), rows
+        images, calls = (generator(*given), None) if counted is None else counted(*given)
         made = {"arr_0": quantise(images), "image": jnp.abs(images).max(axis=(1, 2, 3))}
+        made |= {} if calls is None else {"calls": calls}
         return made | ({"arr_1": rows["label"]} if "label" in rows else {})
 
-    writer = _writer(Path(out), seeds, cond.get("label"), _identity(generator, params, seeds, cond))
+    counted = getattr(generator, "counted", None)
+    writer = _Counting(_writer(Path(out), seeds, cond.get("label"), _identity(generator, params, seeds, cond)))
     arguments = {"params": params, "cond": cond}
     run_indexed(
         make, len(seeds), batch=batch, writer=writer, arguments=arguments, start=seeds.start, mesh=mesh, label=label
     )
+    return np.concatenate(writer.calls) if writer.calls else None
 
 
 def _identity(generator: Any, params: Any, seeds: range, cond: Mapping[str, np.ndarray]) -> str:
@@ -121,6 +129,24 @@ def _writer(out: Path, seeds: range, labels: np.ndarray | None, identity: str) -
             return _Sheet(out)
         case _:
             return _Folder(out, seeds, labels, identity)
+
+
+class _Counting:
+    """Keeps the measured network calls and hands on the rest."""
+
+    def __init__(self, inner: Writer) -> None:
+        self.inner, self.calls = inner, list[np.ndarray]()
+
+    @property
+    def next(self) -> int:
+        return self.inner.next
+
+    def write(self, first: int, arrays: dict[str, np.ndarray]) -> None:
+        self.calls += [arrays["calls"]] if "calls" in arrays else []
+        self.inner.write(first, {name: rows for name, rows in arrays.items() if name != "calls"})
+
+    def close(self) -> None:
+        self.inner.close()
 
 
 class _Npz:

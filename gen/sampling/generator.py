@@ -25,8 +25,8 @@ class Generator(Protocol):
     """What ``gen sample`` and evaluation call."""
 
     @property
-    def nfe(self) -> int:
-        """Network calls per sample."""
+    def nfe(self) -> int | None:
+        """Network calls per sample; None where they are measured, by a method ``counted`` that returns them too."""
         ...
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,22 @@ def test_sampler_flags_and_paths_change_the_sampler(
     assert {"000000.png", "000001.png"} <= {p.name for p in out.iterdir()}
 
 
+def test_adaptive_steps_are_counted(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against fine fixed steps from the same noise."""
+    flags = ["--seeds", "0-3", "--cfg-scale", "2"]
+    adaptive = ["--solver", "dopri5", "--sampler.solver.rtol", "1e-4", "--out", str(tmp_path / "adaptive.npz")]
+    assert main(["sample", str(run), *flags, *adaptive]) == 0
+    said = capsys.readouterr().out
+    assert "raw weights, network calls measured" in said
+    calls = re.search(r"([\d.]+) network calls per image, measured \((\d+) to (\d+)\)", said)
+    assert 7 <= int(calls[2]) <= float(calls[1]) <= int(calls[3])
+    assert int(calls[2]) % 6 == 1
+    assert main(["sample", str(run), *flags, "--steps", "100", "--out", str(tmp_path / "fixed.npz")]) == 0
+    with np.load(tmp_path / "fixed.npz") as fixed, np.load(tmp_path / "adaptive.npz") as adaptive:
+        assert set(adaptive.files) == {"arr_0", "arr_1"}
+        np.testing.assert_allclose(adaptive["arr_0"], fixed["arr_0"], atol=1)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -119,6 +136,8 @@ def test_sampler_flags_and_paths_change_the_sampler(
         (["--seeds", "a"], "seeds 'a' are not a range"),
         (["--solver", "hein"], "unknown solver 'hein'; did you mean 'heun'?"),
         (["--steps", "0"], "steps"),
+        (["--solver", "dopri5", "--steps", "5"], "dopri5 chooses its steps itself; leave out --steps"),
+        (["--solver", "dopri5", "--sampler.solver.rtoll", "1"], "unknown key 'rtoll'; did you mean 'rtol'?"),
         (["--sampler.stepz", "3"], "unknown key 'stepz'; did you mean 'steps'?"),
         (["--out", "/dev/null/x.npz"], "/dev/null"),
     ],

@@ -1,16 +1,23 @@
 """Adaptive integration and likelihoods on the mixture, whose flow and density are known."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import norm
 
-from gen.diffusion.denoiser import Prediction
-from gen.diffusion.process import EDM, VP, Linear, Trigonometric
+from gen.diffusion.denoiser import Denoiser, Predict, Prediction
+from gen.diffusion.process import DDPM, EDM, VP, Linear, Trigonometric
 from gen.errors import GenError
-from gen.sampling.adaptive import Dopri5
-from tests.sampling.mixture import MEANS, STDS, WEIGHTS, denoise, distance, flow, keys
+from gen.sampling.adaptive import AdaptiveGenerator, Dopri5
+from gen.sampling.edm import edm_sampler
+from gen.sampling.generator import DiffusionGenerator, Sampler
+from gen.sampling.grids import Respaced, Uniform
+from gen.sampling.guidance import AdaptiveProjected
+from gen.sampling.solvers import DDIM, Heun
+from tests.sampling.mixture import MEANS, STDS, WEIGHTS, MixtureNet, denoise, distance, flow, keys
 
 TIGHT = Dopri5(1e-8, 1e-8)
 
@@ -106,6 +113,32 @@ def test_estimate_of_the_divergence_is_unbiased():
 def test_given_up_samples_are_not_numbers():
     out, _ = Dopri5(max_steps=2).integrate(denoise(Linear()), jnp.ones((2, 1)), Linear(), 1.0, 0.01, {})
     assert np.isnan(out).all()
+
+
+@pytest.mark.parametrize(
+    ("trained", "sampler"),
+    [
+        (Linear(), Sampler(Heun(), Uniform(), 10)),
+        (VP(), Sampler(Heun(), Uniform(), 10)),
+        (EDM(), edm_sampler(10)),
+        (DDPM(), Sampler(DDIM(), Respaced(), 10)),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_any_model_is_sampled_adaptively(trained, sampler):
+    """From where its own grid starts to the data; the calls are those of the method, and one at the end."""
+    denoiser = Denoiser(MixtureNet(trained), trained, Predict("x"))
+    params = {"net": denoiser.net.init(jax.random.key(0))}
+    made = AdaptiveGenerator.of(DiffusionGenerator(denoiser, (1,), sampler), Dopri5(1e-4, 1e-4))
+    assert made.nfe is None
+    start, end = made.ends()
+    assert start == pytest.approx(sampler.times(trained).times[0], abs=2e-3)
+    samples, calls = jax.jit(lambda: made.counted(params, keys(8192), {"shift": jnp.zeros(8192)}))()
+    assert distance(samples) < 0.025
+    assert np.all((np.asarray(calls) - 1 - (end > 0.0)) % 6 == 0)
+    momentum = dataclasses.replace(made, guidance=AdaptiveProjected(momentum=-0.5))
+    with pytest.raises(GenError, match="use guidance without momentum"):
+        momentum(params, keys(2), {"shift": jnp.zeros(2)})
 
 
 @pytest.mark.parametrize(

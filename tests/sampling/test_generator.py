@@ -11,6 +11,7 @@ from gen.config import from_json, to_json
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.process import DDPM, EDM, VP, Linear, Trigonometric
+from gen.sampling.adaptive import AdaptiveGenerator, Dopri5
 from gen.sampling.edm import ablation_sampler, edm_sampler
 from gen.sampling.generator import DiffusionGenerator, OneStepGenerator, Sampler
 from gen.sampling.grids import Karras, Respaced, Uniform
@@ -105,4 +106,5 @@ def test_samples_do_not_depend_on_their_batch():
 def test_configuration_round_trip():
     config = DiTConfig(size=(4,), channels=2, patch=1, width=16, depth=1, heads=2, num_classes=3)
     generator = DiffusionGenerator(Denoiser(config, VP()), (4, 2), ablation_sampler(8, discretization="iddpm"))
-    assert from_json(to_json(generator)) == generator
+    for made in (generator, AdaptiveGenerator.of(generator, Dopri5(1e-3))):
+        assert from_json(to_json(made)) == made
