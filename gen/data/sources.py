@@ -19,6 +19,8 @@ __all__ = ["ArraySource", "Digits", "Source", "array_identity", "digits"]
 class ArraySource:
     """Records held as arrays that share their leading axis, in memory or memory-mapped.
 
+    Numbers of 64 bits come out with 32 bits, which is what jax computes with.
+
     Args:
       arrays: name -> (N, ...). Raises GenError when they are none or their lengths differ.
     """
@@ -35,15 +37,22 @@ class ArraySource:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {name: np.asarray(array[index]) for name, array in self.arrays.items()}
+        return {name: _narrowed(np.asarray(array[index])) for name, array in self.arrays.items()}
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Rows `indices` of every array, copied."""
-        return {name: array[indices] for name, array in self.arrays.items()}
+        return {name: _narrowed(array[indices]) for name, array in self.arrays.items()}
 
     def identity(self) -> str:
         """Fingerprint of the content; reads everything."""
         return array_identity(self.arrays)
+
+
+_NARROW = {np.dtype(np.int64): np.int32, np.dtype(np.uint64): np.uint32, np.dtype(np.float64): np.float32}
+
+
+def _narrowed(array: np.ndarray) -> np.ndarray:
+    return array.astype(_NARROW.get(array.dtype, array.dtype), copy=False)
 
 
 def array_identity(arrays: Mapping[str, np.ndarray], rows: int = 65536) -> str:

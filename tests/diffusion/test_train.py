@@ -71,6 +71,7 @@ def _kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(KINDS, "test-data", {"test-latents": f"{__name__}:Latents"})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_kinds")
 def test_conformance(tmp_path: Path) -> None:
     task = dataclasses.replace(TASK, generator=None)

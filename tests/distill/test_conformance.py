@@ -1,4 +1,4 @@
-"""Both distillers under the engine: resume, one compilation, frozen teacher, NaN guard, 8 devices as one."""
+"""Both distillers with all their parts under the engine; tests/conformance holds every task with defaults."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -45,6 +45,7 @@ def _kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(KINDS, "test-distill", rows)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_kinds")
 @pytest.mark.parametrize("task", [KD, DMD2], ids=["kd", "dmd2"])
 def test_conformance(task: Any, tmp_path: Path) -> None:

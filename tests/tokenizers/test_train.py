@@ -32,6 +32,7 @@ def start(task: TokenizerTask) -> Any:
     return jax.jit(lambda: task.init(jax.random.key(0), {}, None))()
 
 
+@pytest.mark.slow
 def test_conformance(tmp_path: Path) -> None:
     check_task(TASK, Digits(), {}, tmp_path)
 

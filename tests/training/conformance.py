@@ -119,7 +119,8 @@ def check_devices(build: str, outdir: Path, *, batch: int = 8, steps: int = 4, r
     """Asserts that 8 simulated devices (data, fsdp, tensor axes) train as one does, within rounding.
 
     Args:
-      build: "module:function" that returns (task, data, frozen); called in a fresh process.
+      build: "module:function" or "module:function(argument)" that returns (task, data, frozen); called in a fresh
+        process too.
       outdir: scratch folder.
       batch, steps: a multiple of 8; enough steps to reach every program.
       rtol: of each logged metric and of parameters, relative to their largest entry.
@@ -148,8 +149,9 @@ def check_devices(build: str, outdir: Path, *, batch: int = 8, steps: int = 4, r
 
 
 def _build(build: str) -> Any:
-    module, _, function = build.partition(":")
-    return getattr(importlib.import_module(module), function)()
+    module, _, call = build.partition(":")
+    function, _, argument = call.rstrip(")").partition("(")
+    return getattr(importlib.import_module(module), function)(*([argument] if argument else []))
 
 
 def _on_devices(build: str, outdir: str, batch: str, steps: str) -> None:

@@ -1,0 +1,143 @@
+"""An example of every registered member, made from the names and types of its fields.
+
+A member whose fields have defaults is its own example; required fields are filled by what their names mean in the
+project's vocabulary (`VOCABULARY`). So a newly registered class joins the suites without being named here; one that
+needs a word of its own fails `test_every_member_has_an_example` until the word is explained.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from gen.config import KINDS, config_class
+from gen.data.caches import seal
+from gen.data.sources import Digits
+from gen.diffusion.denoiser import Denoiser, Predict
+from gen.diffusion.process import Linear
+from gen.errors import GenError
+from gen.nn.network import Network, Params
+from gen.tokenizers.kl1d import KL1DConfig, Tower
+from gen.training.optim import OptimConfig
+from tests.data import files
+from tests.distill.tiny import Tiny
+
+SHAPE, CLASSES = (4, 3), 3
+NETWORK = Tiny(channels=SHAPE[-1], classes=CLASSES)
+# A large epsilon: Adam would blow up the rounding of gradients that are zero in exact arithmetic.
+OPTIM = OptimConfig(lr=1e-3, eps=1e-2)
+TOKENIZER = KL1DConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
+VOCABULARY: dict[str, Any] = {
+    "network": NETWORK,
+    "process": Linear(),
+    "denoiser": Denoiser(NETWORK, Linear(), Predict("velocity")),
+    "shape": SHAPE,
+    "tokenizer": TOKENIZER,
+    "parts": (Digits("train"),),
+}
+KINDS_HERE = {"conformance-rows": f"{__name__}:Rows", "tiny": "tests.distill.tiny:Tiny"}
+
+
+def required(cls: type) -> list[str]:
+    """Names of the fields without a default."""
+    missing = dataclasses.MISSING
+    return [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]  # type: ignore[arg-type]
+
+
+def example(kind: str, **words: Any) -> Any:
+    """The example of a registered kind; `words` add to the vocabulary. KeyError names the word that is missing."""
+    cls = config_class(kind)
+    return cls(**{name: (VOCABULARY | words)[name] for name in required(cls)})
+
+
+def task(kind: str) -> Any:
+    """The example of a task, its optimisers made insensitive to rounding."""
+    found = example(kind)
+    optims = {f.name: OPTIM for f in dataclasses.fields(found) if isinstance(getattr(found, f.name), OptimConfig)}
+    return dataclasses.replace(found, **optims)
+
+
+@functools.cache
+def frozen() -> Mapping[str, Params]:
+    """Arrays by role, for tasks that need a teacher."""
+    return {"teacher": Network(NETWORK).init(jax.random.key(7))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Everything a task may ask for, from (seed, step, row) alone: image, latent, starting noise, label."""
+
+    def batches(
+        self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1
+    ) -> Iterator[dict[str, np.ndarray]]:
+        step, part = start, slice(process * batch // processes, (process + 1) * batch // processes)
+        while True:
+            rng = np.random.default_rng((seed, step))
+            latent, noise = rng.normal(size=(2, batch, *SHAPE)).astype(np.float32)
+            image = rng.integers(0, 256, (batch, 8, 8, 1), np.uint8)
+            rows = {
+                "image": image,
+                "latent": latent,
+                "noise": noise,
+                "label": np.arange(batch, dtype=np.int32) % CLASSES,
+            }
+            yield {name: value[part] for name, value in rows.items()}
+            step += 1
+
+    def identity(self) -> str:
+        return "rows"
+
+
+def build(kind: str) -> tuple[Any, Any, Any]:
+    """(task, data, frozen) in a fresh process."""
+    KINDS["conformance"] = KINDS_HERE
+    return task(kind), Rows(), frozen()
+
+
+def stores(folder: Path) -> list[str]:
+    """Small data sets of 12 rows in every layout that a source may read, as paths."""
+    rng = np.random.default_rng(0)
+    latents = rng.normal(size=(12, 4, 4, 2)).astype(np.float32)
+    cache = folder / "cache"
+    cache.mkdir(parents=True)
+    np.save(cache / "latent.npy", latents)
+    np.save(cache / "label.npy", np.arange(12, dtype=np.int32) % 3)
+    seal(cache, tokenizer="none", data="none")
+    shards = folder / "shards"
+    shards.mkdir()
+    rows = {"latents": latents, "latents_flip": latents[:, :, ::-1].copy(), "labels": np.arange(12) % 3}
+    save_file(rows, shards / "latents_rank00_shard000.safetensors")
+    members = {}
+    for i in range(12):
+        members |= {f"{i:05d}.png": files.png(files.picture(i)), f"{i:05d}.cls": str(i % 3).encode()}
+    names = [[f"00000/img{i:08d}.png", i % 3] for i in range(12)]
+    np.savez(folder / "rows.npz", image=rng.integers(0, 256, (12, 8, 8, 3), np.uint8), label=np.arange(12) % 3)
+    found = [
+        cache,
+        shards,
+        files.folder(folder / "folder", 12, 3),
+        files.edm_zip(folder / "images.zip", names, 12),
+        files.tar(folder / "images.tar", members),
+        folder / "rows.npz",
+    ]
+    return [str(path) for path in found]
+
+
+def sources(kind: str, folder: Path) -> list[Any]:
+    """Data of a registered kind: one for each store that it reads."""
+    if "path" not in required(config_class(kind)):
+        return [example(kind)]
+    found = []
+    for path in stores(folder):
+        try:
+            data = example(kind, path=path)
+            data.source()
+        except GenError:
+            continue
+        found.append(data)
+    return found
