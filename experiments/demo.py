@@ -15,13 +15,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from scipy import ndimage
 
-from gen.config import fingerprint
 from gen.data.augment import RandomAffine
-from gen.data.caches import Cache, seal
+from gen.data.caches import Cache
 from gen.data.sources import Digits, digits
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.denoiser import Denoiser, Predict
@@ -29,6 +27,7 @@ from gen.diffusion.process import Linear
 from gen.diffusion.train import DenoiserTask
 from gen.distill.dmd2 import DMD2Task
 from gen.distill.kd import KDTask
+from gen.distill.pairs import store_pairs
 from gen.errors import GenError
 from gen.experiments import Recipe
 from gen.features.digits import DigitsExtractor
@@ -49,7 +48,6 @@ from gen.tokenizers.train import TokenizerTask
 from gen.training.ema import Constant
 from gen.training.engine import EngineConfig, RunConfig, enable_compile_cache, train
 from gen.training.files import read_json, write_json
-from gen.training.indexed import ArrayWriter, run_indexed, sample_keys
 from gen.training.logging import read_metrics
 from gen.training.optim import OptimConfig
 from gen.training.task import Stage
@@ -66,7 +64,6 @@ STAGES = {
     "page": "pictures, curves and tables in one file",
 }
 TEACHER_NAME, STUDENT, CONTROL = "teacher, Heun", "student, one call", "teacher, one Euler step"
-PAIRS_SEED = 1  # sampling uses seed 0: no pair shares its noise with an evaluated sample
 
 
 CLASSES = 10
@@ -149,7 +146,7 @@ def _teacher(tokenizer: Loaded, data: str, budget: Budget, seed: int) -> Recipe:
     decoder = {"tokenizer": tokenizer.params["tokenizer"], "normalizer": cache.normalizer()}
     stage = Stage("teacher", task, steps=budget.teacher, batch=128, data=cache)
     return Recipe(
-        RunConfig("demo-teacher", (stage,), {"tokenizer": _origin(tokenizer)}, generator, _engine(seed)),
+        RunConfig("demo-teacher", (stage,), {"tokenizer": tokenizer.origin}, generator, _engine(seed)),
         frozen=decoder,
         artifacts=decoder,
     )
@@ -187,7 +184,7 @@ def _student(teacher: Loaded, data: str, budget: Budget, seed: int) -> Recipe:
     )
     generator = OneStepGenerator(TEACHER, TOKENIZER.spec.shape, tokenizer=TOKENIZER)
     return Recipe(
-        RunConfig("demo-student", stages, {"teacher": _origin(teacher)}, generator, _engine(seed)),
+        RunConfig("demo-student", stages, {"teacher": teacher.origin}, generator, _engine(seed)),
         frozen={"teacher": teacher.params["net"]},
         artifacts={role: teacher.params[role] for role in ("tokenizer", "normalizer")},
     )
@@ -201,11 +198,6 @@ def _cosine(lr: float, steps: int) -> OptimConfig:
 
 def _engine(seed: int) -> EngineConfig:
     return EngineConfig(seed=seed, checkpoint_every=250, checkpoint_seconds=5.0, log_every=25, keep=1)
-
-
-def _origin(run: Loaded) -> str:
-    """Where frozen arrays came from, as a run's config.json says it."""
-    return f"{run.config.name} {fingerprint(run.config)} step {run.step} {run.weights}"
 
 
 def run(outdir: str | Path = "runs/demo", *, smoke: bool = False, seed: int = 0) -> None:
@@ -237,7 +229,14 @@ def run(outdir: str | Path = "runs/demo", *, smoke: bool = False, seed: int = 0)
         train(recipe.config, out / "teacher", frozen=recipe.frozen, artifacts=recipe.artifacts)
         teacher = load(out / "teacher")
     with clock("pairs"):
-        pairs = make_pairs(teacher, out / "pairs", budget.pairs)
+        pairs = store_pairs(
+            teacher.generator,
+            teacher.params,
+            out / "pairs",
+            count=budget.pairs,
+            origin=teacher.origin,
+            classes=CLASSES,
+        )
     with clock("student"):
         recipe = _student(teacher, pairs.path, budget, seed)
         train(recipe.config, out / "student", frozen=recipe.frozen, artifacts=recipe.artifacts)
@@ -282,24 +281,6 @@ class Clock:
         spent = time.monotonic() - began
         self.seconds[stage] = round(max(self.seconds.get(stage, 0.0), spent), 2)
         write_json(self.path, self.seconds)
-
-
-def make_pairs(teacher: Loaded, path: Path, count: int, classes: int = CLASSES, batch: int = 1024) -> Cache:
-    """Stores `count` pairs of starting noise and what the teacher's solver makes of it, classes in turn."""
-    generator = teacher.generator
-
-    def draw(params: Any, indices: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
-        del weight
-        keys = sample_keys(PAIRS_SEED, indices)
-        cond = {"label": indices % classes}
-        noise = jax.vmap(lambda key: jax.random.normal(key, generator.shape))(keys)
-        return {"noise": noise, "latent": generator.latents(params, keys, cond), **cond}
-
-    origin = _origin(teacher)
-    writer = ArrayWriter(path, count, origin)
-    if not (path / "cache.json").exists():
-        run_indexed(draw, count, batch=batch, writer=writer, arguments=teacher.params, label="pairs")
-    return seal(path, tokenizer=origin, data=f"seed {PAIRS_SEED}", shift=(0.0,), scale=(1.0,))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,9 +27,9 @@ from gen.diffusion.process import Linear
 from gen.diffusion.train import DenoiserTask
 from gen.distill.dmd2 import DMD2Task
 from gen.distill.kd import KDTask
+from gen.distill.pairs import store_pairs
 from gen.errors import GenError
 from gen.experiments import Recipe
-from gen.experiments.demo import make_pairs
 from gen.metrics.pixels import psnr
 from gen.metrics.report import mosaic
 from gen.pretrained.load import load
@@ -123,7 +123,14 @@ def run(data: str, outdir: str | Path = "runs/cifar10", *, smoke: bool = False, 
     train(recipe.config, out / "teacher", frozen=recipe.frozen, artifacts=recipe.artifacts)
     teacher = load(out / "teacher")
     print("[4/5] pairs", flush=True)
-    pairs = make_pairs(teacher, out / "pairs", budget.pairs, classes, batch=min(1024, budget.pairs))
+    pairs = store_pairs(
+        teacher.generator,
+        teacher.params,
+        out / "pairs",
+        count=budget.pairs,
+        origin=teacher.origin,
+        classes=classes,
+    )
     print("[5/5] student", flush=True)
     recipe = _student(budget, pairs, classes, teacher.params["net"], frozen, seed)
     train(recipe.config, out / "student", frozen=recipe.frozen, artifacts=recipe.artifacts)

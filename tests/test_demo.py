@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+import gen
+from gen.cli import main
 from gen.data.sources import digits
 from gen.errors import GenError
 from gen.experiments import build, demo, presets
@@ -43,3 +45,25 @@ def test_killed_five_times_equals_undisturbed(tmp_path):
     from scripts.kill_demo import check
 
     assert check(5, 0, tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_student_is_distilled_by_one_command(tmp_path, capsys):
+    demo.run(tmp_path / "demo", smoke=True)
+    short = ["--stages.0.steps", "2", "--stages.1.steps", "4", "--batch", "16"]
+    teacher = ["--teacher", str(tmp_path / "demo" / "teacher")]
+    command = ["distill", "demo-student", *teacher, "--outdir", str(tmp_path / "student"), *short]
+    assert main([*command, "--pairs", "0"]) == 2
+    assert "give a positive number of pairs" in capsys.readouterr().err
+    assert main([*command, "--pairs", "40"]) == 0
+    pairs = np.load(tmp_path / "student" / "pairs" / "noise.npy")
+    assert pairs.shape == (40, 4, 8)
+    loaded = gen.load(tmp_path / "student")
+    assert loaded.step == 6
+    assert loaded.sample(range(3)).shape == (3, 8, 8, 1)
+    written = (tmp_path / "student" / "pairs" / "noise.npy").stat().st_mtime_ns
+    assert main([*command, "--pairs", "40"]) == 0  # all is there
+    assert (tmp_path / "student" / "pairs" / "noise.npy").stat().st_mtime_ns == written
+    from_student = ["--teacher", str(tmp_path / "demo" / "student"), "--pairs", "8"]
+    assert main(["distill", "demo-student", *from_student, "--outdir", str(tmp_path / "x")]) == 2
+    assert "give a teacher that a solver samples" in capsys.readouterr().err

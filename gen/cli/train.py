@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from gen.cli.start import Multihost, start
+from gen.errors import GenError
 
 __all__ = ["demo", "distill", "prepare", "train"]
 
@@ -95,6 +96,7 @@ def distill(
     teacher: Annotated[Path, tyro.conf.arg(metavar="RUN")],
     outdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
     data: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None,
+    pairs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     batch_gpu: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
@@ -104,20 +106,33 @@ def distill(
 ) -> None:
     """Trains a student of a teacher run: gen train with a teacher.
 
+    Students that regress on stored pairs (starting noise and where the teacher's solver takes it) read them from
+    --data; --pairs makes them first, in OUTDIR/pairs.
+
     Examples:
-      gen distill demo-student --teacher runs/demo/teacher --outdir runs/student
+      gen distill demo-student --teacher runs/demo/teacher --pairs 8192 --outdir runs/student
+      gen distill demo-student --teacher runs/demo/teacher --data runs/student/pairs --outdir runs/student2 --seed 1
 
     Args:
       preset: a name from gen list.
       teacher: the teacher's run folder; its EMA weights are used.
       outdir: the run folder; runs/PRESET by default.
       data: the data, latent cache or stored pairs, for presets that take them.
+      pairs: how many pairs of the teacher to store and train on; classes in turn.
       batch: global batch size of every stage.
       batch_gpu: samples per device at a time; gradients are accumulated up to the batch.
       seed: of initial weights, data order and noise.
       dry_run: show parameters, shardings and bytes per device, then stop.
       multihost: this is one of several processes of a SLURM, GKE, TPU pod or MPI job.
     """
+    if pairs is not None:
+        if pairs < 1 or data is not None:
+            wrong = f"--pairs {pairs}" if data is None else "--data and --pairs together"
+            raise GenError(f"{wrong} makes no data to train on; give a positive number of pairs, or the data alone")
+        folder = (outdir or Path("runs") / preset) / "pairs"
+        data = str(folder)
+        if not dry_run:
+            _store_pairs(preset, teacher, folder, pairs, multihost)
     train(
         preset,
         outdir=outdir,
@@ -129,6 +144,31 @@ def distill(
         dry_run=dry_run,
         multihost=multihost,
         overrides=overrides,
+    )
+
+
+def _store_pairs(preset: str, teacher: Path, folder: Path, count: int, multihost: bool) -> None:
+    """Makes `count` pairs of a teacher where they are missing."""
+    from gen.experiments import find
+
+    find(preset)
+    start(multihost)
+    from gen.distill.pairs import store_pairs
+    from gen.pretrained.load import classes, load
+    from gen.training.sharding import make_mesh
+
+    loaded = load(teacher)
+    generator = loaded.generator
+    if not hasattr(generator, "sampler"):
+        raise GenError(f"{teacher} makes images in one step; give a teacher that a solver samples")
+    store_pairs(
+        generator,
+        loaded.params,
+        folder,
+        count=count,
+        origin=loaded.origin,
+        classes=classes(generator),
+        mesh=make_mesh(),
     )
 
 

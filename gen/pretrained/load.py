@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.config import suggest
+from gen.config import fingerprint, suggest
 from gen.errors import GenError
 from gen.nn.network import param_shapes
 from gen.sampling.generate import quantise
@@ -96,6 +96,11 @@ class Loaded:
         if tuple(latents.shape[1:]) != tuple(tokenizer.spec.shape):
             raise GenError(f"latents are {latents.shape}; this tokenizer decodes (N, {tokenizer.spec.shape})")
         return np.asarray(_decoder(tokenizer)(self.params["tokenizer"], latents))
+
+    @property
+    def origin(self) -> str:
+        """Where these weights came from: name and fingerprint of the configuration, step, averaged or raw."""
+        return f"{self.config.name} {fingerprint(self.config)} step {self.step} {self.weights}"
 
     def _what(self) -> str:
         tasks = ", ".join(type(stage.task).__name__ for stage in self.config.stages)
