@@ -1,12 +1,14 @@
 """What evaluation asks of a frozen network that looks at images."""
 
-from typing import Protocol
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 
 from gen.nn.network import Params
 
-__all__ = ["Extractor", "accepts"]
+__all__ = ["Extractor", "accepts", "in_parts"]
 
 
 class Extractor(Protocol):
@@ -66,3 +68,29 @@ def accepts(extractor: Extractor, shape: tuple[int, ...]) -> bool:
     height, width, channels = extractor.image
     fits = len(shape) == 3 and all(w in (None, n) for w, n in zip((height, width), shape[:2], strict=True))
     return fits and (shape[2] == channels or (shape[2], channels) == (1, 3))
+
+
+def in_parts(function: Callable[[Params, jax.Array], Any], params: Params, images: jax.Array, size: int) -> Any:
+    """``function(params, images)``, on CPUs for at most `size` images of each device's at a time.
+
+    A CPU's caches hold the maps of a few images only, so parts are faster there, and memory no longer grows with the
+    batch; accelerators get the whole batch. The parts are equal: the largest divisor up to `size` of a device's share.
+
+    Args:
+      function: ``(params, images (B, ...)) -> tree of arrays (B, ...)``; row i depends on image i alone.
+      images: (B, H, W, C), split over the mesh that is set, if any.
+    """
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    split = math.prod(sizes.get(axis, 1) for axis in ("data", "fsdp"))
+    if len(images) % split:
+        return function(params, images)
+    share = len(images) // split
+    part = max(n for n in range(1, size + 1) if share % n == 0)
+
+    def parts(params: Params, images: jax.Array) -> Any:
+        rows = images.reshape(split, share // part, part, *images.shape[1:]).swapaxes(0, 1)
+        found = jax.lax.map(lambda x: function(params, x.reshape(split * part, *x.shape[2:])), rows)
+        ordered = jax.tree.map(lambda a: a.reshape(share // part, split, part, *a.shape[2:]).swapaxes(0, 1), found)
+        return jax.tree.map(lambda a: a.reshape(len(images), *a.shape[3:]), ordered)
+
+    return jax.lax.platform_dependent(params, images, cpu=parts, default=function)

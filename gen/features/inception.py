@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen.errors import GenError
+from gen.features.extractor import in_parts
 from gen.features.resize import resize, resize_host
 from gen.features.weights import cache_path, flat, identity_of, load_weights
 from gen.nn.network import Params
@@ -24,6 +25,7 @@ __all__ = ["PUBLISHED", "RESIZES", "SIZE", "Inception", "conv_shapes", "fid_inpu
 SIZE = 299
 PUBLISHED = "inception-2015-12-05"  # the identity of the published weights
 RESIZES = {"clean": "pil-bicubic", "legacy_tensorflow": "tf1-bilinear", "legacy_pytorch": "torch-bilinear"}
+_PART = 4  # images a CPU takes at a time
 _HINT = {
     "fid": (
         "get pt_inception-2015-12-05-6726825d.pth from the releases of github.com/mseitzer/pytorch-fid (fid_weights), "
@@ -118,24 +120,39 @@ def conv_shapes() -> dict[str, tuple[int, int, int, int]]:
 
 
 def _convolve(precision: Any) -> Convolve:
-    """conv(layer, x): zero padding that keeps the size for stride 1 unless `valid`; bias and ReLU unless `linear`."""
+    """conv(layer, x): zero padding that keeps the size for stride 1 unless `valid`; bias and ReLU unless `linear`.
+
+    1x1 kernels are matrix products, and unpadded convolutions of stride 1 are padded ones without their border: to
+    the last bit the same numbers, two to three times as fast where XLA compiles for a CPU.
+    """
 
     def conv(
         layer: Mapping[str, Any], x: jax.Array, stride: int = 1, valid: bool = False, linear: bool = False
     ) -> jax.Array:
         kernel = layer["kernel"]
-        pads = [(0, 0) if valid or stride > 1 else ((k - 1) // 2, (k - 1) // 2) for k in kernel.shape[:2]]
-        x = jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision
-        )
+        if kernel.shape[:2] == (1, 1):
+            x = jnp.dot(x, kernel[0, 0], precision=precision)
+        else:
+            pads = [(0, 0) if stride > 1 else ((k - 1) // 2, (k - 1) // 2) for k in kernel.shape[:2]]
+            x = jax.lax.conv_general_dilated(
+                x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision
+            )
+        if valid:
+            x = x[:, 1:-1, 1:-1]
         return x if linear else jax.nn.relu(x + layer["bias"])
 
     return conv
 
 
-def _max_pool(x: jax.Array, stride: int = 2, pad: int = 0) -> jax.Array:
-    pads = ((0, 0), (pad, pad), (pad, pad), (0, 0))
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), pads)
+def _max_pool(x: jax.Array, stride: int = 2) -> jax.Array:
+    """3x3, without padding for stride 2, keeping the size for stride 1: one axis after the other, by slices."""
+    if stride == 1:
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    for axis in (1, 2):
+        last = x.shape[axis] - 3
+        shifted = [jax.lax.slice_in_dim(x, i, i + last + 1, stride, axis) for i in range(3)]
+        x = jnp.maximum(jnp.maximum(*shifted[:2]), shifted[2])
+    return x
 
 
 def _average_pool(x: jax.Array, fid: bool) -> jax.Array:
@@ -183,7 +200,7 @@ def _block_d(conv: Convolve, p: Mapping[str, Any], x: jax.Array) -> list[jax.Arr
 def _block_e(conv: Convolve, p: Mapping[str, Any], x: jax.Array, fid: bool, by_maximum: bool) -> list[jax.Array]:
     three = conv(p["branch3x3_1"], x)
     double = _chain(conv, p, x, "branch3x3dbl_1", "branch3x3dbl_2")
-    pooled = conv(p["branch_pool"], _max_pool(x, 1, 1)) if by_maximum else _pool_branch(conv, p["branch_pool"], x, fid)
+    pooled = conv(p["branch_pool"], _max_pool(x, 1)) if by_maximum else _pool_branch(conv, p["branch_pool"], x, fid)
     return [
         conv(p["branch1x1"], x),
         conv(p["branch3x3_2a"], three),
@@ -340,6 +357,10 @@ class Inception:
     def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
         """images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, 2048), "spatial" (B, 2023) for sFID
         (first 7 channels of Mixed_6d, flattened by row, column, channel) and "unbiased_logits" (B, 1008)."""
+        found: dict[str, jax.Array] = in_parts(self._outputs, params, images, _PART)
+        return found
+
+    def _outputs(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
         x = fid_input(images, self.mode)
         symmetric = self.mode == "legacy_pytorch" or self.variant == "torchvision"
         x = x / 127.5 - 1 if symmetric else (x - 128) / 128
