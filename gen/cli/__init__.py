@@ -106,7 +106,10 @@ def parse(command: str, args: Sequence[str]) -> Callable[[], None] | None:
 
     module, _, name = COMMANDS[command][0].partition(":")
     function = getattr(importlib.import_module(module), name)
-    takes_overrides = "overrides" in inspect.signature(function).parameters
+    parameters = inspect.signature(function).parameters
+    if "preset" in parameters and "--preset" in args:  # the name alone and --preset NAME are the same
+        args = [arg for arg in args if arg != "--preset"]
+    takes_overrides = "overrides" in parameters
     plain, overrides = split_overrides(args) if takes_overrides else (list(args), ())
     outer = io.StringIO()
     try:

@@ -8,14 +8,14 @@ from gen.errors import GenError
 __all__ = ["parse_seeds", "read_images"]
 
 
-def parse_seeds(text: str) -> range:
-    """``"0-63"`` (both ends included) or ``"7"`` as a range. Raises GenError for anything else."""
+def parse_seeds(text: str, what: str = "seeds") -> range:
+    """``"0-63"`` (both ends included) or ``"7"`` as a range. Raises GenError that names `what` for anything else."""
     first, dash, last = text.partition("-")
     if first.isdecimal() and (last.isdecimal() if dash else True):
         seeds = range(int(first), int(last or first) + 1)
         if len(seeds) and seeds.stop <= 2**31:
             return seeds
-    raise GenError(f"seeds '{text}' are not a range; write FIRST-LAST such as 0-63, or one number")
+    raise GenError(f"{what} '{text}' are not a range; write FIRST-LAST such as 0-63, or one number")
 
 
 def read_images(text: str) -> tuple[Any, Any]:

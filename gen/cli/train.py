@@ -1,6 +1,7 @@
 """``gen demo``, ``gen train`` and ``gen distill``."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,16 +38,18 @@ def demo(
 
 
 def train(
-    preset: Annotated[str, tyro.conf.Positional],
+    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET")],
     /,
     *,
     outdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
     data: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None,
     teacher: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
+    steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     batch_gpu: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    profile: Annotated[str | None, tyro.conf.arg(metavar="FIRST-LAST")] = None,
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     multihost: Multihost = False,
     overrides: Overrides = (),
@@ -62,14 +65,16 @@ def train(
       gen train demo-tokenizer --dry-run
 
     Args:
-      preset: a name from gen list.
+      preset: a name from gen list; --preset NAME is the same.
       outdir: the run folder; runs/PRESET by default.
       data: the data or latent cache, for presets that take one.
       teacher: the teacher's run folder, for presets that take one.
       tokenizer: the tokenizer's run folder, for presets that take one.
+      steps: training steps of the last stage (the only one of most presets).
       batch: global batch size of every stage.
       batch_gpu: samples per device at a time; gradients are accumulated up to the batch.
       seed: of initial weights, data order and noise.
+      profile: steps to record with the profiler, into OUTDIR/profile (for TensorBoard or Perfetto).
       dry_run: show parameters, shardings and bytes per device, then stop.
       multihost: this is one of several processes of a SLURM, GKE, TPU pod or MPI job.
     """
@@ -78,7 +83,10 @@ def train(
     find(preset)  # a misspelt name is told at once
     start(multihost)
     recipe = prepare(
-        preset, {"data": data, "teacher": teacher, "tokenizer": tokenizer}, overrides, batch=batch, seed=seed
+        preset,
+        {"data": data, "teacher": teacher, "tokenizer": tokenizer},
+        overrides,
+        {"steps": steps, "batch": batch, "seed": seed, "profile": profile},
     )
     outdir = outdir or Path("runs") / preset
     from gen.training import engine
@@ -90,16 +98,18 @@ def train(
 
 
 def distill(
-    preset: Annotated[str, tyro.conf.Positional],
+    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET")],
     /,
     *,
     teacher: Annotated[Path, tyro.conf.arg(metavar="RUN")],
     outdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
     data: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None,
     pairs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     batch_gpu: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    profile: Annotated[str | None, tyro.conf.arg(metavar="FIRST-LAST")] = None,
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     multihost: Multihost = False,
     overrides: Overrides = (),
@@ -114,14 +124,16 @@ def distill(
       gen distill demo-student --teacher runs/demo/teacher --data runs/student/pairs --outdir runs/student2 --seed 1
 
     Args:
-      preset: a name from gen list.
+      preset: a name from gen list; --preset NAME is the same.
       teacher: the teacher's run folder; its EMA weights are used.
       outdir: the run folder; runs/PRESET by default.
       data: the data, latent cache or stored pairs, for presets that take them.
       pairs: how many pairs of the teacher to store and train on; classes in turn.
+      steps: training steps of the last stage (the only one of most presets).
       batch: global batch size of every stage.
       batch_gpu: samples per device at a time; gradients are accumulated up to the batch.
       seed: of initial weights, data order and noise.
+      profile: steps to record with the profiler, into OUTDIR/profile (for TensorBoard or Perfetto).
       dry_run: show parameters, shardings and bytes per device, then stop.
       multihost: this is one of several processes of a SLURM, GKE, TPU pod or MPI job.
     """
@@ -138,9 +150,11 @@ def distill(
         outdir=outdir,
         data=data,
         teacher=teacher,
+        steps=steps,
         batch=batch,
         batch_gpu=batch_gpu,
         seed=seed,
+        profile=profile,
         dry_run=dry_run,
         multihost=multihost,
         overrides=overrides,
@@ -176,18 +190,17 @@ def prepare(
     preset: str,
     inputs: dict[str, Any],
     overrides: tuple[tuple[str, str], ...] = (),
-    *,
-    batch: int | None = None,
-    seed: int | None = None,
+    short: Mapping[str, Any] | None = None,
 ) -> Any:
     """The recipe of a preset with its inputs loaded and its settings overridden.
 
     Args:
       inputs: paths by input name, None where not given; runs are loaded with their EMA weights.
       overrides: (path, text) pairs.
-      batch, seed: common overrides under their short names.
+      short: settings under their short names: steps, batch, seed, profile ("FIRST-LAST"); None where not given.
     Raises GenError for an unknown preset, key or value, or an input that is missing or no run.
     """
+    from gen.cli.images import parse_seeds
     from gen.cli.overrides import override
     from gen.experiments import build, find
 
@@ -198,7 +211,16 @@ def prepare(
 
         given = {name: path if name == "data" else load(path) for name, path in given.items()}
     recipe = build(preset, given)
-    short = [("engine.seed", str(seed))] if seed is not None else []
-    if batch is not None:
-        short += [(f"stages.{i}.batch", str(batch)) for i in range(len(recipe.config.stages))]
-    return dataclasses.replace(recipe, config=override(recipe.config, [*short, *overrides]))
+    stages = range(len(recipe.config.stages))
+    paths = {
+        "steps": [f"stages.{stages[-1]}.steps"],
+        "batch": [f"stages.{i}.batch" for i in stages],
+        "seed": ["engine.seed"],
+        "profile": ["engine.profile"],
+    }
+    asked = {name: value for name, value in (short or {}).items() if value is not None}
+    if "profile" in asked:
+        window = parse_seeds(asked["profile"], "steps")
+        asked["profile"] = [window.start, window.stop - 1]
+    known = tuple((path, str(value)) for name, value in asked.items() for path in paths[name])
+    return dataclasses.replace(recipe, config=override(recipe.config, [*known, *overrides]))

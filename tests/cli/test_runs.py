@@ -315,6 +315,18 @@ def test_bad_train_flags(capsys: pytest.CaptureFixture[str], tmp_path: Path, fla
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_short_flags_of_train_are_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    from gen.cli.train import prepare
+
+    config = prepare("demo-tokenizer", {}, (), {"steps": 7, "batch": 32, "seed": 5, "profile": "2-3"}).config
+    assert (config.stages[0].steps, config.stages[0].batch) == (7, 32)
+    assert (config.engine.seed, config.engine.profile) == (5, (2, 3))
+    assert main(["train", "--preset", "demo-tokenizer", "--dry-run"]) == 0
+    assert "105,834 parameters" in capsys.readouterr().out
+    message = fails(capsys, "train", "demo-tokenizer", "--dry-run", "--profile", "3-x")
+    assert message.startswith("error: steps '3-x' are not a range")
+
+
 def test_dry_run_and_info_of_a_preset_write_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
