@@ -1,13 +1,19 @@
 """What the class-conditional latent experiments share: data, previews, artifacts, engine."""
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gen.config import fingerprint
 from gen.data.caches import Cache
+from gen.data.images import Images
 from gen.data.sources import Digits
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.train import DenoiserTask
+from gen.errors import GenError
 from gen.experiments import Recipe
 from gen.pretrained.latent_shards import LatentShards
 from gen.pretrained.load import Loaded
@@ -17,7 +23,7 @@ from gen.training.engine import EngineConfig, RunConfig
 from gen.training.optim import OptimConfig
 from gen.training.task import Stage
 
-__all__ = ["adamw", "digits_recipe", "latent_recipe", "latents"]
+__all__ = ["adamw", "encoded_rows", "latent_recipe", "latents", "small_images", "smoke_recipe"]
 
 
 def adamw(lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.999), clip: float = 0.0) -> OptimConfig:
@@ -74,14 +80,46 @@ def latent_recipe(
     return Recipe(RunConfig(name, (stage,), origins, generator, engine), frozen=frozen, artifacts=decoder)
 
 
-def digits_recipe(
-    name: str, denoiser: Denoiser, *, objective: Any, sampler: Sampler, steps: int = 400, batch: int = 64
+def encoded_rows(data: str) -> Mapping[str, np.ndarray]:
+    """The arrays of the latent cache at `data`. Raises GenError when it has no encoder features beside the latents."""
+    found = latents(data)
+    rows = found.source().rows.arrays if isinstance(found, Cache) else {}
+    if "encoder_0" not in rows:
+        raise GenError(f"{data} has no encoder_0 beside its latents; make a cache with gen encode --align FILE")
+    return rows
+
+
+def smoke_recipe(
+    name: str,
+    denoiser: Denoiser,
+    data: str | None,
+    *,
+    objective: Any,
+    sampler: Sampler,
+    steps: int = 400,
+    batch: int = 64,
 ) -> Recipe:
-    """The same on 8 x 8 pixels of the embedded digits: a smoke run of seconds to minutes on a laptop."""
+    """The same on pixels: a smoke run of seconds to minutes on a laptop.
+
+    Args:
+      denoiser: for 8 x 8 digits.
+      data: images of 32 x 32 pixels and up to 10 classes (CIFAR-10 as an EDM zip), cut into as many patches, four
+        times as wide; None for the embedded digits.
+    """
+    images: Any = Digits("train")
+    if data is not None:
+        network = denoiser.network
+        network = dataclasses.replace(network, size=(32, 32), channels=3, patch=4 * network.patch)
+        denoiser, images = dataclasses.replace(denoiser, network=network), small_images(data)
     network = denoiser.network
     generator = DiffusionGenerator(denoiser, (*network.size, network.channels), sampler)
     optim = OptimConfig(2e-3, betas=(0.9, 0.99), clip=1.0)
     task = DenoiserTask(denoiser, objective, optim, (Constant(0.99, warmup=True),), generator=generator)
-    stage = Stage("teacher", task, steps, batch, Digits("train"))
+    stage = Stage("teacher", task, steps, batch, images)
     engine = EngineConfig(checkpoint_every=100, log_every=20)
     return Recipe(RunConfig(name, (stage,), generator=generator, engine=engine))
+
+
+def small_images(path: str) -> Images:
+    """The images of smoke runs: 32 x 32 pixels, up to 10 classes."""
+    return Images(path, 32, classes=10)

@@ -13,7 +13,7 @@ from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.objectives import VelocityMatching
 from gen.diffusion.process import Linear
 from gen.experiments import Recipe
-from gen.experiments._latents import digits_recipe, latent_recipe
+from gen.experiments._latents import latent_recipe, smoke_recipe
 from gen.pretrained.load import Loaded
 from gen.sampling.generator import Sampler
 from gen.sampling.guidance import ClassifierFree
@@ -55,13 +55,13 @@ def _recipe(name: str, size: str, data: str, tokenizer: Loaded | None, engine: E
     )
 
 
-def ascan_smoke() -> Recipe:
-    """A toy AsCAN-style network with all three kinds of block on 8x8 digits, a minute on a laptop."""
+def ascan_smoke(data: str | None = None) -> Recipe:
+    """A toy AsCAN-style network with all kinds of block, minutes on a laptop: 8x8 digits, or images at 32 px (data)."""
     network = AsCANConfig(
         (8, 8), 1, width=32, stages=("CC", "MT"), middle="T", groups=8, num_classes=10, remat="none", scan=False
     )
     sampler = Sampler(Heun(), steps=20, guidance=ClassifierFree(1.5))
-    return digits_recipe("ascan-smoke", _denoiser(network), objective=VelocityMatching(), sampler=sampler)
+    return smoke_recipe("ascan-smoke", _denoiser(network), data, objective=VelocityMatching(), sampler=sampler)
 
 
 PRESETS = {"ascan-l": ascan_l, "ascan-b": ascan_b, "ascan-smoke": ascan_smoke}

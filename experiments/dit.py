@@ -14,7 +14,7 @@ from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.objectives import DDPMLoss
 from gen.diffusion.process import DDPM
 from gen.experiments import Recipe
-from gen.experiments._latents import digits_recipe, latent_recipe
+from gen.experiments._latents import latent_recipe, smoke_recipe
 from gen.pretrained.load import Loaded
 from gen.sampling.generator import Sampler
 from gen.sampling.grids import Respaced
@@ -56,11 +56,11 @@ def dit_b2(data: str, tokenizer: Loaded | None = None) -> Recipe:
     )
 
 
-def dit_smoke() -> Recipe:
-    """A toy DiT on 8x8 digits, a minute on a laptop."""
+def dit_smoke(data: str | None = None) -> Recipe:
+    """A toy DiT, a minute on a laptop: 8x8 digits, or images at 32 px (data)."""
     network = DiTConfig((8, 8), 1, 2, 64, 3, 4, num_classes=10, learned_variance=True, remat="none", scan=False)
     sampler = Sampler(Ancestral("learned"), Respaced(), 50, ClassifierFree(1.5))
-    return digits_recipe("dit-smoke", _denoiser(network), objective=DDPMLoss(), sampler=sampler)
+    return smoke_recipe("dit-smoke", _denoiser(network), data, objective=DDPMLoss(), sampler=sampler)
 
 
 PRESETS = {"dit-xl2": dit_xl2, "dit-b2": dit_b2, "dit-smoke": dit_smoke}

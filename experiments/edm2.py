@@ -14,6 +14,7 @@ million images, scale 2.10), XXL 1.25 (2.05). 64 px: S 1.58, M 1.43, L 1.33, XL 
 reproduced here yet.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -25,7 +26,7 @@ from gen.diffusion.objectives import EDMLoss, Uncertain
 from gen.diffusion.process import EDM
 from gen.diffusion.train import DenoiserTask
 from gen.experiments import Recipe
-from gen.experiments._latents import latents
+from gen.experiments._latents import latents, small_images
 from gen.pretrained.load import Loaded
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.sampling.grids import Karras
@@ -136,13 +137,15 @@ def edm2_s_64(data: str) -> Recipe:
     )
 
 
-def edm2_smoke() -> Recipe:
-    """A toy EDM2 on 8x8 digits, a minute on a laptop."""
+def edm2_smoke(data: str | None = None) -> Recipe:
+    """A toy EDM2, minutes on a laptop: 8x8 digits, or images at 32 px (data)."""
     network = EDM2Config(8, 1, 10, (32, 64), 1, (4,), 32, dropout=0.05, uncertainty=16)
+    if data is not None:
+        network = dataclasses.replace(network, size=32, channels=3, widths=(32, 32, 64), attention=(8,))
     return _recipe(
         "edm2-smoke",
         network,
-        Digits("train"),
+        Digits("train") if data is None else small_images(data),
         EDMLoss(-0.8, 1.6),
         OptimConfig(0.01, betas=(0.9, 0.99), schedule="inverse-sqrt", warmup=20, decay_steps=100),
         steps=300,

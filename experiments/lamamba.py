@@ -14,7 +14,7 @@ from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.objectives import DDPMLoss
 from gen.diffusion.process import DDPM
 from gen.experiments import Recipe
-from gen.experiments._latents import digits_recipe, latent_recipe
+from gen.experiments._latents import latent_recipe, smoke_recipe
 from gen.pretrained.load import Loaded
 from gen.sampling.generator import Sampler
 from gen.sampling.grids import Respaced
@@ -66,8 +66,8 @@ def lamamba_b(data: str, tokenizer: Loaded | None = None) -> Recipe:
     )
 
 
-def lamamba_smoke() -> Recipe:
-    """A toy LaMamba on 8x8 digits, minutes on a laptop."""
+def lamamba_smoke(data: str | None = None) -> Recipe:
+    """A toy LaMamba, minutes on a laptop: 8x8 digits, or images at 32 px (data)."""
     network = LaMambaConfig(
         (8, 8),
         1,
@@ -83,7 +83,7 @@ def lamamba_smoke() -> Recipe:
         scan=False,
     )
     sampler = Sampler(Ancestral("learned"), Respaced(), 50, ClassifierFree(1.5))
-    return digits_recipe("lamamba-smoke", _denoiser(network), objective=DDPMLoss(), sampler=sampler)
+    return smoke_recipe("lamamba-smoke", _denoiser(network), data, objective=DDPMLoss(), sampler=sampler)
 
 
 PRESETS = {"lamamba-xl": lamamba_xl, "lamamba-b": lamamba_b, "lamamba-smoke": lamamba_smoke}

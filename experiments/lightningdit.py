@@ -20,7 +20,7 @@ from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.objectives import TimeSampler, VelocityMatching
 from gen.diffusion.process import Linear
 from gen.experiments import Recipe
-from gen.experiments._latents import adamw, digits_recipe, latent_recipe
+from gen.experiments._latents import adamw, latent_recipe, smoke_recipe
 from gen.pretrained.lightningdit import guidance
 from gen.pretrained.load import Loaded
 from gen.sampling.generator import Sampler
@@ -77,11 +77,11 @@ def lightningdit_b1(data: str, tokenizer: Loaded | None = None) -> Recipe:
     return _recipe("lightningdit-b1", "B/1", data, tokenizer, 120_000, 10.0, 0.10)
 
 
-def lightningdit_smoke() -> Recipe:
-    """A toy LightningDiT on 8x8 digits, a minute on a laptop."""
+def lightningdit_smoke(data: str | None = None) -> Recipe:
+    """A toy LightningDiT, a minute on a laptop: 8x8 digits, or images at 32 px (data)."""
     network = LightningDiTConfig((8, 8), 1, 2, 64, 3, 4, num_classes=10, remat="none", scan=False)
     sampler = Sampler(Heun(), Uniform(), 20, ClassifierFree(1.5))
-    return digits_recipe("lightningdit-smoke", _denoiser(network), objective=OBJECTIVE, sampler=sampler)
+    return smoke_recipe("lightningdit-smoke", _denoiser(network), data, objective=OBJECTIVE, sampler=sampler)
 
 
 PRESETS = {

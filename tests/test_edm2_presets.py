@@ -8,15 +8,22 @@ import numpy as np
 import pytest
 
 import gen
+from gen.cli import main
 from gen.config import from_json, to_json
 from gen.data.caches import seal
 from gen.experiments import build, presets
 from gen.training.ema import combine, posthoc_coefficients
-from gen.training.engine import abstract_states, dry_run, load_run, train
+from gen.training.engine import abstract_states, load_run, train
 from gen.training.sharding import bytes_per_device
+from tests.test_edm_presets import image_zip
 from tests.training.conformance import same
 
-COUNTS = {"edm2-xs-512": 124_713_765, "edm2-s-512": 280_213_477, "edm2-xxl-512": 1_523_165_925}
+COUNTS = {
+    "edm2-xs-512": 124_713_765,
+    "edm2-s-512": 280_213_477,
+    "edm2-xxl-512": 1_523_165_925,
+    "edm2-s-64": 280_213_477 - 9 * 192 * 2,  # one channel less in and out
+}
 
 
 @pytest.fixture
@@ -29,27 +36,33 @@ def cache(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_full_size_presets(name: str, cache: str) -> None:
+def test_full_size_presets(name: str, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert presets()[name].required == ("data",)
-    recipe = build(name, {"data": cache})
+    latent = name.endswith("512")
+    data = cache if latent else image_zip(tmp_path / "images.zip", 64, 1)
+    recipe = build(name, {"data": data})
     config = recipe.config
     assert from_json(to_json(config)) == config
     (state,) = abstract_states(config, recipe.frozen)
     total = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert total == COUNTS[name]
     assert bytes_per_device(state.params, {"data": 8, "fsdp": 8, "tensor": 1}) < 1.1 * 4 * total / 8
-    assert f"{total:,} parameters" in dry_run(config, frozen=recipe.frozen, devices=64)[0]
-    assert set(recipe.artifacts) == {"normalizer"}
+    assert main(["info", name, "--data", data, "--devices", "64", "--engine.mesh.fsdp", "8"]) == 0
+    said = capsys.readouterr().out
+    assert f"{total:,} parameters; per device: parameters " in said
+    assert "mesh data=8 x fsdp=8 x tensor=1" in said
+    assert set(recipe.artifacts) == ({"normalizer"} if latent else set())
     assert config.generator.nfe == 63
     (stage,) = config.stages
     # the rate of the official schedule after 1 Gi images
-    rates = {"edm2-xs-512": 0.0120, "edm2-s-512": 0.0100, "edm2-xxl-512": 0.0065}
-    expected = rates[name] / np.sqrt(2**30 / 2048 / 70_000)
+    rates = {"edm2-xs-512": 0.0120, "edm2-s-512": 0.0100, "edm2-xxl-512": 0.0065, "edm2-s-64": 0.0100}
+    expected = rates[name] / np.sqrt(2**30 / 2048 / (70_000 if latent else 35_000))
     np.testing.assert_allclose(stage.task.optim.learning_rate(2**30 // 2048), expected, rtol=1e-5)
 
 
-def test_smoke_preset_trains_resumes_and_samples(tmp_path: Path) -> None:
-    recipe = build("edm2-smoke", {})
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_smoke_preset_trains_resumes_and_samples(real: bool, tmp_path: Path) -> None:
+    recipe = build("edm2-smoke", {"data": image_zip(tmp_path / "images.zip", 32)} if real else {})
     (stage,) = recipe.config.stages
     sampler = dataclasses.replace(recipe.config.generator.sampler, steps=2)
     config = dataclasses.replace(
@@ -61,7 +74,7 @@ def test_smoke_preset_trains_resumes_and_samples(tmp_path: Path) -> None:
     whole = train(config, tmp_path / "whole")
     train(config, tmp_path / "run", stop_after=2)
     assert same(train(config, tmp_path / "run"), whole)
-    assert gen.load(tmp_path / "run").sample(range(2)).shape == (2, 8, 8, 1)
+    assert gen.load(tmp_path / "run").sample(range(2)).shape == ((2, 32, 32, 3) if real else (2, 8, 8, 1))
     # any other width of the average, from the kept checkpoints
     stds = [decay.std for decay in stage.task.emas]
     states = [load_run(tmp_path / "whole", step)[2] for step in (2, 4)]

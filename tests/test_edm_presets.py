@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 import gen
+from gen.cli import main
 from gen.config import from_json, to_json
 from gen.experiments import build, presets
-from gen.training.engine import abstract_states, dry_run, train
+from gen.training.engine import abstract_states, train
 from gen.training.sharding import MeshConfig, bytes_per_device
 from tests.training.conformance import same
 
@@ -45,8 +46,9 @@ def image_zip(path: Path, size: int, count: int = 12) -> str:
 
 
 @pytest.mark.parametrize("name", BIG)
-def test_full_size_presets(name: str) -> None:
-    config = build(name, {"data": "images.zip"}).config
+def test_full_size_presets(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = image_zip(tmp_path / "images.zip", 64 if "64" in name else 32, 1)
+    config = build(name, {"data": data}).config
     assert from_json(to_json(config)) == config
     assert config.name == name
     (state,) = abstract_states(config, {})
@@ -54,7 +56,10 @@ def test_full_size_presets(name: str) -> None:
     assert total == COUNTS[name]
     sizes = {"data": 8, "fsdp": 8, "tensor": 1}
     assert bytes_per_device(state.params, sizes, MeshConfig().shard_from) < 1.15 * 4 * total / 8
-    assert f"{total:,} parameters" in dry_run(config, frozen={}, devices=64)[0]
+    assert main(["info", name, "--data", data, "--devices", "64", "--engine.mesh.fsdp", "8"]) == 0
+    said = capsys.readouterr().out
+    assert f"{total:,} parameters; per device: parameters " in said
+    assert "mesh data=8 x fsdp=8 x tensor=1" in said
     assert config.generator.nfe == {"edm-imagenet64": 511, "edm-ffhq64": 79, "edm-afhqv2-64": 79}.get(name, 35)
 
 

@@ -4,26 +4,38 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import gen
+from gen.cli import main
 from gen.config import from_json, to_json
 from gen.data.caches import seal
+from gen.data.images import Images
 from gen.errors import GenError
 from gen.experiments import build, presets
+from gen.features.alignment import patch_features
+from gen.features.dinov2 import DINOv2Config
+from gen.nn.network import Network
+from gen.pretrained.dinov2 import IMPORTER as DINOV2
 from gen.pretrained.latent_shards import LatentShards
 from gen.pretrained.readers import write_weights
-from gen.training.engine import abstract_states, dry_run, train
+from gen.training.engine import RunConfig, abstract_states, train
+from gen.training.logging import read_metrics
 from gen.training.sharding import MeshConfig, bytes_per_device
+from tests.test_edm_presets import image_zip
 from tests.training.conformance import same
 
 FILES = ("dit", "sit", "lightningdit", "lamamba", "ascan")
 MINE = {name: p for name, p in presets().items() if p.module.rpartition(".")[2] in FILES}
-BIG = [name for name, preset in MINE.items() if preset.required == ("data",)]
-SLOW = ("lamamba-smoke", "ascan-smoke")  # U-Nets of many different stages: half a minute of compiling
+BIG = [name for name in MINE if not name.endswith("-smoke")]
+FAST = (("dit-smoke", True), ("sit-smoke", False))  # the rest compile for half a minute together
 SMOKE = [
-    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MINE if name.endswith("-smoke")
+    pytest.param(name, real, marks=[] if (name, real) in FAST else pytest.mark.slow)
+    for name, preset in MINE.items()
+    for real in (False, True)
+    if name not in BIG and not preset.required
 ]
 COUNTS = {  # of the published tables; REPA has three projector layers more
     "dit-xl2": 674_834_720,
@@ -49,18 +61,22 @@ def shards(folder: Path, count: int = 3, shape: tuple[int, ...] = (2, 4, 4)) -> 
     return folder
 
 
-@pytest.fixture
-def cache(tmp_path: Path) -> str:
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "cache"
+def cached(folder: Path, **others: np.ndarray) -> str:
+    """A cache of four random latents, and `others` beside them."""
     folder.mkdir()
-    np.save(folder / "latent.npy", rng.normal(size=(4, 32, 32, 4)).astype(np.float32))
-    np.save(folder / "label.npy", np.arange(4, dtype=np.int32))
+    latents = np.random.default_rng(0).normal(size=(4, 32, 32, 4)).astype(np.float32)
+    for name, rows in {"latent": latents, "label": np.arange(4, dtype=np.int32), **others}.items():
+        np.save(folder / f"{name}.npy", rows)
     return seal(folder, tokenizer="none", data="none").path
 
 
+@pytest.fixture
+def cache(tmp_path: Path) -> str:
+    return cached(tmp_path / "cache", encoder_0=np.zeros((4, 256, 768), np.float16))
+
+
 @pytest.mark.parametrize("name", BIG)
-def test_full_size_presets(name: str, cache: str, tmp_path: Path) -> None:
+def test_full_size_presets(name: str, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = cache if "lightningdit" not in name else str(shards(tmp_path / "shards", shape=(32, 16, 16)))
     recipe = build(name, {"data": data})
     config = recipe.config
@@ -74,27 +90,74 @@ def test_full_size_presets(name: str, cache: str, tmp_path: Path) -> None:
         whole = bytes_per_device(state.params, {"data": 64, "fsdp": 1, "tensor": 1}, MeshConfig().shard_from)
         assert whole == 4 * total
         assert bytes_per_device(state.params, sizes, MeshConfig().shard_from) < 1.1 * whole / 8
-    lines = dry_run(config, frozen=recipe.frozen, devices=64)
-    assert f"{total:,} parameters" in lines[0]
+    assert main(["info", name, "--data", data, "--devices", "64", "--engine.mesh.fsdp", "8"]) == 0
+    said = capsys.readouterr().out
+    assert f"{total:,} parameters; per device: parameters " in said
+    assert "optimisers " in said
+    assert "mesh data=8 x fsdp=8 x tensor=1" in said
     assert set(recipe.artifacts) == {"normalizer"}
     assert config.generator.nfe in (99, 249, 250)
 
 
-@pytest.mark.parametrize("name", SMOKE)
-def test_smoke_presets_train_resume_and_sample(name: str, tmp_path: Path) -> None:
-    recipe = build(name, {})
-    (stage,) = recipe.config.stages
-    config = dataclasses.replace(
-        recipe.config,
-        stages=(dataclasses.replace(stage, steps=4, batch=8),),
-        engine=dataclasses.replace(recipe.config.engine, quiet=True),
-    )
+def short(config: RunConfig) -> RunConfig:
+    """The run with four steps of eight, sampled by two."""
+    (stage,) = config.stages
     sampler = dataclasses.replace(config.generator.sampler, steps=2)
-    config = dataclasses.replace(config, generator=dataclasses.replace(config.generator, sampler=sampler))
+    return dataclasses.replace(
+        config,
+        stages=(dataclasses.replace(stage, steps=4, batch=8),),
+        engine=dataclasses.replace(config.engine, quiet=True, log_every=1),
+        generator=dataclasses.replace(config.generator, sampler=sampler),
+    )
+
+
+@pytest.mark.parametrize(("name", "real"), SMOKE)
+def test_smoke_presets_train_resume_and_sample(name: str, real: bool, tmp_path: Path) -> None:
+    """On digits, and on an EDM zip of colour images."""
+    config = short(build(name, {"data": image_zip(tmp_path / "images.zip", 32)} if real else {}).config)
     whole = train(config, tmp_path / "whole")
     train(config, tmp_path / "run", stop_after=2)
     assert same(train(config, tmp_path / "run"), whole)
-    assert gen.load(tmp_path / "run").sample(range(2)).shape == (2, 8, 8, 1)
+    assert gen.load(tmp_path / "run").sample(range(2)).shape == ((2, 32, 32, 3) if real else (2, 8, 8, 1))
+
+
+@pytest.mark.slow
+def test_repa_from_images_and_an_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images, an official autoencoder and an official DINOv2 to a cache with features, to an aligned model's images."""
+    from tests.pretrained.test_decoder import VAE, official
+
+    zipped = image_zip(tmp_path / "images.zip", 32)
+    encoder = DINOv2Config(28, 14, 64, 1, 1, 16)
+    write_weights(tmp_path / "vae.safetensors", official("sd-vae", VAE))
+    drawn = jax.jit(Network(encoder).init)(jax.random.key(0))
+    write_weights(tmp_path / "dino.safetensors", DINOV2.save(encoder, drawn))
+    vae, cache = str(tmp_path / "vae"), str(tmp_path / "cache")
+    flags = ["--network.size", "32", "--network.groups", "2"]
+    assert main(["convert", str(tmp_path / "vae.safetensors"), "--out", vae, *flags]) == 0
+    encode = ["encode", vae, "--data", zipped, "--out", cache, "--batch", "4"]
+    with pytest.raises(GenError, match="has no encoder_0 beside its latents; make a cache with gen encode --align"):
+        build("repa-smoke", {"data": cached(tmp_path / "plain")})
+    align = ["--align", str(tmp_path / "dino.safetensors"), "--tokens", "8"]
+    assert main([*encode, *align]) == 0
+    rows = np.load(tmp_path / "cache" / "encoder_0.npy")
+    assert rows.shape == (12, 64, 64)
+    assert rows.dtype == np.float16
+    # the features are those of the images, in order
+    pictures = Images(zipped, 32).source().gather(np.arange(12))["image"]
+    expected = patch_features(encoder, drawn, jnp.asarray(pictures) / 127.5 - 1.0, 8)
+    np.testing.assert_allclose(rows, expected, atol=2e-3)
+    assert np.abs(rows[0] - rows[1]).max() > 0.01
+    assert main([*encode[:-2], *align]) == 0  # done already
+    capsys.readouterr()
+    assert main(encode) == 2  # a cache with features is another one
+    assert "another" in capsys.readouterr().err
+    recipe = build("repa-smoke", {"data": cache, "tokenizer": gen.load(vae)})
+    parts = {"frozen": recipe.frozen, "artifacts": recipe.artifacts}
+    whole = train(short(recipe.config), tmp_path / "whole", **parts)
+    train(short(recipe.config), tmp_path / "a", stop_after=2, **parts)
+    assert same(train(short(recipe.config), tmp_path / "a", **parts), whole)
+    assert any("alignment" in record for record in read_metrics(tmp_path / "a"))
+    assert gen.load(tmp_path / "a").sample(range(2)).shape == (2, 32, 32, 3)
 
 
 class TestLatentShards:

@@ -100,7 +100,11 @@ def open_run(run: Path, weights: Any, step: int | None, overrides: tuple[tuple[s
     loaded = load(run, weights=weights, step=step)
     generator = loaded.generator
     if overrides and not hasattr(generator, "sampler"):
-        raise GenError(f"{run} makes images in one step; leave out --steps, --solver, --grid and --guidance")
+        if overrides == (("sampler.steps", "1"),):
+            return loaded
+        raise GenError(
+            f"{run} is a student trained to make images in one step; leave out --steps, --solver, --grid and --guidance"
+        )
     solver = dict(overrides).get("sampler.solver", "")
     if solver in KINDS["adaptive"]:
         from gen.sampling.adaptive import AdaptiveGenerator

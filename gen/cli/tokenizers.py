@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import tyro
 
 from gen.cli.start import start
+from gen.errors import GenError
 
 __all__ = ["encode", "reconstruct"]
 
@@ -58,6 +59,8 @@ def encode(
     *,
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
     data: str = "digits:train",
+    align: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     batch: int = 256,
 ) -> None:
     """Encodes images once into a cache of latents, with the normaliser that generators train under.
@@ -65,11 +68,16 @@ def encode(
     Examples:
       gen encode runs/demo/tokenizer --out runs/cache
       gen encode runs/demo/tokenizer --data digits:test --out runs/cache-test
+      gen encode runs/vae --data imagenet.zip --align dinov2_vitb14_pretrain.pth --out runs/repa-cache
 
     Args:
       run: a tokenizer's run folder.
       out: the cache folder.
       data: a folder of images, an .npz with arr_0 (and arr_1 labels), or digits, digits:train, digits:test.
+      align: an official DINOv2 file: the patch features of the images are stored beside the latents as encoder_0, for
+        training with representation alignment (repa-xl2).
+      tokens: patches per side that DINOv2 sees, as many as the trained network has tokens; one per 16 pixels by
+        default.
       batch: images at a time.
     """
     from gen.cli.images import read_images
@@ -83,9 +91,24 @@ def encode(
     images, labels = read_images(data)
     source = ArraySource(image=images) if labels is None else ArraySource(image=images, label=labels)
     tokenizer = loaded.tokenizer
-    cache = encode_images(tokenizer, loaded.params["tokenizer"], source, out, batch=batch, mesh=make_mesh())
+    beside = None if align is None else {"encoder_0": _encoder(align, tokens or images.shape[1] // 16)}
+    cache = encode_images(
+        tokenizer, loaded.params["tokenizer"], source, out, batch=batch, mesh=make_mesh(), beside=beside
+    )
     print(f"{len(source)} latents {tuple(tokenizer.spec.shape)} of {data}, {loaded.weights} weights")
     print(f"written to {out} (identity {cache.identity()}); train on it with --data {out}")
+
+
+def _encoder(file: Path, tokens: int) -> tuple[Any, Any]:
+    """(parameters, function) of the official DINOv2 in `file`, for `gen.tokenizers.encode.encode_images`."""
+    from gen.features.alignment import patch_features
+    from gen.pretrained.dinov2 import IMPORTER
+    from gen.pretrained.readers import read_weights
+
+    if tokens < 1:
+        raise GenError("images of fewer than 16 pixels have no token each 16; say how many per side with --tokens N")
+    network, params, _ = IMPORTER.load(read_weights(file))
+    return params, lambda params, images: patch_features(network, params, images, tokens)
 
 
 def _blocks(count: int, batch: int) -> list[Any]:

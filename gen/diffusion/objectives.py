@@ -253,7 +253,8 @@ class Aligned:
             return seen[-1]
 
         losses, terms = self.objective.loss(watched, process, x, cond, draws)
-        parts = [alignment(seen[0].extra[tap], cond[f"encoder_{i}"]) for i, tap in enumerate(self.taps)]
+        features = [cond[f"encoder_{i}"].astype(jnp.float32) for i in range(self.encoders)]  # caches hold halves
+        parts = [alignment(seen[0].extra[tap], f) for tap, f in zip(self.taps, features, strict=True)]
         aligned = sum(parts[1:], parts[0]) / len(parts)
         return losses + self.weight * aligned, {**terms, "alignment": aligned}
 

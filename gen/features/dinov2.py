@@ -16,12 +16,12 @@ from gen.features.weights import cache_path, flat, identity_of, load_weights
 from gen.nn.layers import MLP, Attention, linear, patchify, run_stack, stack
 from gen.nn.network import Network, Params, param_shapes
 
-__all__ = ["DINOv2", "DINOv2Config", "DINOv2Extractor"]
+__all__ = ["DEVIATION", "MEAN", "DINOv2", "DINOv2Config", "DINOv2Extractor"]
 
 _HINT = "get dinov2_vitl14_pretrain.pth from facebookresearch/dinov2 and run gen convert dinov2 FILE"
 # ImageNet's, of the range [0, 1]
-_MEAN = (0.485, 0.456, 0.406)
-_DEVIATION = (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+DEVIATION = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +250,6 @@ class DINOv2Extractor:
     def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
         """images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, width) float32."""
         x = jnp.clip(resize(images, (self.size, self.size), "pil-bicubic"), 0, 255) / 255
-        x = (x - jnp.asarray(_MEAN)) / jnp.asarray(_DEVIATION)
+        x = (x - jnp.asarray(MEAN)) / jnp.asarray(DEVIATION)
         with jax.default_matmul_precision("highest"):
             return {"features": Network(self.network).apply(params, x)["cls"]}

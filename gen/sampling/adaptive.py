@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.diffusion.denoiser import Denoise, Denoiser
+from gen.diffusion.denoiser import Denoise, Denoiser, PredictionKind
 from gen.diffusion.transport import interval
 from gen.errors import GenError
 from gen.nn.network import Cond
@@ -151,7 +151,7 @@ class AdaptiveGenerator:
         """(start, end): the times between which the flow is followed."""
         process = self.process or self.denoiser.process
         own = self.process is None or self.process == self.denoiser.process
-        kind = getattr(self.denoiser.parameterization, "output", "x") if own else "x"
+        kind: PredictionKind = getattr(self.denoiser.parameterization, "output", "x") if own else "x"
         low, high = interval(process, kind, "ode")
         low = max(low, process.t_min) if low else process.t_min
         return min(high, process.t_max if self.start is None else self.start), low

@@ -12,7 +12,7 @@ from gen.diffusion.denoiser import Denoise, Denoiser, Prediction
 from gen.nn.network import Cond, Params
 from gen.sampling.grids import Grid, Uniform
 from gen.sampling.guidance import ClassifierFree
-from gen.sampling.solvers import Heun, per_sample_noise, prior
+from gen.sampling.solvers import Heun, per_sample_noise, prior, unit_noise
 
 __all__ = ["DiffusionGenerator", "Generator", "OneStepGenerator", "Sampler"]
 
@@ -144,16 +144,21 @@ class DiffusionGenerator:
 class OneStepGenerator:
     """A distilled student: x = denoised prediction at one fixed time from pure noise.
 
+    Students of several steps are a `DiffusionGenerator` with the solver `gen.sampling.solvers.Renoise` on their times.
+
     Attributes:
       denoiser: the student, in its teacher's parameterization.
       shape: shape of one latent, channels last.
       t: the time of the one evaluation; None for the noise end of the process.
+      noise_scale: standard deviation of the noise that is evaluated; None for sigma(t), which is 80 for EDM's t = 80.
+        Students that take unit noise for x_t at an earlier time t (DMD2's one-step SDXL) say 1.
     """
 
     denoiser: Denoiser
     shape: tuple[int, ...]
     t: float | None = None
     tokenizer: Any = None
+    noise_scale: float | None = None
 
     nfe = 1
 
@@ -161,7 +166,8 @@ class OneStepGenerator:
         """The generated latents (B, *shape) on the normalised scale; same noise as the teacher for a key."""
         process = self.denoiser.process
         t = process.t_max if self.t is None else self.t
-        x = prior(Grid(np.array([t, 0.0]), process), keys, self.shape)
+        scale = process.sigma(np.float64(t)) if self.noise_scale is None else self.noise_scale
+        x = jnp.asarray(scale, jnp.float32) * unit_noise(keys, self.shape)
         return self.denoiser(params["net"], x, jnp.float32(t), cond).denoised
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:

@@ -34,6 +34,7 @@ __all__ = [
     "per_sample_noise",
     "prior",
     "step_rows",
+    "unit_noise",
 ]
 
 Noise = Callable[[Any], jax.Array]
@@ -90,10 +91,14 @@ def per_sample_noise(keys: jax.Array, shape: tuple[int, ...]) -> Noise:
     return lambda i: jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), shape))(keys)
 
 
+def unit_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The standard normals (B, *shape) from which sample i starts, from its key alone."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
 def prior(grid: Grid, keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The solver's starting point: sigma(times[0]) times standard normals (B, *shape) from per-sample keys."""
-    scale = jnp.asarray(grid.sigma[0], jnp.float32)
-    return scale * jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    """The solver's starting point: sigma(times[0]) times `unit_noise`."""
+    return jnp.asarray(grid.sigma[0], jnp.float32) * unit_noise(keys, shape)
 
 
 def step_rows(grid: Grid, x: jax.Array, **columns: Any) -> dict[str, jax.Array]:

@@ -1,5 +1,6 @@
 """Encoding images once: an indexed job that fills a latent cache."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ __all__ = ["encode_images", "tokenizer_identity"]
 
 def tokenizer_identity(tokenizer: Tokenizer, params: Params) -> str:
     """Fingerprint of a tokenizer's configuration and weights."""
+    return f"{fingerprint(tokenizer)} {_digest(params)}"
+
+
+def _digest(params: Params) -> str:
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
-    arrays = {jax.tree_util.keystr(path): np.atleast_1d(leaf) for path, leaf in leaves}
-    return f"{fingerprint(tokenizer)} {array_identity(arrays)}"
+    return array_identity({jax.tree_util.keystr(path): np.atleast_1d(leaf) for path, leaf in leaves})
 
 
 def encode_images(
@@ -35,6 +39,7 @@ def encode_images(
     batch: int = 256,
     mesh: Mesh | None = None,
     label: str = "encode",
+    beside: Mapping[str, tuple[Params, Callable[[Params, jax.Array], jax.Array]]] | None = None,
 ) -> Cache:
     """The sealed cache at `path` of the posterior modes of all images of `source`, and its other arrays.
 
@@ -48,6 +53,8 @@ def encode_images(
       batch: global batch size; it does not change the latents beyond rounding.
       mesh: devices to share the work.
       label: text of the progress line.
+      beside: further arrays by name that are computed from the images: parameters, and a function of them and of the
+        images (B, H, W, C) in [-1, 1] that gives (B, ...); the features of frozen encoders.
 
     Raises:
       GenError: images the tokenizer does not take; NaN latents; a cache of something else at `path`.
@@ -58,14 +65,18 @@ def encode_images(
         given = "no images" if images is None else f"images {images.dtype} {images.shape}"
         raise GenError(f"{given} for a tokenizer that takes uint8 (N, {', '.join(map(str, expected))}); convert them")
     made_by, made_from = tokenizer_identity(tokenizer, params), source.identity()
+    functions = {name: function for name, (_, function) in (beside or {}).items()}
+    others = {name: own for name, (own, _) in (beside or {}).items()}
+    made_by = " ".join([made_by, *(f"{name} {_digest(own)}" for name, own in others.items())])
 
     def latents(arguments: Any, indices: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
         del weight
         rows = {name: array[indices] for name, array in arguments["rows"].items()}
         x = rows.pop("image").astype(jnp.float32) / 127.5 - 1.0
+        rows |= {name: function(arguments["others"][name], x) for name, function in functions.items()}
         return rows | {"latent": tokenizer.encode(arguments["params"], x).mode()}
 
-    arguments = {"params": params, "rows": dict(source.arrays)}
+    arguments = {"params": params, "rows": dict(source.arrays), "others": others}
     writer = ArrayWriter(path, len(source), f"{made_by} {made_from}")
     run_indexed(latents, len(source), batch=batch, writer=writer, arguments=arguments, mesh=mesh, label=label)
     return seal(path, tokenizer=made_by, data=made_from)

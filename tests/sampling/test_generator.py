@@ -14,8 +14,8 @@ from gen.diffusion.process import DDPM, EDM, VP, Linear, Trigonometric
 from gen.sampling.adaptive import AdaptiveGenerator, Dopri5
 from gen.sampling.edm import ablation_sampler, edm_sampler
 from gen.sampling.generator import DiffusionGenerator, OneStepGenerator, Sampler
-from gen.sampling.grids import Karras, Respaced, Uniform
-from gen.sampling.solvers import DDIM, EDMStochastic, Heun
+from gen.sampling.grids import Explicit, Karras, Respaced, Uniform
+from gen.sampling.solvers import DDIM, EDMStochastic, Heun, Renoise, per_sample_noise, unit_noise
 from tests.sampling.mixture import MixtureNet, distance, keys
 
 VIEWS = [
@@ -90,6 +90,29 @@ def test_student_and_teacher_start_from_the_same_noise():
     teacher = DiffusionGenerator(denoiser, (3,), Sampler(Euler(), steps=1)).latents({"net": net}, keys(6), cond)
     student = OneStepGenerator(denoiser, (3,)).latents({"net": net}, keys(6), cond)
     np.testing.assert_allclose(teacher, student, rtol=1e-5, atol=1e-6)
+
+
+def test_students_start_at_the_noise_they_were_trained_on():
+    """EDM's at 80 times unit noise; those that take unit noise for an earlier time, at that."""
+    noise = unit_noise(keys(6), (3,))
+    cond = {"shift": jnp.zeros(6)}
+    for process, t, scale in ((EDM(), None, 80.0), (EDM(), 2.5, 2.5), (VP(), 0.4, None)):
+        denoiser, net = exact(process)
+        student = OneStepGenerator(denoiser, (3,), t, noise_scale=None if scale else 1.0)
+        expected = denoiser(net, (scale or 1.0) * noise, process.t_max if t is None else t, cond).denoised
+        np.testing.assert_allclose(student.latents({"net": net}, keys(6), cond), expected, rtol=1e-5, atol=1e-6)
+        assert from_json(to_json(student)).noise_scale == student.noise_scale
+
+
+def test_students_of_several_steps_renoise_between_their_times():
+    denoiser, net = exact(EDM())
+    cond, times = {"shift": jnp.zeros(6)}, (80.0, 24.0, 5.0, 0.7)
+    student = DiffusionGenerator(denoiser, (3,), Sampler(Renoise(), Explicit((*times, 0.0)), 4))
+    assert student.nfe == 4
+    x, fresh = 80.0 * unit_noise(keys(6), (3,)), per_sample_noise(keys(6), (3,))
+    for i, (t, after) in enumerate(zip(times, (*times[1:], 0.0), strict=True)):
+        x = denoiser(net, x, t, cond).denoised + after * fresh(i)
+    np.testing.assert_allclose(student.latents({"net": net}, keys(6), cond), x, rtol=1e-4, atol=1e-5)
 
 
 def test_samples_do_not_depend_on_their_batch():
