@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "distill": ("gen.cli.train:distill", "train a few-step student from a teacher run"),
     "sample": ("gen.cli.sample:sample", "make images with a run: PNG folder, grid, npz or zip"),
     "evaluate": ("gen.cli.evaluate:evaluate", "score a run, a folder of images or an npz"),
+    "compare": ("gen.cli.compare:compare", "scores of several evaluations side by side, under one protocol"),
     "reference": ("gen.cli.reference:reference", "statistics of real images, or published ones, for evaluate"),
     "reconstruct": ("gen.cli.tokenizers:reconstruct", "images through a tokenizer and back, with PSNR"),
     "encode": ("gen.cli.tokenizers:encode", "images to a cache of latents for training"),

@@ -1,5 +1,6 @@
 """``gen evaluate``."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,7 @@ from gen.cli.start import Multihost, start
 from gen.cli.train import Overrides
 from gen.errors import GenError
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "open_extractor", "open_reference", "progress_line"]
 
 
 def evaluate(
@@ -17,83 +18,91 @@ def evaluate(
     /,
     *,
     reference: str = "digits:train",
-    extractor: str = "digits-extractor",
-    seeds: str = "0-1796",
-    neighbours: int = 3,
+    protocol: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    extractor: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    count: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    seeds: Annotated[str | None, tyro.conf.arg(metavar="A-B")] = None,
+    label_rule: Annotated[str | None, tyro.conf.arg(metavar="RULE")] = None,
+    quantiser: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    neighbours: Annotated[int | None, tyro.conf.arg(metavar="K")] = None,
+    measures: tuple[str, ...] = (),
     batch: int = 256,
     steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     solver: Annotated[str | None, tyro.conf.arg(metavar="KIND")] = None,
     grid: Annotated[str | None, tyro.conf.arg(metavar="KIND")] = None,
     guidance: Annotated[float | None, tyro.conf.arg(aliases=["--cfg-scale"], metavar="W")] = None,
     weights: Literal["ema", "raw"] = "ema",
-    measures: tuple[str, ...] = (),
+    part: Annotated[str | None, tyro.conf.arg(metavar="K/M")] = None,
     compare: tuple[Path, ...] = (),
     force: bool = False,
     out: Annotated[Path | None, tyro.conf.arg(metavar="JSON")] = None,
     multihost: Multihost = False,
     overrides: Overrides = (),
 ) -> None:
-    """Scores a run, a folder of images or an npz against real images; writes the scores with their protocol.
+    """Scores a run or images against real images: a table, a JSON file with the protocol, and a page.
 
-    A run is sampled with balanced classes. Scores taken under different protocols are not shown side by side.
-    Interrupted and started again, it goes on where it was.
+    A run is sampled in the same pass, with balanced classes unless told otherwise; nothing is written but the scores.
+    Image folders (PNG, JPEG, WebP; any sizes, if the feature network resizes), EDM zips and npz files are read a batch
+    at a time. Interrupted and started again, it goes on where it was. No score is given for fewer images than asked.
+
+    --protocol NAME keeps to a protocol of the field: adm-imagenet256, dit-imagenet256, edm-cifar10, edm2, clean-fid,
+    rfid-imagenet-val, coco30k ... (gen list protocols); what departs from it is refused, or named when forced.
 
     Examples:
       gen evaluate runs/demo/student
       gen evaluate runs/demo/teacher --steps 10 --cfg-scale 1.5 --out teacher10.json
-      gen evaluate samples.npz --reference digits:train --compare runs/demo/student/scores.json
-      gen evaluate samples.npz --reference imagenet256.npz --extractor inception:legacy_tensorflow --measures kid
+      gen evaluate samples.npz --protocol adm-imagenet256 --quantiser truncate --reference imagenet256.npz
+      gen evaluate photos/ --reference photos-train.npz --extractor inception:clean --measures kid frechet_infinity
+      gen evaluate runs/big --part 2/4 --out scores.json     one of four jobs; the last one to end merges and scores
 
     Args:
-      what: a run folder, a folder of PNG files, an .npz with arr_0 (and arr_1 labels), or digits:test.
-      reference: real images (as for WHAT), or statistics saved as an .npz.
+      what: a run folder, a folder of images, a .zip, an .npz with arr_0 (and arr_1 labels), or digits:test.
+      reference: statistics made by gen reference, or real images (as for WHAT).
+      protocol: a protocol of the field that settings, samples and reference must agree with.
       extractor: the feature network, from gen list extractor; inception:MODE with clean, legacy_tensorflow or
-        legacy_pytorch.
-      seeds: which samples of a run, FIRST-LAST.
-      neighbours: k of precision, recall, density and coverage.
+        legacy_pytorch. That of the protocol, else digits-extractor.
+      count: score the first N images only; the result says so.
+      seeds: which samples of a run, FIRST-LAST; as many as the protocol asks for, from 0 on, by default.
+      label_rule: of a run: "seed mod classes" or "random". Of stored images: what is known of their labels.
+      quantiser: of a run: round or truncate. Of stored images: how they became 8-bit, where it is known.
+      neighbours: k of precision, recall, density and coverage; 3 by default.
+      measures: further measures: kid, mind, frechet_infinity, class_frechet ... (gen list measures).
       batch: images at a time; does not change the scores.
       steps: number of solver steps.
       solver: a solver from gen list solver.
       grid: a time grid from gen list grid.
       guidance: guidance scale; 1 is none.
       weights: ema, the averaged weights, or raw.
-      measures: further measures: kid, mind, frechet_infinity, class_frechet.
+      part: do part K of M, beside other jobs with the same --out and the other parts.
       compare: score files to show beside.
-      force: compare with a reference made under other conditions.
-      out: where the scores go; RUN/scores.json, or beside the images, by default.
+      force: go on where reference or protocol do not fit; the result names what departs.
+      out: where the scores go; RUN/scores.json, or beside the images, by default. The page lies beside, as .html.
       multihost: this is one of several processes of a SLURM, GKE, TPU pod or MPI job.
     """
+    from gen.cli.compare import show
     from gen.cli.sample import sampler_overrides
-    from gen.metrics.evaluate import evaluate as score
+    from gen.metrics.evaluate import Evaluation
     from gen.metrics.protocol import Result, require_comparable
     from gen.training.sharding import make_mesh
 
-    network = open_extractor(extractor)
+    settings = _settings(protocol, count, neighbours, measures, force)
+    network = open_extractor(extractor or _extractor(protocol))
     others = {str(path): Result.load(path) for path in compare}
-    start(multihost)
     changes = sampler_overrides(steps, solver, grid, guidance) + overrides
-    source, subject = _subject(what, seeds, weights, changes)
+    known = {"quantiser": quantiser, "rule": label_rule}
+    start(multihost)
+    source, subject = _subject(what, network, seeds, settings.count, weights, changes, known)
     mesh = make_mesh()
     out = out or _default_out(Path(what))
-    partial = out.with_name(out.name + ".partial.npz")
-    result = score(
-        source,
-        _reference(reference, network, batch, mesh),
-        network,
-        neighbours=neighbours,
-        extra=measures,
-        force=force,
-        batch=batch,
-        mesh=mesh,
-        partial=partial,
-        progress=_progress(what),
-        subject=subject,
-    )
-    result.save(out)
-    partial.unlink(missing_ok=True)
+    held, real = open_reference(reference, network, batch, mesh)
+    job = Evaluation(source, held, network, settings)
+    found = _gather(job, part, out, batch, mesh, what)
+    if found is None:
+        return
+    result = job.result(found, subject=subject)
+    _write(result, found, held, real, what, out)
     show({what: result} | others)
-    print(f"written to {out}")
-    require_comparable({what: result} | others)
+    require_comparable({what: result} | others, force=force)
 
 
 def open_extractor(text: str) -> Any:
@@ -109,83 +118,163 @@ def open_extractor(text: str) -> Any:
     return network(mode=mode) if mode else network()
 
 
-def _subject(what: str, seeds: str, weights: Any, overrides: tuple[tuple[str, str], ...]) -> tuple[Any, dict[str, str]]:
-    """(source, what is said of it) of a run or of stored images."""
-    from gen.cli.images import parse_seeds, read_images
-    from gen.cli.sample import describe, open_run
-    from gen.config import fingerprint
-    from gen.metrics.sources import from_arrays, generated
-    from gen.pretrained.load import labels_for
-
-    if not (Path(what) / "config.json").is_file():
-        if overrides:
-            raise GenError(f"{what} holds finished images; sampler settings apply to runs only: leave them out")
-        images, labels = read_images(what)
-        return from_arrays(images, labels), {"name": what}
-    loaded = open_run(Path(what), weights, None, overrides)
-    wanted = parse_seeds(seeds)
-    import numpy as np
-
-    labels = labels_for(loaded.generator, np.arange(wanted.start, wanted.stop), None).get("label")
-    print(describe(loaded))
-    identity = f"{fingerprint(loaded.config)} step {loaded.step} {loaded.weights}"
-    source = generated(
-        loaded.generator, loaded.params, seeds=wanted, identity=identity, labels=labels, rule="seed mod classes"
-    )
-    calls = str(loaded.generator.nfe or "measured")
-    return source, {"name": what, "weights": loaded.weights, "nfe": calls, "step": str(loaded.step)}
-
-
-def _reference(text: str, network: Any, batch: int, mesh: Any) -> Any:
-    """Stored statistics, or those of the images that `text` names."""
+def open_reference(text: str, network: Any, batch: int, mesh: Any) -> tuple[Any, Any]:
+    """(reference, source of its images or None): stored statistics, or those of the images that `text` names."""
     import zipfile
 
-    from gen.cli.images import read_images
+    from gen.cli.images import open_images
     from gen.metrics.reference import Reference, make_reference
-    from gen.metrics.sources import from_arrays
 
     path = Path(text)
     if path.suffix == ".npz" and zipfile.is_zipfile(path) and "mu.npy" in zipfile.ZipFile(path).namelist():
-        return Reference.load(path)
-    images, labels = read_images(text)
+        held = Reference.load(path)
+        return held, _real(held, network)
+    source = open_images(text, network)
     name, _, split = text.partition(":")
-    return make_reference(name, from_arrays(images, labels), network, split=split, batch=batch, mesh=mesh)
+    made = make_reference(
+        name, source, network, split=split, data=text, batch=batch, mesh=mesh, progress=progress_line(text)
+    )
+    return made, source
 
 
-def _default_out(path: Path) -> Path:
-    return path / "scores.json" if (path / "config.json").is_file() else Path(str(path).rstrip("/") + ".scores.json")
+def progress_line(label: str) -> Any:
+    """A progress callback: images done, images/s and time left, on stderr; none on processes other than the first."""
+    import jax
 
+    from gen.training.indexed import ProgressLine
 
-def _progress(what: str) -> Any:
-    """Shows how far it is, on a terminal only."""
-    import sys
+    lines: list[ProgressLine] = []
 
     def shown(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{what}: {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        if not lines:
+            lines.append(ProgressLine(label if jax.process_index() == 0 else "", total, done))
+        elif done > lines[0].first:
+            lines[0](done)
 
     return shown
 
 
-def show(results: dict[str, Any]) -> None:
-    """A table of scores, one column per result, and under it the protocol of the first."""
-    import dataclasses
+def _settings(
+    protocol: str | None, count: int | None, neighbours: int | None, measures: tuple[str, ...], force: bool
+) -> Any:
+    """The preset's settings, or the usual ones, changed by what is given on the command line."""
+    from gen.metrics.evaluate import Settings
 
-    from rich.console import Console
-    from rich.table import Table
-
-    first = next(iter(results.values()))
-    comparable = {name: r for name, r in results.items() if not _differs(first, r)}
-    table = Table("score", *comparable, box=None, header_style="bold")
-    for name in first.values:
-        table.add_row(name, *(f"{r.values[name]:.4f}" if name in r.values else "-" for r in comparable.values()))
-    console = Console()
-    console.print(table)
-    facts = {f.name: getattr(first.protocol, f.name) for f in dataclasses.fields(first.protocol)}
-    console.print("protocol: " + ", ".join(f"{k} {v}" for k, v in facts.items() if v != ""), highlight=False)
+    base = Settings.of(protocol) if protocol else Settings()
+    return dataclasses.replace(
+        base,
+        count=base.count if count is None else count,
+        neighbours=base.neighbours if neighbours is None else neighbours,
+        extra=measures,
+        force=force,
+        pictures=_PICTURES,
+    )
 
 
-def _differs(a: Any, b: Any) -> bool:
-    from gen.metrics.protocol import differences
+_PICTURES = 48  # samples shown on the page
 
-    return bool(differences(a.protocol, b.protocol))
+
+def _extractor(protocol: str | None) -> str:
+    from gen.metrics.protocol import preset
+
+    return preset(protocol).extractor if protocol else "digits-extractor"
+
+
+def _subject(
+    what: str,
+    network: Any,
+    seeds: str | None,
+    count: int | None,
+    weights: Any,
+    overrides: tuple[tuple[str, str], ...],
+    known: dict[str, str | None],
+) -> tuple[Any, dict[str, str]]:
+    """(source, what is said of it) of a run or of stored images."""
+    from gen.cli.images import open_images, parse_seeds
+    from gen.cli.sample import describe, open_run
+    from gen.config import fingerprint
+    from gen.metrics.sources import LABEL_RULES, generated
+    from gen.pretrained.load import classes
+
+    if not (Path(what) / "config.json").is_file():
+        if overrides or seeds:
+            raise GenError(
+                f"{what} holds finished images; seeds and sampler settings apply to runs only: leave them out"
+            )
+        return open_images(what, network, **known), {"name": what}
+    loaded = open_run(Path(what), weights, None, overrides)
+    wanted = parse_seeds(seeds or f"0-{(count or 1797) - 1}")
+    rule, number = known["rule"] or "seed mod classes", classes(loaded.generator)
+    if rule not in LABEL_RULES:
+        raise GenError(f"unknown label rule '{rule}'; expected one of {', '.join(LABEL_RULES)}")
+    print(describe(loaded))
+    source = generated(
+        loaded.generator,
+        loaded.params,
+        seeds=wanted,
+        identity=f"{fingerprint(loaded.config)} step {loaded.step} {loaded.weights}",
+        labels=None if number is None else LABEL_RULES[rule](wanted, number),
+        rule=rule,
+        quantiser=known["quantiser"] or "round",
+    )
+    return source, {"name": what, "weights": loaded.weights, "nfe": str(loaded.generator.nfe), "step": str(loaded.step)}
+
+
+def _gather(job: Any, part: str | None, out: Path, batch: int, mesh: Any, what: str) -> Any:
+    """The finalised statistics; None after a part of a job whose other parts are not done yet."""
+    from gen.metrics.evaluate import part_of
+    from gen.metrics.onepass import Tally
+
+    count = job.protocol.count
+    if part is None:
+        partial = out.with_name(out.name + ".partial.npz")
+        tally = job.gather(batch=batch, mesh=mesh, partial=partial, progress=progress_line(what))
+        return job.found([tally])
+    number, parts = _numbers(part)
+    paths = [out.with_name(f"{out.name}.part-{k}-of-{parts}.npz") for k in range(1, parts + 1)]
+    mine = part_of(count, number, parts)
+    job.gather(indices=mine, batch=batch, mesh=mesh, partial=paths[number - 1], progress=progress_line(what))
+    tallies = [Tally.load(path) for path in paths if path.exists()]
+    done = sum(tally.count for tally in tallies)
+    if done < count:
+        print(f"part {number} of {parts} is done; {done} of {count} samples are in, the other jobs go on")
+        return None
+    return job.found(tallies)
+
+
+def _numbers(part: str) -> tuple[int, int]:
+    number, _, parts = part.partition("/")
+    if not (number.isdecimal() and parts.isdecimal()):
+        raise GenError(f"--part {part} is not K/M; write 1/4 for the first of four jobs")
+    return int(number), int(parts)
+
+
+def _real(held: Any, network: Any) -> Any:
+    """The images that a stored reference was made of, where they still lie there; else None."""
+    from gen.cli.images import open_images
+
+    where, identity = held.data
+    try:
+        source = open_images(where, network) if where else None
+    except GenError:
+        return None
+    return source if source is not None and source.identity == identity else None
+
+
+def _write(result: Any, found: Any, held: Any, real: Any, what: str, out: Path) -> None:
+    """The scores and the page, once all of them are known; partial results are no longer needed."""
+    import jax
+
+    from gen.metrics.page import evaluation_page
+
+    if jax.process_index() != 0:
+        return
+    result.save(out)
+    evaluation_page(what, result, found, held, real).write(out.with_suffix(".html"))
+    for path in (out.with_name(out.name + ".partial.npz"), *out.parent.glob(f"{out.name}.part-*-of-*.npz")):
+        path.unlink(missing_ok=True)
+    print(f"written to {out} and {out.with_suffix('.html')}")
+
+
+def _default_out(path: Path) -> Path:
+    return path / "scores.json" if (path / "config.json").is_file() else Path(str(path).rstrip("/") + ".scores.json")

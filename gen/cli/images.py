@@ -5,7 +5,7 @@ from typing import Any
 
 from gen.errors import GenError
 
-__all__ = ["parse_seeds", "read_images"]
+__all__ = ["open_images", "parse_seeds", "read_images"]
 
 
 def parse_seeds(text: str, what: str = "seeds") -> range:
@@ -39,6 +39,68 @@ def read_images(text: str) -> tuple[Any, Any]:
     if path.suffix in (".zip", ".tar", ".npy") and path.is_file():
         return _store(text)
     raise GenError(f"no images at '{text}'; give a folder of PNG files, a .zip, an .npz with arr_0, or digits:test")
+
+
+def open_images(text: str, network: Any, *, quantiser: str | None = None, rule: str | None = None) -> Any:
+    """The images that `text` names as a source for evaluation, read a batch at a time.
+
+    As for `read_images`, and anything else that `gen.data.stores` reads. What ``gen sample`` noted beside its samples
+    (rounding, label rule, seeds) goes into the protocol.
+
+    Args:
+      network: the extractor they are for.
+      quantiser, rule: what is known of images that carry no note; must not contradict one.
+
+    Raises GenError for a path without images, images that cannot be told apart from a set that was not finished, and
+    what contradicts the samples' note.
+    """
+    from gen.data.stores import open_store
+    from gen.metrics.sources import from_arrays, from_store
+    from gen.sampling.generate import read_note
+
+    if text.partition(":")[0] == "digits":
+        images, labels = read_images(text)
+        return from_arrays(images, labels, quantiser=quantiser or "given", rule=rule or "given")
+    if not text.startswith("hf:") and not Path(text).exists():
+        raise GenError(f"no images at '{text}'; give a folder of PNG files, a .zip, an .npz with arr_0, or digits:test")
+    note = read_note(text) or {}
+    store = open_store(text)
+    if note:
+        store = _noted(store, note)
+    for name, told, noted in (("quantiser", quantiser, "quantiser"), ("label-rule", rule, "rule")):
+        if note and told not in (None, note[noted]):
+            raise GenError(f"{text} was made with {name} '{note[noted]}', not '{told}'; leave out --{name}")
+    return from_store(
+        store,
+        network,
+        quantiser=note.get("quantiser") or quantiser or "given",
+        rule=note.get("rule") or rule or "given",
+        seeds="-".join(map(str, note["seeds"])) if note else "",
+        one_size=bool(note),
+    )
+
+
+def _noted(store: Any, note: dict[str, Any]) -> Any:
+    """The samples among the files of a sample set, with their labels. Raises GenError when the set is not finished."""
+    import dataclasses
+
+    import numpy as np
+
+    from gen.data.stores import ArrayStore, Store
+
+    first, last = note["seeds"]
+    there = [i for i, name in enumerate(store.names) if name != "grid.png"]
+    if len(there) != last - first + 1:
+        raise GenError(
+            f"{store.path} holds {len(there)} of the {last - first + 1} samples it was to get; no score is given for a "
+            "partial set; run the same gen sample command again, it goes on where it was"
+        )
+    if isinstance(store, ArrayStore):
+        return store
+    labels = np.asarray(note["labels"], np.int32) if "labels" in note else store.label
+    kept = {field.name: getattr(store, field.name) for field in dataclasses.fields(Store)}
+    names = [store.names[i] for i in there]
+    return Store(**kept | {"names": names, "read_file": lambda i: store.read_file(there[i]), "label": labels})
 
 
 def _store(text: str) -> tuple[Any, Any]:

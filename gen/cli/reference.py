@@ -19,10 +19,12 @@ def reference(
     publisher: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     name: str = "",
     split: str = "",
+    quantiser: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     batch: int = 256,
 ) -> None:
     """Statistics of real images, written with their protocol, for gen evaluate --reference.
 
+    Images are read a batch at a time, each resized by itself. Interrupted and started again, it goes on where it was.
     Published statistics are taken over with what is known of how they were computed; images that lie in the same file
     (those of guided-diffusion) are put through the feature network for precision and recall.
 
@@ -32,20 +34,22 @@ def reference(
       gen reference cifar10-32x32.npz --publisher edm --out cifar10.npz
 
     Args:
-      what: images (a folder, an .npz with arr_0, digits:train), or published statistics (.npz with mu and sigma, .pkl).
+      what: images (a folder, a .zip, an .npz with arr_0, digits:train), or published statistics (.npz with mu and
+        sigma, .pkl).
       out: the .npz to write.
       extractor: the feature network of images; inception:MODE with clean, legacy_tensorflow or legacy_pytorch.
       publisher: whose statistics they are, where the file does not tell: adm, mar, edm, edm2, pytorch-fid, clean-fid.
       name: of the data, for tables; the file's name by default.
       split: which part of the data they are of.
+      quantiser: how the images became 8-bit, where it is known.
       batch: images at a time; does not change the statistics.
     """
-    from gen.cli.evaluate import open_extractor
-    from gen.cli.images import read_images
+    from gen.cli.evaluate import open_extractor, progress_line
+    from gen.cli.images import open_images
     from gen.metrics.reference import make_reference
-    from gen.metrics.sources import from_arrays
     from gen.training.sharding import make_mesh
 
+    partial = out.with_name(out.name + ".partial.npz")
     if out.suffix != ".npz":
         raise GenError(f"a reference is an .npz file, not {out}; give a name that ends in .npz")
     held = _arrays_in(Path(what))
@@ -53,17 +57,20 @@ def reference(
         made = _published(Path(what), extractor, publisher, name, split, batch, "arr_0" in held)
     else:
         network = open_extractor(extractor)
-        images, labels = read_images(what)
         data, _, part = what.partition(":")
         made = make_reference(
             name or Path(data).name,
-            from_arrays(images, labels),
+            open_images(what, network, quantiser=quantiser),
             network,
             split=split or part,
+            data=what,
             batch=batch,
             mesh=make_mesh(),
+            partial=partial,
+            progress=progress_line(what),
         )
     made.save(out)
+    partial.unlink(missing_ok=True)
     protocol = made.protocol
     images_ = f"{protocol.count} images" if protocol.count else "an unknown number of images"
     print(
@@ -88,9 +95,8 @@ def _published(
     import dataclasses
 
     from gen.cli.evaluate import open_extractor
-    from gen.cli.images import read_images
+    from gen.cli.images import open_images
     from gen.metrics.reference import make_reference
-    from gen.metrics.sources import from_arrays
     from gen.pretrained.references import read_published
     from gen.training.sharding import make_mesh
 
@@ -98,7 +104,8 @@ def _published(
     if not images:
         return found
     network = open_extractor(extractor)
-    made = make_reference(found.name, from_arrays(*read_images(str(path))), network, batch=batch, mesh=make_mesh())
+    source = open_images(str(path), network)
+    made = make_reference(found.name, source, network, data=str(path), batch=batch, mesh=make_mesh())
     for field in ("extractor", "extractor_fingerprint", "resize"):
         ours, theirs = getattr(made.protocol, field), getattr(found.protocol, field)
         if ours != theirs:
@@ -106,4 +113,4 @@ def _published(
                 f"the statistics in {path} have {field} {theirs!r}, the network for its images {ours!r}; expected the "
                 "same; give --extractor inception:legacy_tensorflow with the published weights"
             )
-    return dataclasses.replace(found, features=made.features, labels=made.labels)
+    return dataclasses.replace(found, features=made.features, labels=made.labels, data=made.data)

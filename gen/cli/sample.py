@@ -70,7 +70,14 @@ def sample(
     began = time.perf_counter()
     where = out or run / "samples"
     calls = generate(
-        loaded.generator, loaded.params, seeds=wanted, labels=labels, out=where, batch=batch, mesh=make_mesh()
+        loaded.generator,
+        loaded.params,
+        seeds=wanted,
+        labels=labels,
+        rule="seed mod classes" if label is None else "given",
+        out=where,
+        batch=batch,
+        mesh=make_mesh(),
     )
     seconds = time.perf_counter() - began
     if calls is not None:

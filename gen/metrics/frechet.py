@@ -1,12 +1,14 @@
 """The Frechet distance between Gaussian statistics, in float64 on the host."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float64
 from scipy.linalg import lapack
 
 from gen.errors import GenError
 
-__all__ = ["frechet_distance", "frechet_infinity", "frechet_of_features"]
+__all__ = ["frechet_by_size", "frechet_distance", "frechet_infinity", "frechet_of_features"]
 
 Array = np.ndarray
 
@@ -61,6 +63,13 @@ def frechet_of_features(x: Array, y: Array) -> float:
     return max(float(np.sum((x.mean(0) - y.mean(0)) ** 2) + np.sum(a**2) + np.sum(b**2) - 2 * cross), 0.0)
 
 
+def frechet_by_size(features: Array, mu: Array, sigma: Array, sizes: Sequence[int], *, seed: int = 0) -> list[float]:
+    """Distances of random subsets of the features (N, D), one of each size, from a reference (mu, sigma)."""
+    rng = np.random.default_rng(seed)
+    subsets = (np.asarray(features[rng.choice(len(features), size, replace=False)], np.float64) for size in sizes)
+    return [frechet_distance(rows.mean(0), np.cov(rows.T), mu, sigma) for rows in subsets]
+
+
 def frechet_infinity(
     features: Array, mu: Array, sigma: Array, *, points: int = 15, seed: int = 0
 ) -> tuple[float, float]:
@@ -82,11 +91,7 @@ def frechet_infinity(
     sizes = np.linspace(min(5000, max(count // 10, 2)), count, points).astype(int)
     if len(set(sizes)) < max(points, 3):
         raise GenError(f"{count} samples for {points} subset sizes; expected many more; evaluate more samples")
-    rng = np.random.default_rng(seed)
-    distances = []
-    for size in sizes:
-        rows = np.asarray(features, np.float64)[rng.choice(count, size, replace=False)]
-        distances.append(frechet_distance(rows.mean(0), np.cov(rows.T), mu, sigma))
+    distances = frechet_by_size(features, mu, sigma, sizes.tolist(), seed=seed)
     design = np.stack([np.ones(points), 1 / sizes], 1)
     solution, *_ = np.linalg.lstsq(design, np.asarray(distances), rcond=None)
     residual = np.sum((design @ solution - distances) ** 2) / (points - 2)

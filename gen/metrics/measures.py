@@ -151,10 +151,16 @@ def _class_frechet(found: Found, reference: Reference, protocol: Protocol) -> Sc
     rows: list[float | None] = []
     for label in range(int(max(reference.labels.max(), labels.max())) + 1):
         real, fake = reference.features[reference.labels == label], features[labels == label]
-        rows.append(frechet_of_features(real, fake) if min(len(real), len(fake)) > 1 else None)
+        if not len(real) and not len(fake):
+            rows.append(None)  # a number that is no class
+            continue
+        if min(len(real), len(fake)) < 2:
+            raise GenError(
+                f"class {label} has {len(fake)} samples and {len(real)} real images among those whose features are "
+                "kept; expected at least 2 of each; evaluate more, or leave class_frechet out"
+            )
+        rows.append(frechet_of_features(real, fake))
     scored = [value for value in rows if value is not None]
-    if not scored:
-        raise GenError("no class has two samples on both sides; expected some; evaluate more samples")
     return Scores({"class_frechet": float(np.mean(scored))}, per_class={"class_frechet": tuple(rows)})
 
 

@@ -118,7 +118,7 @@ def collect(
       batch: global batch size; the tail is padded and masked.
       mesh: devices to use; the default device without.
       path: partial results (.npz) are kept here, every few thousand samples, and gone on from if the file is there.
-      progress: called after every batch.
+      progress: called at the start and after every batch.
 
     Raises:
       GenError: a batch that does not divide over the mesh, samples the source does not have, images the extractor does
@@ -138,6 +138,7 @@ def collect(
         run = _runner(source, extractor, statistics, batch, mesh)
         size = _span(batch)
         saved = time.monotonic()
+        report(indices.start if tally is None else tally.spans[0][1])
         for first in range(indices.start if tally is None else tally.spans[0][1], indices.stop, size):
             stop = min(first + size, indices.stop)
             fresh = Tally(identity, ((first, stop),), jax.device_get(run(first, stop, report)))

@@ -9,11 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from gen.config import from_json, to_json
+from gen.config import from_json, suggest, to_json
 from gen.errors import GenError
 from gen.training.files import read_json, write_json
 
-__all__ = ["Protocol", "Result", "combine", "differences", "require_comparable", "versions"]
+__all__ = [
+    "PRESETS",
+    "Preset",
+    "Protocol",
+    "Result",
+    "combine",
+    "departures",
+    "differences",
+    "preset",
+    "require_comparable",
+    "versions",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +50,7 @@ class Protocol:
       score_splits: how the Inception Score divides the samples: "10" contiguous parts, "10-shuffled" by a fixed
         permutation first, "chunk-5000" parts of 5000.
       seeds: the seeds of the samples; recorded, not compared.
+      name: the preset (`PRESETS`) that the score was taken under, with what departs from it; recorded, not compared.
     """
 
     extractor: str
@@ -56,11 +68,132 @@ class Protocol:
     neighbour_limit: int = 10_000
     score_splits: str = "10-shuffled"
     seeds: str = ""
+    name: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A protocol of the field by name: what it fixes; the rest (reference, labels ...) is as given.
+
+    Attributes:
+      line: whose tables it is, and what belongs to it that no field says.
+      extractor: as ``gen evaluate --extractor`` takes it.
+      fields: values of `Protocol` by name.
+    """
+
+    line: str
+    extractor: str
+    fields: Mapping[str, Any]
+
+
+# The published network, under the resize of the original FID; what all but clean-fid and pytorch-fid report.
+_FID = {"extractor": "inception", "extractor_fingerprint": "inception-2015-12-05", "precision": "float32-highest"}
+_TF = _FID | {"resize": "legacy_tensorflow"}
+_ADM = _TF | {"count": 50_000, "split": "train", "neighbours": 3, "neighbour_rule": "closed", "neighbour_limit": 50_000}
+_ADM |= {"score_splits": "chunk-5000"}
+_DIT = _ADM | {"quantiser": "round", "labels": "random"}
+_EDM = _TF | {"count": 50_000, "split": "train", "quantiser": "round"}
+
+# Sources: the evaluation code of each project. Labels stand where the project fixes them.
+PRESETS: dict[str, Preset] = {
+    "adm-imagenet64": Preset(
+        "guided-diffusion, reference VIRTUAL_imagenet64_labeled.npz",
+        "inception:legacy_tensorflow",
+        _ADM | {"quantiser": "truncate"},
+    ),
+    "adm-imagenet256": Preset(
+        "guided-diffusion, reference VIRTUAL_imagenet256_labeled.npz",
+        "inception:legacy_tensorflow",
+        _ADM | {"quantiser": "truncate"},
+    ),
+    "adm-imagenet512": Preset(
+        "guided-diffusion, reference VIRTUAL_imagenet512.npz",
+        "inception:legacy_tensorflow",
+        _ADM | {"quantiser": "truncate"},
+    ),
+    "dit-imagenet256": Preset(
+        "DiT, SiT, REPA: random classes, ADM's reference VIRTUAL_imagenet256_labeled.npz",
+        "inception:legacy_tensorflow",
+        _DIT,
+    ),
+    "dit-imagenet512": Preset(
+        "DiT, SiT: random classes, ADM's reference VIRTUAL_imagenet512.npz", "inception:legacy_tensorflow", _DIT
+    ),
+    "balanced-imagenet256": Preset(
+        "MAR, VAR, LightningDiT: 50 samples of every class, ADM's reference VIRTUAL_imagenet256_labeled.npz",
+        "inception:legacy_tensorflow",
+        _DIT | {"labels": "seed mod classes"},
+    ),
+    "edm-cifar10": Preset(
+        "EDM, seeds 0-49999, reference cifar10-32x32.npz; the papers report the lowest of three sets of seeds",
+        "inception:legacy_tensorflow",
+        _EDM,
+    ),
+    "edm-imagenet64": Preset(
+        "EDM, seeds 0-49999, random classes, reference imagenet-64x64.npz",
+        "inception:legacy_tensorflow",
+        _EDM | {"labels": "random"},
+    ),
+    "edm2": Preset(
+        "EDM2, random classes, reference img512.pkl or img64.pkl",
+        "inception:legacy_tensorflow",
+        _EDM | {"labels": "random"},
+    ),
+    "edm2-dinov2": Preset(
+        "EDM2's FD-DINOv2, random classes; the reference is made from the training set",
+        "dinov2",
+        {"extractor": "dinov2", "precision": "float32-highest", "count": 50_000, "split": "train"}
+        | {"quantiser": "round", "labels": "random"},
+    ),
+    "clean-fid": Preset(
+        "clean-fid's default mode; tables with it also fix the number of samples and the split",
+        "inception:clean",
+        _FID | {"resize": "clean", "quantiser": "round"},
+    ),
+    "pytorch-fid": Preset(
+        "pytorch-fid on saved images; tables with it also fix the number of samples and the split",
+        "inception:legacy_pytorch",
+        _FID | {"resize": "legacy_pytorch"},
+    ),
+    "rfid-imagenet-val": Preset(
+        "reconstructions of the 50,000 validation images against these (TiTok's and later evaluators, which truncate)",
+        "inception:legacy_tensorflow",
+        _TF | {"count": 50_000, "split": "val", "quantiser": "truncate"},
+    ),
+    "rfid-imagenet-val-pytorch": Preset(
+        "the same by pytorch-fid on saved images, as LightningDiT reports it",
+        "inception:legacy_pytorch",
+        _FID | {"resize": "legacy_pytorch", "count": 50_000, "split": "val", "quantiser": "round"},
+    ),
+    "coco30k": Preset(
+        "30,000 captions of COCO 2014 val, clean-fid against the val images, centre-cropped and brought to 256 pixels",
+        "inception:clean",
+        _FID | {"resize": "clean", "count": 30_000, "split": "val"},
+    ),
+    "digits": Preset(
+        "gen demo: as many balanced samples as there are digits, against the training split",
+        "digits-extractor",
+        {"extractor": "digits", "count": 1797, "split": "train", "labels": "seed mod classes", "reference": "digits"},
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset `name`. Raises GenError, with the closest name, for another one."""
+    if name not in PRESETS:
+        raise GenError(f"unknown protocol '{name}'; {suggest(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def departures(name: str, protocol: Protocol) -> dict[str, tuple[Any, Any]]:
+    """The fields in which a protocol departs from a preset: {field: (the preset's value, the protocol's)}."""
+    fixed = preset(name).fields
+    return {f: (value, getattr(protocol, f)) for f, value in fixed.items() if getattr(protocol, f) != value}
 
 
 def differences(a: Protocol, b: Protocol) -> dict[str, tuple[Any, Any]]:
     """The fields in which two protocols differ, with both values; {} when scores taken under them are comparable."""
-    names = [field.name for field in dataclasses.fields(Protocol) if field.name != "seeds"]
+    names = [field.name for field in dataclasses.fields(Protocol) if field.name not in ("seeds", "name")]
     return {name: (getattr(a, name), getattr(b, name)) for name in names if getattr(a, name) != getattr(b, name)}
 
 

@@ -35,7 +35,8 @@ class Reference:
       identity: of the real images.
       labels: (R,) int32 classes of `features`; empty without.
       spatial: mean and covariance of the spatial features, for sFID; None without.
-      data: where the images lay, as the user named it; "" when unknown. Says where to look for pictures, no more.
+      data: where the images of `features` lay, as the user named it, and their identity; says where to look for
+        pictures, no more. Empty when unknown.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Reference:
     identity: str
     labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     spatial: tuple[np.ndarray, np.ndarray] | None = None
-    data: str = ""
+    data: tuple[str, str] = ("", "")
 
     def fingerprint(self) -> str:
         """SHA-256 (16 hex digits) of the real images' identity and the protocol.
@@ -99,7 +100,7 @@ class Reference:
             identity=str(arrays["identity"]),
             labels=arrays.get("labels", np.zeros(0, np.int32)),
             spatial=(arrays["mu_s"], arrays["sigma_s"]) if "mu_s" in arrays else None,
-            data=str(arrays.get("data", "")),
+            data=(str(arrays["data"][0]), str(arrays["data"][1])) if "data" in arrays else ("", ""),
         )
 
 
@@ -154,5 +155,5 @@ def make_reference(
         identity=source.identity,
         labels=np.asarray(found.get("label", ()), np.int32),
         spatial=(found["spatial_mean"], found["spatial_covariance"]) if "spatial_mean" in found else None,
-        data=data,
+        data=(data, source.identity if data else ""),
     )

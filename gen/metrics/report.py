@@ -181,6 +181,7 @@ class Report:
         x: str = "step",
         y: str = "",
         log: bool = False,
+        log_x: bool = False,
     ) -> "Report":
         """Lines over a common axis.
 
@@ -188,10 +189,10 @@ class Report:
           series: name -> (x values, y values); NaN leaves a gap.
           caption: what is seen.
           x, y: names of the axes.
-          log: logarithmic y axis.
+          log, log_x: logarithmic y axis, x axis.
         """
         number = sum(block["kind"] == "curves" for block in self.blocks)
-        self.blocks.append({"kind": "curves", "svg": _svg(series, x, y, log, number), "caption": caption})
+        self.blocks.append({"kind": "curves", "svg": _svg(series, (x, y), (log_x, log), number), "caption": caption})
         return self
 
     def html(self) -> str:
@@ -251,7 +252,12 @@ def _png(picture: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _svg(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, log: bool, number: int) -> str:
+def _svg(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    names: tuple[str, str],
+    logarithmic: tuple[bool, bool],
+    number: int,
+) -> str:
     import matplotlib  # slow to import, and only pages with curves need it
     from matplotlib.figure import Figure
 
@@ -268,10 +274,15 @@ def _svg(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, 
         for i, (name, (xs, ys)) in enumerate(series.items()):
             mark = "o" if len(xs) < 12 else None
             axes.plot(xs, ys, color=_SERIES[i % len(_SERIES)], lw=1.6, marker=mark, ms=4, label=name)
-        if log:
+        if logarithmic[1]:
             axes.set_yscale("log")
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
+        if logarithmic[0]:  # few points, often doublings: each is named
+            axes.set_xscale("log")
+            ticks = sorted({value for xs, _ in series.values() for value in xs})
+            axes.set_xticks(ticks, [f"{value:,.0f}" for value in ticks], minor=False)
+            axes.minorticks_off()
+        axes.set_xlabel(names[0])
+        axes.set_ylabel(names[1])
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.15, color=_INK, lw=0.8)
         if len(series) > 1:

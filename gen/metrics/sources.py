@@ -17,13 +17,16 @@ from gen.errors import GenError
 from gen.features.extractor import Extractor
 from gen.training.indexed import sample_keys
 
-__all__ = ["QUANTISERS", "Source", "balanced_labels", "from_arrays", "from_store", "generated"]
+__all__ = ["LABEL_RULES", "QUANTISERS", "Source", "balanced_labels", "from_arrays", "from_store", "generated"]
 
 # float images in [-1, 1] -> integers 0..255, still float32
 QUANTISERS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "round": lambda x: jnp.floor(jnp.clip(127.5 * x + 128, 0, 255)),  # DiT, EDM, LightningDiT: rounds to nearest
     "truncate": lambda x: jnp.floor(jnp.clip(127.5 * (x + 1), 0, 255)),  # ADM: darker by half a level on average
 }
+
+
+_LABELS_SEED = 1  # of random labels; the images' noise has seed 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,18 @@ class Source:
 def balanced_labels(count: int, classes: int) -> np.ndarray:
     """Label i = i mod classes, (count,) int32: equal numbers per class at any multiple of `classes`."""
     return (np.arange(count) % classes).astype(np.int32)
+
+
+def _random_labels(seeds: range, classes: int) -> np.ndarray:
+    keys = sample_keys(_LABELS_SEED, jnp.asarray(list(seeds), jnp.int32))
+    return np.asarray(jax.vmap(lambda key: jax.random.randint(key, (), 0, classes))(keys), np.int32)
+
+
+# how the label of a generated sample follows from its seed: (seeds, number of classes) -> (len(seeds),) int32
+LABEL_RULES: dict[str, Callable[[range, int], np.ndarray]] = {
+    "seed mod classes": lambda seeds, classes: (np.asarray(seeds) % classes).astype(np.int32),  # balanced
+    "random": _random_labels,  # uniform, by the seed alone: DiT's and EDM's rule, with draws of our own
+}
 
 
 def from_arrays(

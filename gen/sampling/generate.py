@@ -22,7 +22,7 @@ from gen.sampling.generator import Generator, GeneratorParams
 from gen.training.files import atomic, read_json, write_json, writing
 from gen.training.indexed import ArrayWriter, Writer, run_indexed, sample_keys
 
-__all__ = ["contact_sheet", "generate", "quantise"]
+__all__ = ["contact_sheet", "generate", "quantise", "read_note"]
 
 SHEET = 64  # images in the grid.png beside a folder of PNG files
 SHOWN = 48  # smaller images are enlarged to this height in a contact sheet
@@ -43,6 +43,7 @@ def generate(
     labels: np.ndarray | None = None,
     cond: Mapping[str, np.ndarray] | None = None,
     mesh: Mesh | None = None,
+    rule: str = "given",
     label: str = "sample",
 ) -> np.ndarray | None:
     """Makes one image per seed and writes them; image i depends on seeds[i] and its condition alone.
@@ -61,6 +62,7 @@ def generate(
       labels: (N,) class labels, the condition ``label``; they are stored with the images.
       cond: further conditioning arrays by name, (N, ...).
       mesh: devices to share the work.
+      rule: how the labels follow from the seeds, for the note that goes with the samples (`read_note`).
       label: text of the progress line; "" for none.
 
     Returns:
@@ -87,7 +89,13 @@ def generate(
         return made | ({"arr_1": rows["label"]} if "label" in rows else {})
 
     counted = getattr(generator, "counted", None)
-    writer = _Counting(_writer(Path(out), seeds, cond.get("label"), _identity(generator, params, seeds, cond)))
+    note = {
+        "identity": _identity(generator, params, seeds, cond),
+        "seeds": [seeds.start, seeds.stop - 1],
+        "quantiser": "round",
+        "rule": rule if "label" in cond else "none",
+    }
+    writer = _Counting(_writer(Path(out), seeds, cond.get("label"), note))
     arguments = {"params": params, "cond": cond}
     run_indexed(
         make, len(seeds), batch=batch, writer=writer, arguments=arguments, start=seeds.start, mesh=mesh, label=label
@@ -119,16 +127,36 @@ def _bit_sums(leaves: list[jax.Array]) -> jax.Array:
     return jnp.stack([total(jnp.asarray(leaf)) for leaf in leaves]) if leaves else jnp.zeros(0, jnp.uint32)
 
 
-def _writer(out: Path, seeds: range, labels: np.ndarray | None, identity: str) -> Writer:
+def read_note(path: str | Path) -> dict[str, Any] | None:
+    """What `generate` noted beside samples: ``seeds`` [first, last], ``quantiser``, ``rule`` of labels, ``identity``.
+
+    None for images that `generate` did not write.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            note = json.loads((path / "samples.json").read_text())
+        elif path.suffix in (".npz", ".zip"):
+            with zipfile.ZipFile(path) as archive:
+                note = json.loads(archive.comment)
+        else:
+            return None
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return None
+    known = isinstance(note, dict) and {"identity", "seeds", "quantiser", "rule"} <= set(note)
+    return note if known else None
+
+
+def _writer(out: Path, seeds: range, labels: np.ndarray | None, note: dict[str, Any]) -> Writer:
     match out.suffix:
         case ".npz":
-            return _Npz(ArrayWriter(out, len(seeds), identity))
+            return _Npz(ArrayWriter(out, len(seeds), note["identity"], note))
         case ".zip":
-            return _Zip(out, seeds, labels, identity)
+            return _Zip(out, seeds, labels, note)
         case ".png":
             return _Sheet(out)
         case _:
-            return _Folder(out, seeds, labels, identity)
+            return _Folder(out, seeds, labels, note)
 
 
 class _Counting:
@@ -184,11 +212,11 @@ class _Sheet:
 class _Folder:
     """A folder of PNG files named by seed; each appears whole."""
 
-    def __init__(self, path: Path, seeds: range, labels: np.ndarray | None, identity: str) -> None:
+    def __init__(self, path: Path, seeds: range, labels: np.ndarray | None, about: dict[str, Any]) -> None:
         self.path, self.seeds = path, seeds
         note = path / "samples.json"
         if note.is_file():
-            if read_json(note).get("identity") != identity:
+            if read_json(note).get("identity") != about["identity"]:
                 raise GenError(
                     f"{path} holds samples of another model, seeds or settings; choose another output folder"
                 )
@@ -197,7 +225,6 @@ class _Folder:
         else:
             with writing(path):
                 path.mkdir(parents=True, exist_ok=True)
-            about = {"identity": identity, "seeds": [seeds.start, seeds.stop - 1]}
             write_json(note, about | ({} if labels is None else {"labels": labels.tolist()}))
         there = {entry.name for entry in os.scandir(path)}
         self.next = next((i for i, seed in enumerate(seeds) if _name(seed) not in there), len(seeds))
@@ -226,15 +253,15 @@ class _Folder:
 class _Zip:
     """PNG files gather in a folder beside the archive, which appears when all are there."""
 
-    def __init__(self, path: Path, seeds: range, labels: np.ndarray | None, identity: str) -> None:
-        self.path, self.labels, self.identity = path, labels, identity
+    def __init__(self, path: Path, seeds: range, labels: np.ndarray | None, note: dict[str, Any]) -> None:
+        self.path, self.labels, self.note = path, labels, note
         self.partial = path.with_name(path.name + ".partial")
         self.folder: _Folder | None = None
         self.next = len(seeds)
         if not path.exists():
-            self.folder = _Folder(self.partial, seeds, labels, identity)
+            self.folder = _Folder(self.partial, seeds, labels, note)
             self.next = self.folder.next
-        elif _comment(path) != identity:
+        elif (read_note(path) or {}).get("identity") != note["identity"]:
             raise GenError(f"{path} exists and holds other samples or none; choose another output file")
 
     def write(self, first: int, arrays: dict[str, np.ndarray]) -> None:
@@ -250,7 +277,7 @@ class _Zip:
 
         def pack(out: IO[bytes]) -> None:
             with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-                archive.comment = self.identity.encode()
+                archive.comment = json.dumps(self.note).encode()
                 for name, seed in zip(names, folder.seeds, strict=True):
                     archive.writestr(zipfile.ZipInfo(name), (self.partial / _name(seed)).read_bytes())
                 pairs = None if self.labels is None else list(zip(names, self.labels.tolist(), strict=True))
@@ -263,14 +290,6 @@ class _Zip:
 
 def _name(seed: int) -> str:
     return f"{seed:06d}.png"
-
-
-def _comment(path: Path) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.comment.decode(errors="replace")
-    except (OSError, zipfile.BadZipFile):
-        return ""
 
 
 def _png(image: np.ndarray) -> bytes:

@@ -24,7 +24,7 @@ from gen.errors import GenError
 from gen.training.files import atomic, read_json, write_json, writing
 from gen.training.sharding import batch_sharding, microbatch_count, replicated
 
-__all__ = ["ArrayWriter", "Writer", "padded_block", "placed", "run_indexed", "sample_keys"]
+__all__ = ["ArrayWriter", "ProgressLine", "Writer", "padded_block", "placed", "run_indexed", "sample_keys"]
 
 Rows = Mapping[str, np.ndarray]
 Function = Callable[[Any, jax.Array, jax.Array], Mapping[str, jax.Array]]
@@ -92,7 +92,7 @@ def run_indexed(
     parts = _parts(batch, mesh)
     batch = max(parts, min(batch, -(-count // parts) * parts))
     row = _agreed(writer.next if jax.process_index() == 0 else 0)
-    progress = _Progress(label if jax.process_index() == 0 else "", count, row)
+    progress = ProgressLine(label if jax.process_index() == 0 else "", count, row)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         arguments = placed(arguments, mesh)
         program = jax.jit(function, out_shardings=None if mesh is None else batch_sharding(mesh))
@@ -175,8 +175,14 @@ def _deliver(made: tuple[int, int, Mapping[str, jax.Array]], start: int, writer:
         writer.write(first, fetched)
 
 
-class _Progress:
-    """Done, rate and ETA on stderr: rewritten in place on a terminal, else a plain line now and then."""
+class ProgressLine:
+    """Done, rate and ETA on stderr: rewritten in place on a terminal, else a plain line now and then.
+
+    Args:
+      label: what the line says; "" for no line.
+      count: how many there are.
+      done: how many were done before.
+    """
 
     def __init__(self, label: str, count: int, done: int):
         self.label, self.count = label, count
@@ -209,13 +215,16 @@ class ArrayWriter:
       count: number of rows.
       identity: what makes the rows (weights, options ...), as text. Rows begun or finished under another
         identity or count are refused, so that nothing stale passes for this job's.
+      about: what else is known of the rows, as JSON; an .npz keeps it in its comment.
 
     Raises:
       GenError: `path` or its partial folder belongs to another job; the disk or folder does not take the rows.
     """
 
-    def __init__(self, path: str | Path, count: int, identity: str = "") -> None:
-        self.path, self.count, self.identity = Path(path), count, identity
+    def __init__(
+        self, path: str | Path, count: int, identity: str = "", about: Mapping[str, Any] | None = None
+    ) -> None:
+        self.path, self.count, self.identity, self.about = Path(path), count, identity, dict(about or {})
         self.partial = self.path.with_name(self.path.name + ".partial")
         self._fields: dict[str, tuple[int, np.dtype[Any], tuple[int, ...]]] = {}  # header bytes, dtype, row shape
         self._finished = self.path.exists() and not _is_empty_folder(self.path)
@@ -312,7 +321,8 @@ class ArrayWriter:
 
         def pack(out: IO[bytes]) -> None:
             with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-                archive.comment = json.dumps({"count": self.count, "identity": self.identity}).encode()
+                tag = {"count": self.count, "identity": self.identity} | self.about
+                archive.comment = json.dumps(tag).encode()
                 for name in self._fields:
                     member = zipfile.ZipInfo(f"{name}.npy")  # dated 1980: equal rows are equal bytes
                     with open(self._file(name), "rb") as rows, archive.open(member, "w", force_zip64=True) as target:

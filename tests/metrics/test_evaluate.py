@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gen.errors import GenError
-from gen.metrics.evaluate import evaluate
+from gen.metrics.evaluate import Evaluation, Settings, evaluate, part_of
 from gen.metrics.frechet import frechet_distance
 from gen.metrics.neighbours import manifold
 from gen.metrics.protocol import Result, require_comparable
@@ -81,12 +81,49 @@ def test_refuses(reference):
         ({"neighbour_rule": "half"}, "unknown neighbour rule"),
     ):
         with pytest.raises(GenError, match=message):
-            evaluate(source, reference, Toy(), **arguments)
+            evaluate(source, reference, Toy(), Settings(**arguments))
     with pytest.raises(GenError, match=r"made with extractor_fingerprint 'toy0\.0'"):
         evaluate(source, reference, Toy(shift=1.0))
-    fewer = evaluate(source, reference, Toy(), count=50)
+    fewer = evaluate(source, reference, Toy(), Settings(count=50))
     with pytest.raises(GenError, match="count is 90 and 50"):
         require_comparable({"all": evaluate(source, reference, Toy()), "fewer": fewer})
+
+
+def test_a_partial_set_is_scored_only_when_asked_for_and_says_so(reference):
+    source = from_arrays(FAKE)
+    assert "partial" not in evaluate(source, reference, Toy()).subject
+    fewer = evaluate(source, reference, Toy(), Settings(count=50))
+    assert (fewer.protocol.count, fewer.subject["partial"]) == (50, "the first 50 of 90 samples")
+    evaluation = Evaluation(source, reference, Toy())
+    spans = [part_of(90, number, 3) for number in (1, 2, 3)]
+    parts = [evaluation.gather(indices=span, batch=16) for span in spans]
+    merged = evaluation.result(evaluation.found(parts)).values
+    for name, value in evaluate(source, reference, Toy()).values.items():
+        assert merged[name] == pytest.approx(value, rel=1e-6), name
+    for some in (parts[:2], parts[::2]):
+        with pytest.raises(GenError, match=r"60 of 90 samples are in .*no score is given for a partial set"):
+            evaluation.found(some)
+    for number, count in ((0, 3), (4, 3), (1, 91)):
+        with pytest.raises(GenError, match="with samples in each"):
+            part_of(90, number, count)
+
+
+def test_presets_are_kept_to_or_departed_from_by_name(reference):
+    settings = dataclasses.replace(Settings.of("digits"), count=90)
+    source = from_arrays(FAKE, LABELS, rule="seed mod classes")
+    with pytest.raises(GenError, match="'digits' has extractor 'digits', this evaluation 'toy'"):
+        evaluate(source, reference, Toy(), settings)
+    forced = evaluate(source, reference, Toy(), dataclasses.replace(settings, force=True))
+    assert forced.protocol.name == "digits, but for extractor, count, reference"
+    adm = Settings.of("adm-imagenet256")
+    assert (adm.count, adm.score_splits, adm.neighbour_limit) == (50_000, "chunk-5000", 50_000)
+
+
+def test_pictures_are_kept_as_they_were(reference):
+    evaluation = Evaluation(from_arrays(FAKE), reference, Toy(), Settings(pictures=7))
+    found = evaluation.found([evaluation.gather(batch=16)])
+    np.testing.assert_array_equal(found["pictures"], FAKE[:7])
+    assert found["pictures"].dtype == np.uint8
 
 
 def test_a_generator_and_its_stored_samples_agree(reference):

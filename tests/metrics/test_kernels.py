@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from gen.errors import GenError
-from gen.metrics.evaluate import evaluate
+from gen.metrics.evaluate import Settings, evaluate
 from gen.metrics.frechet import frechet_distance, frechet_infinity, frechet_of_features
 from gen.metrics.inception_score import InceptionScore
 from gen.metrics.kernels import cmmd, cubic, kid, mind, mmd2, rbf
@@ -59,7 +59,7 @@ def test_evaluation_gives_them_when_asked():
     labels = balanced_labels(60, 3)
     real, fake = images(60), images(60, seed=1) // 2
     reference = make_reference("toys", from_arrays(real, labels), Toy())
-    found = evaluate(from_arrays(fake, labels), reference, Toy(), extra=("kid", "mind", "class_frechet"))
+    found = evaluate(from_arrays(fake, labels), reference, Toy(), Settings(extra=("kid", "mind", "class_frechet")))
     a, b = features(real).astype(np.float32), features(fake).astype(np.float32)
     assert found.values["kid"] == pytest.approx(kid(a, b).mean, rel=1e-4)
     assert found.values["mind"] == pytest.approx(mind(a, b), rel=1e-4)
@@ -69,8 +69,11 @@ def test_evaluation_gives_them_when_asked():
     assert "kid" in found.within
     source = from_arrays(fake)
     with pytest.raises(GenError, match="needs labels"):
-        evaluate(source, reference, Toy(), extra=("class_frechet",))
+        evaluate(source, reference, Toy(), Settings(extra=("class_frechet",)))
     with pytest.raises(GenError, match="unknown measure 'kit'"):
-        evaluate(source, reference, Toy(), extra=("kit",))
-    forced = evaluate(source, reference, Toy(shift=1.0), force=True)
+        evaluate(source, reference, Toy(), Settings(extra=("kit",)))
+    few = from_arrays(fake[labels != 2], labels[labels != 2])
+    with pytest.raises(GenError, match="class 2 has 0 samples and 20 real images"):
+        evaluate(few, reference, Toy(), Settings(extra=("class_frechet",)))
+    forced = evaluate(source, reference, Toy(shift=1.0), Settings(force=True))
     assert forced.protocol.reference == "toys (forced)"

@@ -5,7 +5,16 @@ import pytest
 
 from gen.config import from_json, to_json
 from gen.errors import GenError
-from gen.metrics.protocol import Protocol, Result, combine, differences, require_comparable
+from gen.metrics.protocol import (
+    PRESETS,
+    Protocol,
+    Result,
+    combine,
+    departures,
+    differences,
+    preset,
+    require_comparable,
+)
 
 P = Protocol("digits", "abc", 1797, labels="balanced", reference="digits", reference_fingerprint="def", seeds="0-1796")
 
@@ -42,8 +51,8 @@ def test_other_files_are_refused(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Protocol) if f.name != "seeds"])
-def test_every_field_but_the_seeds_must_agree(field):
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Protocol) if f.name not in ("seeds", "name")])
+def test_every_field_that_changes_a_score_must_agree(field):
     other = dataclasses.replace(P, **{field: 7 if isinstance(getattr(P, field), int) else "other"})
     assert list(differences(P, other)) == [field]
     pair = {"teacher": _result(1.0), "student": dataclasses.replace(_result(2.0), protocol=other)}
@@ -74,3 +83,22 @@ def test_mean_over_seeds():
 def test_scores_are_finite(value):
     with pytest.raises(GenError, match="frechet_distance is"):
         _result(value)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_fix_fields_of_a_protocol(name):
+    """A protocol with the preset's values departs in nothing; one with another value in that field alone."""
+    fields = dict(preset(name).fields)
+    kept = dataclasses.replace(P, **fields)
+    assert departures(name, kept) == {}
+    for field, value in fields.items():
+        other = value + 1 if isinstance(value, int) else f"{value}?"
+        assert departures(name, dataclasses.replace(kept, **{field: other})) == {field: (value, other)}
+    assert "extractor" in fields
+
+
+def test_the_name_of_a_preset_is_recorded_and_not_compared():
+    assert differences(P, dataclasses.replace(P, name="digits", seeds="5-9")) == {}
+    assert from_json(to_json(dataclasses.replace(P, name="digits"))).name == "digits"
+    with pytest.raises(GenError, match="unknown protocol 'adm-imagenet265'; did you mean 'adm-imagenet256'"):
+        preset("adm-imagenet265")

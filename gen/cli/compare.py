@@ -1,0 +1,95 @@
+"""``gen compare``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from gen.errors import GenError
+
+__all__ = ["compare", "show"]
+
+
+def compare(
+    what: Annotated[tuple[str, ...], tyro.conf.Positional],
+    /,
+    *,
+    force: bool = False,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="HTML")] = None,
+) -> None:
+    """Scores of several evaluations side by side, under one protocol.
+
+    Results taken under different protocols are refused, naming the field in which they differ; forced, that field
+    stands in the table.
+
+    Examples:
+      gen compare runs/a runs/b runs/c
+      gen compare teacher10.json teacher50.json --out steps.html
+
+    Args:
+      what: run folders (their scores.json), or score files of gen evaluate.
+      force: compare all the same.
+      out: also write a page.
+    """
+    from gen.metrics.protocol import Result, require_comparable
+    from gen.metrics.report import Report
+
+    if len(what) < 2:
+        raise GenError("one result or none has nothing to be compared with; give two or more score files or runs")
+    if len(set(what)) < len(what):
+        raise GenError("a result is given twice; expected different ones")
+    results = {name: Result.load(_scores(Path(name))) for name in what}
+    require_comparable(results, force=force)
+    show(results)
+    if out is not None:
+        Report("Comparison", f"{len(results)} evaluations.").results(results).write(out)
+        print(f"written to {out}")
+
+
+def _scores(path: Path) -> Path:
+    """The score file of a run folder, or the file itself."""
+    if path.is_dir() and not (path / "scores.json").is_file():
+        raise GenError(f"{path} holds no scores.json; run gen evaluate {path}")
+    return path / "scores.json" if path.is_dir() else path
+
+
+def show(results: dict[str, Any]) -> None:
+    """A table on stdout: one row per result, the protocol fields in which they differ as columns, the rest beneath."""
+    import dataclasses
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from gen.metrics.protocol import Protocol, differences
+
+    everyone = list(results.values())
+    first = everyone[0].protocol
+    varying = list(dict.fromkeys(name for r in everyone for name in differences(first, r.protocol)))
+    names = list(dict.fromkeys(name for result in everyone for name in result.values))
+    console = Console()
+    if len(everyone) == 1:
+        table = Table("score", *results, box=None, header_style="bold")
+        for name in names:
+            table.add_row(name, _cell(everyone[0], name))
+    else:
+        table = Table("", *names, *varying, box=None, header_style="bold")
+        for label, result in results.items():
+            table.add_row(
+                label, *(_cell(result, name) for name in names), *(str(getattr(result.protocol, f)) for f in varying)
+            )
+    console.print(table)
+    fields = [field.name for field in dataclasses.fields(Protocol) if field.name not in varying]
+    facts = {name: getattr(first, name) for name in fields}
+    console.print(
+        "protocol: " + ", ".join(f"{k} {v}" for k, v in facts.items() if v != ""), highlight=False, soft_wrap=True
+    )
+    for label, result in results.items():
+        if "partial" in result.subject:
+            console.print(f"{label} is partial: {result.subject['partial']}", highlight=False, soft_wrap=True)
+
+
+def _cell(result: Any, name: str) -> str:
+    if name not in result.values:
+        return "-"
+    spread = result.spread.get(name, result.within.get(name))
+    return f"{result.values[name]:.4f}" + ("" if spread is None else f" ± {spread:.4f}")
