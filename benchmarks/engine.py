@@ -4,7 +4,8 @@
 
 Needs a finished demo (its latent cache). Every figure is a median over interleaved pairs: one engine run, one bare
 loop over batches of the same data with the same update, jitted alone, in turn. The engine's seconds per step are the
-difference of a long and a short run, so that start-up, tracing and the final checkpoint cancel.
+difference of a long and a short run, so that start-up, tracing and the final checkpoint cancel. CPU time counts all
+threads; on a machine that does other things it is the steadier of the two.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 
 import gen
 from gen.data.caches import Cache
@@ -28,21 +30,26 @@ from gen.training.task import Stage
 SHORT, LONG = 50, 650
 
 
-def engine_seconds(stage: Stage, steps: tuple[int, int]) -> float:
-    """Seconds per step of `train`."""
+def clock() -> np.ndarray:
+    """(wall seconds, CPU seconds of all threads of this process)."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def engine_seconds(stage: Stage, steps: tuple[int, int]) -> np.ndarray:
+    """Wall and CPU seconds per step of `train`."""
     times = []
     for count in steps:
         run = Stage(stage.name, stage.task, steps=count, batch=stage.batch, data=stage.data)
         config = RunConfig("benchmark", (run,), engine=EngineConfig(quiet=True, checkpoint_every=10**9))
         with tempfile.TemporaryDirectory() as folder:
-            began = time.perf_counter()
+            began = clock()
             train(config, folder)
-            times.append(time.perf_counter() - began)
+            times.append(clock() - began)
     return (times[1] - times[0]) / (steps[1] - steps[0])
 
 
-def bare_seconds(stage: Stage, steps: tuple[int, int]) -> float:
-    """Seconds per step of the jitted update alone, on batches that already lie on the device."""
+def bare_seconds(stage: Stage, steps: tuple[int, int]) -> np.ndarray:
+    """Wall and CPU seconds per step of the jitted update alone, on batches that already lie on the device."""
     task = stage.task
     state = jax.jit(task.init, static_argnums=(1, 2))(jax.random.key(0), None, None)
     name = task.select(0)
@@ -53,22 +60,23 @@ def bare_seconds(stage: Stage, steps: tuple[int, int]) -> float:
     state, _ = step(state, batches[0], keys[0])
     jax.block_until_ready(state)
     count = steps[1] - steps[0]
-    began = time.perf_counter()
+    began = clock()
     for i in range(count):
         state, _ = step(state, batches[i % 16], keys[i % 16])
     jax.block_until_ready(state)
-    return (time.perf_counter() - began) / count
+    return (clock() - began) / count
 
 
 def overhead(name: str, stage: Stage, pairs: int, steps: tuple[int, int]) -> None:
-    """Prints the engine's and the bare loop's seconds per step and the median of their differences and ratios."""
-    rows = [(engine_seconds(stage, steps), bare_seconds(stage, steps)) for _ in range(pairs + 1)][1:]
-    engine, bare = (1e3 * statistics.median(column) for column in zip(*rows, strict=True))
-    extra = 1e3 * statistics.median(e - b for e, b in rows)
-    ratio = statistics.median(e / b for e, b in rows)
-    print(
-        f"{name:<34} engine {engine:8.2f} ms, bare {bare:8.2f} ms, overhead {extra:6.2f} ms ({100 * (ratio - 1):.1f} %)"
-    )
+    """Prints the engine's and the bare loop's time per step and the medians of their differences and ratios."""
+    rows = np.array([(engine_seconds(stage, steps), bare_seconds(stage, steps)) for _ in range(pairs + 1)][1:])
+    for column, kind in enumerate(("wall", "CPU")):
+        engine, bare = rows[:, 0, column], rows[:, 1, column]
+        print(
+            f"{name:<26} {kind:<4} engine {1e3 * np.median(engine):8.2f} ms, bare {1e3 * np.median(bare):8.2f} ms, "
+            f"overhead {1e3 * np.median(engine - bare):6.2f} ms ({100 * np.median(engine / bare - 1):.1f} %)",
+            flush=True,
+        )
 
 
 def loader_rate(data: object, batch: int, count: int = 2000) -> float:
