@@ -142,6 +142,7 @@ KINDS: dict[str, dict[str, str]] = {
         "digits-extractor": "gen.features.digits:DigitsExtractor",
         "inception": "gen.features.inception:Inception",
         "dinov2": "gen.features.dinov2:DINOv2Extractor",
+        "clip": "gen.features.clip:CLIPExtractor",
     },
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",

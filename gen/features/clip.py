@@ -1,16 +1,32 @@
 """CLIP's image and text towers (Radford et al. 2021)."""
 
 import dataclasses
+import functools
+from pathlib import Path
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from gen.config import suggest
 from gen.errors import GenError
+from gen.features.resize import resize, resize_uint8
+from gen.features.weights import cache_path, flat, identity_of, load_weights, network_of
 from gen.nn.layers import Attention, linear, patchify, run_stack, stack
+from gen.nn.network import Network, Params, param_shapes
 
-__all__ = ["CLIP", "CLIPConfig", "TowerConfig"]
+__all__ = ["CLIP", "MODES", "CLIPConfig", "CLIPExtractor", "TowerConfig", "model_name"]
+
+# of the range [0, 1]
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+# how an extractor is asked for -> the model
+MODES = {
+    "cmmd": "vit-l-14-336",
+    **{name: name for name in ("vit-b-32", "vit-b-16", "vit-l-14", "vit-l-14-336")},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,3 +184,128 @@ class CLIP(nnx.Module):
         """Logits (images, texts) of embeddings: their cosine times the learned scale."""
         images, texts = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (images, texts))
         return jnp.exp(self.logit_scale[...]) * images @ texts.T
+
+
+def model_name(config: CLIPConfig) -> str:
+    """The published name of a size, such as vit-l-14-336; for sizes that were not published one of the same kind."""
+    letter = {768: "b", 1024: "l"}.get(config.vision.width, f"w{config.vision.width}")
+    return f"vit-{letter}-{config.patch}" + ("" if config.size == 224 else f"-{config.size}")
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPExtractor:
+    """CLIP's embeddings of images, for CMMD, CLIP-FID and the CLIP score.
+
+    Attributes:
+      mode: cmmd is the embedding of Jayasumana et al. 2024 (section 4): ViT-L/14 at 336 pixels, images stretched to
+        that square by torch's bicubic filter without antialiasing, embeddings of length 1. The names of models are
+        those models with CLIP's own preprocessing: the shorter side resized by Pillow's bicubic filter to 8-bit
+        values, the middle square cut out, embeddings as they come.
+      weights: a file made by ``gen convert clip``; the model's in the per-user cache by default.
+    """
+
+    mode: str = "cmmd"
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise GenError(f"unknown CLIP '{self.mode}'; {suggest(self.mode, MODES)}")
+
+    @property
+    def name(self) -> str:
+        """Short name for protocols and tables."""
+        return f"clip-{MODES[self.mode]}"
+
+    @property
+    def image(self) -> tuple[int | None, int | None, int]:
+        """Any size."""
+        return (None, None, 3)
+
+    @property
+    def resize(self) -> str:
+        """See `Extractor`."""
+        return "torch-bicubic stretched" if self.mode == "cmmd" else "pil-bicubic shorter side, centre crop"
+
+    @property
+    def precision(self) -> str:
+        """See `Extractor`."""
+        return "float32-highest"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See `Extractor`."""
+        return ("features",)
+
+    @property
+    def path(self) -> Path:
+        """Where the weights lie."""
+        return Path(self.weights) if self.weights else cache_path(self.name)
+
+    @property
+    def _hint(self) -> str:
+        return f"get the {MODES[self.mode]} model of openai/CLIP (or its CLIPModel file) and run gen convert clip FILE"
+
+    @property
+    def network(self) -> CLIPConfig:
+        """The architecture of the weights. Raises GenError when there are none."""
+        return network_of(self.path, CLIPConfig, self._hint)
+
+    def fingerprint(self) -> str:
+        """A hash of the weights. Raises GenError when there are none."""
+        return identity_of(self.path, self._hint)
+
+    def load(self) -> Params:
+        """The weights of both towers. Raises GenError when the file is missing or damaged."""
+        params = load_weights(self.path, self._hint)
+        wanted = {name: value.shape for name, value in flat(param_shapes(self.network)).items()}
+        if {name: value.shape for name, value in flat(params).items()} != wanted:
+            raise GenError(f"{self.path} holds another CLIP than it says; {self._hint}")
+        return params
+
+    def prepared(self, images: jax.Array) -> jax.Array:
+        """images (B, H, W, 3) on the 0..255 grid -> (B, size, size, 3) with CLIP's mean and deviation removed."""
+        side = self.network.size
+        if self.mode == "cmmd":
+            x = resize(images, (side, side), "torch-bicubic")
+        else:
+            height, width = images.shape[1:3]
+            size = (side * height // min(height, width), side * width // min(height, width))
+            x = resize_uint8(images, size, "pil-bicubic").astype(jnp.float32)
+            top, left = (round((n - side) / 2) for n in size)
+            x = x[:, top : top + side, left : left + side]
+        return (x / 255 - jnp.asarray(_MEAN)) / jnp.asarray(_DEVIATION)
+
+    def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
+        """images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, projection) float32."""
+        with jax.default_matmul_precision("highest"):
+            found = Network(self.network).apply(params, self.prepared(images), method="encode_image")["embedding"]
+        unit = self.mode == "cmmd"
+        return {"features": found / jnp.linalg.norm(found, axis=-1, keepdims=True) if unit else found}
+
+    def texts(self, tokens: np.ndarray, batch: int = 256) -> np.ndarray:
+        """Embeddings (N, projection) float32 of length 1 of texts: tokens (N, T) integer, each with its end token.
+
+        Raises GenError for tokens that this CLIP does not know, or more than it reads.
+        """
+        network = self.network
+        if tokens.ndim != 2 or not len(tokens) or tokens.dtype.kind not in "iu":
+            raise GenError(
+                f"tokens {tokens.dtype} {tokens.shape}; expected (N, T) integers, padded behind the end token"
+            )
+        if tokens.min() < 0 or tokens.max() >= network.vocabulary:
+            raise GenError(
+                f"tokens from {tokens.min()} to {tokens.max()}; this CLIP has {network.vocabulary}: use its vocabulary"
+            )
+        params, call = self.load(), _text_program(network)
+        rows = [np.minimum(np.arange(i, i + batch), len(tokens) - 1) for i in range(0, len(tokens), batch)]
+        return np.concatenate([np.asarray(call(params, tokens[r])) for r in rows])[: len(tokens)]
+
+
+@functools.lru_cache(maxsize=2)
+def _text_program(network: CLIPConfig) -> "jax.stages.Wrapped":
+    def call(params: Params, tokens: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision("highest"):
+            found = Network(network).apply(params, tokens, method="encode_text")["embedding"]
+        return found / jnp.linalg.norm(found, axis=-1, keepdims=True)
+
+    return jax.jit(call)

@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 
 from gen.errors import GenError
-from gen.features.resize import resize, resize_host
-from gen.features.weights import cache_path, flat, identity_of, load_weights
+from gen.features.resize import cubic, resize, resize_host
+from gen.features.weights import cache_path, flat, identity_of, load_weights, network_of
 from gen.nn.layers import MLP, Attention, linear, patchify, run_stack, stack
 from gen.nn.network import Network, Params, param_shapes
 
@@ -95,26 +95,20 @@ class _Block(nnx.Module):
         return x + self.scale2[...] * self.mlp(self.norm2(x))
 
 
-def _cubic(x: np.ndarray, a: float) -> np.ndarray:
-    x = np.abs(x)
-    near, far = ((a + 2) * x - (a + 3)) * x**2 + 1, a * (((x - 5) * x + 8) * x - 4)
-    return np.asarray(np.where(x < 1, near, np.where(x < 2, far, 0)))
-
-
 def _axis_weights(size: int, out: int, antialias: bool, offset: float) -> np.ndarray:
     """(out, size) float32: torch's bicubic resampling of one axis by the factor (out + offset) / size."""
     step = size / (out + offset)
     centre = (np.arange(out) + 0.5) * step
     if antialias:
         width = max(step, 1.0)
-        weights = _cubic((np.arange(size) + 0.5 - centre[:, None]) / width, -0.5)
+        weights = cubic(-0.5)((np.arange(size) + 0.5 - centre[:, None]) / width)
         return np.asarray(weights / weights.sum(1, keepdims=True), np.float32)
     weights = np.zeros((out, size))
     source = centre - 0.5
     for k in (-1, 0, 1, 2):
         neighbour = np.floor(source).astype(int) + k
         at = np.clip(neighbour, 0, size - 1)
-        np.add.at(weights, (np.arange(out), at), _cubic(source - neighbour, -0.75))
+        np.add.at(weights, (np.arange(out), at), cubic(-0.75)(source - neighbour))
     return weights.astype(np.float32)
 
 
@@ -192,12 +186,11 @@ class DINOv2Extractor:
     Images are resized to exactly `size` by Pillow's bicubic filter, not rounded in between, as EDM2 does.
 
     Attributes:
-      network: the transformer; ViT-L/14 without registers, the published choice, by default.
       size: side of the images that it sees.
-      weights: a file made by ``gen convert dinov2``; that of the per-user cache by default.
+      weights: a file made by ``gen convert dinov2``; that of the per-user cache by default. The published choice is
+        ViT-L/14 without registers.
     """
 
-    network: DINOv2Config = DINOv2Config(width=1024, depth=24, heads=16, hidden=4096)
     size: int = 224
     weights: str = ""
 
@@ -231,16 +224,21 @@ class DINOv2Extractor:
         """Where the weights lie."""
         return Path(self.weights) if self.weights else cache_path(self.name)
 
+    @property
+    def network(self) -> DINOv2Config:
+        """The architecture of the weights. Raises GenError when there are none."""
+        return network_of(self.path, DINOv2Config, _HINT)
+
     def fingerprint(self) -> str:
         """A hash of the weights. Raises GenError when there are none."""
         return identity_of(self.path, _HINT)
 
     def load(self) -> Params:
-        """The weights. Raises GenError when the file is missing, damaged or of another architecture."""
+        """The weights. Raises GenError when the file is missing, or damaged."""
         params = load_weights(self.path, _HINT)
         wanted = {name: value.shape for name, value in flat(param_shapes(self.network)).items()}
         if {name: value.shape for name, value in flat(params).items()} != wanted:
-            raise GenError(f"{self.path} holds another DINOv2 than this configuration; {_HINT}")
+            raise GenError(f"{self.path} holds another DINOv2 than it says; {_HINT}")
         return params
 
     def fit(self, image: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gen.errors import GenError
 
-__all__ = ["METHODS", "axis_weights", "resize", "resize_host", "resize_uint8"]
+__all__ = ["METHODS", "axis_weights", "cubic", "resize", "resize_host", "resize_uint8"]
 
 _FIXED_BITS = 22  # of Pillow's weights for 8-bit images
 
@@ -22,7 +22,7 @@ def _triangle(x: np.ndarray) -> np.ndarray:
     return np.maximum(1 - np.abs(x), 0)
 
 
-def _cubic(a: float) -> Callable[[np.ndarray], np.ndarray]:
+def cubic(a: float) -> Callable[[np.ndarray], np.ndarray]:
     """The cubic convolution kernel (Keys 1981, equation 4 with free parameter a)."""
 
     def kernel(x: np.ndarray) -> np.ndarray:
@@ -72,13 +72,13 @@ def _nearest(size: int, out: int) -> np.ndarray:
 
 # method -> (input size, output size) -> weights (out, in)
 METHODS: dict[str, Callable[[int, int], np.ndarray]] = {
-    "pil-bicubic": functools.partial(_stretched, _cubic(-0.5), 2.0),
+    "pil-bicubic": functools.partial(_stretched, cubic(-0.5), 2.0),
     "pil-bilinear": functools.partial(_stretched, _triangle, 1.0),
     "pil-lanczos": functools.partial(_stretched, _lanczos, 3.0),
     "pil-box": functools.partial(_stretched, _box, 0.5),
     "pil-nearest": _nearest,
     "torch-bilinear": functools.partial(_taps, _triangle, 1, True),
-    "torch-bicubic": functools.partial(_taps, _cubic(-0.75), 2, True),
+    "torch-bicubic": functools.partial(_taps, cubic(-0.75), 2, True),
     "tf1-bilinear": functools.partial(_taps, _triangle, 1, False),
 }
 

@@ -10,15 +10,18 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from gen.config import from_json, to_json
 from gen.errors import GenError
 from gen.nn.network import Params
 from gen.training.checkpoints import load_arrays, save_arrays
 
-__all__ = ["cache_path", "content_fingerprint", "flat", "identity_of", "load_weights", "store_weights"]
+__all__ = ["cache_path", "content_fingerprint", "flat", "identity_of", "load_weights", "network_of", "store_weights"]
+
+T = TypeVar("T")
 
 
 def cache_path(name: str) -> Path:
@@ -46,17 +49,19 @@ def content_fingerprint(params: Params) -> str:
     return digest.hexdigest()[:16]
 
 
-def store_weights(path: str | Path, params: Params, *, origin: str, published: str = "") -> str:
+def store_weights(path: str | Path, params: Params, *, origin: str, published: str = "", network: Any = None) -> str:
     """Writes a network's weights with their identity; returns that identity.
 
     Args:
       origin: the file they came from, for the reader of the header.
       published: the name of the published weights, when the file was verified to hold them; by default the identity
         is `content_fingerprint`.
+      network: the configuration, where one family comes in several sizes: `network_of` gives it back.
     """
     content = content_fingerprint(params)
     identity = published or content
-    save_arrays(path, params, {"origin": origin, "content": content, "identity": identity})
+    described = {} if network is None else {"network": json.dumps(to_json(network))}
+    save_arrays(path, params, {"origin": origin, "content": content, "identity": identity} | described)
     return identity
 
 
@@ -82,6 +87,16 @@ def _read_header(path: Path, hint: str) -> Mapping[str, str]:
 def identity_of(path: Path, hint: str) -> str:
     """The identity that stands in the file. Raises GenError, with `hint` on what to do, for a missing or other file."""
     return _read_header(path, hint)["identity"]
+
+
+def network_of(path: Path, expected: type[T], hint: str) -> T:
+    """The configuration that stands in the file. Raises GenError for a missing file, or another kind of network's."""
+    text = _read_header(path, hint).get("network")
+    if text is None:
+        raise GenError(f"{path} does not say which {expected.__name__} it holds; {hint}")
+    found = from_json(json.loads(text), expected, str(path))
+    assert isinstance(found, expected)
+    return found
 
 
 def load_weights(path: Path, hint: str) -> dict[str, Any]:

@@ -95,5 +95,5 @@ def convert(source: Path, out: Path | None = None) -> str:
     """
     network, params, _ = IMPORTER.load(read_weights(source))
     out = cache_path("dinov2") if out is None else out
-    identity = store_weights(out, params, origin=source.name)
+    identity = store_weights(out, params, origin=source.name, network=network)
     return f"dinov2: width {network.width}, depth {network.depth}, identity {identity}; written to {out}"

@@ -13,6 +13,8 @@ NETWORKS: dict[str, str] = {
     "inception": "gen.pretrained.inception:convert",
     "dinov2": "gen.pretrained.dinov2:convert",
     "lpips": "gen.pretrained.lpips:convert",
+    "clip": "gen.pretrained.clip:convert",
+    "clip-vocabulary": "gen.pretrained.clip:convert_vocabulary",
 }
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -5,7 +7,7 @@ from safetensors.numpy import save_file
 
 from gen.errors import GenError
 from gen.features.dinov2 import DINOv2Config, DINOv2Extractor
-from gen.features.weights import load_weights
+from gen.features.weights import load_weights, store_weights
 from gen.nn.network import Network
 from gen.pretrained.dinov2 import IMPORTER
 from gen.pretrained.features import convert_network
@@ -19,10 +21,16 @@ def test_a_converted_file_is_the_extractor(tmp_path) -> None:
     save_file(IMPORTER.save(NETWORK, params), source)
     assert convert_network("dinov2", source, out).startswith("dinov2: width 64, depth 1, identity ")
     jax.tree.map(np.testing.assert_array_equal, load_weights(out, ""), jax.device_get(params))
-    extractor = DINOv2Extractor(NETWORK, size=42, weights=str(out))
+    extractor = DINOv2Extractor(size=42, weights=str(out))
+    assert extractor.network == NETWORK
     images = jax.random.uniform(jax.random.key(1), (2, 20, 30, 3)) * 255
     features = extractor(extractor.load(), images)["features"]
     assert features.shape == (2, 64)
     assert not np.allclose(features[0], features[1])
+    other = tmp_path / "other.safetensors"
+    store_weights(other, params, origin="test", network=dataclasses.replace(NETWORK, hidden=64))
     with pytest.raises(GenError, match="another DINOv2"):
-        DINOv2Extractor(weights=str(out)).load()
+        DINOv2Extractor(weights=str(other)).load()
+    store_weights(other, params, origin="test")
+    with pytest.raises(GenError, match="does not say which DINOv2Config"):
+        DINOv2Extractor(weights=str(other)).load()
