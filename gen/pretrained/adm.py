@@ -1,6 +1,10 @@
-"""Official ADM weights (openai/guided-diffusion) in `DhariwalUNetConfig`: names, shapes and the official sampler.
+"""Official ADM weights (openai/guided-diffusion) and those of its forerunner (openai/improved-diffusion).
 
-Only networks that resample inside residual blocks and condition by scale and shift, as the published ones do.
+Both are `DhariwalUNetConfig`s: guided-diffusion's published networks resample inside residual blocks and condition by
+scale and shift; improved-diffusion's resample by convolutions, and its LSUN networks add the condition.
+
+The order of q, k, v and heads in the attention's projection is told by no file: ImageNet-64 of guided-diffusion has the
+new one (system adm-new-order), all others the old one (adm).
 """
 
 from typing import Any
@@ -18,7 +22,14 @@ from gen.sampling.solvers import Ancestral
 
 __all__ = ["IMPORTER", "NEW_IMPORTER", "config", "generator", "rules"]
 
-_SIZES = {4: 64, 5: 128, 6: 256}  # published networks by their number of levels
+# image sizes of the published networks by the widths of their levels
+_SIZES: dict[tuple[float, ...], int] = {
+    (1, 2, 2, 2): 32,
+    (1, 2, 3, 4): 64,
+    (1, 1, 2, 3, 4): 128,
+    (1, 1, 2, 2, 4, 4): 256,
+    (0.5, 1, 1, 2, 2, 4, 4): 512,
+}
 _ATTENTION_1D = Transform(lambda a: a.transpose(2, 1, 0)[None], lambda a: (a[0].transpose(2, 1, 0),))
 
 
@@ -36,7 +47,7 @@ def rules(config: DhariwalUNetConfig, *, new_order: bool = False) -> Rules:
     for number, row in enumerate(encoder):
         name = f"input_blocks.{number}"
         if row.kind == "conv":
-            table += convolution(f"{name}.0", f"enc/{row.name}")
+            table += convolution(f"{name}.0{'.op' if row.down else ''}", f"enc/{row.name}")
         else:
             table += _block(config, row, f"enc/{row.name}", f"{name}.0", f"{name}.1", new_order)
     number, place = -1, 0
@@ -50,7 +61,9 @@ def rules(config: DhariwalUNetConfig, *, new_order: bool = False) -> Rules:
             table += _norm("out.0", ours)
         elif row.kind == "out":
             table += convolution("out.2", ours)
-        elif row.up:  # the last part of the block before
+        elif row.kind == "conv":  # the last part of the block before
+            table += convolution(f"output_blocks.{number}.{place}.conv", ours)
+        elif row.up:  # likewise
             table += _block(config, row, ours, f"output_blocks.{number}.{place}", "", new_order)
         else:
             number, place = number + 1, 2 if _heads(config, row) else 1
@@ -105,51 +118,69 @@ def _qkv(heads: int, new_order: bool, *, kernel: bool) -> Transform:
     return Transform(load, save)
 
 
-def config(weights: Arrays, *, size: int | None = None, head_width: int = 64) -> DhariwalUNetConfig:
+def config(
+    weights: Arrays, *, size: int | None = None, head_width: int = 64, heads: int | None = None
+) -> DhariwalUNetConfig:
     """The configuration of a state dict, from its names and shapes.
 
     Args:
-      size: of the image, which shapes do not tell; that of the published network with as many levels by default.
+      size: of the image, which shapes do not tell; that of the published network with such levels by default.
       head_width: channels per attention head (``num_head_channels``).
+      heads: attention heads of every block instead (``num_heads``); by default as in the published networks: 4 at
+        128 px and in improved-diffusion's, 1 in its LSUN networks.
     Raises GenError when a needed array is missing or misshaped, or the size is not known.
     """
     try:
-        return _config(weights, size, head_width)
+        return _config(weights, size, head_width, heads)
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise GenError(f"this is not an ADM network: {error} is missing or misshaped; give an official file") from None
 
 
-def _config(weights: Arrays, size: int | None, head_width: int) -> DhariwalUNetConfig:
+def _config(weights: Arrays, size: int | None, head_width: int, heads: int | None) -> DhariwalUNetConfig:
     emb, width = weights["time_embed.0.weight"].shape
     inputs = len({name.split(".")[1] for name in weights if name.startswith("input_blocks.")})
-    # an upsampling block is a further residual block behind the first of an output block
+    # each level but the last ends in a convolution, or its decoder in a second residual block behind the first
+    plain = sum(name.startswith("input_blocks.") and name.endswith(".op.weight") for name in weights)
     ups = [name for name in weights if name.startswith("output_blocks.") and name.endswith(".in_layers.0.weight")]
-    levels = sum(name.split(".")[2] != "0" for name in ups) + 1
+    levels = (plain or sum(name.split(".")[2] != "0" for name in ups)) + 1
     blocks = inputs // levels - 1
-    size = _SIZES.get(levels) if size is None else size
-    if size is None:
-        raise GenError(f"ADM networks of {levels} levels were not published; give the image size (option size)")
     first = [1 + level * (blocks + 1) for level in range(levels)]
+    outputs = [weights[f"input_blocks.{n}.0.out_layers.3.weight"].shape[0] for n in first]
+    mult = tuple(c // width if c % width == 0 else c / width for c in outputs)
+    size = _SIZES.get(mult) if size is None else size
+    if size is None:
+        raise GenError(f"ADM networks with level widths {outputs} were not published; give the image size (size)")
+    adaptive = weights["input_blocks.1.0.emb_layers.1.weight"].shape[0] == 2 * outputs[0]
+    if heads is None:
+        heads = 4 if mult == (1, 1, 2, 3, 4) or (plain and adaptive) else int(plain > 0)
     return DhariwalUNetConfig(
         size=size,
         channels=weights["input_blocks.0.0.weight"].shape[1],
         out_channels=weights["out.2.weight"].shape[0],
         num_classes=weights["label_emb.weight"].shape[0] if "label_emb.weight" in weights else 0,
         width=width,
-        mult=tuple(weights[f"input_blocks.{n}.0.out_layers.3.weight"].shape[0] // width for n in first),
+        mult=mult,
         emb=emb // width,
         blocks=blocks,
         attention=tuple(size >> i for i, n in enumerate(first) if f"input_blocks.{n}.1.qkv.weight" in weights),
         head_width=head_width,
+        heads=heads,
         groups=32,
+        adaptive=adaptive,
+        resample="convolution" if plain else "blocks",
     )
 
 
 def generator(network: DhariwalUNetConfig) -> DiffusionGenerator:
-    """The official sampler: 250 ancestral steps, learned variance; the cosine chain at 64 px, else the linear one."""
-    learned = network.out_channels == 2 * network.channels
-    chain = DDPM("cosine" if network.size == 64 else "linear", 1000)
-    denoiser = Denoiser(network, chain, Predict("eps", clock="index", learned_variance=learned))
+    """The official sampler: 250 ancestral steps, learned variance; the cosine chain up to 64 px, else the linear one.
+
+    improved-diffusion's cosine chains have 4000 steps, of which its unconditional networks see a quarter of the index.
+    """
+    learned, small = network.out_channels == 2 * network.channels, network.size <= 64
+    older = small and network.resample == "convolution"
+    chain = DDPM("cosine" if small else "linear", 4000 if older else 1000)
+    scale = 0.25 if older and not network.num_classes else 1.0
+    denoiser = Denoiser(network, chain, Predict("eps", clock="index", scale=scale, learned_variance=learned))
     sampler = Sampler(Ancestral("learned" if learned else "large"), Respaced(), 250)
     return DiffusionGenerator(denoiser, (network.size, network.size, network.channels), sampler)
 
@@ -159,7 +190,7 @@ def _importer(name: str, new_order: bool) -> Importer:
         return rules(network, new_order=new_order)
 
     signature = ("time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.0.emb_layers.1.weight", "out.2.weight")
-    # both orders have the same names and shapes: the published files have the old one, the new one must be asked for
+    # both orders have the same names and shapes: the new one must be asked for
     other = "adm" if new_order else "adm-new-order"
     return Importer(name, () if new_order else signature, config, table, generator, alike=(other,))
 

@@ -48,6 +48,7 @@ class Style:
       project: skips that resample have weights even where the width stays.
       taps: low-pass filter of up- and downsampling, of even length.
       channels_per_head: of attention; 0 for one head. Narrower blocks than one head have no attention at all.
+      head_count: attention heads of every block, whatever its width; 0 for `channels_per_head`.
       dropout: share of activations dropped before the second convolution, in training.
       law: of weights; of layers that start at zero, or nearly; of the attention's qkv.
       bias: factor of `law` for biases; 0 for zero biases.
@@ -60,6 +61,7 @@ class Style:
     project: bool = False
     taps: tuple[int, ...] = BOX
     channels_per_head: int = 64
+    head_count: int = 0
     dropout: float = 0.0
     law: tuple[str, float] = ("kaiming-uniform", math.sqrt(1 / 3))
     zero: tuple[str, float] = ("kaiming-uniform", 0.0)
@@ -74,6 +76,8 @@ class Style:
 
     def heads(self, channels: int) -> int:
         """Attention heads of a block with attention; 0 for none."""
+        if self.head_count:
+            return self.head_count
         return channels // self.channels_per_head if self.channels_per_head else 1
 
 
@@ -121,6 +125,7 @@ class Conv(nnx.Module):
     """A convolution with "same" zero padding after (or, `fused`, around) a resampling; kernel 0 only resamples.
 
     Fused resampling pads once for both: down is the convolution, then the filter; up the filter, then the convolution.
+    With a stride of 2 there is no filter: the convolution alone halves the image.
     """
 
     def __init__(
@@ -133,12 +138,14 @@ class Conv(nnx.Module):
         down: bool = False,
         taps: tuple[int, ...] = BOX,
         fused: bool = False,
+        stride: int = 1,
         law: Init = law_of("kaiming-normal"),
         bias: float = 0.0,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         self.size, self.up, self.down, self.taps, self.fused, self.dtype = kernel, up, down, taps, fused, dtype
+        self.stride = stride
         if kernel:
             shape = (kernel, kernel, inputs, outputs)
             self.kernel = nnx.Param(law(rngs.params(), shape))
@@ -167,8 +174,8 @@ class Conv(nnx.Module):
         kernel = self.kernel[...].astype(self.dtype)
         if self.size == 1 and pad == 0:
             return x @ kernel[0, 0]
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=numbers)
+        numbers, strides = ("NHWC", "HWIO", "NHWC"), (self.stride, self.stride)
+        return jax.lax.conv_general_dilated(x, kernel, strides, ((pad, pad), (pad, pad)), dimension_numbers=numbers)
 
 
 class Linear(nnx.Module):

@@ -55,7 +55,7 @@ class _UNetConfig:
       num_classes: number of labels; the label num_classes stands for none of them (an all-zero class vector).
       augment: width of the augmentation vector; 0 for a network trained without.
       width: base number of channels.
-      mult: factor on it at each level, finest first.
+      mult: factor on it at each level, finest first; a fraction where the product is whole (ADM's 1/2 at 512 px).
       emb: width of the conditioning vector, as a factor on `width`.
       blocks: residual blocks per level.
       attention: sizes of the feature maps that have self-attention.
@@ -71,7 +71,7 @@ class _UNetConfig:
     num_classes: int = 0
     augment: int = 0
     width: int = 128
-    mult: tuple[int, ...] = (2, 2, 2)
+    mult: tuple[int | float, ...] = (2, 2, 2)
     emb: int = 4
     blocks: int = 4
     attention: tuple[int, ...] = (16,)
@@ -81,7 +81,7 @@ class _UNetConfig:
     remat: Literal["none", "full"] = "none"
 
     def __post_init__(self) -> None:
-        if not self.mult or min(self.size, self.width, self.blocks, *self.mult) < 1:
+        if not self.mult or min(self.size, self.width, self.blocks, *self.widths) < 1:
             raise GenError("a U-Net needs at least one level, block and channel; give positive numbers")
         if self.size % 2 ** (len(self.mult) - 1):
             raise GenError(
@@ -90,18 +90,29 @@ class _UNetConfig:
         if self.width % 2:
             raise GenError(f"U-Net width {self.width} is odd; its time embedding needs an even number")
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level, finest first."""
+        return tuple(int(self.width * m) for m in self.mult)
+
 
 def _encoder(config: _UNetConfig, first: int, kind: str) -> tuple[Layer, ...]:
-    """The plan from the image to the lowest resolution; `first` channels after the first convolution."""
+    """The plan from the image to the lowest resolution.
+
+    Args:
+      first: channels after the first convolution.
+      kind: ``standard``, ``skip`` or ``residual`` (see `SongUNetConfig`), or ``convolution``: levels are halved and
+        doubled by a convolution instead of a residual block.
+    """
     rows: list[Layer] = []
     width, aux = first, config.channels
-    for level, mult in enumerate(config.mult):
+    for level, outputs in enumerate(config.widths):
         size = config.size >> level
         name = f"{size}x{size}_"
         if level == 0:
             rows.append(Layer(name + "conv", "conv", config.channels, width))
         else:
-            rows.append(Layer(name + "down", "block", width, width, down=True))
+            rows.append(Layer(name + "down", "conv" if kind == "convolution" else "block", width, width, down=True))
             if kind == "skip":
                 rows.append(Layer(name + "aux_down", "resample", aux, aux, down=True))
                 rows.append(Layer(name + "aux_skip", "skip", aux, width))
@@ -110,8 +121,8 @@ def _encoder(config: _UNetConfig, first: int, kind: str) -> tuple[Layer, ...]:
                 aux = width
         for i in range(config.blocks):
             attention = size in config.attention
-            rows.append(Layer(f"{name}block{i}", "block", width, config.width * mult, attention=attention))
-            width = config.width * mult
+            rows.append(Layer(f"{name}block{i}", "block", width, outputs, attention=attention))
+            width = outputs
     return tuple(rows)
 
 
@@ -123,18 +134,18 @@ def _decoder(config: _UNetConfig, skips: list[int], kind: str, every: bool) -> t
       every: attention in every block of a level that has it, not only in the last one.
     """
     rows: list[Layer] = []
-    width, last = config.width * config.mult[-1], len(config.mult) - 1
-    for level, mult in reversed(list(enumerate(config.mult))):
+    width, last = config.widths[-1], len(config.mult) - 1
+    for level, outputs in reversed(list(enumerate(config.widths))):
         size = config.size >> level
         name = f"{size}x{size}_"
         if level == last:
             rows.append(Layer(name + "in0", "block", width, width, attention=True))
             rows.append(Layer(name + "in1", "block", width, width))
         else:
-            rows.append(Layer(name + "up", "block", width, width, up=True))
+            rows.append(Layer(name + "up", "conv" if kind == "convolution" else "block", width, width, up=True))
         for i in range(config.blocks + 1):
             attention = size in config.attention and (every or i == config.blocks)
-            inputs, width = width + skips.pop(), config.width * mult
+            inputs, width = width + skips.pop(), outputs
             rows.append(Layer(f"{name}block{i}", "block", inputs, width, attention=attention, takes_skip=True))
         if kind == "skip" and level < last:
             rows.append(Layer(name + "aux_up", "resample", config.out_channels, config.out_channels, up=True))
@@ -207,28 +218,41 @@ class DhariwalUNetConfig(_UNetConfig):
 
     Further attributes:
       head_width: channels per attention head.
+      heads: attention heads of every block instead (ADM's at 128 px and improved-diffusion's have 4); 0 for none such.
       groups: of the group norms; 0 for EDM's min(32, C // 4), 32 for guided-diffusion's own networks.
+      adaptive: conditioning scales and shifts, or is added (improved-diffusion's LSUN networks).
+      resample: levels are halved and doubled by residual ``blocks``, or by ``convolution`` (improved-diffusion).
     """
 
     size: int = 64
     num_classes: int = 1000
     width: int = 192
-    mult: tuple[int, ...] = (1, 2, 3, 4)
+    mult: tuple[int | float, ...] = (1, 2, 3, 4)
     blocks: int = 3
     attention: tuple[int, ...] = (32, 16, 8)
     head_width: int = 64
+    heads: int = 0
     groups: int = 0
+    adaptive: bool = True
+    resample: Literal["blocks", "convolution"] = "blocks"
 
     @property
     def style(self) -> Style:
         """Scale-and-shift conditioning, plain residual sums, zero last layers."""
-        return Style(groups=self.groups, channels_per_head=self.head_width, dropout=self.dropout)
+        return Style(
+            adaptive=self.adaptive,
+            groups=self.groups,
+            channels_per_head=self.head_width,
+            head_count=self.heads,
+            dropout=self.dropout,
+        )
 
     @property
     def plans(self) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
         """The layers of encoder and decoder."""
-        encoder = _encoder(self, self.width * self.mult[0], "standard")
-        return encoder, _decoder(self, _skips(encoder), "standard", every=True)
+        kind = "convolution" if self.resample == "convolution" else "standard"
+        encoder = _encoder(self, self.widths[0], kind)
+        return encoder, _decoder(self, _skips(encoder), kind, every=True)
 
     def mapping(self, rngs: nnx.Rngs) -> nnx.Module:
         """The embedding of time and conditions."""
@@ -269,12 +293,14 @@ class UNet(nnx.Module):
                 row.inputs, row.outputs, config.width * config.emb, style, dtype=dtype, rngs=rngs, **options
             )
         kernel = {"conv": 3, "resample": 0, "skip": 1, "residual": 3, "out": 3}[row.kind]
+        strided = row.kind == "conv" and row.down
         return Conv(
             row.inputs,
             row.outputs,
             kernel,
             up=row.up,
-            down=row.down,
+            down=row.down and not strided,
+            stride=2 if strided else 1,
             taps=style.taps,
             fused=row.kind == "residual",
             law=law_of(*(style.zero if row.kind == "out" else style.law)),
