@@ -1,5 +1,7 @@
 """Terms that objectives may add: directions, min-SNR weights, alignment with an encoder, laws of the times."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from gen.diffusion.objectives import (
     VelocityMatching,
     alignment,
     cosine_similarity,
+    lognormal_levels,
 )
 from gen.diffusion.process import DDPM, EDM, Linear, expand
 from gen.diffusion.train import DenoiserTask
@@ -82,6 +85,23 @@ def test_laws_of_the_times():
     assert abs(float(jnp.log(levels).mean()) + 1.2) < 0.08
     with pytest.raises(GenError, match=r"mode scale is 2; expected -1 to 1.752"):
         TimeSampler("mode", scale=2.0)
+
+
+def test_levels_carry_the_lognormal_mass_below_them():
+    """The formulas of improved consistency training, written out; draws follow them and never hit the lowest level."""
+    mean, std, count = -1.1, 2.0, 11
+    times, mass = lognormal_levels(EDM(), count, mean, std)
+    root = 1 / 7
+    expected = [(0.002**root + i / (count - 1) * (80.0**root - 0.002**root)) ** 7 for i in range(count)]
+    np.testing.assert_allclose(times, expected, rtol=1e-12)
+    cdf = [0.5 * (1 + math.erf((math.log(t) - mean) / (math.sqrt(2) * std))) for t in expected]
+    np.testing.assert_allclose(mass, np.diff(cdf) / (cdf[-1] - cdf[0]), rtol=1e-12)
+    drawn = np.asarray(TimeSampler("lognormal", mean, std, levels=count)(jax.random.key(0), EDM(), 20000))
+    found, counts = np.unique(drawn, return_counts=True)
+    np.testing.assert_array_equal(found, times[1:].astype(np.float32))
+    np.testing.assert_allclose(counts / 20000, mass, atol=4 * np.sqrt(mass.max() / 20000))
+    with pytest.raises(GenError, match="11 levels of a uniform law; expected two or more, of the lognormal law"):
+        TimeSampler(levels=11)
 
 
 def test_alignment_trains_projectors_and_backbone_up_to_its_tap():
