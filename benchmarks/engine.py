@@ -118,7 +118,7 @@ def main() -> None:
     overhead("demo tokenizer, batch 64", tokenizer, args.pairs, (SHORT, LONG))
     overhead("demo teacher, batch 128", teacher, args.pairs, (SHORT, LONG))
     large = Stage("large", task, steps=1, batch=4096, data=teacher.data)
-    overhead("demo teacher, batch 4096", large, args.pairs, (3, 23))
+    overhead("demo teacher, batch 4096", large, args.pairs, (3, 43))
     for name, stage in (("digits", Stage("t", None, 1, 64, Digits())), ("latent cache", teacher)):
         print(f"loader, {name}, batch {stage.batch}: {loader_rate(stage.data, stage.batch):,.0f} batches/s")
     blocking, committed = checkpoint_seconds(jax.jit(task.init, static_argnums=(1, 2))(jax.random.key(0), None, None))
