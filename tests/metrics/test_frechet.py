@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gen.errors import GenError
+from gen.metrics import frechet
 from gen.metrics.frechet import frechet_distance
 
 
@@ -30,6 +31,23 @@ def test_closed_form_when_rank_deficient(rank):
     a, b = rng.uniform(0.5, 2, (2, rank))
     actual = frechet_distance(np.zeros(40), (basis * a) @ basis.T, np.zeros(40), (basis * b) @ basis.T)
     assert actual == pytest.approx(((np.sqrt(a) - np.sqrt(b)) ** 2).sum(), rel=1e-7, abs=1e-12)
+
+
+def test_eigenvalues_are_left_where_their_rounding_matters(monkeypatch):
+    """Singular values take over: at rank deficiency, and for an ill-conditioned covariance that Cholesky accepts."""
+    rng = np.random.default_rng(0)
+    used = []
+    monkeypatch.setattr(frechet.np.linalg, "eigvalsh", lambda a, eig=np.linalg.eigvalsh: used.append("eig") or eig(a))
+    svd = np.linalg.svd
+    monkeypatch.setattr(frechet.np.linalg, "svd", lambda a, **more: used.append("svd") or svd(a, **more))
+    basis = np.linalg.qr(rng.normal(size=(20, 20)))[0]
+    scales = {"well": np.linspace(1, 9, 20), "ill": np.logspace(-12, 2, 20), "deficient": np.eye(20)[0] * 3}
+    for name, route in (("well", "eig"), ("ill", "svd"), ("deficient", "svd")):
+        used.clear()
+        a, b = scales[name], scales["well"]
+        actual = frechet_distance(np.zeros(20), (basis * a) @ basis.T, np.ones(20), (basis * b) @ basis.T)
+        assert actual == pytest.approx(20 + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum(), rel=1e-10), name
+        assert used[-1] == route, name
 
 
 @settings(max_examples=25, deadline=None)
