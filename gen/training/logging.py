@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,14 @@ class MetricsLog:
                 import wandb as package
             except ImportError as error:
                 raise GenError("W&B logs need wandb; pip install 'gen-image[wandb]'") from error
-            self._wandb = package.init(project=wandb, name=name, dir=str(run_dir), resume="allow")
+            # the run's identity on W&B, so that a resumed run goes on in the same curves
+            identity = run_dir / "wandb" / "id"
+            if not identity.exists():
+                identity.parent.mkdir(exist_ok=True)
+                atomic(identity, lambda file: file.write(uuid.uuid4().hex[:12].encode()))
+            self._wandb = package.init(
+                project=wandb, name=name, dir=str(run_dir), id=identity.read_text(), resume="allow"
+            )
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one record; NaN and infinity become null, for JSON has neither."""

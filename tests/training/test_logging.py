@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,36 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
+def test_wandb_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[dict[str, object]] = []
+    logged: list[tuple[int, dict[str, float]]] = []
+
+    class Package:
+        @staticmethod
+        def init(**options: object) -> type:
+            begun.append(options)
+            return Package
+
+        @staticmethod
+        def log(values: dict[str, float], step: int) -> None:
+            logged.append((step, values))
+
+        @staticmethod
+        def finish() -> None:
+            logged.append((-1, {}))
+
+    monkeypatch.setitem(sys.modules, "wandb", Package)
+    for start in (0, 2):
+        log = MetricsLog(tmp_path, start, wandb="project", name="run")
+        log.write(start + 1, {"loss": 0.5, "stage": "one"})
+        log.close()
+    assert begun[0] == begun[1]
+    assert (begun[0]["project"], begun[0]["name"], begun[0]["resume"]) == ("project", "run", "allow")
+    assert len(str(begun[0]["id"])) == 12
+    assert logged == [(1, {"loss": 0.5}), (-1, {}), (3, {"loss": 0.5}), (-1, {})]
+
+
 def test_wandb_missing_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
 
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(GenError, match=r"gen-image\[wandb\]"):
