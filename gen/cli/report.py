@@ -26,6 +26,7 @@ def report(
       out: the page; RUN/report.html by default.
     """
     from gen.config import fingerprint
+    from gen.metrics.monitor import METRIC
     from gen.metrics.protocol import Result
     from gen.metrics.report import Report
     from gen.pretrained.load import read_config
@@ -40,6 +41,8 @@ def report(
     if scores:
         page.section("Scores").results(scores)
     curves = _curves(read_metrics(run))
+    if METRIC in curves:
+        _add_monitor(page, run, curves.pop(METRIC))
     if curves:
         page.section("Training")
     for name, series in curves.items():
@@ -52,6 +55,22 @@ def report(
     out = out or run / "report.html"
     page.write(out)
     print(f"written to {out}")
+
+
+def _add_monitor(page: Any, run: Path, series: dict[str, tuple[list[float], list[float]]]) -> None:
+    """The distance over the steps, where it was lowest, and the protocol that its numbers hold under."""
+    from gen.config import from_json
+    from gen.metrics.protocol import Protocol
+    from gen.training.files import read_json
+
+    distance, step = min(
+        (value, step) for steps, values in series.values() for step, value in zip(steps, values, strict=True)
+    )
+    kept = (run / "checkpoints" / f"{step:.0f}").is_dir()
+    text = f"Lowest at step {step:.0f}, with {distance:.4g}; its checkpoint is {'kept' if kept else 'not kept'}."
+    page.section("Fréchet distance while training", text).curves(series, y="Fréchet distance")
+    if (run / "monitor.json").is_file():
+        page.protocol(from_json(read_json(run / "monitor.json"), Protocol, "monitor.json"))
 
 
 def _curves(records: list[dict[str, Any]]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:

@@ -50,19 +50,26 @@ def train(
     batch_gpu: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     profile: Annotated[str | None, tyro.conf.arg(metavar="FIRST-LAST")] = None,
+    monitor: Annotated[str | None, tyro.conf.arg(metavar="REFERENCE")] = None,
+    monitor_every: Annotated[int, tyro.conf.arg(metavar="N")] = 5000,
+    monitor_count: Annotated[int, tyro.conf.arg(metavar="N")] = 5000,
+    monitor_extractor: Annotated[str, tyro.conf.arg(metavar="NAME")] = "digits-extractor",
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     multihost: Multihost = False,
     overrides: Overrides = (),
 ) -> None:
     """Trains a preset into a run folder; the same command again resumes there, or says that all is done.
 
-    Any setting of the preset can be overridden by its path, as gen info PRESET shows it.
+    Any setting of the preset can be overridden by its path, as gen info PRESET shows it. With --monitor the averaged
+    weights are sampled while training, their Frechet distance is logged and drawn on the page of gen report, and the
+    checkpoint where it was lowest is kept.
 
     Examples:
       gen train demo-tokenizer --outdir runs/tok
       gen train demo-tokenizer --outdir runs/tok --stages.0.steps 200 --engine.log_every 20
       gen train demo-tokenizer --outdir runs/tok --engine.mesh.fsdp 4 --batch 1024 --batch-gpu 32
       gen train demo-tokenizer --dry-run
+      gen train edm-cifar10 --data cifar10.zip --monitor cifar10.npz --monitor-extractor inception:legacy_tensorflow
 
     Args:
       preset: a name from gen list; --preset NAME is the same.
@@ -75,6 +82,10 @@ def train(
       batch_gpu: samples per device at a time; gradients are accumulated up to the batch.
       seed: of initial weights, data order and noise.
       profile: steps to record with the profiler, into OUTDIR/profile (for TensorBoard or Perfetto).
+      monitor: real images, or statistics of gen reference: score samples against them while training.
+      monitor_every: steps between scores; each also makes a checkpoint.
+      monitor_count: samples per score, always of the same seeds and balanced classes.
+      monitor_extractor: the feature network, as for gen evaluate.
       dry_run: show parameters, shardings and bytes per device, then stop.
       multihost: this is one of several processes of a SLURM, GKE, TPU pod or MPI job.
     """
@@ -94,7 +105,45 @@ def train(
     if dry_run:
         engine.dry_run(recipe.config, frozen=recipe.frozen, batch_gpu=batch_gpu)
         return
-    engine.train(recipe.config, outdir, frozen=recipe.frozen, artifacts=recipe.artifacts, batch_gpu=batch_gpu)
+    hooks: tuple[Any, ...] = ()
+    if monitor is not None:
+        recipe, hooks = _monitored(recipe, outdir, monitor, monitor_extractor, monitor_every, monitor_count)
+    engine.train(
+        recipe.config, outdir, frozen=recipe.frozen, artifacts=recipe.artifacts, batch_gpu=batch_gpu, hooks=hooks
+    )
+
+
+def _monitored(
+    recipe: Any, outdir: Path, reference: str, extractor: str, every: int, count: int
+) -> tuple[Any, tuple[Any, ...]]:
+    """The recipe that keeps its best checkpoint, and the hook; writes the protocol of its numbers to monitor.json."""
+    import jax
+
+    from gen.cli.evaluate import open_extractor, open_reference
+    from gen.config import to_json
+    from gen.metrics.monitor import METRIC, monitor
+    from gen.metrics.sources import LABEL_RULES
+    from gen.pretrained.load import classes
+    from gen.training.files import write_json
+    from gen.training.sharding import make_mesh
+
+    config, network = recipe.config, open_extractor(extractor)
+    held, _ = open_reference(reference, network, 256, make_mesh(config.engine.mesh))
+    number, rule = classes(config.generator), "seed mod classes"
+    hook, protocol = monitor(
+        config,
+        held,
+        network,
+        every=every,
+        count=count,
+        artifacts=recipe.artifacts,
+        labels=None if number is None else LABEL_RULES[rule](range(count), number),
+        rule=rule,
+    )
+    if jax.process_index() == 0:
+        write_json(outdir / "monitor.json", to_json(protocol))
+    best = dataclasses.replace(config.engine, best=config.engine.best or METRIC)
+    return dataclasses.replace(recipe, config=dataclasses.replace(config, engine=best)), (hook,)
 
 
 def distill(

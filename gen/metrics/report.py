@@ -156,11 +156,7 @@ class Report:
             for label, result in results.items()
         ]
         cells = [[(text, i > 0) for i, text in enumerate(row)] for row in rows]
-        shared = [
-            (field.name.replace("_", " "), _short(getattr(first, field.name)))
-            for field in dataclasses.fields(Protocol)
-            if field.name not in varying and field.name != "seeds" and getattr(first, field.name) != ""
-        ]
+        shared = _facts(first, (*varying, "seeds"))
         seeds = list(dict.fromkeys(r.protocol.seeds for r in everyone if r.protocol.seeds))
         self.blocks.append(
             {
@@ -171,6 +167,11 @@ class Report:
                 "protocol": shared + ([("seeds", "; ".join(seeds))] if seeds else []),
             }
         )
+        return self
+
+    def protocol(self, protocol: Protocol) -> "Report":
+        """The protocol that figures above hold under."""
+        self.blocks.append({"kind": "protocol", "protocol": _facts(protocol)})
         return self
 
     def curves(
@@ -207,6 +208,12 @@ class Report:
         """Writes the page, whole or not at all."""
         page = self.html().encode()
         atomic(path, lambda file: file.write(page))
+
+
+def _facts(protocol: Protocol, without: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """What a protocol says, but for some fields."""
+    names = [field.name for field in dataclasses.fields(Protocol) if field.name not in without]
+    return [(n.replace("_", " "), _short(getattr(protocol, n))) for n in names if getattr(protocol, n) != ""]
 
 
 def _paragraphs(text: str) -> list[str]:

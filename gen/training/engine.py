@@ -62,7 +62,8 @@ class EngineConfig:
       checkpoint_seconds: but not more often than this (one process only; several must agree on the step).
       keep: newest checkpoints kept.
       keep_every: checkpoints at multiples of it are kept for good; 0 for none.
-      best: name of a logged metric; the checkpoint where it was lowest is kept as well. "" for none.
+      best: name of a logged metric; of the checkpoints at steps where it was logged, the one where it was lowest is
+        kept as well. A step at which a hook gives it is checkpointed. "" for none.
       preview_every: steps between pictures; 0 for one at the end of each stage only.
       nan_patience: skipped steps in a row after which the run stops.
       profile: (first, last) global steps traced with `jax.profiler`, or None.
@@ -234,7 +235,7 @@ class _Run:
             )
         self.began = self.last_save = time.monotonic()
         self.identities: dict[int, str] = {}
-        self.values: dict[str, float] = {}  # the newest logged value of each metric
+        self.values: dict[str, tuple[int, float]] = {}  # the newest logged value of each metric, and its step
         self.signal: int | None = None
         self.tracing = False
 
@@ -320,8 +321,9 @@ class _Run:
             "frozen": dict(self.config.frozen),
             "config": fingerprint(_semantic(to_json(self.config))),
         }
-        score = self.values.get(self.engine.best)
-        self.checkpoints.save(step, state, meta, score)
+        logged, score = self.values.get(self.engine.best, (-1, math.nan))
+        fresh = logged == step and math.isfinite(score)
+        self.checkpoints.save(step, state, meta, score if fresh else None)
         self.last_save = time.monotonic()
 
     def identity(self, index: int) -> str:
@@ -340,7 +342,7 @@ class _Run:
 
     def record(self, step: int, stage: Stage, values: Mapping[str, float]) -> None:
         """Writes one record of metrics.jsonl."""
-        self.values |= values
+        self.values |= {name: (step, value) for name, value in values.items()}
         if self.log is not None:
             seconds = round(time.monotonic() - self.began, 3)
             head = {"stage": stage.name, "seconds": seconds, "images": self.images(step)}
@@ -417,6 +419,7 @@ class _Leg:
     def _after(self, step: int, end: int, state: State) -> None:
         """What is due after global step `step`: hooks, pictures, a checkpoint, leaving."""
         run, engine, last = self.owner, self.engine, step == self.offset + self.stage.steps
+        judged = False
         if any(step % hook.every == 0 or last for hook in run.hooks):
             self.meter.flush()
             for hook in run.hooks:
@@ -424,15 +427,18 @@ class _Leg:
                     values = hook.call(self.stage.name, step, state, run.frozen)
                     if values:
                         run.record(step, self.stage, {key: float(value) for key, value in values.items()})
+                    judged = judged or engine.best in (values or {})
         if last or (engine.preview_every and step % engine.preview_every == 0):
             self._write_preview(step, state)
         leave = run.asked_to_stop(step)
         if step == end or leave:
             self.meter.flush()
             run.save(step, state, self.index)
-        elif step % engine.checkpoint_every == 0:
+        elif judged or step % engine.checkpoint_every == 0:
             single = jax.process_count() == 1
-            if not single or time.monotonic() - run.last_save >= engine.checkpoint_seconds:
+            if judged or not single or time.monotonic() - run.last_save >= engine.checkpoint_seconds:
+                if engine.best:
+                    self.meter.flush()  # what was logged at this very step
                 run.save(step, state, self.index)
         if leave:
             run.checkpoints.wait()

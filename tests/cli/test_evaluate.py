@@ -217,3 +217,19 @@ def test_references_say_where_their_images_lay(reference: str, samples: Path, tm
         assert "not at hand" in out.with_suffix(".html").read_text()
     finally:
         (tmp_path / "elsewhere.npz").rename(samples)
+
+
+@pytest.mark.slow
+def test_a_monitored_training_run_and_its_page(reference: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    smaller = ("--steps", "4", "--stages.0.batch", "16", "--engine.checkpoint_every", "1000")
+    options = ("--monitor", reference, "--monitor-every", "2", "--monitor-count", "64")
+    assert main(["train", "dit-smoke", "--outdir", str(run), *smaller, *options]) == 0
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "frechet_distance" in record] == [2, 4]
+    assert json.loads((run / "monitor.json").read_text())["count"] == 64
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "Fréchet distance while training" in page
+    assert "its checkpoint is kept" in page
+    assert "<dt>reference fingerprint</dt>" in page

@@ -9,6 +9,7 @@ import pytest
 
 from gen.errors import GenError
 from gen.metrics import onepass
+from gen.metrics.frechet import frechet_distance
 from gen.metrics.onepass import Tally, collect, merge_tallies
 from gen.metrics.sources import balanced_labels, from_arrays, generated
 from gen.metrics.statistics import Accuracy, Features, Moments
@@ -138,18 +139,34 @@ def test_refuses_before_anything_runs():
 
 
 DEVICES = """
+import dataclasses
 import jax
+import numpy as np
 from gen.errors import GenError
+from gen.metrics.frechet import frechet_distance
 from gen.metrics.onepass import collect
+from gen.metrics.sources import from_arrays
+from gen.metrics.statistics import Features, Moments
 from gen.training.sharding import MeshConfig, make_mesh
-from tests.metrics.test_onepass import STATISTICS, _generator, _same
-from tests.metrics.toy import Toy
+from tests.metrics.test_onepass import STATISTICS, _distance, _generator, _same
+from tests.metrics.toy import Toy, features, images
 one = collect(_generator(), Toy(), STATISTICS, batch=64)
 for sizes in ((8, 1, 1), (2, 2, 2)):
     mesh = make_mesh(MeshConfig(*sizes))
     many = collect(_generator(), Toy(), STATISTICS, batch=64, mesh=mesh)
     _same(many, one, rtol=1e-6)
     _same(many, collect(_generator(), Toy(), STATISTICS, batch=64, mesh=mesh))
+stored = from_arrays(images(333))
+whole = {}
+for devices in (1, 2, 4, 8):  # eight images on each: equal features, and distances but for the order of sums
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]).reshape(devices, 1, 1), ("data", "fsdp", "tensor"))
+    for name, source in (("made", _generator()), ("stored", stored)):
+        statistics = {"moments": Moments(), "features": Features(333)}
+        tally = collect(source, Toy(), statistics, batch=8 * devices, mesh=mesh)
+        rows = Features(333).finalise(tally.accumulators["features"])["features"]
+        first, distance = whole.setdefault(name, (rows, _distance(tally)))
+        np.testing.assert_array_equal(rows, first)
+        np.testing.assert_allclose(_distance(tally), distance, rtol=1e-6)
 try:
     collect(_generator(), Toy(), STATISTICS, batch=4, mesh=make_mesh(MeshConfig(8)))
 except GenError as error:
@@ -158,7 +175,13 @@ except GenError as error:
 """
 
 
-def test_eight_devices_equal_one():
+def _distance(tally):
+    """From the statistics of other images."""
+    other, found = features(images(400, seed=9)), Moments().finalise(tally.accumulators["moments"])
+    return frechet_distance(found["mean"], found["covariance"], other.mean(0), np.cov(other.T))
+
+
+def test_any_number_of_devices_gives_the_same():
     env = dict(os.environ, JAX_PLATFORMS="cpu", NPROC="16", XLA_FLAGS="--xla_force_host_platform_device_count=8")
     done = subprocess.run([sys.executable, "-c", DEVICES], env=env, capture_output=True, text=True)
     assert done.stdout.split() == ["ok", "8"], done.stderr
@@ -169,9 +192,12 @@ import sys
 import jax
 jax.distributed.initialize("127.0.0.1:" + sys.argv[1], 2, int(sys.argv[2]))
 from gen.metrics.onepass import collect
+from gen.metrics.sources import from_arrays
 from gen.training.sharding import make_mesh
 from tests.metrics.test_onepass import STATISTICS, _generator
-from tests.metrics.toy import Toy
+from tests.metrics.toy import Toy, images
+stored = {"moments": STATISTICS["moments"], "features": STATISTICS["features"]}
+collect(from_arrays(images(333)), Toy(), stored, batch=64, mesh=make_mesh(), path=sys.argv[3] + ".stored")
 tally = collect(_generator(), Toy(), STATISTICS, batch=64, mesh=make_mesh(), path=sys.argv[3])
 assert (tally.count, jax.process_count(), jax.device_count()) == (333, 2, 4)
 """
@@ -190,4 +216,9 @@ def test_two_processes_equal_one(tmp_path):
     finally:
         for process in both:
             process.kill()
-    _same(Tally.load(tmp_path / "two.npz"), collect(_generator(), Toy(), STATISTICS, batch=64), rtol=1e-6)
+    two, one = Tally.load(tmp_path / "two.npz"), collect(_generator(), Toy(), STATISTICS, batch=64)
+    _same(two, one, rtol=1e-6)
+    assert _distance(two) == pytest.approx(_distance(one), rel=1e-6)
+    stored = {"moments": STATISTICS["moments"], "features": STATISTICS["features"]}
+    two, one = Tally.load(tmp_path / "two.npz.stored"), collect(from_arrays(images(333)), Toy(), stored, batch=64)
+    _same(two, one, rtol=1e-6)

@@ -1,0 +1,86 @@
+"""The Frechet distance of a run's samples while it trains: a hook of the engine, on the training mesh."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gen.errors import GenError
+from gen.features.extractor import Extractor
+from gen.metrics.evaluate import Evaluation, Settings
+from gen.metrics.frechet import frechet_distance
+from gen.metrics.onepass import collect
+from gen.metrics.protocol import Protocol
+from gen.metrics.reference import Reference
+from gen.metrics.sources import generated
+from gen.metrics.statistics import Moments, finalised
+from gen.training.engine import Hook, RunConfig
+from gen.training.sharding import make_mesh
+from gen.training.task import Frozen, State
+
+__all__ = ["METRIC", "monitor"]
+
+METRIC = "frechet_distance"  # its name in metrics.jsonl
+_STATISTICS = {"moments": Moments()}
+
+
+def monitor(
+    config: RunConfig,
+    reference: Reference,
+    extractor: Extractor,
+    *,
+    every: int,
+    count: int,
+    artifacts: Mapping[str, Any] | None = None,
+    labels: np.ndarray | None = None,
+    rule: str = "given",
+    batch: int = 256,
+) -> tuple[Hook, Protocol]:
+    """The hook for `gen.training.engine.train`, and the protocol that its numbers hold under.
+
+    Each time the weights that the task exports (the averaged ones, where there are) make the same `count` samples, from
+    seeds 0 to count - 1, on the mesh and with the layout that they are trained in; their features' moments are summed
+    over the mesh and the distance is logged as ``frechet_distance``. Distances fall with the number of samples: compare
+    with other runs at the same number only, and with scores of `gen.metrics.evaluate` never.
+
+    Args:
+      config: the run; stages that export no ``net`` (a tokenizer's) are passed over.
+      reference: the real images.
+      extractor: the feature network, that of the reference.
+      every: global steps between calls.
+      count: samples each time.
+      artifacts: the run's further arrays by role, such as a tokenizer's.
+      labels: (count,) classes of the samples, by `rule`; None for an unconditional generator.
+      batch: samples at a time.
+
+    Raises:
+      GenError: a run without a generator, a reference made with another network, fewer than one step.
+    """
+    if config.generator is None or every < 1:
+        raise GenError(
+            f"run '{config.name}' cannot be monitored every {every} steps; expected a run that makes images, and at "
+            "least 1 step; train without a monitor"
+        )
+    mesh = make_mesh(config.engine.mesh)
+    tasks = {stage.name: stage.task for stage in config.stages}
+
+    def source(params: Any) -> Any:
+        return generated(config.generator, params, seeds=range(count), identity=config.name, labels=labels, rule=rule)
+
+    protocol = Evaluation(source(()), reference, extractor, Settings(neighbours=1)).protocol
+
+    def call(stage: str, step: int, state: State, frozen: Frozen) -> Mapping[str, float] | None:
+        exported = tasks[stage].export(state)
+        if "net" not in exported:
+            return None
+        try:
+            params = {**(artifacts or {}), **exported}
+            tally = collect(source(params), extractor, _STATISTICS, batch=batch, mesh=mesh)
+        except GenError as error:  # a score is not worth the run
+            print(f"step {step}: no distance: {error}", file=sys.stderr, flush=True)
+            return None
+        found = finalised(_STATISTICS, tally.accumulators)
+        return {METRIC: frechet_distance(found["mean"], found["covariance"], reference.mean, reference.covariance)}
+
+    return Hook(every, call), protocol
