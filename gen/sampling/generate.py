@@ -89,6 +89,10 @@ def generate(
         return made | ({"arr_1": rows["label"]} if "label" in rows else {})
 
     counted = getattr(generator, "counted", None)
+    arguments = {"params": params, "cond": cond}
+    # guidance without a null class and the like: told before anything is compiled or written
+    one = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.float32)
+    jax.eval_shape(make, arguments, *one)
     note = {
         "identity": _identity(generator, params, seeds, cond),
         "seeds": [seeds.start, seeds.stop - 1],
@@ -96,7 +100,6 @@ def generate(
         "rule": rule if "label" in cond else "none",
     }
     writer = _Counting(_writer(Path(out), seeds, cond.get("label"), note))
-    arguments = {"params": params, "cond": cond}
     run_indexed(
         make, len(seeds), batch=batch, writer=writer, arguments=arguments, start=seeds.start, mesh=mesh, label=label
     )

@@ -31,7 +31,7 @@ from gen.cli.sample import open_run, sampler_overrides
 from gen.config import KINDS, config_class, to_json
 from gen.diffusion.denoiser import Denoiser
 from gen.errors import GenError
-from gen.nn.network import Network
+from gen.nn.network import Network, param_shapes
 from gen.sampling.grids import Explicit
 from gen.sampling.solvers import Renoise
 from gen.training import engine
@@ -141,6 +141,25 @@ def test_adaptive_steps_are_counted(run: Path, tmp_path: Path, capsys: pytest.Ca
         np.testing.assert_allclose(adaptive["arr_0"], fixed["arr_0"], atol=1)
 
 
+@pytest.mark.parametrize("guidance", ["cfg", "apg", "cfg-zero-star"])
+def test_guidance_without_a_null_class_is_told_before_anything_is_made(
+    guidance: str, copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax._src.compiler, "compile_or_get_cached", lambda *_, **__: pytest.fail("compiled"))
+    settings = json.dumps({"kind": guidance, "scale": 2.0})
+    for changes, expected in (
+        ({"null_class": False}, "this DiT has no null class; train it with null_class=True"),
+        ({"num_classes": 0, "null_class": False}, "guidance on a model without conditioning; use scale 1"),
+    ):
+        network = dataclasses.replace(NETWORK, **changes)
+        generator = dataclasses.replace(GENERATOR, denoiser=dataclasses.replace(GENERATOR.denoiser, network=network))
+        (copy / "config.json").write_text(json.dumps(to_json(RunConfig("tiny", (), generator=generator))))
+        drawn = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), param_shapes(network))
+        save_arrays(copy / "artifacts" / "net.safetensors", drawn)
+        assert expected in fails(capsys, "sample", copy, "--sampler.guidance", settings)
+        assert not (copy / "samples").exists()
+
+
 def test_students_take_the_steps_they_support(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def student(generator: object) -> None:
         (copy / "config.json").write_text(json.dumps(to_json(RunConfig("student", (), generator=generator))))
@@ -179,6 +198,13 @@ def test_every_solver_is_named_by_its_kind(run: Path, kind: str) -> None:
         (["--seeds", "a"], "seeds 'a' are not a range"),
         (["--solver", "hein"], "unknown solver 'hein'; did you mean 'heun'?"),
         (["--steps", "0"], "steps"),
+        (
+            ["--steps", "1", "--sampler.grid", '{"kind": "explicit", "times": [1.5, 0.0]}'],
+            "spans times 0 to 1.5; Linear has",
+        ),
+        (["--sampler.grid", '{"kind": "explicit", "times": [0.5, 0.7]}', "--steps", "1"], "does not fall strictly"),
+        (["--sampler.grid", '{"kind": "uniform", "start": 1.2}'], "uniform grid from 1.2 to 0; expected 1 >= start"),
+        (["--sampler.grid", '{"kind": "respaced"}'], "needs the discrete ddpm process, not Linear"),
         (["--solver", "dopri5", "--steps", "5"], "dopri5 chooses its steps itself; leave out --steps"),
         (["--solver", "dopri5", "--sampler.solver.rtoll", "1"], "unknown key 'rtoll'; did you mean 'rtol'?"),
         (["--sampler.stepz", "3"], "unknown key 'stepz'; did you mean 'steps'?"),
@@ -349,6 +375,7 @@ def test_a_missing_step_is_refused(tokenizer_run: Path) -> None:
         (["demo-tokenizer", "--stages.0.task.optim.lrr", "1"], "unknown key 'lrr'; did you mean 'lr'?"),
         (["demo-tokenizer", "--stages.0.task.optim.lr", "fast"], "lr is 'fast'; expected float"),
         (["demo-tokenizer", "--engine.mesh.fsdp", "3"], "mesh data=-1 x fsdp=3 x tensor=1 does not fit 1 devices"),
+        (["dit-smoke", "--stages.0.task.denoiser.network.size", "[9, 9]"], "size (9, 9) is not cut evenly by patch 2"),
         (["demo-tokenizer", "--batch-gpu", "7"], "batch-gpu 7 does not divide"),
         (["demo-tokenizer", "--outdir", "/dev/null/x"], "cannot write /dev/null/x"),
     ],

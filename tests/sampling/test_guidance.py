@@ -266,6 +266,47 @@ def test_chained_carries_the_state_of_its_parts(x):
     assert carry == {"a": 3, "b": 3}
 
 
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        Chained((Interval(ClassifierFree(3.0, rescale=0.5), low=0.3, high=0.9), Clip())),
+        Interval(Chained((AdaptiveProjected(2.0, momentum=-0.5, norm=5.0), Clip())), low=0.3),
+        Chained((ZeroStar(3.0), Clip())),
+        Interval(ClassifierFree(scales="w"), low=0.3, high=0.9),
+        Interval(Autoguidance(2.0, rescale=0.3), low=0.3, high=0.9),
+    ],
+    ids=lambda g: f"{type(g).__name__}-{type(getattr(g, 'guidance', None) or g.parts[0]).__name__}",
+)
+def test_compositions_call_each_network_once_a_step(guidance, x):
+    main, weak, cond = [], [], {**COND, "w": jnp.array([1.5, 4.0])}
+    guided = guidance(linear_denoise(Linear(), main), null_beside, linear_denoise(Linear(), weak))
+    with jax.disable_jit():
+        out = Heun()(guided, x, Uniform(start=0.99)(Linear(), 5), None, cond, guidance.init(x))
+    assert np.isfinite(out).all()
+    assert len(main) == 9
+    assert len(weak) <= 9
+    double = [t for size, t in main if size == 2 * len(x)]
+    alone = isinstance(getattr(guidance, "guidance", None), Autoguidance)
+    assert bool(double) != alone
+    assert all(t >= 0.3 for t in double) or isinstance(guidance, Chained)
+    assert [t for _, t in weak] == ([t for _, t in main if 0.3 <= t < 0.9] if alone else [])
+
+
+def null_beside(cond):
+    return {**cond, "label": jnp.zeros_like(cond["label"])}
+
+
+def test_samples_with_scales_of_their_own_inside_an_interval(x):
+    """As each alone at its scale."""
+    denoise, w = linear_denoise(Linear()), jnp.array([1.5, 4.0])
+    guidance = Interval(ClassifierFree(scales="w"), low=0.3, high=0.9)
+    for t in (0.5, 0.1):
+        got = guidance(denoise, null_beside)(x, jnp.float32(t), {**COND, "w": w}, 0, {})[0].value
+        for i, scale in enumerate(w):
+            alone = evaluate(Interval(ClassifierFree(float(scale)), low=0.3, high=0.9), denoise, x, t=t).value
+            np.testing.assert_allclose(got[i], alone[i], rtol=1e-6)
+
+
 def test_empty_interval_is_refused():
     with pytest.raises(GenError, match="is empty"):
         Interval(low=2.0, high=1.0)

@@ -140,6 +140,53 @@ def test_configuration_round_trip(solver):
     assert from_json(to_json(solver)) == solver
 
 
+def gaussian(process, mean, variance):
+    """The exact denoiser of normal data."""
+
+    def denoise(x, t, cond, step, carry):
+        a, s = process.alpha(t), process.sigma(t)
+        value = mean + a * variance / (a**2 * variance + s**2) * (x - a * mean)
+        return Prediction(value, x, t, {}, process, "x"), carry
+
+    return denoise
+
+
+STOCHASTIC = [s for s in REGISTERED + OPTIONS if s.stochastic]
+
+
+@pytest.mark.parametrize("solver", STOCHASTIC, ids=repr)
+def test_weak_order_of_stochastic_solvers(solver):
+    """On normal data every step is affine in x and its noise: mean and variance of the result, exactly."""
+    process, mean, variance = Linear(), 0.7, 0.3
+    start, end = 0.95, 0.05
+    errors = []
+    with jax.enable_x64(True):
+        for steps in (128, 256, 512):  # churn is capped below 97
+            grid = Grid(np.linspace(start, end, steps + 1), process)
+
+            def last(x, noise, grid=grid):
+                call = solver(
+                    gaussian(process, mean, variance), x.reshape(1, 1), grid, lambda i: noise[i, None, None], {}
+                )
+                return call[0, 0]
+
+            x = jnp.float64((1 - start) * mean)
+            value, (slope, shares) = jax.jit(jax.value_and_grad(last, argnums=(0, 1)))(x, jnp.zeros(steps))
+            spread = slope**2 * ((1 - start) ** 2 * variance + start**2) + jnp.sum(shares**2)
+            exact = (1 - end) ** 2 * variance + end**2
+            errors.append([abs(value - (1 - end) * mean), abs(spread - exact)])
+    errors = np.maximum(errors, 1e-12)
+    rates = np.log2(errors[:-1] / errors[1:])
+    settled = errors[1:] < 1e-9  # exact, whatever the step
+    assert np.where(settled, np.inf, rates).min() > 0.8, f"errors {errors}, orders {rates}"
+
+
+def test_every_registered_solver_has_a_test_of_its_order():
+    deterministic = {type(p.values[0]) for p in SOLVERS if not p.values[0].stochastic}
+    covered = deterministic | {type(solver) for solver in STOCHASTIC}
+    assert {config_class(kind) for kind in KINDS["solver"]} - covered == {Renoise}
+
+
 def test_heun_is_the_edm_sampler_without_churn():
     grid = Karras()(EDM(), 8)
     x = prior(grid, keys(4), (3,))

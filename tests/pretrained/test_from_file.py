@@ -1,0 +1,119 @@
+"""Every system from its file to samples through the command line, and back; mismatches and hostile files refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gen
+from gen.cli import main
+from gen.diffusion.backbones.aligned import AlignedConfig
+from gen.diffusion.backbones.dit import DiTConfig
+from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig, SongUNetConfig
+from gen.pretrained.readers import read_weights, write_weights
+from gen.pretrained.rules import SYSTEMS
+from tests.pretrained.test_decoder import DIT, EDM2, LAMAMBA, LIGHT, VAE, official
+from tests.pretrained.test_readers import HOSTILE, torch_zip
+
+SONG = SongUNetConfig(8, width=16, mult=(1, 2), blocks=1, attention=(4,), augment=9, num_classes=3)
+CHAIN = DhariwalUNetConfig(8, 3, 6, 3, width=64, mult=(1, 1), emb=4, blocks=1, attention=(4,))
+ADM = DhariwalUNetConfig(
+    8, out_channels=6, num_classes=3, width=32, mult=(1, 2), blocks=1, attention=(4,), head_width=32, groups=32
+)
+HEADS = ["--network.heads", "2"]
+ADM_FLAGS = ["--network.size", "8", "--network.head_width", "32"]
+# system -> (a tiny network, flags for what its file does not tell)
+TINY: dict[str, tuple[Any, list[str]]] = {
+    "dit": (DIT, HEADS),
+    "dit-diffusers": (DIT, [*HEADS, "--network.size", "4"]),
+    "sit": (DIT, HEADS),
+    "repa": (AlignedConfig(DiTConfig((4, 4), 4, 2, 16, 1, 2, num_classes=5), "block_0", (6,), 9), HEADS),
+    "lightningdit": (LIGHT, []),
+    "lamamba": (LAMAMBA, []),
+    "edm2": (EDM2, ["--network.head_width", "16"]),
+    "edm": (SONG, []),
+    "edm-vp": (SONG, []),
+    "edm-ve": (SONG, []),
+    "edm-iddpm": (CHAIN, []),
+    "adm": (ADM, ADM_FLAGS),
+    "adm-new-order": (ADM, ADM_FLAGS),
+    "sd-vae": (VAE, ["--network.groups", "2"]),
+    "sd-vae-old": (VAE, ["--network.groups", "2"]),
+    "kl-vae": (VAE, ["--network.groups", "2"]),
+}
+FLAGS = {"repa": ["--network.encoder_depth", "1"]}
+QUICK = ("edm",)  # the rest compile for some seconds each
+
+
+def arguments(name: str, source: Path, out: Path) -> list[str]:
+    flags = [*TINY[name][1], *FLAGS.get(name, [])]
+    return ["convert", str(source), "--out", str(out), "--system", name, *flags]
+
+
+def test_every_system_is_here() -> None:
+    assert set(TINY) == set(SYSTEMS)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_there_and_back(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was matched is said; what was read is written again, bit for bit; other files are refused by name."""
+    weights = official(name, TINY[name][0])
+    write_weights(tmp_path / "a.safetensors", weights)
+    assert main(arguments(name, tmp_path / "a.safetensors", tmp_path / "run")) == 0
+    assert f"{name}: {len(weights)} matched" in capsys.readouterr().out
+    assert main(["convert", str(tmp_path / "run"), "--out", str(tmp_path / "back.safetensors")]) == 0
+    back = read_weights(tmp_path / "back.safetensors")
+    assert back.keys() == weights.keys()
+    for key, array in weights.items():
+        np.testing.assert_array_equal(back[key], array, err_msg=key, strict=True)
+    last = max(name for name in weights if "quant_conv" not in name)  # there are autoencoders without
+    changed = {
+        "missing": {k: v for k, v in weights.items() if k != last},
+        "misshaped": weights | {last: np.zeros((7, 7, 7), np.float32)},
+        "unexpected": weights | {"stranger.weight": np.zeros(3, np.float32)},
+    }
+    for what, content in changed.items():
+        write_weights(tmp_path / f"{what}.safetensors", content)
+        capsys.readouterr()
+        assert main(arguments(name, tmp_path / f"{what}.safetensors", tmp_path / "none")) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert what in err or "is missing or misshaped" in err
+        assert ("stranger.weight" if what == "unexpected" else last) in err or "is missing or misshaped" in err
+        assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name, (config, _) in TINY.items()
+        if config is not VAE
+    ],
+)
+def test_from_file_to_samples(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_weights(tmp_path / "a.safetensors", official(name, TINY[name][0]))
+    assert main(arguments(name, tmp_path / "a.safetensors", tmp_path / "run")) == 0
+    loaded = gen.load(tmp_path / "run")
+    out = tmp_path / "x.npz"
+    assert main(["sample", str(tmp_path / "run"), "--seeds", "0-2", "--steps", "3", "--out", str(out)]) == 0
+    assert "network calls per image" in capsys.readouterr().out
+    with np.load(out) as file:
+        assert file["arr_0"].shape == (3, *loaded.generator.shape)
+        assert len(np.unique(file["arr_0"].reshape(3, -1), axis=0)) == 3
+
+
+def test_hostile_files_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for what, content in HOSTILE.items():
+        file = torch_zip(tmp_path / "x.pt", content, {"0": b""})
+        assert main(["convert", str(file), "--out", "run", "--system", "dit"]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert what in err
+        assert "refused" in err
+    assert not (tmp_path / "hostile").exists()
+    assert not (tmp_path / "run").exists()
