@@ -32,6 +32,9 @@ def evaluate(
     grid: Annotated[str | None, tyro.conf.arg(metavar="KIND")] = None,
     guidance: Annotated[float | None, tyro.conf.arg(aliases=["--cfg-scale"], metavar="W")] = None,
     weights: Literal["ema", "raw"] = "ema",
+    captions: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    training: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None,
+    heldout: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None,
     part: Annotated[str | None, tyro.conf.arg(metavar="K/M")] = None,
     compare: tuple[Path, ...] = (),
     force: bool = False,
@@ -53,6 +56,8 @@ def evaluate(
       gen evaluate runs/demo/teacher --steps 10 --cfg-scale 1.5 --out teacher10.json
       gen evaluate samples.npz --protocol adm-imagenet256 --quantiser truncate --reference imagenet256.npz
       gen evaluate photos/ --reference photos-train.npz --extractor inception:clean --measures kid frechet_infinity
+      gen evaluate runs/demo/student --training digits:train --heldout digits:test --measures cas vendi
+      gen evaluate samples/ --extractor clip:vit-b-32 --captions captions.txt --reference photos/
       gen evaluate runs/big --part 2/4 --out scores.json     one of four jobs; the last one to end merges and scores
 
     Args:
@@ -66,13 +71,19 @@ def evaluate(
       label_rule: of a run: "seed mod classes" or "random". Of stored images: what is known of their labels.
       quantiser: of a run: round or truncate. Of stored images: how they became 8-bit, where it is known.
       neighbours: k of precision, recall, density and coverage; 3 by default.
-      measures: further measures: kid, mind, frechet_infinity, class_frechet ... (gen list measures).
+      measures: further measures: kid, mind, frechet_infinity, frechet_error, class_frechet, vendi, cmmd, cas (gen list
+        measures says what each is).
       batch: images at a time; does not change the scores.
       steps: number of solver steps.
       solver: a solver from gen list solver.
       grid: a time grid from gen list grid.
       guidance: guidance scale; 1 is none.
       weights: ema, the averaged weights, or raw.
+      captions: one caption a line, for every sample, or an .npy of token ids (N, 77); gives the CLIP score of
+        --extractor clip:MODEL.
+      training: the images that were trained on, and
+      heldout: images that were not: with both, the share of samples that copy a training image, and the closest
+        pairs; with classes, --measures cas.
       part: do part K of M, beside other jobs with the same --out and the other parts.
       compare: score files to show beside.
       force: go on where reference or protocol do not fit; the result names what departs.
@@ -93,14 +104,16 @@ def evaluate(
     start(multihost)
     source, subject = _subject(what, network, seeds, settings.count, weights, changes, known)
     mesh = make_mesh()
+    source = _beside(source, network, captions, {"training": training, "heldout": heldout}, batch, mesh)
     out = out or _default_out(Path(what))
     held, real = open_reference(reference, network, batch, mesh)
     job = Evaluation(source, held, network, settings)
     found = _gather(job, part, out, batch, mesh, what)
     if found is None:
         return
-    result = job.result(found, subject=subject)
-    _write(result, found, held, real, what, out)
+    scores = job.scores(found)
+    result = job.result(scores, subject=subject)
+    _write(result, found, held, real, scores.details, what, out)
     show({what: result} | others)
     require_comparable({what: result} | others, force=force)
 
@@ -220,6 +233,41 @@ def _subject(
     return source, {"name": what, "weights": loaded.weights, "nfe": str(loaded.generator.nfe), "step": str(loaded.step)}
 
 
+def _beside(
+    source: Any, network: Any, captions: Path | None, images: dict[str, str | None], batch: int, mesh: Any
+) -> Any:
+    """The source with captions and real images beside it."""
+    from gen.cli.images import open_images
+    from gen.metrics.beside import with_images, with_texts
+
+    if captions is not None:
+        if not hasattr(network, "texts"):
+            raise GenError(f"the {network.name} extractor reads no captions; give --extractor clip:vit-b-32 or another")
+        source = with_texts(source, network.texts(_tokens(captions, network.network.length)))
+    for name, text in images.items():
+        if text is not None:
+            shown = progress_line(text)
+            source = with_images(
+                source, name, open_images(text, network), network, batch=batch, mesh=mesh, progress=shown
+            )
+    return source
+
+
+def _tokens(path: Path, length: int) -> Any:
+    """Token ids (N, length) of a text file of captions, or those of an .npy file."""
+    import numpy as np
+
+    from gen.features.bpe import Vocabulary
+
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False)
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise GenError(f"{path} cannot be read as captions ({error}); give one a line, or an .npy of ids") from None
+    return Vocabulary.read(Vocabulary.place()).tokens(lines, length)
+
+
 def _gather(job: Any, part: str | None, out: Path, batch: int, mesh: Any, what: str) -> Any:
     """The finalised statistics; None after a part of a job whose other parts are not done yet."""
     from gen.metrics.evaluate import part_of
@@ -261,7 +309,7 @@ def _real(held: Any, network: Any) -> Any:
     return source if source is not None and source.identity == identity else None
 
 
-def _write(result: Any, found: Any, held: Any, real: Any, what: str, out: Path) -> None:
+def _write(result: Any, found: Any, held: Any, real: Any, details: Any, what: str, out: Path) -> None:
     """The scores and the page, once all of them are known; partial results are no longer needed."""
     import jax
 
@@ -270,7 +318,7 @@ def _write(result: Any, found: Any, held: Any, real: Any, what: str, out: Path) 
     if jax.process_index() != 0:
         return
     result.save(out)
-    evaluation_page(what, result, found, held, real).write(out.with_suffix(".html"))
+    evaluation_page(what, result, found, held, real, details).write(out.with_suffix(".html"))
     for path in (out.with_name(out.name + ".partial.npz"), *out.parent.glob(f"{out.name}.part-*-of-*.npz")):
         path.unlink(missing_ok=True)
     print(f"written to {out} and {out.with_suffix('.html')}")

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from PIL import Image
 
 from gen.config import suggest
 from gen.errors import GenError
-from gen.features.resize import resize, resize_uint8
+from gen.features.resize import resize, resize_host, resize_uint8
 from gen.features.weights import cache_path, flat, identity_of, load_weights, network_of
 from gen.nn.layers import Attention, linear, patchify, run_stack, stack
 from gen.nn.network import Network, Params, param_shapes
@@ -262,16 +263,23 @@ class CLIPExtractor:
             raise GenError(f"{self.path} holds another CLIP than it says; {self._hint}")
         return params
 
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """One image (H, W, 3) of any size resized on the host to (size, size, 3) float32, which a call takes as is."""
+        side = self.network.size
+        if self.mode == "cmmd":
+            return resize_host(image, (side, side), "torch-bicubic")
+        size, (top, left) = _crop(image.shape[0], image.shape[1], side)
+        resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)
+        return np.asarray(resized, np.float32)[top : top + side, left : left + side]
+
     def prepared(self, images: jax.Array) -> jax.Array:
         """images (B, H, W, 3) on the 0..255 grid -> (B, size, size, 3) with CLIP's mean and deviation removed."""
         side = self.network.size
         if self.mode == "cmmd":
             x = resize(images, (side, side), "torch-bicubic")
         else:
-            height, width = images.shape[1:3]
-            size = (side * height // min(height, width), side * width // min(height, width))
+            size, (top, left) = _crop(images.shape[1], images.shape[2], side)
             x = resize_uint8(images, size, "pil-bicubic").astype(jnp.float32)
-            top, left = (round((n - side) / 2) for n in size)
             x = x[:, top : top + side, left : left + side]
         return (x / 255 - jnp.asarray(_MEAN)) / jnp.asarray(_DEVIATION)
 
@@ -299,6 +307,12 @@ class CLIPExtractor:
         params, call = self.load(), _text_program(network)
         rows = [np.minimum(np.arange(i, i + batch), len(tokens) - 1) for i in range(0, len(tokens), batch)]
         return np.concatenate([np.asarray(call(params, tokens[r])) for r in rows])[: len(tokens)]
+
+
+def _crop(height: int, width: int, side: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) with the shorter side brought to `side`, and where the middle square of it begins."""
+    size = (side * height // min(height, width), side * width // min(height, width))
+    return size, (round((size[0] - side) / 2), round((size[1] - side) / 2))
 
 
 @functools.lru_cache(maxsize=2)

@@ -44,9 +44,9 @@ class Classifier:
     """
 
     size: int = 64
-    width: int = 64
-    blocks: int = 2
-    steps: int = 3000
+    width: int = 32
+    blocks: int = 1
+    steps: int = 1500
     batch: int = 128
     rate: float = 1e-3
     decay: float = 0.05

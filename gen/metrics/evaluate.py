@@ -8,9 +8,11 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from gen.config import fingerprint
 from gen.errors import GenError
 from gen.features.extractor import Extractor
-from gen.metrics.measures import check_extras, extra_statistics, score
+from gen.metrics.classifier import Classifier
+from gen.metrics.measures import Scores, check_extras, extra_statistics, score
 from gen.metrics.onepass import Progress, Tally, collect, merge_tallies
 from gen.metrics.protocol import Protocol, Result, departures, preset
 from gen.metrics.reference import Reference
@@ -81,6 +83,9 @@ class Evaluation:
     def protocol(self) -> Protocol:
         """The protocol of the scores."""
         asked, source, extractor, reference = self.settings, self.source, self.extractor, self.reference
+        beside = {name: identity for name, (identity, _) in source.beside.items()}
+        if "cas" in asked.extra:
+            beside["classifier"] = fingerprint(Classifier())
         protocol = Protocol(
             extractor=extractor.name,
             extractor_fingerprint=extractor.fingerprint(),
@@ -96,6 +101,7 @@ class Evaluation:
             neighbour_rule=asked.neighbour_rule,
             neighbour_limit=asked.neighbour_limit,
             score_splits=asked.score_splits,
+            beside=", ".join(f"{name} {identity}" for name, identity in sorted(beside.items())),
             seeds=source.seeds,
             name=asked.name,
         )
@@ -155,16 +161,20 @@ class Evaluation:
                 f"{tally.count} of {count} samples are in ({spans}); "
                 "no score is given for a partial set; evaluate the other parts, or ask for fewer samples"
             )
-        return finalised(statistics, tally.accumulators)
+        beside = {name: thing for name, (_, thing) in self.source.beside.items()}
+        return finalised(statistics, tally.accumulators) | beside
 
-    def result(self, found: Mapping[str, Any], *, subject: Mapping[str, str] | None = None) -> Result:
-        """The scores.
+    def scores(self, found: Mapping[str, Any]) -> Scores:
+        """What all measures give, with what the page shows of them, from what `found` gave."""
+        return score(found, self.extractor, self.source, self.reference, self.protocol, self.settings.extra)
+
+    def result(self, scores: Scores, *, subject: Mapping[str, str] | None = None) -> Result:
+        """The scores with their protocol.
 
         Args:
-          found: what `found` gave.
+          scores: what `scores` gave.
           subject: what is scored, as text by name; goes into the result.
         """
-        scores = score(found, self.extractor, self.source, self.reference, self.protocol, self.settings.extra)
         about = {"identity": self.source.identity} | dict(subject or {})
         if self.protocol.count < self.source.count:
             about["partial"] = f"the first {self.protocol.count} of {self.source.count} samples"
@@ -203,7 +213,7 @@ def evaluate(
     began = time.monotonic()
     evaluation = Evaluation(source, reference, extractor, settings)
     tally = evaluation.gather(batch=batch, mesh=mesh, partial=partial, progress=progress)
-    result = evaluation.result(evaluation.found([tally]), subject=subject)
+    result = evaluation.result(evaluation.scores(evaluation.found([tally])), subject=subject)
     return dataclasses.replace(result, seconds=time.monotonic() - began)
 
 

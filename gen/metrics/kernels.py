@@ -7,12 +7,25 @@ import numpy as np
 
 from gen.errors import GenError
 
-__all__ = ["Spread", "cmmd", "cubic", "kid", "kid_subsets", "mind", "mmd2", "rbf", "sliced_wasserstein"]
+__all__ = [
+    "CMMD_SCALE",
+    "CMMD_SIGMA",
+    "Spread",
+    "cmmd",
+    "cubic",
+    "kid",
+    "kid_subsets",
+    "mind",
+    "mmd2",
+    "rbf",
+    "sliced_wasserstein",
+]
 
 Array = np.ndarray
 Kernel = Callable[[Array, Array], Array]
 _BLOCK = 2048  # rows of a kernel matrix held at a time
 _SEED = 2020  # torch-fidelity's
+CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0  # Jayasumana et al. 2024, section 4
 
 
 class Spread(NamedTuple):
@@ -79,7 +92,7 @@ def kid(real: Array, fake: Array, *, subsets: int = 100, size: int = 1000, seed:
     return kid_subsets(real, fake, np.stack([r for r, _ in rows]), np.stack([f for _, f in rows]))
 
 
-def cmmd(real: Array, fake: Array, *, sigma: float = 10.0, scale: float = 1000.0) -> float:
+def cmmd(real: Array, fake: Array, *, sigma: float = CMMD_SIGMA, scale: float = CMMD_SCALE) -> float:
     """The CLIP maximum mean discrepancy (Jayasumana et al. 2024) of unit-norm embeddings: biased, Gaussian kernel."""
     return scale * mmd2(real, fake, rbf(sigma), unbiased=False)
 

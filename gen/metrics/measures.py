@@ -12,14 +12,19 @@ import numpy as np
 from gen.config import suggest
 from gen.errors import GenError
 from gen.features.extractor import Extractor
+from gen.metrics.alignment import Alignment
+from gen.metrics.classifier import classification_accuracy
+from gen.metrics.diversity import vendi
 from gen.metrics.frechet import frechet_distance, frechet_infinity, frechet_of_features
 from gen.metrics.inception_score import InceptionScore
-from gen.metrics.kernels import kid, mind
+from gen.metrics.intervals import frechet_error, kernel_error, proportion_error
+from gen.metrics.kernels import CMMD_SCALE, CMMD_SIGMA, cmmd, kid, mind, rbf
+from gen.metrics.memorisation import memorisation
 from gen.metrics.neighbours import manifold
 from gen.metrics.protocol import Protocol
 from gen.metrics.reference import Reference
 from gen.metrics.sources import Source
-from gen.metrics.statistics import Accuracy, Statistic
+from gen.metrics.statistics import Accuracy, Features, Statistic
 
 __all__ = ["EXTRAS", "MEASURES", "Measure", "Scores", "check_extras", "extra_statistics", "score"]
 
@@ -34,11 +39,13 @@ class Scores:
       values: by name; a measure may give several (precision, recall ...).
       within: spread of a value inside this one evaluation, by name.
       per_class: values by class, by name; None for a class without samples.
+      details: what else was found on the way, for the page.
     """
 
     values: Mapping[str, float]
     within: Mapping[str, float] = dataclasses.field(default_factory=dict)
     per_class: Mapping[str, tuple[float | None, ...]] = dataclasses.field(default_factory=dict)
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +85,26 @@ _NEEDS: dict[str, tuple[Callable[[Extractor, Source, Reference], bool], str]] = 
     "spatial": (
         lambda extractor, source, reference: "spatial" in extractor.outputs and reference.spatial is not None,
         "needs the spatial features of the Inception network on both sides; make the reference again with it",
+    ),
+    "unit embeddings": (
+        lambda extractor, source, reference: (
+            extractor.name.startswith("clip-") and extractor.resize.endswith("stretched")
+        ),
+        "needs the embeddings that it is defined on; give --extractor clip:cmmd",
+    ),
+    "captions": (
+        lambda extractor, source, reference: extractor.name.startswith("clip-") and "captions" in source.beside,
+        "needs a CLIP and a caption for every sample; give --extractor clip:vit-b-32 and --captions FILE",
+    ),
+    "training images": (
+        lambda extractor, source, reference: {"training", "heldout"} <= set(source.beside),
+        "needs training images and held-out ones; give --training DATA and --heldout DATA",
+    ),
+    "labelled images": (
+        lambda extractor, source, reference: (
+            source.labels != "none" and "label" in source.beside.get("heldout", ("", {}))[1]
+        ),
+        "needs labels of samples and labelled held-out images; give --heldout DATA with classes",
     ),
     "unbiased logits": (
         lambda extractor, source, reference: "unbiased_logits" in extractor.outputs,
@@ -124,12 +151,17 @@ def _manifold(found: Found, reference: Reference, protocol: Protocol) -> Scores:
         protocol.neighbours,
         strict=protocol.neighbour_rule == "open",
     )
-    return Scores({name: getattr(near, name) for name in ("precision", "recall", "density", "coverage")})
+    values = {name: getattr(near, name) for name in ("precision", "recall", "density", "coverage")}
+    real, fake = min(len(reference.features), protocol.neighbour_limit), len(found["features"])
+    counts = {"precision": fake, "recall": real, "coverage": real}
+    return Scores(values, {name: proportion_error(values[name], count) for name, count in counts.items()})
 
 
 def _accuracy(found: Found, reference: Reference, protocol: Protocol) -> Scores:
     classes = tuple(None if np.isnan(a) else float(a) for a in found["class_accuracy"])
-    return Scores({"accuracy": float(found["accuracy"])}, per_class={"accuracy": classes})
+    value = float(found["accuracy"])
+    error = proportion_error(value, int(found["class_count"].sum()))
+    return Scores({"accuracy": value}, {"accuracy": error}, per_class={"accuracy": classes})
 
 
 def _kid(found: Found, reference: Reference, protocol: Protocol) -> Scores:
@@ -164,6 +196,51 @@ def _class_frechet(found: Found, reference: Reference, protocol: Protocol) -> Sc
     return Scores({"class_frechet": float(np.mean(scored))}, per_class={"class_frechet": tuple(rows)})
 
 
+def _images(limit: int) -> Features:
+    return Features(limit, "levels", "uint8", "images")
+
+
+def _frechet_error(found: Found, reference: Reference, protocol: Protocol) -> Scores:
+    moved = frechet_error(found["features"], reference.mean, reference.covariance)
+    error = moved * np.sqrt(len(found["features"]) / protocol.count)  # of all samples, from those that are kept
+    return Scores({"frechet_error": error})
+
+
+def _cmmd(found: Found, reference: Reference, protocol: Protocol) -> Scores:
+    real, fake = reference.features[: protocol.neighbour_limit], found["features"]
+    error = CMMD_SCALE * kernel_error(real, fake, rbf(CMMD_SIGMA))
+    return Scores({"cmmd": cmmd(real, fake)}, {"cmmd": error})
+
+
+def _vendi(found: Found, reference: Reference, protocol: Protocol) -> Scores:
+    value, error = vendi(found["features"])
+    return Scores({"vendi": value}, {"vendi": error})
+
+
+def _clip_score(found: Found, reference: Reference, protocol: Protocol) -> Scores:
+    return Scores({"clip_score": float(found["clip_score"])}, {"clip_score": float(found["clip_score_error"])})
+
+
+def _memorisation(found: Found, reference: Reference, protocol: Protocol) -> Scores:
+    training, heldout = found["training"], found["heldout"]
+    spaces = {
+        space: memorisation(found[key], training[key], heldout[key])
+        for space, key in (("pixels", "images"), ("features", "features"))
+    }
+    return Scores(
+        {f"copies_in_{space}": m.share for space, m in spaces.items()},
+        {f"copies_in_{space}": m.error for space, m in spaces.items()},
+        details={"memorisation": spaces},
+    )
+
+
+def _cas(found: Found, reference: Reference, protocol: Protocol) -> Scores:
+    real = found["heldout"]
+    samples = found["images"], found["all_labels"].astype(int)
+    value, spread, classes = classification_accuracy(*samples, real["images"], real["label"].astype(int))
+    return Scores({"cas": value}, {"cas": spread}, {"cas": classes})
+
+
 MEASURES: dict[str, Measure] = {
     "frechet": Measure("Frechet distance of the features: FID, FD-DINOv2 ...", _frechet, asked=False),
     "spatial": Measure("Frechet distance of spatial Inception features: sFID", _spatial, ("spatial",), asked=False),
@@ -188,6 +265,37 @@ MEASURES: dict[str, Measure] = {
     "class_frechet": Measure(
         "mean over classes of the Frechet distance within a class", _class_frechet, ("real features", "labels")
     ),
+    "frechet_error": Measure("standard error of the Frechet distance over samples", _frechet_error),
+    "cmmd": Measure(
+        "kernel distance of CLIP embeddings, times 1000, and its standard error over samples",
+        _cmmd,
+        ("real features", "unit embeddings"),
+    ),
+    "vendi": Measure("Vendi score: how many different samples there are, by their cosines, and its error", _vendi),
+    "clip_score": Measure(
+        "100 times the cosine of image and caption, with --captions FILE, and its standard error",
+        _clip_score,
+        ("captions",),
+        asked=False,
+        statistics=lambda protocol: {"alignment": Alignment()},
+    ),
+    "memorisation": Measure(
+        "share of samples closer to a training image than half the median of held-out ones, with --training and "
+        "--heldout, in pixels and in features",
+        _memorisation,
+        ("training images",),
+        asked=False,
+        statistics=lambda protocol: {"images": _images(min(protocol.neighbour_limit, protocol.count))},
+    ),
+    "cas": Measure(
+        "accuracy on --heldout images of a classifier trained on the samples, mean and spread over 3 trainings",
+        _cas,
+        ("labelled images",),
+        statistics=lambda protocol: {
+            "images": _images(protocol.count),
+            "all_labels": Features(protocol.count, "label", name="all_labels"),
+        },
+    ),
 }
 EXTRAS = {name: measure.line for name, measure in MEASURES.items() if measure.asked}
 
@@ -202,10 +310,10 @@ def _chosen(extractor: Extractor, source: Source, reference: Reference, extra: S
 
 
 def check_extras(extractor: Extractor, source: Source, reference: Reference, extra: Sequence[str]) -> None:
-    """Raises GenError for a name that is not in `EXTRAS`, or a measure whose needs are not met."""
+    """Raises GenError for a name that is not in `MEASURES`, or a measure whose needs are not met."""
     for name in extra:
-        if name not in EXTRAS:
-            raise GenError(f"unknown measure '{name}'; {suggest(name, EXTRAS)}")
+        if name not in MEASURES:
+            raise GenError(f"unknown measure '{name}'; {suggest(name, MEASURES)}")
         for need in MEASURES[name].needs:
             there, advice = _NEEDS[need]
             if not there(extractor, source, reference):
@@ -232,9 +340,11 @@ def score(
     values: dict[str, float] = {}
     within: dict[str, float] = {}
     per_class: dict[str, tuple[float | None, ...]] = {}
+    details: dict[str, Any] = {}
     for measure in _chosen(extractor, source, reference, extra).values():
         scores = measure.compute(found, reference, protocol)
         values |= scores.values
         within |= scores.within
         per_class |= scores.per_class
-    return Scores(values, within, per_class)
+        details |= scores.details
+    return Scores(values, within, per_class, details)

@@ -1,12 +1,14 @@
 """The page of one evaluation: samples, scores with their protocol, classes, distance against N, closest real images."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from gen.metrics.frechet import frechet_by_size
+from gen.metrics.memorisation import show_memorisation
 from gen.metrics.neighbours import nearest
 from gen.metrics.protocol import Result
 from gen.metrics.reference import Reference
@@ -28,6 +30,7 @@ def evaluation_page(
     found: Mapping[str, Any],
     reference: Reference,
     real: Source | None = None,
+    details: Mapping[str, Any] = MappingProxyType({}),
 ) -> Report:
     """The page.
 
@@ -36,6 +39,7 @@ def evaluation_page(
       result: its scores.
       found: the finalised statistics behind them (`gen.metrics.evaluate.Evaluation.found`), with "pictures".
       reference: the real images' statistics.
+      details: what measures found on the way (`gen.metrics.measures.Scores`).
       real: the images whose features the reference holds, for the closest ones; None when they are not at hand.
     """
     protocol = result.protocol
@@ -63,6 +67,8 @@ def evaluation_page(
         page.section("By class").table([str(cell) for cell in table[0]], table[1:], caption)
     if len(reference.features):
         _closest(page, found, reference, real)
+    if "memorisation" in details:
+        show_memorisation(page, found["images"], found["training"]["images"], details["memorisation"])
     return page
 
 

@@ -49,6 +49,7 @@ class Protocol:
         features, at most.
       score_splits: how the Inception Score divides the samples: "10" contiguous parts, "10-shuffled" by a fixed
         permutation first, "chunk-5000" parts of 5000.
+      beside: what else measures looked at, with its identity: captions, training and held-out images.
       seeds: the seeds of the samples; recorded, not compared.
       name: the preset (`PRESETS`) that the score was taken under, with what departs from it; recorded, not compared.
     """
@@ -67,6 +68,7 @@ class Protocol:
     neighbour_rule: str = "closed"
     neighbour_limit: int = 10_000
     score_splits: str = "10-shuffled"
+    beside: str = ""
     seeds: str = ""
     name: str = ""
 

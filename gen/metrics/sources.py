@@ -45,6 +45,8 @@ class Source:
       seeds: the seeds of generated samples as text.
       read: for stored images: ``indices (n,) -> rows by name`` on the host, one batch at a time, so that memory does
         not grow with `count`; `function` then gets those rows in place of `arguments`.
+      beside: what some measures look at beside samples and reference, by name: its identity and the thing itself; see
+        `gen.metrics.beside`.
     """
 
     function: Callable[[Any, jax.Array], Mapping[str, jax.Array]]
@@ -55,6 +57,7 @@ class Source:
     labels: str = "none"
     seeds: str = ""
     read: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None
+    beside: Mapping[str, tuple[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def balanced_labels(count: int, classes: int) -> np.ndarray:

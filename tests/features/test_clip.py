@@ -46,7 +46,9 @@ def test_cmmd_stretches_and_gives_unit_embeddings(stored, params):
     pixels = ((images / 255 - MEAN) / DEVIATION).astype(np.float32)  # of the network's size: not resized
     direct = Network(NETWORK).apply(params, pixels, method="encode_image")["embedding"]
     np.testing.assert_allclose(found, direct / jnp.linalg.norm(direct, axis=1, keepdims=True), atol=1e-5)
-    assert extractor.prepared(jnp.asarray(images[:, :10])).shape == (2, 24, 24, 3)
+    on_device = extractor.prepared(jnp.asarray(images[:, :10]))[0]
+    on_host = extractor.prepared(jnp.asarray(extractor.fit(images[0, :10].astype(np.uint8))[None]))[0]
+    np.testing.assert_allclose(on_device, on_host, atol=1e-4)
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 61), (13, 10)])
@@ -60,6 +62,8 @@ def test_clips_own_preprocessing_is_pillows(stored, height, width):
     expected = (resized[top : top + 24, left : left + 24] / 255 - MEAN) / DEVIATION
     found = extractor.prepared(jnp.asarray(image[None], jnp.float32))
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
+    fitted = extractor.prepared(jnp.asarray(extractor.fit(image)[None]))
+    np.testing.assert_allclose(fitted[0], expected, atol=1e-5)
 
 
 def test_texts(stored, params):

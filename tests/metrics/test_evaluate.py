@@ -97,7 +97,7 @@ def test_a_partial_set_is_scored_only_when_asked_for_and_says_so(reference):
     evaluation = Evaluation(source, reference, Toy())
     spans = [part_of(90, number, 3) for number in (1, 2, 3)]
     parts = [evaluation.gather(indices=span, batch=16) for span in spans]
-    merged = evaluation.result(evaluation.found(parts)).values
+    merged = evaluation.result(evaluation.scores(evaluation.found(parts))).values
     for name, value in evaluate(source, reference, Toy()).values.items():
         assert merged[name] == pytest.approx(value, rel=1e-6), name
     for some in (parts[:2], parts[::2]):
