@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import io
+import os
 import re
 import sys
 import typing
@@ -86,7 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             run()
     except GenError as error:
         number = getattr(error, "signal", None)  # an interruption that was dealt with
-        print(f"{'' if number else 'error: '}{' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{'' if number else 'error: '}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        if getattr(error, "stuck", False):  # threads that wait for a lost disk would be waited for as well
+            sys.stdout.flush()
+            os._exit(2)
         return 128 + number if number else 2
     except KeyboardInterrupt:
         print("interrupted; the same command again goes on where it stopped", file=sys.stderr)

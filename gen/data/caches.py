@@ -41,6 +41,10 @@ class LatentSource:
         """Rows `indices` (B,) of every array."""
         return self._normalized(self.rows.gather(indices))
 
+    def title(self, index: int) -> str:
+        """How messages call record `index`."""
+        return self.rows.title(index)
+
     def _normalized(self, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return record | {"latent": (record["latent"] - self.shift) / self.scale}
 

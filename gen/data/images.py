@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,13 +27,20 @@ class ImageSource:
 
     Args:
       store: the files.
-      prepare: Pillow image -> Pillow image; without chance.
+      prepare: Pillow image -> Pillow image, without chance; None for images that stay as they are.
       labels: which of the store's labels go into the records.
       channels: 3 or 1.
       shape: (H, W) that every image must come out with; None for any.
     """
 
-    def __init__(self, store: Store, prepare: Any, labels: Labels, channels: int, shape: tuple[int, int] | None):
+    def __init__(
+        self,
+        store: Store,
+        prepare: Callable[[Image.Image], Image.Image] | None,
+        labels: Labels,
+        channels: int,
+        shape: tuple[int, int] | None,
+    ):
         self.store, self.prepare, self.channels, self.shape = store, prepare, channels, shape
         self.rows = {
             name: array
@@ -45,7 +52,10 @@ class ImageSource:
         return len(self.store)
 
     def __getitem__(self, index: int) -> Record:
-        image = np.asarray(self.prepare(self.store.image(int(index), self.channels)))
+        if self.prepare is None:
+            image = self.store.pixels(int(index), self.channels)
+        else:
+            image = np.asarray(self.prepare(self.store.image(int(index), self.channels)))
         if self.shape is not None and image.shape[:2] != self.shape:
             raise GenError(
                 f"{self.store.title(int(index))} is {image.shape[1]} x {image.shape[0]}; expected "
@@ -58,6 +68,10 @@ class ImageSource:
         """Records `indices` (B,) as one batch."""
         records = [self[int(index)] for index in indices]
         return {name: np.stack([record[name] for record in records]) for name in records[0]}
+
+    def title(self, index: int) -> str:
+        """How messages call record `index`."""
+        return self.store.title(index)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,16 +146,16 @@ class Images:
             shape = (first.height, first.width)
         if self.crop == "random":
             shape = None
-        prepare = functools.partial(fit, crop=self.crop, size=self.size, filter=self.filter)
+        fitted = functools.partial(fit, crop=self.crop, size=self.size, filter=self.filter)
+        prepare = None if self.crop in ("none", "random") else fitted
         return ImageSource(self.store, prepare, self.labels, self.channels, shape)
 
     def batches(self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1) -> Iterator[Record]:
         """Endless shuffled batches, this process's slice, from global step `start` (see `gen.data.loader`)."""
         source = self.source()
         _enough(self.path, len(source), batch)
-        transform = self._transform if self.flip or self.crop == "random" else None
         return loader.batches(
-            source, batch=batch, seed=seed, start=start, process=process, processes=processes, transform=transform
+            source, batch=batch, seed=seed, start=start, process=process, processes=processes, transform=self._transform
         )
 
     def identity(self) -> str:
@@ -233,6 +247,10 @@ class ZippedSource:
     def gather(self, indices: np.ndarray) -> Record:
         """Records `indices` (B,) as one batch."""
         return {name: value for source in self.sources for name, value in source.gather(indices).items()}
+
+    def title(self, index: int) -> str:
+        """How messages call record `index`."""
+        return " with ".join(source.title(index) for source in self.sources)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,14 @@ positions p = 0, 1, 2 ..., epoch p // N, in each epoch every record exactly once
 cut into global batches (which may span two epochs). The pipeline itself works on whole batches: Grain sees
 a random-access sequence of batches, so that its cost is paid once a step and not once a record, and
 memory-resident data are gathered by one indexing operation.
+
+Reading and decoding release Python's lock, so threads are enough and there are no worker processes that could be lost.
+A read that never returns (a network folder that is gone) ends in `Stalled`, which names the record.
 """
 
+import contextlib
+import os
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -16,7 +22,9 @@ import numpy as np
 
 from gen.errors import GenError
 
-__all__ = ["Source", "Transform", "batches", "epoch_order"]
+__all__ = ["Source", "Stalled", "Transform", "batches", "epoch_order"]
+
+STALL = 45.0  # seconds without a record after which data count as lost
 
 Record = dict[str, np.ndarray]
 Transform = Callable[[np.random.Generator, Record], Record]  # must not change its input arrays in place
@@ -37,6 +45,16 @@ class Source(Protocol):
         """Records `indices` (B,) int64 as one batch: fresh arrays by name with leading axis B."""
         ...
 
+    def title(self, index: int) -> str:
+        """How messages call a record: its file, where it has one."""
+        ...
+
+
+class Stalled(GenError):
+    """No record came for `STALL` seconds. The threads that wait for it cannot be ended: leave by `os._exit`."""
+
+    stuck = True
+
 
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     """The order of one epoch: a permutation of range(size), (size,) int64.
@@ -53,10 +71,17 @@ def _key(seed: int, stream: int) -> int:
 
 
 class _Batches:
-    """Step -> this process's part of that step's global batch. Thread safe."""
+    """Step -> this process's part of that step's global batch. Thread safe.
+
+    Attributes:
+      reading: thread -> index of the record (the first of several) that it reads now.
+      read: counts reads that returned, so that a watcher sees whether there are any.
+    """
 
     def __init__(self, source: Source, batch: int, seed: int, part: slice, transform: Transform | None):
         self.source, self.batch, self.seed, self.part, self.transform = source, batch, seed, part, transform
+        self.reading: dict[int, int] = {}
+        self.read = 0
         self._orders: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
 
@@ -67,13 +92,23 @@ class _Batches:
         positions = np.arange(step * self.batch, (step + 1) * self.batch)[self.part]
         indices = self._indices(positions)
         if self.transform is None:
-            return self.source.gather(indices)
+            with self._seen(int(indices[0])):
+                return self.source.gather(indices)
         records = []
         for position, index in zip(positions.tolist(), indices.tolist(), strict=True):
             # A record's random stream belongs to its position, not to the process that reads it.
             stream = np.random.Generator(np.random.Philox(key=_key(self.seed, 2 * position + 1)))
-            records.append(self.transform(stream, self.source[index]))
+            with self._seen(index):
+                records.append(self.transform(stream, self.source[index]))
         return {name: np.stack([record[name] for record in records]) for name in records[0]}
+
+    @contextlib.contextmanager
+    def _seen(self, index: int) -> Iterator[None]:
+        thread = threading.get_ident()
+        self.reading[thread] = index
+        yield
+        del self.reading[thread]
+        self.read += 1
 
     def _indices(self, positions: np.ndarray) -> np.ndarray:
         epochs, within = np.divmod(positions, len(self.source))
@@ -101,7 +136,7 @@ def batches(
     process: int = 0,
     processes: int = 1,
     transform: Transform | None = None,
-    threads: int = 2,
+    threads: int | None = None,
     prefetch: int = 8,
 ) -> Iterator[Record]:
     """Endless batches of `source`, prepared ahead in the background.
@@ -117,10 +152,11 @@ def batches(
       start: global step of the first batch.
       process, processes: which part is this process's.
       transform: (generator, record) -> record on the host; the generator is keyed by (seed, position).
-      threads, prefetch: workers and batches prepared ahead; neither changes what comes out.
+      threads, prefetch: workers and batches prepared ahead; neither changes what comes out. By default as many threads
+        as there are processors, at most 8.
 
     Returns an iterator; closing it (or dropping it) ends the workers. Raises GenError for an empty source,
-    a batch that the processes do not divide, or a process out of range.
+    a batch that the processes do not divide, or a process out of range; the iterator raises Stalled.
     """
     if len(source) == 0:
         raise GenError("the data are empty; expected at least one record, check the path or the split")
@@ -132,13 +168,55 @@ def batches(
         raise GenError(f"data cannot start at step {start}; expected 0 or more")
     rows = batch // processes
     part = slice(process * rows, (process + 1) * rows)
-    pipeline = grain.MapDataset.source(_Batches(source, batch, seed, part, transform))[start:]
+    reader = _Batches(source, batch, seed, part, transform)
+    if threads is None:
+        threads = min(8, os.cpu_count() or 1)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-    return _closing(iter(pipeline.to_iter_dataset(options)))
+    return _watched(iter(grain.MapDataset.source(reader)[start:].to_iter_dataset(options)), reader)
 
 
-def _closing(iterator: grain.DatasetIterator[Record]) -> Iterator[Record]:
-    try:
-        yield from iterator
-    finally:
+def _watched(iterator: grain.DatasetIterator[Record], reader: _Batches) -> Iterator[Record]:
+    """The batches of `iterator`, which a thread fetches so that this one is never held by a read that hangs."""
+    ready: queue.Queue[Record | BaseException] = queue.Queue(1)
+    left = threading.Event()
+
+    def fetch() -> None:
+        try:
+            for batch in iterator:
+                ready.put(batch)
+                if left.is_set():
+                    break
+        except BaseException as error:  # the consumer's to deal with
+            ready.put(error)
         iterator.close()
+
+    thread = threading.Thread(target=fetch, daemon=True, name="gen batches")
+    thread.start()
+    try:
+        while True:
+            found = _arrived(ready, reader)
+            if isinstance(found, BaseException):
+                raise found
+            yield found
+    finally:
+        left.set()
+        with contextlib.suppress(queue.Empty):
+            ready.get_nowait()  # lets a thread go on that waits to put its batch
+        thread.join(1.0)
+
+
+def _arrived(ready: queue.Queue[Record | BaseException], reader: _Batches) -> Record | BaseException:
+    """What comes next. Raises Stalled after `STALL` seconds in which no record was read."""
+    read, slices = reader.read, 0
+    while True:
+        try:
+            return ready.get(timeout=STALL / 16)
+        except queue.Empty:
+            # Waiting is counted in slices: a process that was stopped for an hour has waited for one of them.
+            read, slices = reader.read, slices + 1 if reader.read == read else 0
+        if slices >= 16:
+            names = ", ".join(reader.source.title(index) for index in sorted(set(reader.reading.values()))[:3])
+            raise Stalled(
+                f"no data for {STALL:.0f} s, while reading {names or 'nothing'}; check that the disk or network folder "
+                "answers, then start again"
+            )

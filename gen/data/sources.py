@@ -11,6 +11,7 @@ import numpy as np
 
 from gen.data import loader
 from gen.data.loader import Source
+from gen.data.mapped import mapped_files, still_there
 from gen.errors import GenError
 
 __all__ = ["ArraySource", "Digits", "Source", "array_identity", "digits"]
@@ -30,18 +31,24 @@ class ArraySource:
         if len(set(sizes.values())) != 1:
             text = ", ".join(f"{name}: {size}" for name, size in sizes.items()) or "none"
             raise GenError(f"arrays of one source must share their length, got {text}; give one row per record")
-        self.arrays = arrays
+        self.arrays, self.files = arrays, mapped_files(*arrays.values())
         self._length = next(iter(sizes.values()))
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        still_there(self.files)
         return {name: _narrowed(np.asarray(array[index])) for name, array in self.arrays.items()}
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Rows `indices` of every array, copied."""
+        still_there(self.files)
         return {name: _narrowed(array[indices]) for name, array in self.arrays.items()}
+
+    def title(self, index: int) -> str:
+        """How messages call record `index`."""
+        return f"record {index} of {', '.join(self.files) or 'arrays in memory'}"
 
     def identity(self) -> str:
         """Fingerprint of the content; reads everything."""

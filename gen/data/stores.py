@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tarfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -21,7 +22,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gen.data.transforms import MAX_PIXELS, decode
+from gen.data.mapped import mapped_files, still_there
+from gen.data.transforms import FORMATS, MAX_PIXELS, decode, decode_pixels
 from gen.errors import GenError
 
 __all__ = ["EXTENSIONS", "MAX_FILE", "ArrayStore", "Store", "load_arrays", "open_store"]
@@ -65,11 +67,16 @@ class Store:
 
     def read(self, index: int) -> tuple[str, bytes]:
         """(extension, bytes) of image `index` as stored. Raises GenError when they cannot be read."""
-        return Path(self.names[index]).suffix.lower(), self.read_file(index)
+        data = self.read_file(index)
+        return Path(self.names[index]).suffix.lower() or _extension(data), data
 
     def image(self, index: int, channels: int = 3) -> Image.Image:
         """Image `index`, decoded (`gen.data.transforms.decode`)."""
         return decode(self.read_file(index), self.title(index), channels)
+
+    def pixels(self, index: int, channels: int = 3) -> np.ndarray:
+        """Image `index`, decoded, as (H, W, channels) uint8: quicker than by way of `image`."""
+        return decode_pixels(self.read_file(index), self.title(index), channels)
 
     def identity(self) -> str:
         """Fingerprint (16 hex digits) of names, labels and content.
@@ -87,19 +94,27 @@ class ArrayStore(Store):
     """Images (N, H, W, C) uint8 in an array."""
 
     def __init__(self, path: str, images: np.ndarray, label: np.ndarray | None, text: np.ndarray | None) -> None:
-        from gen.data.sources import array_identity
+        from gen.data.sources import array_identity  # which imports Grain
 
-        self.images = images
+        self.images, self.files = images, mapped_files(images)
         names = [f"{i:08d}.png" for i in range(len(images))]
         super().__init__(path, names, self._png, label, text)
         self._identity = functools.partial(array_identity, {"image": images})
 
     def image(self, index: int, channels: int = 3) -> Image.Image:
         """Image `index` as RGB (channels 3) or L (1)."""
+        still_there(self.files)
         pixels = np.asarray(self.images[index])
         return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert(
             "RGB" if channels == 3 else "L"
         )
+
+    def pixels(self, index: int, channels: int = 3) -> np.ndarray:
+        """Image `index` as (H, W, channels) uint8."""
+        if self.images.shape[-1] != channels:
+            return np.asarray(self.image(index, channels)).reshape(*self.images.shape[1:3], channels)
+        still_there(self.files)
+        return np.array(self.images[index])
 
     def identity(self) -> str:
         """Fingerprint of everything; reads it all."""
@@ -110,6 +125,15 @@ class ArrayStore(Store):
         out = io.BytesIO()
         self.image(index, self.images.shape[-1]).save(out, "PNG", compress_level=0)
         return out.getvalue()
+
+
+def _extension(data: bytes) -> str:
+    """What the name of an image file with these bytes ends in; "" when they are none."""
+    try:
+        kind = Image.open(io.BytesIO(data), formats=FORMATS).format or ""
+    except Exception:  # damaged in one of many ways; whoever decodes it will say so
+        return ""
+    return {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(kind, f".{kind.lower()}")
 
 
 def open_store(path: str | Path) -> Store:
@@ -540,27 +564,40 @@ def _first(arrays: dict[str, np.ndarray], *names: str) -> np.ndarray | None:
 
 
 def _array_record(path: Path) -> Store:
-    """Records of a line of JSON ({"name", "label"}) and the image file's bytes."""
+    """Records of a line of JSON ({"name", "label"}) and the image file's bytes.
+
+    The native reader is used without `ArrayRecordDataSource`, which starts 64 Python threads to count records; where
+    memory is limited one of them may not come up, and it waits for that one for ever.
+    """
     try:
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
+        from array_record.python.array_record_module import ArrayRecordReader
     except ImportError:
         raise GenError(f"{path} needs the package array_record; pip install array_record") from None
-    with open(path, "rb") as file:
-        if not path.stat().st_size:
-            raise GenError(f"{path} is empty; copy or make it again")
-        file.read(1)
+    with open(path, "rb"):
+        pass  # a missing permission is said in Python's words
+    if not path.stat().st_size:
+        raise GenError(f"{path} is empty; copy or make it again")
+    lock, process = threading.Lock(), os.getpid()
+    damaged = (RuntimeError, ValueError, IndexError)
+
+    def record(index: int) -> bytes:
+        if os.getpid() != process:  # its threads did not come along, and it would wait for them for ever
+            raise GenError(f"{path} was opened before this process was forked; start worker processes by spawn")
+        with lock:
+            return bytes(reader.read([index])[0])
+
     try:
-        source = ArrayRecordDataSource([str(path)])
-        heads = [_record_head(record, path) for record in (source[i] for i in range(len(source)))]
-    except (RuntimeError, ValueError, IndexError) as error:
+        reader = ArrayRecordReader(str(path), options="readahead_buffer_size:0", file_reader_buffer_size=32768)
+        heads = [_record_head(record(i), path) for i in range(reader.num_records())]
+    except damaged as error:
         raise GenError(f"{path} is no readable ArrayRecord ({error}); copy or make it again") from None
     names = [head["name"] for head, _ in heads]
     labels = [head.get("label") for head, _ in heads]
 
     def read(index: int) -> bytes:
         try:
-            return bytes(source[index]).partition(b"\n")[2]
-        except (RuntimeError, ValueError, IndexError) as error:
+            return record(index).partition(b"\n")[2]
+        except damaged as error:
             raise GenError(f"{path} record {index} cannot be read ({error}); copy the file again") from None
 
     found = _labels(labels, names, str(path)) if names and labels[0] is not None else {}
@@ -588,21 +625,39 @@ def _hugging_face(text: str) -> Store:
         rows = datasets.load_dataset(name, split=split)
     except Exception as error:  # network, names, permissions: the library has its own errors for each
         raise GenError(f"cannot load {text} ({' '.join(str(error).split())[:160]}); check name and network") from None
-    features = rows.features
-    column = next((n for n, kind in features.items() if type(kind).__name__ == "Image"), None)
+    return _rows_store(text, rows, datasets.Image(decode=False))
+
+
+def _rows_store(text: str, rows: Any, undecoded: Any) -> Store:
+    """The images of a Hugging Face data set: its first column of images, its classes, or its vectors.
+
+    Classes are its first ClassLabel column, or whole numbers under "label" or "labels"; vectors are lists of numbers
+    under "text" or "embedding".
+    """
+    kinds = {name: type(kind).__name__ for name, kind in rows.features.items()}
+    column = next((name for name, kind in kinds.items() if kind == "Image"), None)
     if column is None:
-        raise GenError(f"{text} has no column of images; it has {', '.join(features)}")
-    rows = rows.cast_column(column, datasets.Image(decode=False))
-    classes = next((n for n, kind in features.items() if type(kind).__name__ == "ClassLabel"), None)
+        raise GenError(f"{text} has no column of images; it has {', '.join(kinds)}")
+    rows = rows.cast_column(column, undecoded)
+    classes = next((name for name, kind in kinds.items() if kind == "ClassLabel"), None)
+    known = None if classes is None else list(rows.features[classes].names)
     names = [f"{i:08d}" for i in range(len(rows))]
 
     def read(index: int) -> bytes:
-        cell = rows[index][column]
-        if cell.get("bytes") is None:
-            with _reading(cell["path"]):
-                return Path(cell["path"]).read_bytes()
-        return bytes(cell["bytes"])
+        try:
+            cell = rows[index][column] or {}
+        except OSError as error:
+            raise GenError(f"cannot read {text} ({error.strerror or error}); load it again") from None
+        if cell.get("bytes") is not None:
+            return bytes(cell["bytes"])
+        if not cell.get("path"):
+            raise GenError(f"{text}:{names[index]} has no image; leave it out")
+        with _reading(cell["path"]):
+            return Path(cell["path"]).read_bytes()
 
-    label = None if classes is None else np.array(rows[classes], np.int32)
-    known = None if classes is None else list(features[classes].names)
-    return Store(text, names, read, label, None, known, content=str(getattr(rows, "_fingerprint", "")))
+    plain = [n for n in ("label", "labels", "text", "embedding") if kinds.get(n) in ("Value", "Sequence", "List")]
+    values = next((v for v in (list(rows[n]) for n in plain) if v and not isinstance(v[0], str)), None)
+    if classes is not None:
+        values = list(rows[classes])
+    labels = {} if values is None or not values else _labels(values, names, text)
+    return Store(text, names, read, **labels, class_names=known, content=str(getattr(rows, "_fingerprint", "")))

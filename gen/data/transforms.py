@@ -8,11 +8,17 @@ What decoding does, so that nobody has to guess:
 - 16-bit greys keep their upper eight bits (v // 256), as Pillow does for 16-bit RGB; floating-point and 32-bit
   files, which have no defined range, are refused.
 - Of animations the first frame counts.
+
+With the extra ``simplejpeg`` installed, plain JPEG files (no EXIF or XMP block, colour or grey) are decoded by it, in
+less than half the time. Both libraries run the same libjpeg-turbo arithmetic (accurate DCT, smooth upsampling), so the
+pixels are equal bit for bit (a test compares them), and what it does not take without a warning goes to Pillow.
 """
 
+import functools
 import io
 import math
 import warnings
+from types import ModuleType
 from typing import Literal
 
 import numpy as np
@@ -21,9 +27,10 @@ from PIL import Image, ImageOps
 from gen.errors import GenError
 
 __all__ = ["CROPS", "FILTERS", "MAX_PIXELS", "Crop", "Filter", "adm_center_crop", "adm_random_crop", "center_crop"]
-__all__ += ["decode", "fit", "random_flip", "squeeze"]
+__all__ += ["decode", "decode_pixels", "fit", "random_flip", "squeeze"]
 
 MAX_PIXELS = 100_000_000  # of one image: 300 MB decoded; more is a mistake or an attack
+MAX_SCANS = 200  # of a progressive JPEG; a file of many empty ones takes hours to decode
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF")  # none of them runs a program
 Crop = Literal["none", "adm", "center", "squeeze", "random"]
 Filter = Literal["lanczos", "box", "bicubic"]
@@ -33,6 +40,8 @@ FILTERS = {
     "box": Image.Resampling.BOX,
     "bicubic": Image.Resampling.BICUBIC,
 }
+# Pillow warns of what is checked here, or of harmless metadata. Said once: changing filters is not safe in threads.
+warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
 
 
 def decode(data: bytes, name: str, channels: int = 3) -> Image.Image:
@@ -46,18 +55,32 @@ def decode(data: bytes, name: str, channels: int = 3) -> Image.Image:
     Raises:
       GenError: not an image, cut off or damaged, more than `MAX_PIXELS` pixels, numbers of no defined range.
     """
+    plain = _plain_jpeg(data)
+    return _by_pillow(data, name, channels) if plain is None else _with_channels(Image.fromarray(plain), channels)
+
+
+def decode_pixels(data: bytes, name: str, channels: int = 3) -> np.ndarray:
+    """As `decode`, to (H, W, channels) uint8."""
+    plain = _plain_jpeg(data)
+    if plain is None:
+        plain = np.asarray(_by_pillow(data, name, channels))
+    elif plain.ndim != channels:
+        plain = np.asarray(_with_channels(Image.fromarray(plain), channels))
+    return plain.reshape(*plain.shape[:2], channels)
+
+
+def _by_pillow(data: bytes, name: str, channels: int) -> Image.Image:
+    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > MAX_SCANS:
+        raise GenError(f"{name} has more than {MAX_SCANS} JPEG scans; save it again or leave it out")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of what is checked here, or of harmless metadata
-            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise GenError(
-                    f"{name} is {image.width} x {image.height}; expected at most {MAX_PIXELS} pixels, "
-                    "make it smaller or leave it out"
-                )
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            return _converted(image, name, channels)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise GenError(
+                f"{name} is {image.width} x {image.height}; expected at most {MAX_PIXELS} pixels, "
+                "make it smaller or leave it out"
+            )
+        image.load()
+        return _converted(ImageOps.exif_transpose(image), name, channels)
     except GenError:
         raise
     except MemoryError:
@@ -67,6 +90,31 @@ def decode(data: bytes, name: str, channels: int = 3) -> Image.Image:
         if "cannot identify" in reason:
             reason = f"no known image format among {', '.join(FORMATS)}"
         raise GenError(f"{name} is not a readable image ({reason}); repair it or leave it out") from None
+
+
+def _plain_jpeg(data: bytes) -> np.ndarray | None:
+    """(H, W, 3) or (H, W) uint8 of a JPEG that needs no treatment; None for all else and without simplejpeg."""
+    library = _simplejpeg()
+    if library is None or data[:3] != b"\xff\xd8\xff" or b"Exif\0" in data or b"http://ns.adobe.com/xap" in data:
+        return None
+    try:
+        height, width, space, _ = library.decode_jpeg_header(data)
+        if space not in ("YCbCr", "Gray") or height * width > MAX_PIXELS or data.count(b"\xff\xda") > MAX_SCANS:
+            return None
+        pixels: np.ndarray = library.decode_jpeg(data, "RGB" if space == "YCbCr" else "GRAY", strict=True)
+    except ValueError:  # damaged, or merely odd: Pillow judges
+        return None
+    return pixels if space == "YCbCr" else pixels[..., 0]
+
+
+@functools.cache
+def _simplejpeg() -> ModuleType | None:
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    module: ModuleType = simplejpeg
+    return module
 
 
 def _converted(image: Image.Image, name: str, channels: int) -> Image.Image:
@@ -80,7 +128,13 @@ def _converted(image: Image.Image, name: str, channels: int) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB" if channels == 3 else "L")
+    return _with_channels(image, channels)
+
+
+def _with_channels(image: Image.Image, channels: int) -> Image.Image:
+    """RGB or L; an image that is it already is not copied."""
+    mode = "RGB" if channels == 3 else "L"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _resized(image: Image.Image, width: int, height: int, filter: Filter) -> Image.Image:
@@ -136,8 +190,12 @@ def squeeze(image: Image.Image, size: int, filter: Filter = "lanczos") -> Image.
 
 
 def random_flip(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """image (H, W, C), mirrored left to right with probability 1/2."""
-    return image[:, ::-1] if rng.random() < 0.5 else image
+    """image (H, W, C) uint8, mirrored left to right with probability 1/2."""
+    if rng.random() >= 0.5:
+        return image
+    # Whole pixels at a time: twice as fast as a view with a negative stride.
+    pixels = np.ascontiguousarray(image).view(f"V{image.shape[-1]}")
+    return np.ascontiguousarray(pixels[:, ::-1]).view(np.uint8)
 
 
 def fit(image: Image.Image, crop: Crop, size: int | None, filter: Filter = "lanczos") -> Image.Image:

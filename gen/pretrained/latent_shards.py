@@ -45,6 +45,10 @@ class ShardSource:
         records = [self[int(i)] for i in indices]
         return {name: np.stack([record[name] for record in records]) for name in records[0]}
 
+    def title(self, index: int) -> str:
+        """How messages call record `index`."""
+        return f"latent {index}"
+
 
 @dataclasses.dataclass(frozen=True)
 class LatentShards:

@@ -1,9 +1,14 @@
 import itertools
+import subprocess
+import sys
+import threading
+import time
 
 import numpy as np
 import pytest
 
-from gen.data.loader import batches, epoch_order
+from gen.data import loader
+from gen.data.loader import Stalled, batches, epoch_order
 from gen.data.sources import ArraySource
 from gen.errors import GenError
 
@@ -108,6 +113,54 @@ def test_dropping_the_iterator_ends_its_workers() -> None:
 def test_bad_options_are_refused_at_once(options, message) -> None:
     with pytest.raises(GenError, match=message):
         batches(source(), **{"batch": 8, "seed": 0, **options})
+
+
+class Stuck(ArraySource):
+    """Its record 20 never comes; as on a network folder that does not answer."""
+
+    def __init__(self):
+        super().__init__(id=np.arange(SIZE))
+        self.answer = threading.Event()
+
+    def __getitem__(self, index):
+        if index == 20:
+            self.answer.wait()
+        return super().__getitem__(index)
+
+
+def test_a_stalled_source_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(loader, "STALL", 0.4)
+    data = Stuck()
+    stream = batches(data, batch=SIZE, seed=0, transform=lambda stream, record: record)
+    with pytest.raises(Stalled, match="no data for 0 s, while reading record 20 of arrays in memory"):
+        next(stream)
+    data.answer.set()  # lets the threads end
+
+
+def test_slow_data_are_waited_for(monkeypatch) -> None:
+    monkeypatch.setattr(loader, "STALL", 0.4)
+
+    def slow(stream, record):
+        time.sleep(0.06)
+        return record
+
+    assert len(next(batches(source(), batch=12, seed=0, transform=slow, threads=1))["id"]) == 12
+
+
+def test_the_command_line_leaves_a_stalled_disk(tmp_path) -> None:
+    """Threads that hang in a read would keep Python from ending."""
+    script = (
+        "import sys, threading\nimport gen.cli\nfrom gen.data import loader, sources\n"
+        "loader.STALL = 0.4\n"
+        "class Hung(sources.ArraySource):\n"
+        "    def gather(self, indices):\n        threading.Event().wait()\n"
+        "import numpy as np\n"
+        "gen.cli.parse = lambda *args: lambda: next(loader.batches(Hung(id=np.arange(9)), batch=2, seed=0))\n"
+        "sys.exit(gen.cli.main(['train']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: no data for 0 s, while reading record ")
 
 
 def test_empty_data_are_refused() -> None:

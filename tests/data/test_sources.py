@@ -1,9 +1,13 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
 from gen.config import from_json, to_json
 from gen.data.sources import ArraySource, Digits, array_identity, digits
+from gen.data.stores import load_arrays
 from gen.errors import GenError
 
 
@@ -61,3 +65,19 @@ def test_digits_config() -> None:
     batch = next(config.batches(batch=8, seed=0, start=0))
     assert batch["image"].shape == (8, 8, 8, 1)
     assert batch["label"].dtype == np.int32
+
+
+def test_mapped_files_that_shrink_or_vanish_are_named(tmp_path: Path) -> None:
+    """Reading the missing part of a mapped file would kill the process."""
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((64, 4096), np.float32))
+    source = ArraySource(x=load_arrays(path)["image"], y=np.zeros(64))
+    assert source.files == {str(path): path.stat().st_size}
+    assert source.gather(np.array([63]))["x"].shape == (1, 4096)
+    os.truncate(path, 4096)
+    for read in (lambda: source[63], lambda: source.gather(np.array([63]))):
+        with pytest.raises(GenError, match=r"a\.npy has 4096 bytes, 1048704 when it was opened; restore it"):
+            read()
+    path.unlink()
+    with pytest.raises(GenError, match=r"cannot read .*a\.npy \(No such file"):
+        source.gather(np.array([0]))

@@ -1,6 +1,10 @@
 import contextlib
+import errno
 import io
+import os
 import struct
+import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -10,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gen.data import stores
+from gen.data.convert import Copy, convert
 from gen.data.stores import open_store
 from gen.errors import GenError
 from tests.data.files import edm_zip, folder, picture, png, tar
@@ -154,6 +159,132 @@ def test_hostile_archives_cost_nothing(tmp_path: Path) -> None:
     ):
         with pytest.raises(GenError, match=message):
             open_store(tmp_path / name)
+
+
+class Image:
+    """Stands for `datasets.Image`; the store looks at the names of feature types only."""
+
+    def __init__(self, decode: bool) -> None:
+        assert not decode
+
+
+class ClassLabel:
+    names = ("cat", "dog")
+
+
+class Value:
+    pass
+
+
+class List:
+    pass
+
+
+class Rows:
+    """As much of `datasets.Dataset` as the store uses."""
+
+    _fingerprint = "f0"
+
+    def __init__(self, features: dict[str, object], columns: dict[str, list]) -> None:
+        self.features, self.columns = features, columns
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, key: str | int):
+        return self.columns[key] if isinstance(key, str) else {name: rows[key] for name, rows in self.columns.items()}
+
+    def cast_column(self, name: str, kind: object) -> "Rows":
+        return self
+
+
+def hugging_face(monkeypatch: pytest.MonkeyPatch, features: dict[str, object], columns: dict[str, list]) -> None:
+    """A module `datasets` that knows one data set, pets, with one split, test."""
+    module = types.ModuleType("datasets")
+
+    def load_dataset(name: str, split: str) -> Rows:
+        if (name, split) != ("pets", "test"):
+            raise FileNotFoundError(f"Dataset '{name}' has no split {split}")
+        return Rows(features, columns)
+
+    module.load_dataset, module.Image = load_dataset, Image
+    monkeypatch.setitem(sys.modules, "datasets", module)
+
+
+def test_hugging_face_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one.png").write_bytes(png(picture(1)))
+    cells = [
+        {"bytes": png(picture(0)), "path": None},
+        {"bytes": None, "path": str(tmp_path / "one.png")},
+        {"bytes": None, "path": None},
+    ]
+    hugging_face(monkeypatch, {"id": Value(), "picture": Image(False), "kind": ClassLabel()},
+                 {"id": [7, 8, 9], "picture": cells, "kind": [1, 0, 1]})  # fmt: skip
+    store = open_store("hf:pets:test")
+    assert store.label is not None
+    assert (store.label.tolist(), store.class_names) == ([1, 0, 1], ["cat", "dog"])
+    for index in range(2):
+        np.testing.assert_array_equal(np.asarray(store.image(index)), picture(index))
+        assert store.read(index)[0] == ".png"  # which its name does not say
+    with pytest.raises(GenError, match="hf:pets:test:00000002 has no image"):
+        store.image(2)
+    (tmp_path / "one.png").unlink()
+    with pytest.raises(GenError, match=r"cannot read .*one\.png \(No such file"):
+        store.image(1)
+    for text, message in (("hf:pets", "cannot load hf:pets .*no split train"), ("hf:", "names no data set")):
+        with pytest.raises(GenError, match=message):
+            open_store(text)
+
+
+def test_labels_of_hugging_face_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [{"bytes": png(picture(i))} for i in range(2)]
+    for kind, column, rows in (
+        (Value(), "label", [3, 0]),
+        (List(), "text", [[0.5, 1.0], [2.0, 3.0]]),
+        (Value(), "text", ["a caption", "another"]),
+    ):
+        hugging_face(monkeypatch, {"image": Image(False), column: kind}, {"image": cells, column: rows})
+        store = open_store("hf:pets:test")
+        assert (None if store.label is None else store.label.tolist()) == (rows if column == "label" else None)
+        assert (None if store.text is None else store.text.tolist()) == (
+            rows if column == "text" and kind.__class__ is List else None
+        )
+    hugging_face(monkeypatch, {"image": Image(False), "label": ClassLabel()}, {"image": cells, "label": [0, -1]})
+    with pytest.raises(GenError, match="00000001 has label -1; expected a class from 0 on"):
+        open_store("hf:pets:test")
+    hugging_face(monkeypatch, {"caption": Value()}, {"caption": ["x"]})
+    with pytest.raises(GenError, match="hf:pets:test has no column of images; it has caption"):
+        open_store("hf:pets:test")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(GenError, match=r"pip install 'gen-image\[hf-datasets\]'"):
+        open_store("hf:pets:test")
+
+
+def test_array_records_refuse_forked_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native reader's threads do not survive a fork: it would wait for them for ever."""
+    source = open_store(edm_zip(tmp_path / "a.zip", [[name, 0] for name in NAMES]))
+    convert(source, tmp_path / "a.array_record", Copy())
+    store = open_store(tmp_path / "a.array_record")
+    assert store.read(2) == source.read(2)
+    monkeypatch.setattr(stores.os, "getpid", lambda: -1)
+    with pytest.raises(GenError, match="opened before this process was forked; start worker processes by spawn"):
+        store.image(0)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ENODEV])
+def test_archives_on_a_lost_disk_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    zipped = open_store(edm_zip(tmp_path / "a.zip", [[name, 0] for name in NAMES]))
+    shard = open_store(tar(tmp_path / "a.tar", {"a.png": png(picture(0))}))
+
+    def lost(*args: object) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(stores.os, "pread", lost)
+    for store, name in ((zipped, "a.zip"), (shard, "a.tar")):
+        with pytest.raises(
+            GenError, match=rf"cannot read .*{name} \(.*\); check that the disk or network folder is there"
+        ):
+            store.image(0)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

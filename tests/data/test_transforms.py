@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from gen.data import transforms
-from gen.data.transforms import adm_random_crop, center_crop, decode, fit, random_flip, squeeze
+from gen.data.transforms import adm_random_crop, center_crop, decode, decode_pixels, fit, random_flip, squeeze
 from gen.errors import GenError
 from tests.data.files import picture, png
 
@@ -55,6 +55,40 @@ def test_unreadable_images_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transforms, "MAX_PIXELS", 100)
     with pytest.raises(GenError, match=r"a\.png is 16 x 12; expected at most 100 pixels"):
         decode(whole, "a.png")
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "grey", "progressive", "exif", "restarts"])
+def test_the_quick_decoder_gives_the_same_pixels(subsampling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("simplejpeg")
+    options: dict[str, object] = {"progressive": True} if subsampling == "progressive" else {}
+    if subsampling == "restarts":
+        options = {"restart_marker_blocks": 2}
+    if ":" in subsampling:
+        options = {"subsampling": subsampling}
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for height, width in ((37, 53), (16, 16), (1, 9)):
+        image = Image.fromarray(picture(height, height, width)).resize((width, height), Image.Resampling.BOX)
+        image = image.convert("L") if subsampling == "grey" else image
+        data = file(image, "JPEG", quality=81, **(options | ({"exif": exif} if subsampling == "exif" else {})))
+        for channels in (3, 1):
+            with monkeypatch.context() as patch:
+                quick = decode_pixels(data, "x", channels)
+                assert (transforms._plain_jpeg(data) is None) == (subsampling == "exif")
+                np.testing.assert_array_equal(
+                    np.asarray(decode(data, "x", channels)), quick.squeeze(-1) if channels == 1 else quick
+                )
+                patch.setattr(transforms, "_simplejpeg", lambda: None)
+                np.testing.assert_array_equal(quick, decode_pixels(data, "x", channels))
+            assert quick.shape[2] == channels
+
+
+def test_jpegs_that_take_hours_or_are_cut_off_are_refused() -> None:
+    whole = file(Image.fromarray(picture(0)), "JPEG", progressive=True)
+    with pytest.raises(GenError, match="x has more than 200 JPEG scans"):
+        decode(whole[:-2] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" * 200 + whole[-2:], "x")
+    with pytest.raises(GenError, match="x is not a readable image"):
+        decode_pixels(whole[: len(whole) // 2], "x")
 
 
 def test_crops() -> None:
