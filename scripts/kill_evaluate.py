@@ -63,13 +63,13 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 
 
 def disturbed(folder: Path, count: int, kills: int, span: float, rng: random.Random) -> list[tuple[float, bool]]:
-    """Evaluates with `kills` kills, each within `span` seconds: (moment, whether partial results lay there) of each."""
-    moments = []
-    for _ in range(kills):
+    """Evaluates with at most `kills` kills: (moment, whether partial results lay there) of each."""
+    moments: list[tuple[float, bool]] = []
+    while len(moments) < kills:
         process, moment = start(folder, count), rng.uniform(0.2, 1.0) * span
         try:
             process.communicate(timeout=moment)
-            break  # it was done before
+            return moments  # it was done before
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
@@ -86,17 +86,25 @@ def differences(a: Path, b: Path) -> list[str]:
 
 
 def check(kills: int, seed: int, folder: Path, count: int = COUNT) -> tuple[list[str], list[tuple[float, bool]]]:
-    """One undisturbed and one disturbed evaluation under `folder`; gives the differences and the kills."""
-    for name in ("warm", "whole", "killed"):
+    """Evaluations under `folder`, one undisturbed and as many disturbed ones as `kills` kills take.
+
+    Gives the differences, and (moment in seconds, whether partial results lay there) of every kill.
+    """
+    for name in ("warm", "whole"):
         write_run(folder / name / "run")
     finish(start(folder / "warm", count))  # fills the compile cache, so that the kills fall into the work itself
     began = time.monotonic()
     finish(start(folder / "whole", count))
     span = time.monotonic() - began
-    moments = disturbed(folder / "killed", count, kills, span, random.Random(seed))
+    rng, moments, found = random.Random(seed), list[tuple[float, bool]](), list[str]()
+    while len(moments) < kills:
+        killed = folder / f"killed{len(moments)}"
+        write_run(killed / "run")
+        moments += disturbed(killed, count, kills - len(moments), span, rng)
+        found += differences(folder / "whole", killed)
     told = ", ".join(f"{moment:.1f}{'' if held else ' (nothing saved yet)'}" for moment, held in moments)
     print(f"undisturbed {span:.0f} s; killed after {told} s")
-    return differences(folder / "whole", folder / "killed"), moments
+    return found, moments
 
 
 def main() -> int:

@@ -32,6 +32,7 @@ def reference(
       gen reference photos/ --extractor inception:clean --out photos.npz
       gen reference VIRTUAL_imagenet256_labeled.npz --extractor inception:legacy_tensorflow --out imagenet256.npz
       gen reference cifar10-32x32.npz --publisher edm --out cifar10.npz
+      gen reference img512.pkl --extractor dinov2 --out img512-dinov2.npz
 
     Args:
       what: images (a folder, a .zip, an .npz with arr_0, digits:train), or published statistics (.npz with mu and
@@ -40,7 +41,7 @@ def reference(
       extractor: the feature network of images; inception:MODE with clean, legacy_tensorflow or legacy_pytorch.
       publisher: whose statistics they are, where the file does not tell: adm, mar, edm, edm2, pytorch-fid, clean-fid.
       name: of the data, for tables; the file's name by default.
-      split: which part of the data they are of.
+      split: which part of the data they are of; what is known of a publisher's files by default.
       quantiser: how the images became 8-bit, where it is known.
       batch: images at a time; does not change the statistics.
     """
@@ -100,10 +101,11 @@ def _published(
     from gen.pretrained.references import read_published
     from gen.training.sharding import make_mesh
 
-    found = read_published(path, publisher, name=name, split=split)
+    network = open_extractor(extractor)
+    given = network if extractor.startswith("dinov2") else None
+    found = read_published(path, publisher, name=name, split=split, network=given)
     if not images:
         return found
-    network = open_extractor(extractor)
     source = open_images(str(path), network)
     made = make_reference(found.name, source, network, data=str(path), batch=batch, mesh=make_mesh())
     for field in ("extractor", "extractor_fingerprint", "resize"):

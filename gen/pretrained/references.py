@@ -14,6 +14,7 @@ import numpy as np
 
 from gen.config import suggest
 from gen.errors import GenError
+from gen.features.extractor import Extractor
 from gen.features.inception import PUBLISHED
 from gen.metrics.protocol import Protocol
 from gen.metrics.reference import Reference
@@ -24,40 +25,49 @@ __all__ = ["PUBLISHERS", "read_published"]
 
 class _Publisher(NamedTuple):
     mode: str  # how images reached the Inception network
+    split: str  # of the data; "" where files differ
     what: str
 
 
 PUBLISHERS: dict[str, _Publisher] = {
-    "adm": _Publisher("legacy_tensorflow", "VIRTUAL_*.npz of guided-diffusion"),
-    "mar": _Publisher("legacy_tensorflow", "adm_in256_stats.npz of MAR: mean and covariance of ADM's file"),
-    "edm": _Publisher("legacy_tensorflow", "fid-refs of EDM"),
-    "edm2": _Publisher("legacy_tensorflow", "dataset-refs of EDM2, a pickle"),
-    "pytorch-fid": _Publisher("legacy_pytorch", "statistics saved by pytorch-fid"),
-    "clean-fid": _Publisher("", "statistics of clean-fid, whose names tell the mode"),
+    "adm": _Publisher("legacy_tensorflow", "train", "VIRTUAL_*.npz of guided-diffusion"),
+    "mar": _Publisher("legacy_tensorflow", "train", "adm_in256_stats.npz of MAR: mean and covariance of ADM's file"),
+    "edm": _Publisher("legacy_tensorflow", "train", "fid-refs of EDM"),
+    "edm2": _Publisher("legacy_tensorflow", "train", "dataset-refs of EDM2, a pickle"),
+    "pytorch-fid": _Publisher("legacy_pytorch", "", "statistics saved by pytorch-fid"),
+    "clean-fid": _Publisher("", "", "statistics of clean-fid, whose names tell the mode"),
 }
 _CLEAN_NAME = re.compile(
     r"(?P<data>.+?)_(?P<mode>clean|legacy_tensorflow|legacy_pytorch)_(?P<split>[^_]+)_(?P<size>\w+)"
 )
 
 
-def read_published(path: str | Path, publisher: str | None = None, *, name: str = "", split: str = "") -> Reference:
+def read_published(
+    path: str | Path,
+    publisher: str | None = None,
+    *,
+    name: str = "",
+    split: str = "",
+    network: Extractor | None = None,
+) -> Reference:
     """The statistics in a published file.
 
     Args:
       path: .npz, or .pkl of EDM2 (nothing in it is executed).
       publisher: a name in `PUBLISHERS`; found by the content or the file's name where these tell.
       name: of the data, for tables; the file's name by default.
-      split: which part of the data they are of.
+      split: which part of the data they are of; what is known of the publisher's files by default.
+      network: DINOv2 at its published weights, for the statistics of its features in EDM2's files; Inception's without.
 
     Returns:
       A reference without features, but for clean-fid's with their ``_kid.npz`` beside. Its protocol names the published
-      Inception weights, and has the number of images where the file tells it.
+      Inception weights (or those of `network`), and has the number of images where the file tells it.
 
     Raises:
       GenError: an unreadable file, one without statistics, or one whose publisher must be said.
     """
     path = Path(path)
-    arrays = _arrays(path)
+    arrays = _arrays(path, "fid" if network is None else "fd_dinov2")
     publisher = _publisher(path, arrays) if publisher is None else publisher
     if publisher not in PUBLISHERS:
         raise GenError(f"unknown publisher '{publisher}'; {suggest(publisher, PUBLISHERS)}")
@@ -67,12 +77,12 @@ def read_published(path: str | Path, publisher: str | None = None, *, name: str 
         raise GenError(f"the name of {path} does not tell its mode; expected DATA_MODE_SPLIT_SIZE.npz; rename it")
     mode = named["mode"] if publisher == "clean-fid" and named else PUBLISHERS[publisher].mode
     protocol = Protocol(
-        extractor="inception",
-        extractor_fingerprint=PUBLISHED,
+        extractor="inception" if network is None else network.name,
+        extractor_fingerprint=PUBLISHED if network is None else network.fingerprint(),
         count=int(arrays.get("num_images", 0)),
-        resize=mode,
+        resize=mode if network is None else network.resize,
         quantiser="given",
-        split=split or (named["split"] if publisher == "clean-fid" and named else ""),
+        split=split or (named["split"] if publisher == "clean-fid" and named else PUBLISHERS[publisher].split),
     )
     return Reference(
         name=name or path.stem,
@@ -85,10 +95,12 @@ def read_published(path: str | Path, publisher: str | None = None, *, name: str 
     )
 
 
-def _arrays(path: Path) -> dict[str, Any]:
+def _arrays(path: Path, entry: str) -> dict[str, Any]:
     try:
         if path.suffix == ".pkl":
-            return _edm2(path)
+            return _edm2(path, entry)
+        if entry != "fid":
+            raise GenError(f"{path} holds statistics of Inception features; leave --extractor out, or make a reference")
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files if key in ("mu", "sigma", "mu_s", "sigma_s")}
     except FileNotFoundError:
@@ -97,15 +109,16 @@ def _arrays(path: Path) -> dict[str, Any]:
         raise GenError(f"{path} cannot be read as reference statistics ({error}); download it again") from None
 
 
-def _edm2(path: Path) -> dict[str, Any]:
+def _edm2(path: Path, entry: str) -> dict[str, Any]:
     def refuse(_: Any) -> Any:
         raise ValueError("it refers to data outside of itself")
 
     with path.open("rb") as file:
         content = read_pickle(file, refuse, str(path))
-    found = content.get("fid") if isinstance(content, Mapping) else None
+    found = content.get(entry) if isinstance(content, Mapping) else None
     if not isinstance(found, Mapping):
-        raise GenError(f"{path} holds no Inception statistics (no entry fid); give a dataset-refs file of EDM2")
+        network = "Inception" if entry == "fid" else "DINOv2"
+        raise GenError(f"{path} holds no {network} statistics (no entry {entry}); give a dataset-refs file of EDM2")
     arrays = {key: value.array() if hasattr(value, "array") else value for key, value in found.items()}
     return arrays | {"num_images": content.get("num_images", 0)}
 

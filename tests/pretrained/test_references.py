@@ -1,4 +1,5 @@
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from gen.pretrained.references import PUBLISHERS, read_published
 RNG = np.random.default_rng(0)
 FEATURES = RNG.normal(size=(40, 6))
 MU, SIGMA = FEATURES.mean(0), np.cov(FEATURES.T)
+DINO = SimpleNamespace(name="dinov2", fingerprint=lambda: "its weights", resize="pil-bicubic 224")
 
 
 def save(path, **arrays):
@@ -29,15 +31,18 @@ def test_plain_statistics(tmp_path, publisher):
     protocol = found.protocol
     assert (protocol.extractor, protocol.extractor_fingerprint, protocol.split) == ("inception", PUBLISHED, "train")
     assert protocol.resize == ("legacy_pytorch" if publisher == "pytorch-fid" else "legacy_tensorflow")
+    assert read_published(path, publisher).protocol.split == ("" if publisher == "pytorch-fid" else "train")
     with pytest.raises(GenError, match="say who published it"):
         read_published(path)
+    with pytest.raises(GenError, match="holds statistics of Inception features"):
+        read_published(path, publisher, network=DINO)
 
 
 def test_adm(tmp_path):
     images = np.zeros((3, 8, 8, 3), np.uint8)
     path = save(tmp_path / "VIRTUAL.npz", arr_0=images, mu=MU, sigma=SIGMA, mu_s=MU[:2], sigma_s=SIGMA[:2, :2])
     found = read_published(path)
-    assert found.protocol.resize == "legacy_tensorflow"
+    assert (found.protocol.resize, found.protocol.split) == ("legacy_tensorflow", "train")
     np.testing.assert_array_equal(found.spatial[1], SIGMA[:2, :2])
     found.save(tmp_path / "ours.npz")
     np.testing.assert_array_equal(Reference.load(tmp_path / "ours.npz").spatial[0], MU[:2])
@@ -65,7 +70,14 @@ def test_edm2(tmp_path, protocol):
     assert found.protocol.count == 123
     np.testing.assert_array_equal(found.mean, MU)
     np.testing.assert_array_equal(found.covariance, SIGMA)
+    assert found.protocol.split == "train"
+    second = read_published(tmp_path / "img64.pkl", network=DINO)
+    np.testing.assert_array_equal(second.mean, MU + 1)
+    known = (second.protocol.extractor, second.protocol.extractor_fingerprint, second.protocol.resize)
+    assert known == ("dinov2", "its weights", "pil-bicubic 224")
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"other": 1}, protocol))
+    with pytest.raises(GenError, match="no DINOv2 statistics"):
+        read_published(tmp_path / "bad.pkl", network=DINO)
     with pytest.raises(GenError, match="no Inception statistics"):
         read_published(tmp_path / "bad.pkl")
 
