@@ -157,21 +157,20 @@ def from_store(
     def load(index: int) -> np.ndarray:
         pixels = np.asarray(store.image(index, channels))
         pixels = pixels.reshape(*pixels.shape[:2], channels)
-        if fit is not None:
-            return np.asarray(fit(pixels), np.float32)
-        wanted.append(pixels.shape)
-        if pixels.shape != wanted[0]:
-            raise GenError(
-                f"{store.title(index)} is {pixels.shape}, others are {wanted[0]}; expected one size for the "
-                f"{extractor.name} extractor; resize them (gen data convert)"
-            )
-        return pixels
+        return pixels if fit is None else np.asarray(fit(pixels), np.float32)
 
     def read(indices: np.ndarray) -> dict[str, np.ndarray]:
         rows, where = np.unique(indices, return_inverse=True)  # padding repeats an index
-        images = np.stack(list(_decoders().map(load, rows.tolist())))[where]
+        images = list(_decoders().map(load, rows.tolist()))
+        wanted[:] = wanted or [images[0].shape]
+        for index, image in zip(rows.tolist(), images, strict=True):
+            if image.shape != wanted[0]:
+                raise GenError(
+                    f"{store.title(index)} is {image.shape}, others are {wanted[0]}; expected one size for the "
+                    f"{extractor.name} extractor; resize them (gen data convert)"
+                )
         labels = {} if store.label is None else {"label": store.label[indices]}
-        return {"image" if fit is None else "levels": images} | labels
+        return {"image" if fit is None else "levels": np.stack(images)[where]} | labels
 
     return Source(
         function=_rows,
