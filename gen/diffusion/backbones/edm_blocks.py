@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from gen.errors import GenError
+from gen.nn.layers import attend, matrix_product
 
 __all__ = ["BOX", "FIR", "Conv", "GroupNorm", "Linear", "Style", "UNetBlock", "fir_down", "fir_up", "law_of"]
 
@@ -173,7 +174,7 @@ class Conv(nnx.Module):
     def _conv(self, x: jax.Array, pad: int) -> jax.Array:
         kernel = self.kernel[...].astype(self.dtype)
         if self.size == 1 and pad == 0:
-            return x @ kernel[0, 0]
+            return matrix_product(x, kernel[0, 0])
         numbers, strides = ("NHWC", "HWIO", "NHWC"), (self.stride, self.stride)
         return jax.lax.conv_general_dilated(x, kernel, strides, ((pad, pad), (pad, pad)), dimension_numbers=numbers)
 
@@ -296,7 +297,7 @@ class UNetBlock(nnx.Module):
         # the projection's channels are ordered by head, then channel, then q, k, v
         qkv = self.qkv(self.norm2(x)).reshape(b, h * w, self.heads, c // self.heads, 3)
         q, k, v = (qkv[..., i] for i in range(3))
-        return jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)
+        return attend(q, k, v).reshape(b, h, w, c)
 
 
 def _cond(runs: Any, yes: Any, no: Any, *args: jax.Array) -> jax.Array:

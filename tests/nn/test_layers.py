@@ -1,0 +1,58 @@
+"""Attention and matrix products against jax's own, values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gen.nn.layers import attend, linear, matrix_product
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_that_of_jax(masked):
+    rng = np.random.default_rng(0)
+    q = jnp.asarray(rng.standard_normal((2, 5, 3, 8)), jnp.float32)
+    k, v = (jnp.asarray(rng.standard_normal((2, 7, 3, 8)), jnp.float32) for _ in range(2))
+    mask = jnp.asarray(rng.random((2, 1, 5, 7)) < 0.6).at[..., 0].set(True) if masked else None
+    weight = jnp.asarray(rng.standard_normal((2, 5, 3, 8)), jnp.float32)
+
+    def run(attention):
+        call = lambda q, k, v: attention(q, k, v, mask)  # noqa: E731
+        return call(q, k, v), *jax.grad(lambda *qkv: (call(*qkv) * weight).sum(), (0, 1, 2))(q, k, v)
+
+    expected = run(lambda q, k, v, mask: jax.nn.dot_product_attention(q, k, v, mask=mask))
+    for ours, theirs in zip(run(attend), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+def test_attention_keeps_the_type_of_v_and_its_softmax_in_float32():
+    rng = np.random.default_rng(1)
+    q, k, v = (jnp.asarray(rng.standard_normal((1, 6, 2, 4)), jnp.bfloat16) for _ in range(3))
+    out = attend(q, k, v)
+    assert out.dtype == jnp.bfloat16
+    exact = attend(*(x.astype(jnp.float32) for x in (q, k, v)))
+    np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.03)
+
+
+def test_product_of_many_axes_is_that_of_einsum():
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.standard_normal((2, 3, 4, 5)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((5, 6)), jnp.float32)
+    grad = lambda f: jax.grad(lambda x, w: (f(x, w) ** 2).sum(), (0, 1))(x, kernel)  # noqa: E731
+    np.testing.assert_allclose(matrix_product(x, kernel), x @ kernel, atol=1e-5)
+    for ours, theirs in zip(grad(matrix_product), grad(lambda x, w: jnp.einsum("abck,km->abcm", x, w)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_multiply_matrices_only():
+    """The kernel's gradient of a product over two leading axes is slow on CPUs: a layer has none."""
+    graphdef, params = nnx.split(linear(16, 24, rngs=nnx.Rngs(0)))
+
+    def loss(params, x):
+        return jnp.square(nnx.merge(graphdef, params)(x)).sum()
+
+    text = jax.jit(jax.grad(loss)).lower(params, jnp.ones((2, 8, 16))).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) == 2
+    assert not any("2x8x" in line for line in products)
