@@ -1,6 +1,7 @@
 """``gen evaluate``."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -205,7 +206,7 @@ def _subject(
     """(source, what is said of it) of a run or of stored images."""
     from gen.cli.images import open_images, parse_seeds
     from gen.cli.sample import describe, open_run
-    from gen.config import fingerprint
+    from gen.config import fingerprint, to_json
     from gen.metrics.sources import LABEL_RULES, generated
     from gen.pretrained.load import classes
 
@@ -230,7 +231,14 @@ def _subject(
         rule=rule,
         quantiser=known["quantiser"] or "round",
     )
-    return source, {"name": what, "weights": loaded.weights, "nfe": str(loaded.generator.nfe), "step": str(loaded.step)}
+    subject = {
+        "name": what,
+        "weights": loaded.weights,
+        "step": str(loaded.step),
+        "nfe": str(loaded.generator.nfe),
+        "sampler": json.dumps(to_json(getattr(loaded.generator, "sampler", None))),
+    }
+    return source, subject
 
 
 def _beside(

@@ -1,7 +1,9 @@
 """What a score means: the protocol it was taken under, stored with every number and checked before two are compared."""
 
 import dataclasses
+import functools
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -200,9 +202,34 @@ def differences(a: Protocol, b: Protocol) -> dict[str, tuple[Any, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what takes part in a score."""
+    """Versions of what takes part in a score, and this code's git revision where it runs from a checkout."""
     packages = {"gen": "gen-image", "jax": "jax", "numpy": "numpy", "scipy": "scipy"}
-    return {"python": platform.python_version()} | {name: metadata.version(p) for name, p in packages.items()}
+    revision = {"revision": _revision()} if _revision() else {}
+    python = {"python": platform.python_version()}
+    return python | {name: metadata.version(p) for name, p in packages.items()} | revision
+
+
+@functools.cache
+def _revision() -> str:
+    """The commit of the checkout that this file is in, with a + where files differ from it; "" without a checkout."""
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--abbrev=12",
+        "--dirty=+",
+        "--exclude=*",
+    ]
+    try:
+        tracked = subprocess.run(
+            [*command[:3], "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, timeout=10
+        )
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found.stdout.strip() if tracked.returncode == 0 and found.returncode == 0 else ""
 
 
 @dataclasses.dataclass(frozen=True)

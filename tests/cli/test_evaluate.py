@@ -54,15 +54,13 @@ def test_table_json_and_page(reference: str, samples: Path, tmp_path: Path, caps
 
 
 def test_a_folder_of_files_scores_as_the_array_does(reference: str, samples: Path, tmp_path: Path) -> None:
-    for kind in ("png", "webp"):
-        (tmp_path / kind).mkdir()
-        for i, image in enumerate(PIXELS):
-            Image.fromarray(image[..., 0]).save(tmp_path / kind / f"{i:03d}.{kind}", lossless=True)
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(PIXELS):
+        Image.fromarray(image[..., 0]).save(tmp_path / "images" / f"{i:03d}.png")
     held = evaluate(samples, "--reference", reference, "--out", tmp_path / "a.json").values
-    for kind in ("png", "webp"):
-        found = evaluate(tmp_path / kind, "--reference", reference, "--out", tmp_path / f"{kind}.json").values
-        assert set(found) == set(held) - {"accuracy"}  # no labels there
-        assert found == pytest.approx({name: held[name] for name in found}, rel=1e-6)
+    found = evaluate(tmp_path / "images", "--reference", reference, "--out", tmp_path / "b.json").values
+    assert set(found) == set(held) - {"accuracy"}  # no labels there
+    assert found == pytest.approx({name: held[name] for name in found}, rel=1e-6)
 
 
 def test_parts_of_several_jobs(

@@ -1,10 +1,12 @@
 import dataclasses
 import json
+import subprocess
 
 import pytest
 
 from gen.config import from_json, to_json
 from gen.errors import GenError
+from gen.metrics import protocol
 from gen.metrics.protocol import (
     PRESETS,
     Protocol,
@@ -14,6 +16,7 @@ from gen.metrics.protocol import (
     differences,
     preset,
     require_comparable,
+    versions,
 )
 
 P = Protocol("digits", "abc", 1797, labels="balanced", reference="digits", reference_fingerprint="def", seeds="0-1796")
@@ -102,3 +105,17 @@ def test_the_name_of_a_preset_is_recorded_and_not_compared():
     assert from_json(to_json(dataclasses.replace(P, name="digits"))).name == "digits"
     with pytest.raises(GenError, match="unknown protocol 'adm-imagenet265'; did you mean 'adm-imagenet256'"):
         preset("adm-imagenet265")
+
+
+def test_versions_name_the_revision_of_a_checkout_only(monkeypatch):
+    assert {"python", "gen", "jax"} <= set(versions())
+
+    def absent(*args, **options):
+        raise OSError("no git here")
+
+    monkeypatch.setattr(subprocess, "run", absent)
+    protocol._revision.cache_clear()
+    try:
+        assert "revision" not in versions()
+    finally:
+        protocol._revision.cache_clear()

@@ -67,6 +67,17 @@ def test_files_are_read_a_batch_at_a_time(tmp_path, kind):
     np.testing.assert_allclose(found, features(pixels), rtol=1e-6)
 
 
+def test_jpeg_is_read_as_pillow_decodes_it(tmp_path):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    for i, image in enumerate(images(3)):
+        Image.fromarray(image).save(folder / f"{i}.jpg", quality=90)
+    rows = from_store(open_store(folder), Toy()).read(np.array([2, 0]))["image"]
+    for row, name in zip(rows, ("2.jpg", "0.jpg"), strict=True):
+        with Image.open(folder / name) as decoded:
+            np.testing.assert_array_equal(row, np.asarray(decoded))
+
+
 def test_an_npz_is_read_from_the_disk(tmp_path):
     pixels = images(20)
     np.savez(tmp_path / "a.npz", pixels, np.arange(20))
