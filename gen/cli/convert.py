@@ -54,7 +54,10 @@ def convert(
     """
     if file is not None:
         from gen.pretrained.features import convert_network
+        from gen.pretrained.rules import SYSTEMS
 
+        if str(source) in SYSTEMS:
+            raise GenError(f"'{source}' is no feature network; write gen convert {file} --system {source} --out RUN")
         print(convert_network(str(source), file, out))
         return
     if out is None:

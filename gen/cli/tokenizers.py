@@ -73,30 +73,50 @@ def encode(
     Args:
       run: a tokenizer's run folder.
       out: the cache folder.
-      data: a folder of images, an .npz with arr_0 (and arr_1 labels), or digits, digits:train, digits:test.
+      data: a folder of images, a .zip, a .tar or whatever else gen data inspect reads, an .npz with arr_0 (and arr_1
+        labels), or digits, digits:train, digits:test.
       align: an official DINOv2 file: the patch features of the images are stored beside the latents as encoder_0, for
         training with representation alignment (repa-xl2).
       tokens: patches per side that DINOv2 sees, as many as the trained network has tokens; one per 16 pixels by
         default.
       batch: images at a time.
     """
-    from gen.cli.images import read_images
-    from gen.data.sources import ArraySource
     from gen.pretrained.load import load
     from gen.tokenizers.encode import encode_images
     from gen.training.sharding import make_mesh
 
     start()
     loaded = load(run)
-    images, labels = read_images(data)
-    source = ArraySource(image=images) if labels is None else ArraySource(image=images, label=labels)
     tokenizer = loaded.tokenizer
-    beside = None if align is None else {"encoder_0": _encoder(align, tokens or images.shape[1] // 16)}
+    source, identity = _records(data, tokenizer.spec.image[2])
+    beside = None if align is None else {"encoder_0": _encoder(align, tokens or tokenizer.spec.image[0] // 16)}
     cache = encode_images(
-        tokenizer, loaded.params["tokenizer"], source, out, batch=batch, mesh=make_mesh(), beside=beside
+        tokenizer,
+        loaded.params["tokenizer"],
+        source,
+        out,
+        identity=identity,
+        batch=batch,
+        mesh=make_mesh(),
+        beside=beside,
     )
     print(f"{len(source)} latents {tuple(tokenizer.spec.shape)} of {data}, {loaded.weights} weights")
     print(f"written to {out} (identity {cache.identity()}); train on it with --data {out}")
+
+
+def _records(data: str, channels: int) -> tuple[Any, str]:
+    """(records by index, their fingerprint); images on disk are read a batch at a time."""
+    from gen.cli.images import read_images
+    from gen.data.images import Images
+    from gen.data.sources import ArraySource
+    from gen.data.stores import open_store
+
+    if data.partition(":")[0] == "digits" or data.endswith(".npz"):
+        images, labels = read_images(data)
+        rows = ArraySource(image=images) if labels is None else ArraySource(image=images, label=labels)
+        return rows, rows.identity()
+    stored = Images(data, channels=channels, labels="none" if open_store(data).label is None else "class")
+    return stored.source(), stored.identity()
 
 
 def _encoder(file: Path, tokens: int) -> tuple[Any, Any]:

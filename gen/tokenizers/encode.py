@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from gen.config import fingerprint
 from gen.data.caches import Cache, seal
-from gen.data.sources import ArraySource, array_identity
+from gen.data.sources import array_identity
 from gen.errors import GenError
 from gen.nn.network import Params
 from gen.tokenizers.base import Tokenizer
@@ -33,9 +33,10 @@ def _digest(params: Params) -> str:
 def encode_images(
     tokenizer: Tokenizer,
     params: Params,
-    source: ArraySource,
+    source: Any,
     path: str | Path,
     *,
+    identity: str = "",
     batch: int = 256,
     mesh: Mesh | None = None,
     label: str = "encode",
@@ -48,8 +49,10 @@ def encode_images(
     Args:
       tokenizer: with continuous latents.
       params: its parameters.
-      source: "image" (N, H, W, C) uint8 and further arrays (N, ...), such as "label", that are kept beside.
+      source: records "image" (H, W, C) uint8 and further arrays, such as "label", that are kept beside: a
+        `gen.data.sources.ArraySource`, or what `gen.data.images.Images` reads, a batch at a time.
       path: the cache folder.
+      identity: fingerprint of the source; by default that of its content, which an ArraySource computes.
       batch: global batch size; it does not change the latents beyond rounding.
       mesh: devices to share the work.
       label: text of the progress line.
@@ -59,24 +62,32 @@ def encode_images(
     Raises:
       GenError: images the tokenizer does not take; NaN latents; a cache of something else at `path`.
     """
-    images = source.arrays.get("image")
-    expected = tuple(tokenizer.spec.image)
-    if images is None or images.dtype != np.uint8 or images.shape[1:] != expected:
-        given = "no images" if images is None else f"images {images.dtype} {images.shape}"
-        raise GenError(f"{given} for a tokenizer that takes uint8 (N, {', '.join(map(str, expected))}); convert them")
-    made_by, made_from = tokenizer_identity(tokenizer, params), source.identity()
+    first, expected = source.gather(np.arange(1)).get("image"), tuple(tokenizer.spec.image)
+    if first is None or first.dtype != np.uint8 or first.shape[1:] != expected:
+        given = "no images" if first is None else f"images {first.dtype} {first.shape[1:]}"
+        raise GenError(f"{given} for a tokenizer that takes uint8 {expected}; convert them (gen data convert)")
+    made_by, made_from = tokenizer_identity(tokenizer, params), identity or source.identity()
     functions = {name: function for name, (_, function) in (beside or {}).items()}
     others = {name: own for name, (own, _) in (beside or {}).items()}
     made_by = " ".join([made_by, *(f"{name} {_digest(own)}" for name, own in others.items())])
 
     def latents(arguments: Any, indices: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
-        del weight
-        rows = {name: array[indices] for name, array in arguments["rows"].items()}
-        x = rows.pop("image").astype(jnp.float32) / 127.5 - 1.0
+        del indices, weight
+        arguments, rows = arguments
+        x = rows["image"].astype(jnp.float32) / 127.5 - 1.0
+        rows = {name: values for name, values in rows.items() if name != "image"}
         rows |= {name: function(arguments["others"][name], x) for name, function in functions.items()}
         return rows | {"latent": tokenizer.encode(arguments["params"], x).mode()}
 
-    arguments = {"params": params, "rows": dict(source.arrays), "others": others}
     writer = ArrayWriter(path, len(source), f"{made_by} {made_from}")
-    run_indexed(latents, len(source), batch=batch, writer=writer, arguments=arguments, mesh=mesh, label=label)
+    run_indexed(
+        latents,
+        len(source),
+        batch=batch,
+        writer=writer,
+        arguments={"params": params, "others": others},
+        mesh=mesh,
+        label=label,
+        read=source.gather,
+    )
     return seal(path, tokenizer=made_by, data=made_from)

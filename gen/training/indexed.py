@@ -24,7 +24,16 @@ from gen.errors import GenError
 from gen.training.files import atomic, read_json, write_json, writing
 from gen.training.sharding import batch_sharding, microbatch_count, replicated
 
-__all__ = ["ArrayWriter", "ProgressLine", "Writer", "padded_block", "placed", "run_indexed", "sample_keys"]
+__all__ = [
+    "ArrayWriter",
+    "ProgressLine",
+    "Writer",
+    "padded_block",
+    "placed",
+    "placed_rows",
+    "run_indexed",
+    "sample_keys",
+]
 
 Rows = Mapping[str, np.ndarray]
 Function = Callable[[Any, jax.Array, jax.Array], Mapping[str, jax.Array]]
@@ -64,6 +73,7 @@ def run_indexed(
     mesh: Mesh | None = None,
     label: str = "",
     on_batch: Callable[[int, int], None] | None = None,
+    read: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None,
 ) -> None:
     """Computes samples start .. start + count - 1 in order and hands them to `writer` as rows 0 .. count - 1.
 
@@ -82,6 +92,8 @@ def run_indexed(
       mesh: batches are split over its data and fsdp axes; None is the default device.
       label: what the progress line on stderr says; "" for none.
       on_batch: called as (rows done, count) after each batch is written.
+      read: what the host reads for samples `indices` (B,), (B, ...) by name, a batch at a time while the last one is
+        computed; `function` then gets ``(arguments, rows)`` in place of the arguments.
 
     Raises:
       GenError: a batch that the mesh does not divide, indices beyond int32, a NaN or infinite result (naming the
@@ -96,14 +108,22 @@ def run_indexed(
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         arguments = placed(arguments, mesh)
         program = jax.jit(function, out_shardings=None if mesh is None else batch_sharding(mesh))
+
+        def block(first: int) -> tuple[Any, jax.Array, jax.Array]:
+            indices, weight = padded_block(first, start + count, batch, mesh)
+            if read is None:
+                return arguments, indices, weight
+            rows = read(np.minimum(first + np.arange(batch), start + count - 1))
+            return (arguments, placed_rows(rows, mesh)), indices, weight
+
         if row < count:
-            _check_rows(jax.eval_shape(program, arguments, *padded_block(start, start + count, batch, mesh)), batch)
+            _check_rows(jax.eval_shape(program, *block(start)), batch)
         pending: tuple[int, int, Mapping[str, jax.Array]] | None = None
         while row < count or pending:
             running = None
             if row < count:
                 rows = min(batch, count - row)
-                running = row, rows, program(arguments, *padded_block(start + row, start + count, batch, mesh))
+                running = row, rows, program(*block(start + row))
                 row += rows
             if pending:
                 _deliver(pending, start, writer)
@@ -139,6 +159,13 @@ def placed(tree: Any, mesh: Mesh | None) -> Any:
         return jax.device_put(leaf, replicated(mesh))
 
     return jax.tree.map(place, tree)
+
+
+def placed_rows(rows: Mapping[str, np.ndarray], mesh: Mesh | None) -> dict[str, jax.Array]:
+    """Rows (B, ...) by name on the devices, each holding its share of the batch."""
+    if mesh is None:
+        return {name: jnp.asarray(values) for name, values in rows.items()}
+    return {name: jax.device_put(values, batch_sharding(mesh)) for name, values in rows.items()}
 
 
 def padded_block(first: int, stop: int, batch: int, mesh: Mesh | None) -> tuple[jax.Array, jax.Array]:

@@ -156,6 +156,24 @@ def test_going_on_at_the_writers_row_and_reporting_progress(capsys) -> None:
     assert "squares: 10 of 10" in text
 
 
+def test_rows_are_read_on_the_host_a_batch_at_a_time() -> None:
+    stored, seen, writer = np.arange(40.0).reshape(20, 2), [], Memory(at=3)
+
+    def read(indices):
+        seen.append(indices.tolist())
+        return {"x": stored[indices]}
+
+    def function(arguments, indices, weight):
+        scale, rows = arguments
+        return {"y": scale * rows["x"] + indices[:, None] * weight[:, None]}
+
+    run_indexed(function, 9, batch=4, writer=writer, arguments=jnp.float32(2.0), start=5, read=read)
+    rows = np.arange(8, 14)
+    np.testing.assert_array_equal(writer.joined()["y"], 2.0 * stored[rows] + rows[:, None])
+    assert [5, 6, 7, 8] in seen  # the shapes, before it is known where the job goes on
+    assert seen[1:] == [[8, 9, 10, 11], [12, 13, 13, 13]]
+
+
 def test_nan_is_refused_by_index() -> None:
     def function(arguments, indices, weight):
         return {"latent": jnp.where(indices == 23, jnp.nan, 1.0)[:, None]}
