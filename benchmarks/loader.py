@@ -1,14 +1,24 @@
-"""Images per second of the loader and of the conversion, on generated JPEG files.
+"""Images per second of the training pipeline and of the conversion, beside PyTorch's DataLoader and plain Pillow.
 
-    python benchmarks/loader.py --seconds 10
+    python benchmarks/loader.py --peer-python /path/to/python --data photographs-256.zip
 
-Beside each figure stands the plain way, in the same run: one thread that opens, crops and stacks with Pillow; and,
-where torch is installed, its DataLoader with the same transforms.
+Every comparison runs in turns within one call (us, them, us, ...), so that a machine whose speed drifts does not decide
+it; the ratio is the median over the turns. Both load the same files with the same transforms on as many workers as
+there are processors:
+
+- stored: JPEG files that have their size already; decoding and a flip.
+- cropped: JPEG files of 400 x 340 pixels; decoding, ADM's centre crop to 256 pixels, a flip.
+
+The conversion is compared with what EDM's dataset tool does: one image after the other with Pillow, decoded, cropped,
+and written as PNG without compression into a stored zip.
 """
 
 import argparse
 import io
 import os
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import zipfile
@@ -18,76 +28,72 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from gen.data import transforms
 from gen.data.convert import Encode, convert
 from gen.data.images import Images
 from gen.data.stores import open_store
 from gen.data.transforms import adm_center_crop
 
 SIZE, BATCH = 256, 64
+PREPARED = 10  # batches that may lie ready when a turn begins
 
 
-def photographs(path: Path, count: int) -> None:
-    """A zip of JPEG files of 400 x 340 pixels with the structure of photographs (smooth noise)."""
+def photographs(path: Path, count: int, width: int, height: int) -> Path:
+    """A zip of JPEG files with the structure of photographs (smooth noise)."""
     rng = np.random.default_rng(0)
     with zipfile.ZipFile(path, "w") as archive:
         for i in range(count):
-            coarse = Image.fromarray(rng.integers(0, 256, (34, 40, 3), np.uint8))
+            coarse = Image.fromarray(rng.integers(0, 256, (height // 10, width // 10, 3), np.uint8))
             out = io.BytesIO()
-            coarse.resize((400, 340), Image.Resampling.BICUBIC).save(out, "JPEG", quality=92)
+            coarse.resize((width, height), Image.Resampling.BICUBIC).save(out, "JPEG", quality=92)
             archive.writestr(f"{i:05d}.jpg", out.getvalue())
+    return path
 
 
-def rate(steps: Iterator[int], seconds: float) -> float:
-    """Images per second of a stream of batch sizes, after one batch of warming up."""
-    next(steps)
-    began, images = time.monotonic(), 0
-    while time.monotonic() - began < seconds:
-        images += next(steps)
-    return images / (time.monotonic() - began)
+def ours(path: Path, crop: int) -> Callable[[float], float]:
+    """Seconds -> images per second of the training pipeline."""
+    data = Images(str(path), size=SIZE, crop="adm" if crop else "none", flip=True, labels="none")
+    stream = data.batches(batch=BATCH, seed=0, start=0)
+
+    def measure(seconds: float) -> float:
+        for _ in range(PREPARED):
+            next(stream)
+        began, images = time.monotonic(), 0
+        while time.monotonic() - began < seconds:
+            images += len(next(stream)["image"])
+        return images / (time.monotonic() - began)
+
+    return measure
 
 
-def ours(path: Path) -> Iterator[int]:
-    """The training pipeline."""
-    data = Images(str(path), size=SIZE, crop="adm", flip=True, labels="none")
-    for batch in data.batches(batch=BATCH, seed=0, start=0):
-        yield len(batch["image"])
+def theirs(python: str, path: Path, crop: int) -> Callable[[float], float]:
+    """The same of torch's DataLoader, in a process of its own."""
+    script = Path(__file__).with_name("torch_loader.py")
+    command = [python, str(script), str(path), str(crop), str(BATCH), str(os.cpu_count() or 1)]
+    env = os.environ | {"PYTHONPATH": str(Path(transforms.__file__).parents[2])}
+    peer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+
+    def measure(seconds: float) -> float:
+        assert peer.stdin is not None
+        assert peer.stdout is not None
+        peer.stdin.write(f"{seconds}\n")
+        peer.stdin.flush()
+        return float(peer.stdout.readline())
+
+    return measure
 
 
-def pillow(path: Path) -> Iterator[int]:
-    """One thread, no pipeline."""
-    rng = np.random.default_rng(0)
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        while True:
-            made = []
-            for name in rng.choice(names, BATCH):
-                image = np.asarray(adm_center_crop(Image.open(io.BytesIO(archive.read(name))).convert("RGB"), SIZE))
-                made.append(image[:, ::-1] if rng.random() < 0.5 else image)
-            yield len(np.stack(made))
+def without_extra(measure: Callable[[float], float]) -> Callable[[float], float]:
+    """The same as if simplejpeg were not installed."""
 
+    def plain(seconds: float) -> float:
+        known, transforms._simplejpeg = transforms._simplejpeg, lambda: None
+        try:
+            return measure(seconds)
+        finally:
+            transforms._simplejpeg = known
 
-def torch_loader(path: Path) -> Iterator[int]:
-    """torch's DataLoader with one worker per processor."""
-    import torch
-
-    class Set(torch.utils.data.Dataset):
-        def __init__(self) -> None:
-            self.names = zipfile.ZipFile(path).namelist()
-            self.archive = None
-
-        def __len__(self) -> int:
-            return len(self.names)
-
-        def __getitem__(self, index: int) -> np.ndarray:
-            self.archive = self.archive or zipfile.ZipFile(path)
-            data = io.BytesIO(self.archive.read(self.names[index]))
-            image = np.asarray(adm_center_crop(Image.open(data).convert("RGB"), SIZE))
-            return np.ascontiguousarray(image[:, ::-1]) if torch.rand(()) < 0.5 else image
-
-    loader = torch.utils.data.DataLoader(Set(), BATCH, shuffle=True, num_workers=os.cpu_count() or 1, drop_last=True)
-    while True:
-        for batch in loader:
-            yield len(batch)
+    return plain
 
 
 def conversion(path: Path, out: Path) -> float:
@@ -99,7 +105,7 @@ def conversion(path: Path, out: Path) -> float:
 
 
 def plain_conversion(path: Path, out: Path) -> float:
-    """Images per second of one thread of Pillow, writing the same zip."""
+    """Images per second of one image after the other with Pillow, into the same zip."""
     began = time.monotonic()
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(out, "w") as made:
         names = archive.namelist()
@@ -111,27 +117,45 @@ def plain_conversion(path: Path, out: Path) -> float:
     return len(names) / (time.monotonic() - began)
 
 
-def main() -> None:
-    """Prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--images", type=int, default=512)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "photographs.zip"
-        photographs(path, args.images)
-        streams: dict[str, Callable[[Path], Iterator[int]]] = {"gen": ours, "Pillow, one thread": pillow}
-        try:
-            import torch  # noqa: F401
+def compare(title: str, turns: int, ways: dict[str, Callable[[], float]]) -> None:
+    """Runs the ways in turn and prints the median of each, and of the first's ratio to it."""
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(turns):
+        for name, way in ways.items():
+            rates[name].append(way())
+    first = next(iter(rates.values()))
+    for name, found in rates.items():
+        ratio = statistics.median(a / b for a, b in zip(first, found, strict=True))
+        print(f"{title}, {name}: {statistics.median(found):.0f} images/s, ratio {ratio:.2f}", flush=True)
 
-            streams["torch DataLoader"] = torch_loader
-        except ImportError:
-            print("torch is not installed: no DataLoader to compare with")
-        print(f"{os.cpu_count()} processors, JPEG 400 x 340 to {SIZE} px, images/s")
-        for name, stream in streams.items():
-            print(f"  load, {name}: {rate(stream(path), args.seconds):.0f}", flush=True)
-        print(f"  convert, gen: {conversion(path, Path(folder) / 'a.zip'):.0f}")
-        print(f"  convert, Pillow, one thread: {plain_conversion(path, Path(folder) / 'b.zip'):.0f}")
+
+def rounds(seconds: float, ways: dict[str, Callable[[float], float]]) -> dict[str, Callable[[], float]]:
+    """The ways with their time bound."""
+    return {name: lambda way=way: way(seconds) for name, way in ways.items()}
+
+
+def main() -> None:
+    """Prints one line per way."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=4, help="of each turn")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--images", type=int, default=512, help="that are generated")
+    parser.add_argument("--data", type=Path, help="a zip of JPEG files of 256 pixels instead of generated ones")
+    parser.add_argument("--peer-python", default=sys.executable, help="the Python that has torch (this one)")
+    args = parser.parse_args()
+    print(f"{os.cpu_count()} processors, simplejpeg {'not ' if transforms._simplejpeg() is None else ''}installed")
+    with tempfile.TemporaryDirectory() as folder:
+        stored = args.data or photographs(Path(folder) / "stored.zip", args.images, SIZE, SIZE)
+        large = photographs(Path(folder) / "large.zip", args.images, 400, 340)
+        for title, path, crop in (("stored", stored, 0), ("cropped", large, SIZE)):
+            measure = ours(path, crop)
+            ways = {"gen": measure, "torch DataLoader": theirs(args.peer_python, path, crop)}
+            compare(title, args.turns, rounds(args.seconds, ways | {"gen without simplejpeg": without_extra(measure)}))
+        numbers: Iterator[int] = iter(range(10**6))
+        outs = (Path(folder) / f"{number}.zip" for number in numbers)
+        converted = {"gen": conversion, "Pillow, one thread": plain_conversion}
+        ways = {name: lambda way=way: way(large, next(outs)) for name, way in converted.items()}
+        compare("convert", args.turns, ways)
 
 
 if __name__ == "__main__":

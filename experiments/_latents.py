@@ -31,10 +31,10 @@ def adamw(lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.999), clip: flo
     return OptimConfig(lr, betas=betas, clip=clip)
 
 
-def latents(path: str) -> Any:
-    """The data at `path`: a latent cache, or a folder of LightningDiT's published shards."""
+def latents(path: str, classes: int | None = None) -> Any:
+    """The data at `path`: a latent cache (of at most `classes`), or a folder of LightningDiT's published shards."""
     sealed = (Path(path) / "cache.json").exists() or not list(Path(path).glob("*.safetensors"))
-    return Cache(path) if sealed else LatentShards(path)
+    return Cache(path, classes) if sealed else LatentShards(path)
 
 
 def latent_recipe(
@@ -57,8 +57,8 @@ def latent_recipe(
       data: see `latents`.
       tokenizer: decodes previews and samples; without it the run generates latents.
     """
-    found = latents(data)
     network = getattr(denoiser.network, "network", denoiser.network)
+    found = latents(data, network.num_classes)
     decoder: dict[str, Any] = {"normalizer": found.normalizer()}
     origins = {}
     if tokenizer is not None:

@@ -6,6 +6,13 @@ was interrupted. ``gen data convert`` makes the zip::
     python -m gen.experiments.quickstart_cifar10 cifar10.zip --smoke      seconds to minutes on a CPU: checks the path
     python -m gen.experiments.quickstart_cifar10 cifar10.zip              sized for 20 minutes of one H100-class GPU
 
+Each stage is a preset as well (``gen list``), with ``-smoke`` at its end for the small one::
+
+    gen train cifar10-tokenizer --data cifar10.zip
+    gen encode runs/cifar10-tokenizer --data cifar10.zip --out runs/cifar10-latents
+    gen train cifar10-teacher --tokenizer runs/cifar10-tokenizer --data runs/cifar10-latents
+    gen distill cifar10-student --teacher runs/cifar10-teacher --pairs 50000
+
 Expected: the smoke preset's pictures are blurs; the large preset has not been timed on its GPU. Measured figures are
 in benchmarks/RESULTS.md.
 """
@@ -32,7 +39,7 @@ from gen.errors import GenError
 from gen.experiments import Recipe
 from gen.metrics.pixels import psnr
 from gen.metrics.report import mosaic
-from gen.pretrained.load import load
+from gen.pretrained.load import Loaded, load
 from gen.sampling.generator import DiffusionGenerator, OneStepGenerator, Sampler
 from gen.sampling.guidance import ClassifierFree
 from gen.sampling.solvers import Heun
@@ -45,7 +52,7 @@ from gen.training.files import atomic, write_json
 from gen.training.optim import OptimConfig
 from gen.training.task import Stage
 
-__all__ = ["GPU", "SMOKE", "Budget", "run"]
+__all__ = ["GPU", "PRESETS", "SMOKE", "Budget", "run"]
 
 SIZE = 32
 
@@ -88,6 +95,46 @@ SMOKE = Budget(
 )  # fmt: skip
 
 
+def cifar10_tokenizer(data: str) -> Recipe:
+    """32x32 images: a 1D tokenizer, 64 latent tokens of 16 channels (data: images with classes)."""
+    return _tokenizer(GPU, _images(data), 0)
+
+
+def cifar10_teacher(tokenizer: Loaded, data: str) -> Recipe:
+    """32x32 images: a class-conditional flow transformer over the tokenizer's latents (data: a latent cache)."""
+    return _teacher(GPU, tokenizer, Cache(data), 0)
+
+
+def cifar10_student(teacher: Loaded, data: str) -> Recipe:
+    """32x32 images: a one-step student by regression and DMD2 (data: stored pairs of the teacher)."""
+    return _student(GPU, teacher, Cache(data), 0)
+
+
+def cifar10_tokenizer_smoke(data: str) -> Recipe:
+    """A toy of cifar10-tokenizer, a minute on a CPU (data: images with classes)."""
+    return _tokenizer(SMOKE, _images(data), 0)
+
+
+def cifar10_teacher_smoke(tokenizer: Loaded, data: str) -> Recipe:
+    """A toy of cifar10-teacher, a minute on a CPU (data: a latent cache)."""
+    return _teacher(SMOKE, tokenizer, Cache(data), 0)
+
+
+def cifar10_student_smoke(teacher: Loaded, data: str) -> Recipe:
+    """A toy of cifar10-student, a minute on a CPU (data: stored pairs of the teacher)."""
+    return _student(SMOKE, teacher, Cache(data), 0)
+
+
+PRESETS = {
+    "cifar10-tokenizer": cifar10_tokenizer,
+    "cifar10-teacher": cifar10_teacher,
+    "cifar10-student": cifar10_student,
+    "cifar10-tokenizer-smoke": cifar10_tokenizer_smoke,
+    "cifar10-teacher-smoke": cifar10_teacher_smoke,
+    "cifar10-student-smoke": cifar10_student_smoke,
+}
+
+
 def run(data: str, outdir: str | Path = "runs/cifar10", *, smoke: bool = False, seed: int = 0) -> dict[str, float]:
     """The whole path; the same call again goes on where it was.
 
@@ -102,10 +149,7 @@ def run(data: str, outdir: str | Path = "runs/cifar10", *, smoke: bool = False, 
     """
     out, budget = Path(outdir), SMOKE if smoke else GPU
     enable_compile_cache()
-    images = Images(data, size=SIZE, flip=True)
-    label = images.store.label
-    assert label is not None  # Images has checked it
-    classes = int(label.max()) + 1
+    images = _images(data)
     source = images.source()
     count = min(len(source), budget.images or len(source))
     rows = ArraySource(**source.gather(np.arange(count)))
@@ -117,22 +161,17 @@ def run(data: str, outdir: str | Path = "runs/cifar10", *, smoke: bool = False, 
     tokenizer = load(out / "tokenizer")
     print("[2/5] latents", flush=True)
     latents = encode_images(tokenizer.tokenizer, tokenizer.params["tokenizer"], rows, out / "latents")
-    frozen = {"tokenizer": tokenizer.params["tokenizer"], "normalizer": latents.normalizer()}
     print("[3/5] teacher", flush=True)
-    recipe = _teacher(budget, latents, classes, frozen, seed)
+    recipe = _teacher(budget, tokenizer, latents, seed)
     train(recipe.config, out / "teacher", frozen=recipe.frozen, artifacts=recipe.artifacts)
     teacher = load(out / "teacher")
+    classes = teacher.denoiser.network.num_classes
     print("[4/5] pairs", flush=True)
     pairs = store_pairs(
-        teacher.generator,
-        teacher.params,
-        out / "pairs",
-        count=budget.pairs,
-        origin=teacher.origin,
-        classes=classes,
+        teacher.generator, teacher.params, out / "pairs", count=budget.pairs, origin=teacher.origin, classes=classes
     )
     print("[5/5] student", flush=True)
-    recipe = _student(budget, pairs, classes, teacher.params["net"], frozen, seed)
+    recipe = _student(budget, teacher, pairs, seed)
     train(recipe.config, out / "student", frozen=recipe.frozen, artifacts=recipe.artifacts)
     student = load(out / "student")
 
@@ -159,6 +198,10 @@ def run(data: str, outdir: str | Path = "runs/cifar10", *, smoke: bool = False, 
     return figures
 
 
+def _images(data: str) -> Images:
+    return Images(data, size=SIZE, flip=True)
+
+
 def _tokenizer(budget: Budget, images: Images, seed: int) -> Recipe:
     tokenizer = KL1DConfig(
         (SIZE, SIZE, 3),
@@ -182,50 +225,46 @@ def _tokenizer(budget: Budget, images: Images, seed: int) -> Recipe:
     return Recipe(RunConfig("quickstart-tokenizer", (stage,), engine=_engine(seed)))
 
 
-def _denoiser(budget: Budget, classes: int) -> Denoiser:
-    return Denoiser(
-        DiTConfig(
-            (budget.tokens,),
-            channels=budget.channels,
-            patch=1,
-            width=budget.width,
-            depth=budget.depth,
-            heads=budget.heads,
-            num_classes=classes,
-            dtype=budget.dtype,
-        ),
-        Linear(),
-        Predict("velocity", scale=10.0),
-    )
-
-
 SAMPLER = Sampler(Heun(), steps=9, guidance=ClassifierFree(1.5))
 
 
-def _teacher(budget: Budget, cache: Cache, classes: int, frozen: dict[str, object], seed: int) -> Recipe:
-    denoiser = _denoiser(budget, classes)
-    tokenizer = _tokenizer(budget, Images("-"), seed).config.stages[0].task.tokenizer
-    generator = DiffusionGenerator(denoiser, tokenizer.spec.shape, SAMPLER, tokenizer)
+def _teacher(budget: Budget, tokenizer: Loaded, latents: Cache, seed: int) -> Recipe:
+    """The network takes its classes from the labels that lie beside the latents."""
+    label = latents.source().rows.arrays.get("label")
+    if label is None:
+        raise GenError(f"{latents.path} has no labels; encode images that have classes (gen encode)")
+    spec = tokenizer.tokenizer.spec
+    network = DiTConfig(
+        (spec.shape[0],),
+        channels=spec.shape[1],
+        patch=1,
+        width=budget.width,
+        depth=budget.depth,
+        heads=budget.heads,
+        num_classes=int(label.max()) + 1,
+        dtype=budget.dtype,
+    )
+    denoiser = Denoiser(network, Linear(), Predict("velocity", scale=10.0))
+    generator = DiffusionGenerator(denoiser, spec.shape, SAMPLER, tokenizer.tokenizer)
     task = DenoiserTask(
         denoiser,
         optim=_cosine(0.128 / budget.width, budget.teacher),
         emas=(_average(budget.teacher),),
         generator=generator,
     )
-    stage = Stage("teacher", task, steps=budget.teacher, batch=budget.batch, data=cache)
-    config = RunConfig("quickstart-teacher", (stage,), {"tokenizer": "tokenizer"}, generator, _engine(seed))
+    frozen = {"tokenizer": tokenizer.params["tokenizer"], "normalizer": latents.normalizer()}
+    stage = Stage("teacher", task, steps=budget.teacher, batch=budget.batch, data=latents)
+    config = RunConfig("quickstart-teacher", (stage,), {"tokenizer": tokenizer.origin}, generator, _engine(seed))
     return Recipe(config, frozen=frozen, artifacts=frozen)
 
 
-def _student(
-    budget: Budget, pairs: Cache, classes: int, teacher: object, frozen: dict[str, object], seed: int
-) -> Recipe:
-    denoiser = _denoiser(budget, classes)
-    tokenizer = _tokenizer(budget, Images("-"), seed).config.stages[0].task.tokenizer
-    regression = KDTask(denoiser, optim=_cosine(0.128 / budget.width, budget.regression))
+def _student(budget: Budget, teacher: Loaded, pairs: Cache, seed: int) -> Recipe:
+    """Of the teacher's network, tokenizer and guidance, whatever they are."""
+    denoiser, source = teacher.denoiser, teacher.generator
+    regression = KDTask(denoiser, optim=_cosine(0.128 / denoiser.network.width, budget.regression))
     matching = DMD2Task(
         denoiser,
-        guidance=SAMPLER.guidance,
+        guidance=source.sampler.guidance,
         ratio=2,
         optim=OptimConfig(5e-5, betas=(0.0, 0.99), clip=10.0),
         fake_optim=OptimConfig(1e-4, betas=(0.0, 0.99), clip=10.0),
@@ -235,9 +274,10 @@ def _student(
         Stage("regression", regression, steps=budget.regression, batch=budget.batch, data=pairs),
         Stage("matching", matching, steps=budget.matching, batch=budget.batch, data=pairs),
     )
-    generator = OneStepGenerator(denoiser, tokenizer.spec.shape, tokenizer=tokenizer)
-    config = RunConfig("quickstart-student", stages, {"teacher": "teacher"}, generator, _engine(seed))
-    return Recipe(config, frozen={"teacher": teacher}, artifacts=frozen)
+    generator = OneStepGenerator(denoiser, source.shape, tokenizer=source.tokenizer)
+    config = RunConfig("quickstart-student", stages, {"teacher": teacher.origin}, generator, _engine(seed))
+    artifacts = {role: teacher.params[role] for role in ("tokenizer", "normalizer")}
+    return Recipe(config, frozen={"teacher": teacher.params["net"]}, artifacts=artifacts)
 
 
 def _cosine(lr: float, steps: int) -> OptimConfig:

@@ -4,27 +4,40 @@
 
 A reader may succeed or raise GenError, within five seconds and 1 GiB of memory; anything else is printed with the
 seed that makes it again, and ends the script with status 1. Each layout is read in a process of its own, so that a
-crash or a hang is seen as well.
+crash or a hang is seen as well. Nothing may appear beside the damaged file. The layouts are those of images, their
+labels ("dataset.json" of a folder, tar shards), arrays, and latent caches.
 """
 
 import argparse
 import io
 import json
 import multiprocessing
+import os
 import resource
+import shutil
 import tarfile
 import tempfile
 import time
 import traceback
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-LAYOUTS = ("zip", "tar", "npz", "npy", "png", "jpg", "gif", "tif", "webp", "bmp", "array_record")
+from gen.data.caches import Cache
+from gen.data.stores import open_store
+from gen.errors import GenError
+
+LAYOUTS = ("zip", "tar", "npz", "npy", "png", "jpg", "gif", "tif", "webp", "bmp", "ppm", "array_record")
+LAYOUTS += ("dataset.json", "cache.json", "latent.npy")
 PIECES = (b"", b"\0" * 8, b"\xff" * 8, b"PK\3\4", b"PK\5\6", b"(99999999999,)", b"IHDR", b"../../x", b"{" * 64)
 SECONDS, MEMORY = 5, 1 << 30
+CACHE = {
+    "count": 3, "arrays": {"latent": ["<f4", [9, 11, 3]]}, "shift": [0.0] * 3, "scale": [1.0] * 3,
+    "tokenizer": "t", "data": "d", "identity": "i",
+}  # fmt: skip
 
 
 def original(layout: str) -> bytes:
@@ -52,8 +65,12 @@ def original(layout: str) -> bytes:
                     archive.addfile(info, io.BytesIO(data))
     elif layout == "npz":
         np.savez_compressed(out, image=np.stack(pixels), label=np.arange(3))
-    elif layout == "npy":
-        np.save(out, np.stack(pixels))
+    elif layout in ("npy", "latent.npy"):
+        np.save(out, np.stack(pixels) if layout == "npy" else np.stack(pixels).astype(np.float32))
+    elif layout == "dataset.json":
+        out.write(json.dumps({"labels": [[f"{i}.png", i] for i in range(3)], "class_names": ["a", "b", "c"]}).encode())
+    elif layout == "cache.json":
+        return json.dumps(CACHE).encode()
     elif layout == "array_record":
         from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -88,33 +105,58 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
     return bytes(raw)
 
 
-def work(layout: str, seed: int, count: int, folder: str, pipe) -> None:
-    """Reads `count` damaged files; sends (seed, problem) of the first that goes wrong, or (seed, "")."""
-    from gen.data.stores import open_store
-    from gen.errors import GenError
+def place(layout: str, data: bytes, folder: Path) -> Path:
+    """Writes the file where its reader looks for it; returns what the reader is given."""
+    if layout in ("dataset.json", "cache.json", "latent.npy"):
+        if layout == "dataset.json":
+            for i in range(3):
+                (folder / f"{i}.png").write_bytes(original("png"))
+        else:
+            (folder / "latent.npy").write_bytes(original("latent.npy"))
+            (folder / "cache.json").write_bytes(original("cache.json"))
+        (folder / layout).write_bytes(data)
+        return folder
+    (folder / f"a.{layout}").write_bytes(data)
+    return folder / f"a.{layout}" if layout in ("zip", "tar", "npz", "npy", "array_record") else folder
 
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
+
+def read_all(layout: str, path: Path) -> None:
+    """Reads everything that is at `path`."""
+    if layout in ("cache.json", "latent.npy"):
+        source = Cache(str(path)).source()
+        source.gather(np.arange(len(source)))
+        return
+    store = open_store(path)
+    for index in range(len(store)):
+        store.image(index)
+
+
+def work(layout: str, seed: int, count: int, folder: str, pipe: Any) -> None:
+    """Reads `count` damaged files; sends (seed, None) before each, then (seed, problem) of the first, or (seed, "")."""
     good = original(layout)
-    path = Path(folder) / (f"a.{layout}" if layout in ("zip", "tar", "npz", "npy", "array_record") else f"d/a.{layout}")
-    path.parent.mkdir(exist_ok=True)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    # The native reader of ArrayRecord reserves (but does not use) stacks and heaps for 64 threads.
+    limit = now + MEMORY + ((6 << 30) if layout == "array_record" else 0)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    inside = Path(folder) / "data"
     for number in range(seed, seed + count):
         pipe.send((number, None))
-        path.write_bytes(damaged(good, np.random.default_rng(number)))
-        began = time.monotonic()
+        shutil.rmtree(inside, ignore_errors=True)
+        inside.mkdir()
+        path = place(layout, damaged(good, np.random.default_rng(number)), inside)
+        began, problem = time.monotonic(), ""
         try:
-            store = open_store(path.parent if path.parent.name == "d" else path)
-            for index in range(len(store)):
-                store.image(index)
+            read_all(layout, path)
         except GenError as error:
-            if "\n" in str(error):
-                pipe.send((number, f"more than one line: {error}"))
-                return
+            problem = f"more than one line: {error}" if "\n" in str(error) else ""
         except BaseException:
-            pipe.send((number, traceback.format_exc()))
-            return
+            problem = traceback.format_exc()
         if time.monotonic() - began > SECONDS:
-            pipe.send((number, f"took {time.monotonic() - began:.1f} s"))
+            problem = f"took {time.monotonic() - began:.1f} s"
+        if strangers := [name for name in os.listdir(folder) if name != "data"]:
+            problem = f"wrote {strangers} outside of the data"
+        if problem:
+            pipe.send((number, problem))
             return
     pipe.send((seed + count, ""))
 
@@ -137,7 +179,9 @@ def block(layout: str, seed: int, count: int) -> str:
                     process.join()
                     return f"seed {last}: the process died ({process.exitcode})"
                 if problem is not None:
-                    return problem and f"seed {last}: {problem}"
+                    process.join(SECONDS)  # a process that has read everything must be able to end
+                    stays = "" if process.exitcode is not None else "the process does not end"
+                    return f"seed {last}: {problem or stays}" if problem or stays else ""
         finally:
             process.kill()
             process.join()

@@ -1,11 +1,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from gen.config import from_json, to_json
+from gen.data.caches import seal
 from gen.errors import GenError
-from gen.experiments import quickstart_cifar10
-from gen.experiments.quickstart_cifar10 import Budget, run
+from gen.experiments import build, quickstart_cifar10
+from gen.experiments.quickstart_cifar10 import GPU, SMOKE, Budget, run
 from gen.tokenizers.kl1d import Tower
 from tests.data.files import edm_zip
 from tests.test_edm_presets import image_zip
@@ -27,6 +30,19 @@ def test_whole_path_on_a_zip_and_again(tmp_path: Path, monkeypatch: pytest.Monke
         (tmp_path / "run" / f"{name}.png").exists() for name in ("data", "reconstructions", "teacher", "student")
     )
     assert run(data, tmp_path / "run", smoke=True) == figures
+
+
+def test_stages_are_presets(tmp_path: Path) -> None:
+    data = image_zip(tmp_path / "a.zip", 32)
+    for name, budget in (("cifar10-tokenizer", GPU), ("cifar10-tokenizer-smoke", SMOKE)):
+        config = build(name, {"data": data}).config
+        assert (config.stages[0].batch, config.stages[0].steps) == (budget.batch, budget.tokenizer)
+        assert from_json(to_json(config)) == config
+    unlabelled = np.random.default_rng(0).normal(size=(8, 4, 4)).astype(np.float32)
+    np.save(tmp_path / "latent.npy", unlabelled)
+    seal(tmp_path, tokenizer="t", data="d")
+    with pytest.raises(GenError, match="has no labels; encode images that have classes"):
+        build("cifar10-teacher-smoke", {"tokenizer": None, "data": str(tmp_path)})
 
 
 def test_unfit_data_are_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ def convert(
     """Turns images of any layout into one file or folder that training reads quickly.
 
     The same data and options give the same bytes; started again after an interruption it goes on. EXIF rotation is
-    applied, transparency laid over white, 16-bit greys reduced to their upper 8 bits.
+    applied, transparency laid over white, palettes and CMYK become RGB, 16-bit greys keep their upper 8 bits, of
+    animations the first frame counts; gen data inspect tells how many images that concerns.
 
     Examples:
       gen data convert photos/ photos-64.zip --size 64
@@ -102,6 +103,10 @@ def inspect(
         print("no labels")
     for (width, height), count in list(found.sizes.items())[:names]:
         print(f"  {width} x {height}: {count}")
+    if len(found.sizes) > 1:
+        print("images of several sizes: training wants one; gen data convert --size crops and resizes")
+    for what, count in found.treated.items():
+        print(f"when read: {what}, {count} images")
     groups = [" = ".join(group) for group in found.duplicates]
     for title, lines in (("duplicates", groups), ("broken", found.broken), ("not images", found.ignored)):
         print(f"{title}: {len(lines) or 'none'}")

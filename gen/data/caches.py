@@ -9,7 +9,9 @@ A cache is made in two moves, both safe to repeat: an indexed job writes the row
 
 import dataclasses
 import json
+import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import numpy as np
 
 from gen.data import loader
 from gen.data.sources import ArraySource, array_identity
+from gen.data.stores import load_arrays
 from gen.errors import GenError
 
 __all__ = ["Cache", "LatentSource", "seal"]
@@ -55,15 +58,25 @@ class Cache:
 
     Attributes:
       path: the cache folder.
+      classes: number of classes the model knows; labels beyond are refused.
     """
 
     path: str
+    classes: int | None = None
 
     def source(self) -> LatentSource:
-        """The rows by index, memory-mapped. Raises GenError when the folder is no cache or was altered."""
+        """The rows by index, memory-mapped. Raises GenError for no cache, an altered one, labels beyond `classes`."""
         found = _read(self.path)
         normalizer = self.normalizer()
-        return LatentSource(_rows(self.path, found), normalizer["shift"], normalizer["scale"])
+        rows = _rows(self.path, found)
+        label = rows.arrays.get("label")
+        if self.classes is not None and label is not None and int(label.max(initial=0)) >= self.classes:
+            row = int(np.argmax(label))
+            raise GenError(
+                f"row {row} of {self.path} has label {label[row]}; the model knows {self.classes} classes, 0 to "
+                f"{self.classes - 1}: encode data of these classes"
+            )
+        return LatentSource(rows, normalizer["shift"], normalizer["scale"])
 
     def normalizer(self) -> dict[str, np.ndarray]:
         """ "shift" and "scale" (C,) float32: raw latents are normalised * scale + shift."""
@@ -110,7 +123,7 @@ def seal(
                 f"{path} is a latent cache of another tokenizer or other data; delete it or choose another folder"
             )
         return Cache(str(path))
-    arrays = {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in sorted(path.glob("*.npy"))}
+    arrays = {file.stem: load_arrays(file)["image"] for file in sorted(path.glob("*.npy"))}
     if "latent" not in arrays:
         raise GenError(f"{path} has no latent.npy; expected a folder of encoded rows, encode the images first")
     mean, deviation = _statistics(arrays["latent"])
@@ -163,25 +176,42 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise GenError(
             f"no latent cache at {path}; expected a folder with cache.json, make one with gen encode"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise GenError(f"cannot read {file} ({error}); delete the folder and encode the images again") from None
+    if not _is_head(found):
+        raise GenError(f"{file} was altered; delete the folder and encode the images again")
     return dict(found)
+
+
+def _is_head(found: Any) -> bool:
+    """Whether a value read from JSON has everything that `seal` writes, of the right types."""
+    if not isinstance(found, dict) or not isinstance(arrays := found.get("arrays"), dict):
+        return False
+    rows = [row for row in arrays.values() if isinstance(row, list) and len(row) == 2 and isinstance(row[1], list)]
+    affine = [values for values in (found.get("shift"), found.get("scale")) if isinstance(values, list)]
+    return (
+        type(found.get("count")) is int
+        and "latent" in arrays
+        and len(rows) == len(arrays)
+        and all(re.fullmatch(r"\w[\w.-]*", name) for name in arrays)  # no name leads out of the folder
+        and len(affine) == 2
+        and all(type(value) is float and math.isfinite(value) for values in affine for value in values)
+        and all(len(values) == (arrays["latent"][1] or [0])[-1] for values in affine)
+        and all(isinstance(found.get(name), str) for name in ("tokenizer", "data", "identity"))
+    )
 
 
 def _rows(path: str | Path, head: dict[str, Any]) -> ArraySource:
     arrays = {}
     for name, (dtype, shape) in head["arrays"].items():
         file = Path(path) / f"{name}.npy"
-        try:
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise GenError(f"cannot read {file} ({error}); delete the folder and encode the images again") from None
-        if array.dtype.str != dtype or array.shape != (head["count"], *shape):
+        array = load_arrays(file)["image"]
+        if array.dtype.str != dtype or list(array.shape) != [head["count"], *shape]:
             raise GenError(
-                f"{file} holds {array.dtype} {array.shape}; expected {np.dtype(dtype)} {(head['count'], *shape)} as "
+                f"{file} holds {array.dtype.str} {array.shape}; expected {dtype} {(head['count'], *shape)} as "
                 "cache.json says, delete the folder and encode the images again"
             )
-        arrays[name] = array.view(np.ndarray)  # np.memmap's own indexing is slow
+        arrays[name] = array
     return ArraySource(**arrays)
 
 

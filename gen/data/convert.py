@@ -25,7 +25,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from gen.data.stores import Store
-from gen.data.transforms import Crop, Filter, fit
+from gen.data.transforms import Crop, Filter, encode_png, fit
 from gen.errors import GenError
 
 __all__ = ["Copy", "Encode", "convert", "split_rows"]
@@ -42,7 +42,7 @@ class Encode:
       size: side in pixels; None keeps the images' own.
       crop, filter: see `gen.data.images.Images`; "random" makes no sense here.
       channels: 3 or 1.
-      quality: JPEG quality 1 to 100; None is PNG without compression, as EDM's tool writes it: quickest to read.
+      quality: JPEG quality 1 to 100; None is PNG without compression (`encode_png`): quickest to read.
     """
 
     size: int | None = None
@@ -64,10 +64,9 @@ class Encode:
     def __call__(self, store: Store, index: int) -> tuple[str, bytes]:
         """(extension, file content) of one image."""
         image = fit(store.image(index, self.channels), self.crop, self.size, self.filter)
-        out = io.BytesIO()
         if self.quality is None:
-            image.save(out, "PNG", compress_level=0)
-            return ".png", out.getvalue()
+            return ".png", encode_png(image)
+        out = io.BytesIO()
         image.save(out, "JPEG", quality=self.quality)
         return ".jpg", out.getvalue()
 

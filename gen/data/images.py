@@ -148,7 +148,10 @@ class Images:
             shape = None
         fitted = functools.partial(fit, crop=self.crop, size=self.size, filter=self.filter)
         prepare = None if self.crop in ("none", "random") else fitted
-        return ImageSource(self.store, prepare, self.labels, self.channels, shape)
+        source = ImageSource(self.store, prepare, self.labels, self.channels, shape)
+        if self.crop == "none" and self.size is not None:
+            _ = source[0]  # images of another size are told at once, by the first
+        return source
 
     def batches(self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1) -> Iterator[Record]:
         """Endless shuffled batches, this process's slice, from global step `start` (see `gen.data.loader`)."""

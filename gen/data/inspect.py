@@ -11,10 +11,12 @@ import numpy as np
 from PIL import Image
 
 from gen.data.stores import Store
-from gen.data.transforms import center_crop
+from gen.data.transforms import center_crop, decode, treatments
 from gen.errors import GenError
 
 __all__ = ["Summary", "inspect", "preview"]
+
+Look = tuple[tuple[int, int] | None, str, list[str]]  # size, digest of the pixels or message, treatments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Summary:
       count: images, broken ones included.
       classes: class -> images; empty without class labels.
       sizes: (width, height) -> images.
+      treated: what decoding does to files that are not plain (`gen.data.transforms.treatments`) -> images.
       duplicates: groups of names whose decoded pixels are equal.
       broken: messages that name the images that cannot be read.
       ignored: files that are no images.
@@ -33,6 +36,7 @@ class Summary:
     count: int
     classes: dict[int, int]
     sizes: dict[tuple[int, int], int]
+    treated: dict[str, int]
     duplicates: list[list[str]]
     broken: list[str]
     ignored: list[str]
@@ -41,21 +45,24 @@ class Summary:
 def inspect(store: Store, on_image: Callable[[int, int], None] | None = None) -> Summary:
     """Decodes every image once (in threads); `on_image` is called as (done, count)."""
 
-    def look(index: int) -> tuple[tuple[int, int] | None, str]:
+    def look(index: int) -> Look:
         try:
-            image = store.image(index)
+            data = store.read_file(index)
+            image = decode(data, store.title(index))
         except GenError as error:
-            return None, str(error)
-        return image.size, hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+            return None, str(error), []
+        return image.size, hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest(), treatments(data)
 
     sizes: collections.Counter[tuple[int, int]] = collections.Counter()
+    treated: collections.Counter[str] = collections.Counter()
     by_hash: dict[str, list[str]] = {}
     broken = []
-    for index, (size, text) in enumerate(_ahead(look, len(store))):
+    for index, (size, text, done) in enumerate(_ahead(look, len(store))):
         if size is None:
             broken.append(text)
         else:
             sizes[size] += 1
+            treated.update(done)
             by_hash.setdefault(text, []).append(store.names[index])
         if on_image is not None:
             on_image(index + 1, len(store))
@@ -64,6 +71,7 @@ def inspect(store: Store, on_image: Callable[[int, int], None] | None = None) ->
         count=len(store),
         classes={int(c): int(n) for c, n in zip(numbers, counts, strict=True)},
         sizes=dict(sizes.most_common()),
+        treated=dict(treated.most_common()),
         duplicates=[names for names in by_hash.values() if len(names) > 1],
         broken=broken,
         ignored=list(store.ignored),
@@ -83,9 +91,7 @@ def preview(store: Store, columns: int = 10, rows: int = 8, side: int = 64) -> I
     return picture
 
 
-def _ahead(
-    function: Callable[[int], tuple[tuple[int, int] | None, str]], count: int
-) -> Iterator[tuple[tuple[int, int] | None, str]]:
+def _ahead(function: Callable[[int], Look], count: int) -> Iterator[Look]:
     """function(0), function(1) ... in order, by threads, a bounded block at a time."""
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:

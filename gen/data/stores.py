@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import struct
 import tarfile
 import threading
 import zipfile
@@ -23,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from gen.data.mapped import mapped_files, still_there
-from gen.data.transforms import FORMATS, MAX_PIXELS, decode, decode_pixels
+from gen.data.transforms import FORMATS, MAX_PIXELS, decode, decode_pixels, encode_png
 from gen.errors import GenError
 
 __all__ = ["EXTENSIONS", "MAX_FILE", "ArrayStore", "Store", "load_arrays", "open_store"]
@@ -122,9 +123,7 @@ class ArrayStore(Store):
         return super().identity()
 
     def _png(self, index: int) -> bytes:
-        out = io.BytesIO()
-        self.image(index, self.images.shape[-1]).save(out, "PNG", compress_level=0)
-        return out.getvalue()
+        return encode_png(self.image(index, self.images.shape[-1]))
 
 
 def _extension(data: bytes) -> str:
@@ -298,8 +297,8 @@ def _labels(values: list[Any], names: Sequence[str], where: str) -> dict[str, An
 def _zip(path: Path) -> Store:
     try:
         with zipfile.ZipFile(path) as archive:
-            members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, UnicodeDecodeError, EOFError) as error:
+            members = {info.filename: info for info in archive.infolist() if info.filename and not info.is_dir()}
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
         raise GenError(f"{path} is no readable zip ({error}); copy or make it again") from None
     file = open(path, "rb")  # noqa: SIM115 - stays open as long as the store
     names = sorted(n for n in members if Path(n).suffix.lower() in EXTENSIONS)

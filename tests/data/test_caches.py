@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 import re
@@ -99,11 +100,11 @@ def test_what_is_no_cache_is_refused(folder, tmp_path) -> None:
 def test_rows_that_do_not_match_are_refused(folder) -> None:
     seal(folder, tokenizer="t", data="d")
     np.save(folder / "label.npy", np.arange(ROWS - 1, dtype=np.int32))
-    expected = re.escape(f"holds int32 ({ROWS - 1},); expected int32 ({ROWS},) as cache.json says")
+    expected = re.escape(f"holds <i4 ({ROWS - 1},); expected <i4 ({ROWS},) as cache.json says")
     with pytest.raises(GenError, match=expected):
         Cache(str(folder)).source()
     (folder / "label.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(GenError, match=r"cannot read .*label\.npy"):
+    with pytest.raises(GenError, match=r"label\.npy is no npy array"):
         Cache(str(folder)).source()
     (folder / "cache.json").write_text("{")
     with pytest.raises(GenError, match=r"cannot read .*cache\.json"):
@@ -112,6 +113,34 @@ def test_rows_that_do_not_match_are_refused(folder) -> None:
     np.save(folder / "label.npy", np.arange(3))
     with pytest.raises(GenError, match="must share their length"):
         seal(folder, tokenizer="t", data="d")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("count", "200"),
+        ("arrays", {"../latent": ["<f4", [4, 3]], "latent": ["<f4", [4, 3]]}),
+        ("arrays", {"latent": ["<f4"]}),
+        ("arrays", {}),
+        ("shift", [0.0, 0.0]),
+        ("scale", [1.0, 1.0, "x"]),
+        ("scale", [1.0, 1.0, float("nan")]),
+        ("identity", None),
+    ],
+)
+def test_an_altered_description_is_refused(folder, name, value) -> None:
+    seal(folder, tokenizer="t", data="d")
+    file = folder / "cache.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(GenError, match=r"cache\.json was altered; delete the folder"):
+        Cache(str(folder)).source()
+
+
+def test_labels_beyond_the_classes_of_the_model_are_refused(folder) -> None:
+    cache = seal(folder, tokenizer="t", data="d")
+    assert len(dataclasses.replace(cache, classes=ROWS).source()) == ROWS
+    with pytest.raises(GenError, match=r"row 199 of .* has label 199; the model knows 10 classes, 0 to 9"):
+        dataclasses.replace(cache, classes=10).batches(batch=4, seed=0, start=0)
 
 
 def test_a_full_disk_leaves_no_cache(folder, monkeypatch) -> None:

@@ -1,10 +1,15 @@
+import errno
 import json
+import os
+import tarfile
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 
+from gen.data import convert as conversion
 from gen.data.convert import Copy, Encode, convert, split_rows
 from gen.data.inspect import inspect, preview
 from gen.data.stores import Store, open_store
@@ -113,11 +118,57 @@ def test_names_in_archives_become_no_paths(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("evil.png"))
 
 
-def test_full_disk_is_one_line(store: Store) -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full here")
-    with pytest.raises(GenError, match=r"cannot write /dev/full/o\.zip"):
-        convert(store, "/dev/full/o.zip", Encode())
+class Full:
+    """Stands for an open file on a disk that takes `room` more bytes."""
+
+    def __init__(self, file: IO[bytes], room: int) -> None:
+        self.file, self.room = file, room
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.file, name)
+
+    def write(self, data: bytes) -> int:
+        if len(data) > self.room:
+            self.file.write(data[: self.room])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.room -= len(data)
+        return self.file.write(data)
+
+
+@pytest.mark.parametrize("name", ["out.zip", "out"])
+def test_a_full_disk_is_one_line_and_goes_on_with_room(
+    store: Store, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(store, tmp_path / "whole" / name, Encode(), shard=4)
+
+    def opened(path: Path, mode: str = "r") -> IO[bytes]:
+        file = open(path, mode)  # noqa: SIM115
+        return Full(file, 3000) if "w" in mode and ".partial" in str(path) and "json" not in str(path) else file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "open", opened, raising=False)
+        patch.setattr(tarfile, "bltn_open", opened)
+        with pytest.raises(GenError, match=rf"cannot write .*{name}: No space left on device; free space or choose"):
+            convert(store, tmp_path / name, Encode(), shard=4)
+    convert(store, tmp_path / name, Encode(), shard=4)
+    for one, two in zip(
+        sorted((tmp_path / "whole").rglob("*.*")), sorted(tmp_path.glob(f"{name}/*")) or [tmp_path / name], strict=True
+    ):
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_an_output_that_cannot_be_made_is_one_line(store: Store) -> None:
+    with pytest.raises(GenError, match=r"cannot write /dev/null/o\.zip"):
+        convert(store, "/dev/null/o.zip", Encode())
+
+
+def test_hugging_face_rows_divide_and_convert(tmp_path: Path) -> None:
+    """Rows have no file names there: the endings come from the content."""
+    found = Store("hf:pets", ["00000000", "00000001"], lambda i: png(picture(i)), np.array([1, 0], np.int32))
+    convert(found, tmp_path / "o.zip", Copy())
+    back = open_store(tmp_path / "o.zip")
+    assert [name[-4:] for name in back.names] == [".png", ".png"]
+    np.testing.assert_array_equal(np.asarray(back.image(1)), picture(1))
 
 
 def test_split_is_stratified_complete_and_byte_for_byte(store: Store, tmp_path: Path) -> None:
@@ -141,6 +192,7 @@ def test_inspection_names_what_it_finds(tmp_path: Path) -> None:
     assert found.count == 9
     assert found.classes == {0: 4, 1: 5}
     assert found.sizes == {(16, 12): 7, (4, 4): 1}
+    assert found.treated == {}
     assert found.duplicates == [["c0/twin.png", "c1/003.png"]]
     assert len(found.broken) == 1
     assert "bad.png" in found.broken[0]

@@ -5,7 +5,17 @@ import pytest
 from PIL import Image
 
 from gen.data import transforms
-from gen.data.transforms import adm_random_crop, center_crop, decode, decode_pixels, fit, random_flip, squeeze
+from gen.data.transforms import (
+    adm_random_crop,
+    center_crop,
+    decode,
+    decode_pixels,
+    encode_png,
+    fit,
+    random_flip,
+    squeeze,
+    treatments,
+)
 from gen.errors import GenError
 from tests.data.files import picture, png
 
@@ -40,6 +50,26 @@ def test_every_kind_of_pixels_becomes_rgb() -> None:
     assert decode(file(palette, transparency=0), "x").mode == "RGB"
     assert decode(file(Image.fromarray(picture(2)).convert("CMYK"), "JPEG"), "x").mode == "RGB"
     assert decode(png(picture(3)), "x", channels=1).mode == "L"
+
+
+def test_what_decoding_does_is_told() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(picture(0))
+    animation = io.BytesIO()
+    image.save(animation, "GIF", save_all=True, append_images=[Image.fromarray(picture(1))])
+    for data, expected in (
+        (file(image), []),
+        (b"rubbish", []),
+        (file(image, "JPEG", exif=exif), ["turned as EXIF says"]),
+        (file(image.convert("RGBA")), ["transparency laid over white"]),
+        (file(image.convert("LA")), ["transparency laid over white", "grey to RGB"]),
+        (file(image.quantize(8)), ["palette to RGB"]),
+        (file(image.convert("CMYK"), "JPEG"), ["CMYK to RGB"]),
+        (png(np.array([[0, 65535]], np.uint16)), ["grey to RGB", "16 bits to the upper 8"]),
+    ):
+        assert treatments(data) == expected
+    assert "first frame of an animation" in treatments(animation.getvalue())
 
 
 def test_unreadable_images_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +119,13 @@ def test_jpegs_that_take_hours_or_are_cut_off_are_refused() -> None:
         decode(whole[:-2] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" * 200 + whole[-2:], "x")
     with pytest.raises(GenError, match="x is not a readable image"):
         decode_pixels(whole[: len(whole) // 2], "x")
+
+
+def test_png_files_are_those_of_the_pixels() -> None:
+    for pixels in (picture(0), picture(1, 1, 1), picture(2)[..., 0]):
+        with Image.open(io.BytesIO(encode_png(Image.fromarray(pixels)))) as image:
+            image.verify()  # checksums
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encode_png(Image.fromarray(pixels))))), pixels)
 
 
 def test_crops() -> None:
