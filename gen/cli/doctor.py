@@ -2,9 +2,12 @@
 
 import importlib.util
 import os
+import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from gen.cli.start import ALONE, Multihost, start
 
 __all__ = ["doctor"]
 
@@ -20,26 +23,32 @@ FEATURES = {
 }
 
 
-def doctor() -> None:
+def doctor(multihost: Multihost = ALONE) -> None:
     """Shows devices, versions and caches, tries a matmul and a collective, and names what is missing.
 
-    Exits with an error when a calculation gives a wrong number.
+    Exits with an error when a calculation gives a wrong number. In a job of several processes, process 0 shows what
+    each of them sees.
 
     Examples:
       gen doctor
       XLA_FLAGS=--xla_force_host_platform_device_count=8 gen doctor     eight simulated devices
+      srun gen doctor --multihost                                       every process of a SLURM job
+
+    Args:
+      multihost: the job that this process belongs to.
     """
     import jax
 
+    start(multihost)
+    seen = _processes()
+    if jax.process_index() != 0:
+        _try()
+        return
     print(f"python {sys.version.split()[0]}  gen {_version('gen-image')}")
     print("  ".join(f"{name} {_version(name)}" for name in CORE))
     devices = jax.devices()
-    print(
-        f"devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es)"
-    )
-    memory = (devices[0].memory_stats() or {}).get("bytes_limit")
-    if memory:
-        print(f"memory per device: {memory / 2**30:.1f} GiB")
+    print(f"devices: {len(devices)} ({devices[0].platform}), {jax.process_count()} process(es)")
+    print("\n".join(seen))
     print(f"compile cache: {_cache()}")
     _try()
     for feature, (module, extra) in FEATURES.items():
@@ -47,6 +56,26 @@ def doctor() -> None:
             print(f"missing for {feature}: pip install 'gen-image[{extra}]'")
     if devices[0].platform == "cpu":
         print("no accelerator found; on one, pip install 'gen-image[cuda]' or 'gen-image[tpu]'")
+
+
+def _processes() -> list[str]:
+    """What each process sees, one line each, in order; all processes have to call it."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    from gen.training.memory import device_bytes
+
+    local = jax.local_devices()
+    memory = device_bytes()
+    line = f"process {jax.process_index()} on {platform.node()}: {len(local)} x {local[0].device_kind}"
+    line += f", {memory / 2**30:.1f} GiB each" if memory else ""
+    line += f", {os.cpu_count()} CPU cores, jax {_version('jax')}"
+    row = np.zeros(256, np.uint8)
+    text = line.encode()[: row.size]
+    row[: len(text)] = np.frombuffer(text, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(row)).reshape(jax.process_count(), -1)
+    return [bytes(found).rstrip(b"\0").decode(errors="replace") for found in rows]
 
 
 def _version(name: str) -> str:
@@ -75,17 +104,19 @@ def _try() -> None:
     import numpy as np
 
     from gen.errors import GenError
-    from gen.training.sharding import batch_sharding, make_mesh
+    from gen.training.sharding import batch_sharding, make_mesh, replicated
 
-    n = jax.device_count()
-    split = batch_sharding(make_mesh())
+    n, mesh = jax.device_count(), make_mesh()
+    split, whole = batch_sharding(mesh), replicated(mesh)
     x = np.random.default_rng(0).standard_normal((8 * n, 64)).astype(np.float32)
     with jax.default_matmul_precision("highest"):
-        product = np.asarray(jax.jit(lambda a: a.T @ a)(jax.device_put(x, split)))  # contracts the axis that is split
+        gram = jax.jit(lambda a: a.T @ a, out_shardings=whole)  # contracts the axis that is split
+        product = np.asarray(gram(jax.device_put(x, split)))
     error = float(np.abs(product - x.T.astype(np.float64) @ x).max() / np.abs(product).max())
-    total = float(jax.jit(jnp.sum)(jax.device_put(jnp.arange(n, dtype=jnp.float32), split)))
+    total = float(jax.jit(jnp.sum, out_shardings=whole)(jax.device_put(np.arange(n, dtype=np.float32), split)))
     if error > 1e-4 or total != n * (n - 1) / 2:
         raise GenError(
             f"the devices calculate wrongly: matmul error {error:.1e}, sum {total}; check drivers and jaxlib"
         )
-    print(f"matmul over {n} device(s): ok (relative error {error:.0e}); sum across devices: ok")
+    if jax.process_index() == 0:
+        print(f"matmul over {n} device(s): ok (relative error {error:.0e}); sum across devices: ok")

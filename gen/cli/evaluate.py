@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from gen.cli.start import Multihost, start
+from gen.cli.start import ALONE, Multihost, start
 from gen.cli.train import Overrides
 from gen.errors import GenError
 
@@ -40,7 +40,7 @@ def evaluate(
     compare: tuple[Path, ...] = (),
     force: bool = False,
     out: Annotated[Path | None, tyro.conf.arg(metavar="JSON")] = None,
-    multihost: Multihost = False,
+    multihost: Multihost = ALONE,
     overrides: Overrides = (),
 ) -> None:
     """Scores a run or images against real images: a table, a JSON file with the protocol, and a page.
@@ -89,7 +89,7 @@ def evaluate(
       compare: score files to show beside.
       force: go on where reference or protocol do not fit; the result names what departs.
       out: where the scores go; RUN/scores.json, or beside the images, by default. The page lies beside, as .html.
-      multihost: this is one of several processes of a SLURM, GKE, TPU pod or MPI job.
+      multihost: the job that this process belongs to.
     """
     from gen.cli.compare import show
     from gen.cli.sample import sampler_overrides

@@ -1,21 +1,29 @@
 """``gen info``."""
 
 import json
+import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from gen.cli.train import Overrides
+from gen.errors import GenError
 
-__all__ = ["info"]
+__all__ = ["info", "mesh_overrides"]
+
+AXES = ("data", "fsdp", "tensor")  # as in gen.training.sharding, which imports jax
 
 
 def info(
     what: Annotated[str, tyro.conf.Positional],
     /,
     *,
+    mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
     devices: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    platform: Literal["cpu", "gpu", "tpu"] | None = None,
+    batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    batch_gpu: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     data: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None,
     teacher: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
@@ -23,16 +31,21 @@ def info(
 ) -> None:
     """Shows a preset or a run: parameters per network, memory per device, identities, and every setting's path.
 
-    Allocates and compiles nothing.
+    For presets the memory of a training step is estimated for each rematerialisation policy (what the backward pass
+    recalculates instead of keeping: nothing, all but matrix products, everything). Allocates and compiles nothing.
 
     Examples:
-      gen info demo-teacher --data runs/demo/cache
-      gen info demo-teacher --data runs/demo/cache --devices 8 --engine.mesh.fsdp 8
+      gen info demo-tokenizer
+      gen info dit-xl2 --data cache --mesh data=8,fsdp=4 --platform gpu --batch-gpu 8 --engine.memory_gib 80
       gen info runs/demo/student
 
     Args:
       what: a preset from gen list, or a run folder.
-      devices: number of devices to calculate for; those of this machine by default.
+      mesh: axis sizes of the mesh to calculate for: data (copies), fsdp (parts of the state), tensor (parts of layers).
+      devices: number of devices to calculate for; the product of the mesh, or those of this machine, by default.
+      platform: kind of device to calculate for, that of this machine by default; CPUs keep bfloat16 in 4 bytes.
+      batch: global batch size of every stage.
+      batch_gpu: samples per device at a time, as for gen train.
       data: the data or latent cache, for presets that take one.
       teacher: the teacher's run folder, for presets that take one.
       tokenizer: the tokenizer's run folder, for presets that take one.
@@ -47,13 +60,17 @@ def info(
 
         config, frozen = override(read_config(what), overrides), None
     else:
-        recipe = prepare(what, {"data": data, "teacher": teacher, "tokenizer": tokenizer}, overrides)
+        axes = mesh_overrides(mesh)
+        if mesh is not None and devices is None and all(int(size) > 0 for _, size in axes):
+            devices = math.prod(int(size) for _, size in axes)
+        inputs = {"data": data, "teacher": teacher, "tokenizer": tokenizer}
+        recipe = prepare(what, inputs, (*axes, *overrides), {"batch": batch})
         config, frozen = recipe.config, recipe.frozen
     print(f"{config.name}  (configuration {fingerprint(config)})")
     if frozen is None:
         _run(Path(what))
     else:
-        engine.dry_run(config, frozen=frozen, devices=devices)
+        engine.dry_run(config, frozen=frozen, batch_gpu=batch_gpu, devices=devices, platform=platform)
     for role, origin in config.frozen.items():
         print(f"frozen {role}: {origin}")
     for stage in config.stages:
@@ -61,6 +78,21 @@ def info(
     print("\nsettings (override with --PATH VALUE):")
     for path, value in _leaves(config):
         print(f"  {path} = {value}")
+
+
+def mesh_overrides(text: str | None) -> tuple[tuple[str, str], ...]:
+    """The overrides that ``data=8,fsdp=4`` stands for; axes not named get 1. Raises GenError for other text."""
+    if text is None:
+        return ()
+    sizes = dict.fromkeys(AXES, "1")
+    for part in text.split(","):
+        axis, equals, size = (word.strip() for word in part.partition("="))
+        if axis not in sizes or not equals or not size.lstrip("-").isdigit():
+            raise GenError(
+                f"--mesh '{text}' is not like data=8,fsdp=4; axes are {', '.join(AXES)}, sizes whole numbers"
+            )
+        sizes[axis] = size
+    return tuple((f"engine.mesh.{axis}", size) for axis, size in sizes.items())
 
 
 def _run(path: Path) -> None:

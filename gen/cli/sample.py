@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from gen.cli.start import Multihost, start
+from gen.cli.start import ALONE, Multihost, start
 from gen.cli.train import Overrides
 from gen.errors import GenError
 
@@ -30,7 +30,7 @@ def sample(
     guidance: Annotated[float | None, tyro.conf.arg(aliases=["--cfg-scale"], metavar="W")] = None,
     weights: Literal["ema", "raw"] = "ema",
     step: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    multihost: Multihost = False,
+    multihost: Multihost = ALONE,
     overrides: Overrides = (),
 ) -> None:
     """Makes images with a trained run. Image i depends on seed i and its class alone.
@@ -55,7 +55,7 @@ def sample(
       guidance: guidance scale; 1 is none.
       weights: ema, the averaged weights, or raw.
       step: a kept checkpoint's step; the last by default.
-      multihost: this is one of several processes of a SLURM, GKE, TPU pod or MPI job.
+      multihost: the job that this process belongs to.
     """
     from gen.cli.images import parse_seeds
     from gen.pretrained.load import labels_for

@@ -1,35 +1,70 @@
 """What every command that computes does first."""
 
+import dataclasses
 from typing import Annotated
 
 import tyro
 
 from gen.errors import GenError
 
-__all__ = ["Multihost", "start"]
-
-Multihost = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+__all__ = ["ALONE", "Job", "Multihost", "start"]
 
 
-def start(multihost: bool = False) -> None:
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """The processes that work together on one command.
+
+    Attributes:
+      multihost: this is one of several processes of a SLURM, GKE, TPU pod or MPI job, which names the others.
+      coordinator: of a job that nothing names: address of process 0, the same for all; implies --multihost.
+      processes: of such a job: their number.
+      process: of such a job: which of them this is, from 0.
+    """
+
+    multihost: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    processes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    process: Annotated[int | None, tyro.conf.arg(metavar="I")] = None
+
+
+ALONE = Job()
+Multihost = Annotated[Job, tyro.conf.arg(name="")]  # its fields are flags of the command
+
+
+def start(job: Job = ALONE) -> None:
     """Turns the compile cache on and, if asked to, joins the other processes of the job.
 
-    Args:
-      multihost: the same command was started once per host by SLURM, GKE, a TPU pod or MPI; jax finds the others.
-    Raises GenError when it does not.
+    Without a coordinator jax finds the others through SLURM, the TPU pod's metadata, GKE or MPI. A job that is there
+    already (a program that called `jax.distributed.initialize` itself) is kept.
+
+    Raises GenError for flags that name no job, and when the job cannot be joined.
     """
     import jax
 
     from gen.training.engine import enable_compile_cache
 
+    explicit = (job.coordinator, job.processes, job.process)
+    if any(value is not None for value in explicit):
+        _check(job)
     enable_compile_cache()
-    if not multihost:
+    if not (job.multihost or job.coordinator) or jax.distributed.is_initialized():
         return
     try:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # read on CPU only
-        jax.distributed.initialize()
+        jax.distributed.initialize(*explicit, cluster_detection_method="deactivate" if job.coordinator else None)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise GenError(
-            f"--multihost found no job to join ({reason}); start it by srun, mpirun or on a TPU pod"
+            f"--multihost found no job to join ({reason}); start it by srun, mpirun or on a TPU pod, or name it: "
+            "--coordinator HOST:PORT --processes N --process I"
         ) from None
+
+
+def _check(job: Job) -> None:
+    if job.coordinator is None or job.processes is None or job.process is None:
+        raise GenError("a job is named by three flags; give --coordinator HOST:PORT, --processes N and --process I")
+    host, colon, port = job.coordinator.rpartition(":")
+    if not (host and colon and port.isdigit()):
+        raise GenError(f"--coordinator is '{job.coordinator}'; expected HOST:PORT of process 0, such as node0:1234")
+    if not 0 <= job.process < job.processes:
+        raise GenError(f"--process is {job.process} of {job.processes}; expected 0 to {job.processes - 1}")

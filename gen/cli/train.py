@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from gen.cli.start import Multihost, start
+from gen.cli.start import ALONE, Job, Multihost, start
 from gen.errors import GenError
 
 __all__ = ["demo", "distill", "prepare", "train"]
@@ -55,7 +55,7 @@ def train(
     monitor_count: Annotated[int, tyro.conf.arg(metavar="N")] = 5000,
     monitor_extractor: Annotated[str, tyro.conf.arg(metavar="NAME")] = "digits-extractor",
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    multihost: Multihost = False,
+    multihost: Multihost = ALONE,
     overrides: Overrides = (),
 ) -> None:
     """Trains a preset into a run folder; the same command again resumes there, or says that all is done.
@@ -87,7 +87,7 @@ def train(
       monitor_count: samples per score, always of the same seeds and balanced classes.
       monitor_extractor: the feature network, as for gen evaluate.
       dry_run: show parameters, shardings and bytes per device, then stop.
-      multihost: this is one of several processes of a SLURM, GKE, TPU pod or MPI job.
+      multihost: the job that this process belongs to.
     """
     from gen.experiments import find
 
@@ -160,7 +160,7 @@ def distill(
     seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     profile: Annotated[str | None, tyro.conf.arg(metavar="FIRST-LAST")] = None,
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    multihost: Multihost = False,
+    multihost: Multihost = ALONE,
     overrides: Overrides = (),
 ) -> None:
     """Trains a student of a teacher run: gen train with a teacher.
@@ -184,7 +184,7 @@ def distill(
       seed: of initial weights, data order and noise.
       profile: steps to record with the profiler, into OUTDIR/profile (for TensorBoard or Perfetto).
       dry_run: show parameters, shardings and bytes per device, then stop.
-      multihost: this is one of several processes of a SLURM, GKE, TPU pod or MPI job.
+      multihost: the job that this process belongs to.
     """
     if pairs is not None:
         if pairs < 1 or data is not None:
@@ -210,7 +210,7 @@ def distill(
     )
 
 
-def _store_pairs(preset: str, teacher: Path, folder: Path, count: int, multihost: bool) -> None:
+def _store_pairs(preset: str, teacher: Path, folder: Path, count: int, multihost: Job) -> None:
     """Makes `count` pairs of a teacher where they are missing."""
     from gen.experiments import find
 

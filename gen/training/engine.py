@@ -22,12 +22,16 @@ from gen.errors import GenError
 from gen.nn.network import count
 from gen.training.checkpoints import Checkpoints, latest_step, load_meta, load_weights, save_arrays
 from gen.training.files import RunLock, atomic, read_json, write_json
+from gen.training.liveness import temporaries
 from gen.training.logging import MetricsLog, StatusLine, duration, write_picture
+from gen.training.memory import device_bytes, held, refuse, remat_choices, stage_memory
 from gen.training.optim import microbatches
 from gen.training.sharding import (
     MeshConfig,
+    batch_parts,
     batch_sharding,
     bytes_per_device,
+    cut_parts,
     make_mesh,
     mesh_sizes,
     microbatch_count,
@@ -66,6 +70,7 @@ class EngineConfig:
         kept as well. A step at which a hook gives it is checkpointed. "" for none.
       preview_every: steps between pictures; 0 for one at the end of each stage only.
       nan_patience: skipped steps in a row after which the run stops.
+      memory_gib: memory of one device in GiB, which a run must fit; what the device reports if None.
       profile: (first, last) global steps traced with `jax.profiler`, or None.
       tensorboard: also write TensorBoard files.
       wandb: W&B project, or None.
@@ -82,6 +87,7 @@ class EngineConfig:
     best: str = ""
     preview_every: int = 0
     nan_patience: int = 10
+    memory_gib: float | None = None
     profile: tuple[int, int] | None = None
     tensorboard: bool = False
     wandb: str | None = None
@@ -176,8 +182,8 @@ def train(
       The state after the last step run.
 
     Raises:
-      GenError: bad input, before anything is compiled; a folder in use or of another configuration; a full disk;
-        `nan_patience` skipped steps in a row.
+      GenError: bad input, before anything is compiled; more memory needed than a device has; a folder in use or of
+        another configuration; a full disk; `nan_patience` skipped steps in a row.
       Interrupted: SIGTERM or SIGINT; the state is saved.
     """
     if not config.stages:
@@ -238,6 +244,7 @@ class _Run:
         self.values: dict[str, tuple[int, float]] = {}  # the newest logged value of each metric, and its step
         self.signal: int | None = None
         self.tracing = False
+        self.limit = device_bytes(self.engine.memory_gib)
 
     def close(self) -> None:
         self.status.close()
@@ -279,7 +286,10 @@ class _Run:
         """The stages that are left, from the newest checkpoint or from the start."""
         stages = self.config.stages
         abstract = abstract_states(self.config, self.frozen)
-        layouts = [shardings(tree, self.mesh, self.engine.mesh.shard_from) for tree in abstract]
+        sizes, shard_from = dict(self.mesh.shape), self.engine.mesh.shard_from
+        for stage, tree in zip(stages, abstract, strict=True):
+            refuse(f"stage '{stage.name}'", held(tree, self.frozen, sizes, shard_from), self.limit, sizes)
+        layouts = [shardings(tree, self.mesh, shard_from) for tree in abstract]
         at = self.checkpoints.latest()
         first, state = 0, None
         if at is not None:
@@ -517,6 +527,7 @@ class _Program:
         changed = [f"{path}: {before[path]} became {after[path]}" for path in before if after[path] != before[path]]
         if changed:
             raise TypeError(f"program '{self.name}' changes the types of the state: {'; '.join(changed[:3])}")
+        self._check_memory(args, traced)
         compiled = traced.lower().compile()
         memory = compiled.memory_analysis()
         text = f"compiled '{self.name}' in {time.monotonic() - began:.1f} s"
@@ -524,6 +535,23 @@ class _Program:
             text += f"; temporaries {_size(memory.temp_size_in_bytes)} per device"
         leg.owner.status.note(text)
         return compiled
+
+    def _check_memory(self, args: tuple[Any, ...], traced: Any) -> None:
+        """Raises GenError when the step, as traced, needs more memory than a device has."""
+        leg, (state, frozen, batch) = self.leg, args[:3]
+        sizes, shard_from = dict(leg.owner.mesh.shape), leg.engine.mesh.shard_from
+        closed, rows = traced.jaxpr, batch_parts(sizes)
+        if rows > 1:  # one device sees its rows of the batch
+            local = {k: jax.ShapeDtypeStruct((len(v) // rows, *v.shape[1:]), v.dtype) for k, v in batch.items()}
+            with microbatches(leg.parts):
+                closed = jax.make_jaxpr(self._step)(state, frozen, local, *args[3:])
+        cut = cut_parts((state, frozen), sizes, shard_from)
+        memory = dataclasses.replace(
+            held(state, frozen, sizes, shard_from),
+            batch=sum(array.nbytes for array in batch.values()) // rows,
+            activations=temporaries(closed, len(jax.tree.leaves(state)), cut),
+        )
+        refuse(f"a step of '{self.name}'", memory, leg.owner.limit, sizes)
 
 
 class _Meter:
@@ -619,15 +647,23 @@ def abstract_states(config: RunConfig, frozen: Frozen) -> list[State]:
 
 
 def dry_run(
-    config: RunConfig, *, frozen: Frozen | None = None, batch_gpu: int | None = None, devices: int | None = None
+    config: RunConfig,
+    *,
+    frozen: Frozen | None = None,
+    batch_gpu: int | None = None,
+    devices: int | None = None,
+    platform: str | None = None,
 ) -> list[str]:
-    """Prints and returns one line per stage: parameters per network, bytes per device. Allocates and compiles nothing.
+    """Prints and returns lines for each stage: parameters per network, bytes per device, activations by policy.
+
+    Allocates and compiles nothing; reads one row of each stage's data.
 
     Args:
       config: the run.
       frozen: arrays or shapes by role.
       batch_gpu: as for `train`; checked.
       devices: number of devices to plan for; those present by default.
+      platform: "cpu", "gpu" or "tpu" to plan for; the present one by default.
 
     Raises:
       GenError: a mesh or a batch that does not divide.
@@ -637,8 +673,9 @@ def dry_run(
     states = abstract_states(config, frozen)
     lines = []
     for stage, state in zip(config.stages, states, strict=True):
-        microbatch_count(stage.batch, batch_gpu, sizes)
+        parts = microbatch_count(stage.batch, batch_gpu, sizes)
         lines.append(describe_state(stage, state, frozen, sizes, config.engine.mesh.shard_from))
+        lines.append(_describe_step(config.engine, stage, state, frozen, sizes, parts, platform))
     print("\n".join(lines))
     return lines
 
@@ -650,6 +687,37 @@ def describe_state(stage: Stage, state: State, frozen: Frozen, sizes: Mapping[st
     held = ", ".join(f"{k} {_size(bytes_per_device(t, sizes, shard_from))}" for k, t in kinds.items() if t)
     mesh = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
     return f"stage '{stage.name}': {nets} parameters; per device: {held}; mesh {mesh}"
+
+
+def _describe_step(
+    engine: EngineConfig,
+    stage: Stage,
+    state: State,
+    frozen: Frozen,
+    sizes: Mapping[str, int],
+    parts: int,
+    platform: str | None,
+) -> str:
+    """One line: activations per device under each rematerialisation policy, the step's total, what a device has."""
+    choices = {policy: task for policy, task in remat_choices(stage.task).items() if task != stage.task}
+    own = next((policy for policy in remat_choices(stage.task) if policy not in choices), "")
+
+    def needed(task: Any) -> Any:
+        planned = dataclasses.replace(stage, task=task)
+        return stage_memory(planned, state, frozen, sizes, engine.mesh.shard_from, parts, platform)
+
+    memory = needed(stage.task)
+    where = platform or jax.default_backend()
+    rows = stage.batch // batch_parts(sizes) // parts
+    text = f"  a step on {where}, {rows} samples per device at a time: activations {_size(memory.activations)}"
+    text += f" with remat {own}" if own else ""
+    for policy, task in choices.items():
+        text += f", {_size(needed(task).activations)} with {policy}"
+    text += f"; {_size(memory.total)} per device in all"
+    limit = device_bytes(engine.memory_gib) if platform in (None, jax.default_backend()) or engine.memory_gib else None
+    if limit is not None:
+        text += f", of {_size(limit)}" + ("" if memory.total <= limit else ": DOES NOT FIT")
+    return text
 
 
 def enable_compile_cache(folder: str | Path | None = None) -> Path:

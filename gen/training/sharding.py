@@ -14,9 +14,11 @@ from gen.errors import GenError
 __all__ = [
     "AXES",
     "MeshConfig",
+    "batch_parts",
     "batch_sharding",
     "bytes_per_device",
     "constrain",
+    "cut_parts",
     "make_mesh",
     "mesh_sizes",
     "microbatch_count",
@@ -124,6 +126,21 @@ def bytes_per_device(tree: Any, sizes: Mapping[str, int], shard_from: int = 2**1
     return total
 
 
+def cut_parts(tree: Any, sizes: Mapping[str, int], shard_from: int = 2**16) -> dict[tuple[int, ...], int]:
+    """Into how many parts the rule cuts the arrays of each shape in a tree of arrays or shapes; only those it cuts."""
+    parts: dict[tuple[int, ...], int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        names, _ = _cut(jax.tree_util.keystr(path), leaf.shape, sizes, shard_from)
+        if names:
+            parts[tuple(leaf.shape)] = math.prod(sizes[name] for name in names)
+    return parts
+
+
+def batch_parts(sizes: Mapping[str, int]) -> int:
+    """Number of parts into which a global batch is cut over devices."""
+    return math.prod(sizes[axis] for axis in _BATCH)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Axis 0 over the data and fsdp axes, the rest whole."""
     return NamedSharding(mesh, P(_BATCH))
@@ -139,7 +156,7 @@ def microbatch_count(batch: int, batch_gpu: int | None, sizes: Mapping[str, int]
 
     Raises GenError when the batch does not divide over the devices, or a device's part over microbatches.
     """
-    parts = math.prod(sizes[axis] for axis in _BATCH)
+    parts = batch_parts(sizes)
     if batch < 1 or batch % parts:
         raise GenError(f"batch {batch} does not divide over {parts} devices (data x fsdp); use a multiple of {parts}")
     local = batch // parts

@@ -20,7 +20,7 @@ from gen.training.engine import EngineConfig, Hook, RunConfig, train
 from gen.training.sharding import MeshConfig
 from gen.training.task import Stage, State
 
-__all__ = ["check_devices", "check_task", "run", "same"]
+__all__ = ["check_devices", "check_task", "compilations", "run", "same"]
 
 
 def same(a: Any, b: Any) -> bool:
@@ -53,7 +53,7 @@ def check_task(
     assert from_json(json.loads(json.dumps(to_json(task)))) == task
     before = jax.device_get(tree_copy(dict(frozen)))
     half = steps // 2
-    with _compilations() as compiled:
+    with compilations() as compiled:
         marks: list[int] = []
         hook = Hook(1, lambda stage, step, state, frozen: marks.append(len(compiled)))
         whole = run(task, data, frozen, outdir / "whole", batch=batch, steps=steps, hooks=(hook,))
@@ -95,7 +95,7 @@ def _check_guard(task: Any, data: Any, frozen: Any, state: State, batch: int) ->
         assert same(new.ema, state.ema), f"program '{name}' changed an average in a skipped step"
 
 
-class _compilations:
+class compilations:
     """Names every compilation while open: jax reports them as events."""
 
     def __enter__(self) -> list[str]:

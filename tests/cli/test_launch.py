@@ -1,0 +1,111 @@
+"""Jobs of several processes: flags, the SLURM script, what each process sees."""
+
+import json
+import os
+import re
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gen.cli import main
+from gen.cli.start import Job, start
+from gen.errors import GenError
+from gen.training.checkpoints import latest_step
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = ROOT / "experiments" / "launch"
+# what srun does, with two processes of this machine for two nodes; the scheduler's other command says what it was asked
+SRUN = """#!/usr/bin/env bash
+while [[ $1 == --* ]]; do shift; done
+for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=0 "$@" & pids[i]=$!; done
+worst=0
+for pid in "${pids[@]}"; do wait "$pid"; s=$?; [ $s -gt $worst ] && worst=$s; done
+exit $worst
+"""
+SCONTROL = '#!/usr/bin/env bash\necho "scontrol $*"\n'
+
+
+def program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (Job(coordinator="a:1"), "a job is named by three flags"),
+        (Job(processes=2, process=0), "a job is named by three flags"),
+        (Job(coordinator="a", processes=2, process=0), "expected HOST:PORT"),
+        (Job(coordinator="a:1", processes=2, process=2), "--process is 2 of 2; expected 0 to 1"),
+    ],
+)
+def test_flags_that_name_no_job(job: Job, message: str) -> None:
+    with pytest.raises(GenError, match=message):
+        start(job)
+
+
+def test_the_flags_reach_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--coordinator", "node0", "--processes", "2", "--process", "1"]) == 2
+    assert "--coordinator is 'node0'; expected HOST:PORT" in capsys.readouterr().err
+
+
+def test_the_page_and_the_script_name_flags_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    known = ""
+    for command in ("train", "info", "doctor"):
+        assert main([command, "--help"]) == 0
+        known += capsys.readouterr().out
+    text = "`".join((LAUNCH / name).read_text() for name in ("README.md", "slurm.sbatch"))
+    used = {
+        flag for line in re.findall(r"gen (?:train|info|doctor) [^`]*", text) for flag in re.findall("--[a-z-]+", line)
+    }
+    assert {"--multihost", "--coordinator", "--processes", "--process", "--outdir", "--data"} <= used
+    for flag in used - {"--engine"}:  # settings by their path
+        assert re.search(f"{flag}(?![a-z-])", known), flag
+
+
+@pytest.mark.slow
+def test_the_slurm_script_trains_on_two_nodes_and_queues_again(tmp_path: Path) -> None:
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    program(bin_ / "srun", SRUN)
+    program(bin_ / "scontrol", SCONTROL)
+    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    path = os.pathsep.join([str(bin_), str(Path(sys.executable).parent), os.environ["PATH"]])
+    flags = ["--stages.0.steps", "6", "--batch", "16", "--engine.preview_every", "0"]
+    command = ["bash", str(LAUNCH / "slurm.sbatch"), "dit-smoke", "--outdir", str(tmp_path / "run"), *flags]
+    env = os.environ | slurm | {"PATH": path, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert latest_step(tmp_path / "run") == 6
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["images"] == 6 * 16
+
+    program(bin_ / "srun", "#!/usr/bin/env bash\nexit 143\n")  # saved and left
+    again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 0
+    assert again.stdout == f"scontrol requeue {os.getpid()}\n"
+    program(bin_ / "srun", "#!/usr/bin/env bash\nexit 2\n")  # bad input: once is enough
+    assert subprocess.run(command, env=env, capture_output=True, timeout=60).returncode == 2
+
+
+@pytest.mark.slow
+def test_doctor_shows_what_each_process_of_a_named_job_sees() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "NPROC": "16"}
+    started = []
+    for number in range(2):
+        command = [Path(sys.executable).parent / "gen", "doctor", "--coordinator", f"127.0.0.1:{port}"]
+        command += ["--processes", "2", "--process", str(number)]
+        devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+        started.append(subprocess.Popen(command, env=env | devices, stdout=subprocess.PIPE, text=True))
+    first, second = (process.communicate(timeout=200)[0] for process in started)
+    assert [process.returncode for process in started] == [0, 0]
+    assert re.search(r"^process 0 on \S+: 2 x cpu, .*\n^process 1 on \S+: 2 x cpu, ", first, re.MULTILINE)
+    assert "matmul over 4 device(s): ok" in first
+    assert "process 0" not in second
