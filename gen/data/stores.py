@@ -31,7 +31,7 @@ __all__ = ["EXTENSIONS", "MAX_FILE", "ArrayStore", "Store", "load_arrays", "open
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
 MAX_FILE = 256 << 20  # bytes of one image file
-MAX_JSON = 1 << 30  # bytes of dataset.json
+MAX_JSON = 1 << 16  # bytes of dataset.json per image: a vector of 4096 numbers; parsed it takes ten times as much
 MAX_LABEL = 2**31 - 1
 
 
@@ -309,7 +309,8 @@ def _zip(path: Path) -> Store:
 
     labels: dict[str, Any] = {}
     if "dataset.json" in members:
-        labels = _dataset_json(_zip_member(file, path, members["dataset.json"], MAX_JSON), names, str(path))
+        data = _zip_member(file, path, members["dataset.json"], MAX_JSON * (16 + len(names)))
+        labels = _dataset_json(data, names, str(path))
     sums = [members[name].CRC for name in names]
     return Store(str(path), names, read, **labels, ignored=ignored, content=f"{sums}")
 

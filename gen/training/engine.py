@@ -192,6 +192,9 @@ def train(
     mesh = make_mesh(config.engine.mesh)
     parts = [microbatch_count(stage.batch, batch_gpu, mesh.shape) for stage in config.stages]
     main = jax.process_index() == 0
+    if not any((outdir / "checkpoints").glob("[0-9]*")):
+        for stage in config.stages:  # data that are missing or do not fit are told before anything is made
+            _close(_batches(stage, config.engine.seed, 0))
     with contextlib.ExitStack() as stack:
         if main:
             stack.enter_context(RunLock(outdir))
@@ -402,13 +405,7 @@ class _Leg:
         run.status.note(
             describe_state(self.stage, state, run.frozen, dict(run.mesh.shape), self.engine.mesh.shard_from)
         )
-        batches = self.stage.data.batches(
-            batch=self.stage.batch,
-            seed=self.engine.seed,
-            start=first,
-            process=jax.process_index(),
-            processes=jax.process_count(),
-        )
+        batches = _batches(self.stage, self.engine.seed, first)
         try:
             batch = self._checked(next(batches))
             for step in range(first, end):
@@ -421,9 +418,7 @@ class _Leg:
                 self.meter.add(step + 1, name, metrics, used)
                 self._after(step + 1, end, state)
         finally:
-            close = getattr(batches, "close", None)
-            if close is not None:
-                close()
+            _close(batches)
         return state
 
     def _after(self, step: int, end: int, state: State) -> None:
@@ -489,6 +484,21 @@ class _Leg:
         for name, images in self.preview(state, run.frozen, key).items():
             if run.main:
                 write_picture(run.outdir / "previews" / f"{self.stage.name}-{step:07d}-{name}.png", np.asarray(images))
+
+
+def _batches(stage: Stage, seed: int, start: int) -> Iterator[Mapping[str, np.ndarray]]:
+    """This process's batches of a stage's data from a global step on; raises what is wrong with the data."""
+    found: Iterator[Mapping[str, np.ndarray]] = stage.data.batches(
+        batch=stage.batch, seed=seed, start=start, process=jax.process_index(), processes=jax.process_count()
+    )
+    return found
+
+
+def _close(batches: Iterator[Any]) -> None:
+    """Ends the threads behind an iterator, where it has any."""
+    close = getattr(batches, "close", None)
+    if close is not None:
+        close()
 
 
 class _Program:

@@ -138,6 +138,11 @@ def test_hostile_archives_cost_nothing(tmp_path: Path) -> None:
     assert list(store.names) == ["../../escape.png", "a.png"]
     with pytest.raises(GenError, match="expected at most"):
         store.image(1)
+    with zipfile.ZipFile(tmp_path / "labels.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", png(picture(0)))
+        archive.writestr("dataset.json", b"[" + b"0," * (1 << 20) + b"0]")
+    with pytest.raises(GenError, match=r"dataset\.json has 2097155 bytes; expected at most 1114112"):
+        open_store(tmp_path / "labels.zip")
     # A member that unpacks to more than it says is cut at what it says, and refused.
     with zipfile.ZipFile(tmp_path / "liar.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", bytes(1 << 20))
@@ -289,6 +294,7 @@ def test_archives_on_a_lost_disk_are_named(tmp_path: Path, monkeypatch: pytest.M
             store.image(0)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::RuntimeWarning:gen.data.caches")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
