@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -69,8 +70,10 @@ def evaluate(
         legacy_pytorch. That of the protocol, else digits-extractor.
       count: score the first N images only; the result says so.
       seeds: which samples of a run, FIRST-LAST; as many as the protocol asks for, from 0 on, by default.
-      label_rule: of a run: "seed mod classes" or "random". Of stored images: what is known of their labels.
-      quantiser: of a run: round or truncate. Of stored images: how they became 8-bit, where it is known.
+      label_rule: of a run: "seed mod classes" or "random", as the protocol has it by default. Of stored images: what
+        is known of their labels.
+      quantiser: of a run: round or truncate, as the protocol has it by default. Of stored images: how they became
+        8-bit, where it is known.
       neighbours: k of precision, recall, density and coverage; 3 by default.
       measures: further measures: kid, mind, frechet_infinity, frechet_error, class_frechet, vendi, cmmd, cas (gen list
         measures says what each is).
@@ -95,6 +98,7 @@ def evaluate(
     from gen.cli.sample import sampler_overrides
     from gen.metrics.evaluate import Evaluation
     from gen.metrics.protocol import Result, require_comparable
+    from gen.metrics.protocol import preset as find
     from gen.training.sharding import make_mesh
 
     settings = _settings(protocol, count, neighbours, measures, force)
@@ -102,8 +106,9 @@ def evaluate(
     others = {str(path): Result.load(path) for path in compare}
     changes = sampler_overrides(steps, solver, grid, guidance) + overrides
     known = {"quantiser": quantiser, "rule": label_rule}
+    fixed = find(protocol).fields if protocol else {}
     start(multihost)
-    source, subject = _subject(what, network, seeds, settings.count, weights, changes, known)
+    source, subject = _subject(what, network, seeds, settings.count, weights, changes, known, fixed)
     mesh = make_mesh()
     source = _beside(source, network, captions, {"training": training, "heldout": heldout}, batch, mesh)
     out = out or _default_out(Path(what))
@@ -202,8 +207,9 @@ def _subject(
     weights: Any,
     overrides: tuple[tuple[str, str], ...],
     known: dict[str, str | None],
+    fixed: Mapping[str, Any],
 ) -> tuple[Any, dict[str, str]]:
-    """(source, what is said of it) of a run or of stored images."""
+    """(source, what is said of it) of a run, sampled as the protocol's `fixed` fields want it, or of stored images."""
     from gen.cli.images import open_images, parse_seeds
     from gen.cli.sample import describe, open_run
     from gen.config import fingerprint, to_json
@@ -218,7 +224,7 @@ def _subject(
         return open_images(what, network, **known), {"name": what}
     loaded = open_run(Path(what), weights, None, overrides)
     wanted = parse_seeds(seeds or f"0-{(count or 1797) - 1}")
-    rule, number = known["rule"] or "seed mod classes", classes(loaded.generator)
+    rule, number = known["rule"] or fixed.get("labels", "seed mod classes"), classes(loaded.generator)
     if rule not in LABEL_RULES:
         raise GenError(f"unknown label rule '{rule}'; expected one of {', '.join(LABEL_RULES)}")
     print(describe(loaded))
@@ -229,7 +235,7 @@ def _subject(
         identity=f"{fingerprint(loaded.config)} step {loaded.step} {loaded.weights}",
         labels=None if number is None else LABEL_RULES[rule](wanted, number),
         rule=rule,
-        quantiser=known["quantiser"] or "round",
+        quantiser=known["quantiser"] or fixed.get("quantiser", "round"),
     )
     subject = {
         "name": what,

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from gen.errors import GenError
@@ -117,7 +118,8 @@ def collect(
       indices: contiguous samples to take; all of the source by default.
       batch: global batch size; the tail is padded and masked.
       mesh: devices to use; the default device without.
-      path: partial results (.npz) are kept here, every few thousand samples, and gone on from if the file is there.
+      path: partial results (.npz) are kept here, every few thousand samples, and gone on from if the file is there;
+        where all processes see it.
       progress: called at the start and after every batch.
 
     Raises:
@@ -129,6 +131,8 @@ def collect(
     network = f"{extractor.name} {extractor.resize} {extractor.precision} {extractor.fingerprint()}"
     identity = " | ".join([source.identity, source.seeds, source.quantiser, network, repr(statistics)])
     tally = _resume(path, identity, indices) if path is not None and Path(path).exists() else None
+    start = indices.start if tally is None else tally.spans[0][1]
+    _agree(start, path)
 
     def report(reached: int) -> None:
         if progress is not None:
@@ -138,8 +142,8 @@ def collect(
         run = _runner(source, extractor, statistics, batch, mesh)
         size = _span(batch)
         saved = time.monotonic()
-        report(indices.start if tally is None else tally.spans[0][1])
-        for first in range(indices.start if tally is None else tally.spans[0][1], indices.stop, size):
+        report(start)
+        for first in range(start, indices.stop, size):
             stop = min(first + size, indices.stop)
             fresh = Tally(identity, ((first, stop),), jax.device_get(run(first, stop, report)))
             tally = fresh if tally is None else merge_tallies([tally, fresh], statistics)
@@ -292,6 +296,18 @@ def _resume(path: str | Path, identity: str, indices: range) -> Tally:
     if tally.spans[0][1] > indices.stop:
         raise GenError(f"{path} already holds {tally.count} samples; expected at most {len(indices)}; delete it")
     return tally
+
+
+def _agree(start: int, path: str | Path | None) -> None:
+    """Raises GenError on every process unless all go on at the same sample: else they would wait for one another."""
+    if jax.process_count() == 1:
+        return
+    starts = multihost_utils.process_allgather(np.int32(start)).tolist()
+    if len(set(starts)) > 1:
+        raise GenError(
+            f"the processes of this job would go on at samples {starts}: they do not see the same {path}; expected a "
+            "folder that all share; delete the file, or write to another folder"
+        )
 
 
 def _union(a: Sequence[tuple[int, int]], b: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

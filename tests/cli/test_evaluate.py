@@ -9,7 +9,7 @@ from PIL import Image
 
 from gen.cli import main
 from gen.data.sources import digits
-from gen.metrics.protocol import Result
+from gen.metrics.protocol import PRESETS, Preset, Result
 from gen.metrics.reference import Reference
 from tests.cli.test_runs import fails, write_run
 
@@ -86,7 +86,8 @@ def test_parts_of_several_jobs(
 def test_sample_sets_bring_what_is_known_of_them(
     reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = write_run(tmp_path / "tiny") if (tmp_path / "tiny").mkdir() is None else None
+    (tmp_path / "tiny").mkdir()
+    run = write_run(tmp_path / "tiny")
     for name in ("set", "set.zip", "set.npz"):
         assert main(["sample", str(run), "--seeds", "5-44", "--out", str(tmp_path / name)]) == 0
         protocol = evaluate(tmp_path / name, "--reference", reference, "--out", tmp_path / f"{name}.json").protocol
@@ -134,6 +135,19 @@ def test_protocols_of_the_field(
     said = capsys.readouterr().out
     assert "adm-imagenet256" in said
     assert "class_frechet" in said
+
+
+def test_a_run_is_sampled_as_its_protocol_wants_it(
+    reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    run = write_run(tmp_path / "tiny")
+    fields = {"extractor": "digits", "count": 50, "labels": "random", "quantiser": "truncate", "split": "train"}
+    monkeypatch.setitem(PRESETS, "toy", Preset("a toy", "digits-extractor", fields))
+    found = evaluate(run, "--reference", reference, "--protocol", "toy", "--out", tmp_path / "a.json")
+    assert {name: getattr(found.protocol, name) for name in fields} == fields
+    assert (found.protocol.name, found.protocol.seeds) == ("toy", "0-49")
+    assert json.loads(found.subject["sampler"])["steps"] == 2
 
 
 def _images(path: Path, *, damage: str) -> Path:

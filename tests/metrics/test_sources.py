@@ -8,7 +8,7 @@ from gen.data.stores import open_store
 from gen.errors import GenError
 from gen.features.inception import RESIZES, Inception, fid_input
 from gen.metrics.onepass import collect
-from gen.metrics.sources import QUANTISERS, balanced_labels, from_arrays, from_store, generated
+from gen.metrics.sources import LABEL_RULES, QUANTISERS, balanced_labels, from_arrays, from_store, generated
 from gen.metrics.statistics import Features
 from tests.metrics.toy import PARAMS, Toy, draw, features, images
 
@@ -26,6 +26,15 @@ def test_quantisers():
 
 def test_balanced_labels():
     np.testing.assert_array_equal(np.bincount(balanced_labels(40, 10)), [4] * 10)
+
+
+def test_random_labels_depend_on_the_seed_alone():
+    labels = LABEL_RULES["random"](range(4000), 10)
+    np.testing.assert_array_equal(LABEL_RULES["random"](range(1990, 2000), 10), labels[1990:2000])
+    shares = np.bincount(labels, minlength=10) / 4000
+    assert abs(shares - 0.1).max() < 5 * np.sqrt(0.1 * 0.9 / 4000)
+    assert len(shares) == 10
+    np.testing.assert_array_equal(LABEL_RULES["seed mod classes"](range(8, 12), 10), [8, 9, 0, 1])
 
 
 def test_a_sample_depends_on_its_seed_alone():
