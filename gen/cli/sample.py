@@ -28,6 +28,7 @@ def sample(
     solver: Annotated[str | None, tyro.conf.arg(metavar="KIND")] = None,
     grid: Annotated[str | None, tyro.conf.arg(metavar="KIND")] = None,
     guidance: Annotated[float | None, tyro.conf.arg(aliases=["--cfg-scale"], metavar="W")] = None,
+    guide: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
     weights: Literal["ema", "raw"] = "ema",
     step: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     multihost: Multihost = ALONE,
@@ -42,6 +43,7 @@ def sample(
       gen sample runs/demo/student --out grid.png
       gen sample runs/demo/student --seeds 0-1796 --out samples.npz
       gen sample runs/demo/teacher --seeds 0-9 --class 7 --steps 10 --solver euler --cfg-scale 2 --out sevens/
+      gen sample runs/edm2-s --guide runs/edm2-xs --cfg-scale 2.1
 
     Args:
       run: a run folder of a teacher or student.
@@ -53,6 +55,7 @@ def sample(
       solver: a solver from gen list solver, or dopri5, which chooses its steps itself.
       grid: a time grid from gen list grid.
       guidance: guidance scale; 1 is none.
+      guide: autoguidance: the run of a weaker model of the same images, in place of the model without a class.
       weights: ema, the averaged weights, or raw.
       step: a kept checkpoint's step; the last by default.
       multihost: the job that this process belongs to.
@@ -64,7 +67,7 @@ def sample(
 
     wanted = parse_seeds(seeds)
     start(multihost)
-    loaded = open_run(run, weights, step, sampler_overrides(steps, solver, grid, guidance) + overrides)
+    loaded = open_run(run, weights, step, sampler_overrides(steps, solver, grid, guidance) + overrides, guide)
     labels = labels_for(loaded.generator, _array(wanted), parse_labels(label, wanted)).get("label")
     print(describe(loaded))
     began = time.perf_counter()
@@ -93,8 +96,13 @@ def sampler_overrides(
     return tuple((path, str(value)) for path, value in flags.items() if value is not None)
 
 
-def open_run(run: Path, weights: Any, step: int | None, overrides: tuple[tuple[str, str], ...]) -> Any:
-    """The loaded run with its generator's settings overridden. Raises GenError for settings it does not have."""
+def open_run(
+    run: Path, weights: Any, step: int | None, overrides: tuple[tuple[str, str], ...], guide: Path | None = None
+) -> Any:
+    """The loaded run with its generator's settings overridden, guided by the weaker run `guide` if there is one.
+
+    Raises GenError for settings it does not have, and for a guide that is none.
+    """
     from gen.cli.overrides import override
     from gen.config import KINDS, config_class, suggest
     from gen.pretrained.load import load
@@ -105,6 +113,8 @@ def open_run(run: Path, weights: Any, step: int | None, overrides: tuple[tuple[s
         if family in known and not value.startswith("{") and value not in known[family]:
             raise GenError(f"unknown {family} '{value}'; {suggest(value, known[family])}")
     loaded = load(run, weights=weights, step=step)
+    if guide is not None:
+        loaded = _guided(loaded, load(guide, weights=weights), overrides)
     generator = loaded.generator
     if overrides and not hasattr(generator, "sampler"):
         if overrides == (("sampler.steps", "1"),):
@@ -122,6 +132,23 @@ def open_run(run: Path, weights: Any, step: int | None, overrides: tuple[tuple[s
         overrides = tuple((p.removeprefix("sampler."), v) for p, v in overrides if p != "sampler.solver")
     changed = override(generator, overrides)
     return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, generator=changed))
+
+
+def _guided(loaded: Any, weak: Any, overrides: tuple[tuple[str, str], ...]) -> Any:
+    """The run with autoguidance by the run `weak`. Raises GenError where the two do not go together."""
+    from gen.sampling.guidance import Autoguidance
+
+    generator = loaded.generator
+    if not hasattr(generator, "sampler"):
+        raise GenError(f"{loaded.path} makes images in one step, without guidance; leave out --guide")
+    if not any(path.startswith("sampler.guidance") for path, _ in overrides):
+        raise GenError("--guide without a guidance scale changes nothing; add --cfg-scale W, such as 2")
+    shape = getattr(weak.generator, "shape", None)
+    if shape != generator.shape:
+        raise GenError(f"{weak.path} makes {shape}, {loaded.path} {generator.shape}; give a guide of the same images")
+    sampler = dataclasses.replace(generator.sampler, guidance=Autoguidance(), guide=weak.denoiser)
+    config = dataclasses.replace(loaded.config, generator=dataclasses.replace(generator, sampler=sampler))
+    return dataclasses.replace(loaded, config=config, params={**loaded.params, "guide": weak.params["net"]})
 
 
 def parse_labels(text: str | None, seeds: range) -> Any:
