@@ -83,9 +83,7 @@ class Evaluation:
     def protocol(self) -> Protocol:
         """The protocol of the scores."""
         asked, source, extractor, reference = self.settings, self.source, self.extractor, self.reference
-        beside = {name: identity for name, (identity, _) in source.beside.items()}
-        if "cas" in asked.extra:
-            beside["classifier"] = fingerprint(Classifier())
+        trained = f"classifier {fingerprint(Classifier())}" if "cas" in asked.extra else ""
         protocol = Protocol(
             extractor=extractor.name,
             extractor_fingerprint=extractor.fingerprint(),
@@ -101,7 +99,7 @@ class Evaluation:
             neighbour_rule=asked.neighbour_rule,
             neighbour_limit=asked.neighbour_limit,
             score_splits=asked.score_splits,
-            beside=", ".join(f"{name} {identity}" for name, identity in sorted(beside.items())),
+            beside=", ".join(filter(None, (trained, source.named()))),
             seeds=source.seeds,
             name=asked.name,
         )

@@ -21,12 +21,22 @@ from gen.metrics.intervals import frechet_error, kernel_error, proportion_error
 from gen.metrics.kernels import CMMD_SCALE, CMMD_SIGMA, cmmd, kid, mind, rbf
 from gen.metrics.memorisation import memorisation
 from gen.metrics.neighbours import manifold
+from gen.metrics.pairs import Pairs
 from gen.metrics.protocol import Protocol
 from gen.metrics.reference import Reference
 from gen.metrics.sources import Source
 from gen.metrics.statistics import Accuracy, Features, Statistic
 
-__all__ = ["EXTRAS", "MEASURES", "Measure", "Scores", "check_extras", "extra_statistics", "score"]
+__all__ = [
+    "EXTRAS",
+    "MEASURES",
+    "Measure",
+    "Scores",
+    "check_extras",
+    "extra_statistics",
+    "reconstruction_scores",
+    "score",
+]
 
 Found = Mapping[str, Any]  # finalised statistics: mean, covariance, features (L, D), label (L,) where there are any ...
 
@@ -99,6 +109,10 @@ _NEEDS: dict[str, tuple[Callable[[Extractor, Source, Reference], bool], str]] = 
     "training images": (
         lambda extractor, source, reference: {"training", "heldout"} <= set(source.beside),
         "needs training images and held-out ones; give --training DATA and --heldout DATA",
+    ),
+    "originals": (
+        lambda extractor, source, reference: "originals" in source.beside,
+        "needs images that were made from others; see gen reconstruct",
     ),
     "labelled images": (
         lambda extractor, source, reference: (
@@ -241,6 +255,14 @@ def _cas(found: Found, reference: Reference, protocol: Protocol) -> Scores:
     return Scores({"cas": value}, {"cas": spread}, {"cas": classes})
 
 
+def reconstruction_scores(found: Found) -> Scores:
+    """Means over pairs and their standard errors; ``psnr_pooled`` is the ratio of the mean error instead."""
+    values = dict(found["pairs"])
+    pooled = 10 * np.log10(255**2 / max(values.pop("mse"), 1e-10))
+    within = {name: error for name, error in found["pair_errors"].items() if name in values}
+    return Scores({**values, "psnr_pooled": float(pooled)}, within)
+
+
 MEASURES: dict[str, Measure] = {
     "frechet": Measure("Frechet distance of the features: FID, FD-DINOv2 ...", _frechet, asked=False),
     "spatial": Measure("Frechet distance of spatial Inception features: sFID", _spatial, ("spatial",), asked=False),
@@ -286,6 +308,13 @@ MEASURES: dict[str, Measure] = {
         ("training images",),
         asked=False,
         statistics=lambda protocol: {"images": _images(min(protocol.neighbour_limit, protocol.count))},
+    ),
+    "reconstruction": Measure(
+        "PSNR, SSIM, MS-SSIM and LPIPS against the images that were reconstructed",
+        lambda found, reference, protocol: reconstruction_scores(found),
+        ("originals",),
+        asked=False,
+        statistics=lambda protocol: {"pairs": Pairs()},
     ),
     "cas": Measure(
         "accuracy on --heldout images of a classifier trained on the samples, mean and spread over 3 trainings",

@@ -173,8 +173,9 @@ def _runner(
 
     def block(begin: int, stop: int) -> tuple[Any, ...]:
         indices, weight = padded_block(begin, stop, batch, mesh)
-        given = arguments if source.read is None else _read(source.read, begin, stop, batch, mesh)
-        return given, indices, weight
+        if source.read is None:
+            return arguments, indices, weight
+        return _with(_read(source.read, begin, stop, batch, mesh), arguments), indices, weight
 
     def run(first: int, stop: int, report: Callable[[int], None]) -> dict[str, Accumulator]:
         accumulators, pending, ready = empty(), None, block(first, stop)
@@ -190,6 +191,11 @@ def _runner(
         return accumulators
 
     return run
+
+
+def _with(rows: Mapping[str, Any], arguments: Any) -> Mapping[str, Any]:
+    """What a source's function gets beside the indices when rows are read for it."""
+    return {**rows, "arguments": arguments} if arguments else rows
 
 
 def _read(read: Callable[..., Any], begin: int, stop: int, batch: int, mesh: Mesh | None) -> dict[str, jax.Array]:
@@ -259,7 +265,9 @@ def _whole(rows: jax.Array) -> jax.Array:
 
 def _shapes(source: Source, extractor: Extractor, params: Any, batch: int) -> Mapping[str, Any]:
     """Shapes of what statistics see; checks the images against the extractor before anything is compiled."""
-    arguments = source.arguments if source.read is None else source.read(np.zeros(1, np.int32))
+    arguments = source.arguments
+    if source.read is not None:
+        arguments = _with(source.read(np.zeros(1, np.int32)), arguments)
     made = jax.eval_shape(source.function, arguments, jax.ShapeDtypeStruct((batch,), jnp.int32))
     shape = tuple(_pixels(made).shape[1:])
     if not accepts(extractor, shape):

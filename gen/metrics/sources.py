@@ -44,7 +44,8 @@ class Source:
       labels: the rule behind the labels; "none" without.
       seeds: the seeds of generated samples as text.
       read: for stored images: ``indices (n,) -> rows by name`` on the host, one batch at a time, so that memory does
-        not grow with `count`; `function` then gets those rows in place of `arguments`.
+        not grow with `count`; `function` then gets those rows in place of `arguments`, or beside them, as
+        "arguments", where there are any.
       beside: what some measures look at beside samples and reference, by name: its identity and the thing itself; see
         `gen.metrics.beside`.
     """
@@ -58,6 +59,10 @@ class Source:
     seeds: str = ""
     read: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None
     beside: Mapping[str, tuple[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def named(self) -> str:
+        """What is beside, by name and identity, as it stands in protocols."""
+        return ", ".join(f"{name} {identity}" for name, (identity, _) in sorted(self.beside.items()))
 
 
 def balanced_labels(count: int, classes: int) -> np.ndarray:
