@@ -33,10 +33,13 @@ from gen.diffusion.denoiser import Denoiser
 from gen.errors import GenError
 from gen.metrics.protocol import Result
 from gen.nn.network import Network, param_shapes
+from gen.sampling.generate import quantise
 from gen.sampling.grids import Explicit
+from gen.sampling.guidance import Autoguidance
 from gen.sampling.solvers import Renoise
 from gen.training import engine
-from gen.training.checkpoints import save_arrays
+from gen.training.checkpoints import load_arrays, save_arrays
+from gen.training.indexed import sample_keys
 
 NETWORK = DiTConfig(size=(8, 8), channels=1, patch=4, width=16, depth=1, heads=2, num_classes=10)
 GENERATOR = DiffusionGenerator(
@@ -180,6 +183,26 @@ def test_students_take_the_steps_they_support(copy: Path, capsys: pytest.Capture
     student(OneStepGenerator(GENERATOR.denoiser, (8, 8, 1)))
     assert "1 network call per image" in said("--steps", "1")
     assert "trained to make images in one step; leave out --steps" in fails(capsys, "sample", copy, "--steps", "4")
+
+
+def test_a_weaker_run_guides(run: Path, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its prediction is extrapolated from, as by the sampler in Python."""
+    weak = load_arrays(copy / "artifacts" / "net.safetensors")
+    weak = jax.tree.map(lambda a: np.asarray(0.5 * a), weak)
+    save_arrays(copy / "artifacts" / "net.safetensors", weak)
+    args = ["sample", run, "--seeds", "0-2", "--guide", copy]
+    assert main([*map(str, args), "--cfg-scale", "3", "--out", str(tmp_path / "x.npz")]) == 0
+    guided = dataclasses.replace(GENERATOR.sampler, guidance=Autoguidance(3.0))
+    params = {**gen.load(run).params, "guide": weak}
+    expected = jax.jit(dataclasses.replace(GENERATOR, sampler=guided))(
+        params, sample_keys(0, np.arange(3)), {"label": np.arange(3)}
+    )
+    with np.load(tmp_path / "x.npz") as file:
+        np.testing.assert_allclose(file["arr_0"], quantise(expected), atol=1)
+    assert "--guide without a guidance scale" in fails(capsys, *args)
+    other = dataclasses.replace(GENERATOR, shape=(4, 4, 1))
+    (copy / "config.json").write_text(json.dumps(to_json(RunConfig("other", (), generator=other))))
+    assert "makes (4, 4, 1)" in fails(capsys, *args, "--cfg-scale", "2")
 
 
 @pytest.mark.parametrize("kind", [*KINDS["solver"], *KINDS["adaptive"]])
