@@ -138,7 +138,8 @@ def component(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict
     weights = read_weights(file)
     match settings["_class_name"]:
         case "DiTTransformer2DModel" | "Transformer2DModel":
-            return weights, {"size": settings["sample_size"], "heads": settings["num_attention_heads"]}, None
+            told = {"size": settings.get("sample_size", 32), "heads": settings.get("num_attention_heads", 16)}
+            return weights, told, None
         case "AutoencoderKL":
             channels = int(settings.get("latent_channels", 4))
             normalizer = {
