@@ -50,8 +50,8 @@ def prepare(folder: Path) -> None:
     np.save(cache / "latent.npy", latents)
     np.save(cache / "label.npy", np.arange(100, dtype=np.int32) % 10)
     seal(cache, tokenizer="none", data="none")
-    names = [[f"00000/img{i:08d}.png", i % 3] for i in range(12)]
-    files.edm_zip(folder / "images.zip", names, 12)
+    names = [[f"00000/img{i:08d}.png", i % 3] for i in range(40)]
+    files.edm_zip(folder / "images.zip", names, 40)
 
 
 def recipe(folder: Path) -> Any:

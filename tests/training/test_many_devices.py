@@ -42,7 +42,7 @@ def test_the_demo_teacher_trains_alike_on_any_devices_and_processes(tmp_path: Pa
     with np.load(one / "0.npz") as file:
         batches = {name: file[name] for name in ("latent", "label", "image")}
     images = batches["image"][:, :, None]
-    assert len(np.unique(images.reshape(-1, images[0, 0].size), axis=0)) > 12, "the images were augmented"
+    assert len(np.unique(images.reshape(-1, images[0, 0].size), axis=0)) > 40, "the images were augmented"
     for out in (one, job(tmp_path, 2), job(tmp_path, 4), job(tmp_path, 8), job(tmp_path, 4, processes=2)):
         losses = np.asarray([record["loss"] for record in read_metrics(out / "run")])
         np.testing.assert_allclose(losses, wanted, rtol=1e-5, err_msg=out.name)
