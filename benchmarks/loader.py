@@ -3,8 +3,9 @@
     python benchmarks/loader.py --peer-python /path/to/python --data photographs-256.zip
 
 Every comparison runs in turns within one call (us, them, us, ...), so that a machine whose speed drifts does not decide
-it; the ratio is the median over the turns. Both load the same files with the same transforms on as many workers as
-there are processors:
+it; ratios are medians over the turns. On a machine that others use as well, images per second of CPU time say more than
+images per second: times the number of idle processors, they are what it can do. Both load the same files with the same
+transforms on as many workers as there are processors:
 
 - stored: JPEG files that have their size already; decoding and a flip.
 - cropped: JPEG files of 400 x 340 pixels; decoding, ADM's centre crop to 256 pixels, a flip.
@@ -35,6 +36,7 @@ from gen.data.stores import open_store
 from gen.data.transforms import adm_center_crop
 
 SIZE, BATCH = 256, 64
+Rate = tuple[float, float]  # images per second, images per second of CPU time
 PREPARED = 10  # batches that may lie ready when a turn begins
 
 
@@ -50,43 +52,49 @@ def photographs(path: Path, count: int, width: int, height: int) -> Path:
     return path
 
 
-def ours(path: Path, crop: int) -> Callable[[float], float]:
+def timed(began: float, used: float, images: int) -> Rate:
+    """The rate since a moment of `time.monotonic` and `time.process_time`."""
+    return images / (time.monotonic() - began), images / (time.process_time() - used)
+
+
+def ours(path: Path, crop: int) -> Callable[[float], Rate]:
     """Seconds -> images per second of the training pipeline."""
     data = Images(str(path), size=SIZE, crop="adm" if crop else "none", flip=True, labels="none")
     stream = data.batches(batch=BATCH, seed=0, start=0)
 
-    def measure(seconds: float) -> float:
+    def measure(seconds: float) -> Rate:
         for _ in range(PREPARED):
             next(stream)
-        began, images = time.monotonic(), 0
+        began, used, images = time.monotonic(), time.process_time(), 0
         while time.monotonic() - began < seconds:
             images += len(next(stream)["image"])
-        return images / (time.monotonic() - began)
+        return timed(began, used, images)
 
     return measure
 
 
-def theirs(python: str, path: Path, crop: int) -> Callable[[float], float]:
+def theirs(python: str, path: Path, crop: int) -> Callable[[float], Rate]:
     """The same of torch's DataLoader, in a process of its own."""
     script = Path(__file__).with_name("torch_loader.py")
     command = [python, str(script), str(path), str(crop), str(BATCH), str(os.cpu_count() or 1)]
     env = os.environ | {"PYTHONPATH": str(Path(transforms.__file__).parents[2])}
     peer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
-    def measure(seconds: float) -> float:
+    def measure(seconds: float) -> Rate:
         assert peer.stdin is not None
         assert peer.stdout is not None
         peer.stdin.write(f"{seconds}\n")
         peer.stdin.flush()
-        return float(peer.stdout.readline())
+        wall, cpu = map(float, peer.stdout.readline().split())
+        return wall, cpu
 
     return measure
 
 
-def without_extra(measure: Callable[[float], float]) -> Callable[[float], float]:
+def without_extra(measure: Callable[[float], Rate]) -> Callable[[float], Rate]:
     """The same as if simplejpeg were not installed."""
 
-    def plain(seconds: float) -> float:
+    def plain(seconds: float) -> Rate:
         known, transforms._simplejpeg = transforms._simplejpeg, lambda: None
         try:
             return measure(seconds)
@@ -96,17 +104,16 @@ def without_extra(measure: Callable[[float], float]) -> Callable[[float], float]
     return plain
 
 
-def conversion(path: Path, out: Path) -> float:
-    """Images per second of `gen data convert`."""
-    store = open_store(path)
-    began = time.monotonic()
-    convert(store, out, Encode(SIZE, "adm"))
-    return len(store) / (time.monotonic() - began)
+def conversion(path: Path, out: Path) -> Rate:
+    """Of `gen data convert`."""
+    began, used = time.monotonic(), time.process_time()
+    done, _ = convert(open_store(path), out, Encode(SIZE, "adm"))
+    return timed(began, used, done)
 
 
-def plain_conversion(path: Path, out: Path) -> float:
-    """Images per second of one image after the other with Pillow, into the same zip."""
-    began = time.monotonic()
+def plain_conversion(path: Path, out: Path) -> Rate:
+    """Of one image after the other with Pillow, into the same zip."""
+    began, used = time.monotonic(), time.process_time()
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(out, "w") as made:
         names = archive.namelist()
         for i, name in enumerate(names):
@@ -114,22 +121,25 @@ def plain_conversion(path: Path, out: Path) -> float:
             file = io.BytesIO()
             image.save(file, "PNG", compress_level=0)
             made.writestr(f"{i // 1000:05d}/img{i:08d}.png", file.getvalue())
-    return len(names) / (time.monotonic() - began)
+    return timed(began, used, len(names))
 
 
-def compare(title: str, turns: int, ways: dict[str, Callable[[], float]]) -> None:
-    """Runs the ways in turn and prints the median of each, and of the first's ratio to it."""
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+def compare(title: str, turns: int, ways: dict[str, Callable[[], Rate]]) -> None:
+    """Runs the ways in turn and prints the median of each, and the first's ratio to it."""
+    rates: dict[str, list[Rate]] = {name: [] for name in ways}
     for _ in range(turns):
         for name, way in ways.items():
             rates[name].append(way())
     first = next(iter(rates.values()))
     for name, found in rates.items():
-        ratio = statistics.median(a / b for a, b in zip(first, found, strict=True))
-        print(f"{title}, {name}: {statistics.median(found):.0f} images/s, ratio {ratio:.2f}", flush=True)
+        texts = []
+        for kind, unit in enumerate(("images/s", "images per CPU second")):
+            ratio = statistics.median(a[kind] / b[kind] for a, b in zip(first, found, strict=True))
+            texts.append(f"{statistics.median(rate[kind] for rate in found):.0f} {unit} (ratio {ratio:.2f})")
+        print(f"{title}, {name}: {', '.join(texts)}", flush=True)
 
 
-def rounds(seconds: float, ways: dict[str, Callable[[float], float]]) -> dict[str, Callable[[], float]]:
+def rounds(seconds: float, ways: dict[str, Callable[[float], Rate]]) -> dict[str, Callable[[], Rate]]:
     """The ways with their time bound."""
     return {name: lambda way=way: way(seconds) for name, way in ways.items()}
 

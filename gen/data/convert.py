@@ -18,7 +18,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -26,6 +25,7 @@ import numpy as np
 
 from gen.data.stores import Store
 from gen.data.transforms import Crop, Filter, encode_png, fit
+from gen.data.vanished import ahead
 from gen.errors import GenError
 
 __all__ = ["Copy", "Encode", "convert", "split_rows"]
@@ -169,24 +169,17 @@ def _made(
     store: Store, rows: list[int], first: int, maker: Maker, threads: int | None, skip: bool, dropped: list[str]
 ) -> Iterator[tuple[int, str, bytes]]:
     """(position, extension, content) in order from `first` on, made ahead by threads (Pillow frees the GIL)."""
-    threads = threads or os.cpu_count() or 1
-    pending: list[tuple[int, Future[tuple[str, bytes]]]] = []
-    with ThreadPoolExecutor(threads) as pool:
+
+    def make(position: int) -> tuple[str, bytes]:
+        return maker(store, rows[position])
+
+    for position, made in ahead(make, range(first, len(rows)), lambda p: store.title(rows[p]), threads):
         try:
-            for position in range(first, len(rows) + 4 * threads):
-                if position < len(rows):
-                    pending.append((position, pool.submit(maker, store, rows[position])))
-                if pending and (len(pending) > 4 * threads or position >= len(rows)):
-                    done, future = pending.pop(0)
-                    try:
-                        yield done, *future.result()
-                    except GenError as error:
-                        if not skip:
-                            raise
-                        dropped.append(str(error))
-        finally:
-            for _, future in pending:
-                future.cancel()
+            yield position, *made.result()
+        except GenError as error:
+            if not skip:
+                raise
+            dropped.append(str(error))
 
 
 class Sink(Protocol):

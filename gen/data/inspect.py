@@ -3,15 +3,14 @@
 import collections
 import dataclasses
 import hashlib
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
 from gen.data.stores import Store
 from gen.data.transforms import center_crop, decode, treatments
+from gen.data.vanished import ahead
 from gen.errors import GenError
 
 __all__ = ["Summary", "inspect", "preview"]
@@ -57,7 +56,8 @@ def inspect(store: Store, on_image: Callable[[int, int], None] | None = None) ->
     treated: collections.Counter[str] = collections.Counter()
     by_hash: dict[str, list[str]] = {}
     broken = []
-    for index, (size, text, done) in enumerate(_ahead(look, len(store))):
+    for index, looked in ahead(look, range(len(store)), store.title):
+        size, text, done = looked.result()
         if size is None:
             broken.append(text)
         else:
@@ -89,11 +89,3 @@ def preview(store: Store, columns: int = 10, rows: int = 8, side: int = 64) -> I
             continue
         picture.paste(image, (cell % columns * side, cell // columns * side))
     return picture
-
-
-def _ahead(function: Callable[[int], Look], count: int) -> Iterator[Look]:
-    """function(0), function(1) ... in order, by threads, a bounded block at a time."""
-    threads = os.cpu_count() or 1
-    with ThreadPoolExecutor(threads) as pool:
-        for first in range(0, count, 64 * threads):
-            yield from pool.map(function, range(first, min(first + 64 * threads, count)))

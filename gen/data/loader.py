@@ -7,7 +7,7 @@ a random-access sequence of batches, so that its cost is paid once a step and no
 memory-resident data are gathered by one indexing operation.
 
 Reading and decoding release Python's lock, so threads are enough and there are no worker processes that could be lost.
-A read that never returns (a network folder that is gone) ends in `Stalled`, which names the record.
+A read that never returns (a network folder that is gone) ends in `gen.data.vanished.Stalled`, which names the record.
 """
 
 import contextlib
@@ -20,11 +20,10 @@ from typing import Protocol
 import grain
 import numpy as np
 
+from gen.data import vanished
 from gen.errors import GenError
 
-__all__ = ["Source", "Stalled", "Transform", "batches", "epoch_order"]
-
-STALL = 45.0  # seconds without a record after which data count as lost
+__all__ = ["Source", "Transform", "batches", "epoch_order"]
 
 Record = dict[str, np.ndarray]
 Transform = Callable[[np.random.Generator, Record], Record]  # must not change its input arrays in place
@@ -48,12 +47,6 @@ class Source(Protocol):
     def title(self, index: int) -> str:
         """How messages call a record: its file, where it has one."""
         ...
-
-
-class Stalled(GenError):
-    """No record came for `STALL` seconds. The threads that wait for it cannot be ended: leave by `os._exit`."""
-
-    stuck = True
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
@@ -156,7 +149,8 @@ def batches(
         as there are processors, at most 8.
 
     Returns an iterator; closing it (or dropping it) ends the workers. Raises GenError for an empty source,
-    a batch that the processes do not divide, or a process out of range; the iterator raises Stalled.
+    a batch that the processes do not divide, or a process out of range; the iterator raises
+    `gen.data.vanished.Stalled`.
     """
     if len(source) == 0:
         raise GenError("the data are empty; expected at least one record, check the path or the split")
@@ -206,17 +200,14 @@ def _watched(iterator: grain.DatasetIterator[Record], reader: _Batches) -> Itera
 
 
 def _arrived(ready: queue.Queue[Record | BaseException], reader: _Batches) -> Record | BaseException:
-    """What comes next. Raises Stalled after `STALL` seconds in which no record was read."""
+    """What comes next. Raises Stalled when no record is read for too long."""
     read, slices = reader.read, 0
     while True:
         try:
-            return ready.get(timeout=STALL / 16)
+            return ready.get(timeout=vanished.STALL / 16)
         except queue.Empty:
             # Waiting is counted in slices: a process that was stopped for an hour has waited for one of them.
             read, slices = reader.read, slices + 1 if reader.read == read else 0
         if slices >= 16:
             names = ", ".join(reader.source.title(index) for index in sorted(set(reader.reading.values()))[:3])
-            raise Stalled(
-                f"no data for {STALL:.0f} s, while reading {names or 'nothing'}; check that the disk or network folder "
-                "answers, then start again"
-            )
+            raise vanished.Stalled(names or "nothing")

@@ -11,7 +11,7 @@ import numpy as np
 
 from gen.data import loader
 from gen.data.loader import Source
-from gen.data.mapped import mapped_files, still_there
+from gen.data.vanished import mapped_files, still_there
 from gen.errors import GenError
 
 __all__ = ["ArraySource", "Digits", "Source", "array_identity", "digits"]

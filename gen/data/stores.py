@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gen.data.mapped import mapped_files, still_there
 from gen.data.transforms import FORMATS, MAX_PIXELS, decode, decode_pixels, encode_png
+from gen.data.vanished import mapped_files, still_there
 from gen.errors import GenError
 
 __all__ = ["EXTENSIONS", "MAX_FILE", "ArrayStore", "Store", "load_arrays", "open_store"]

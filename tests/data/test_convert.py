@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import tarfile
+import threading
 import zipfile
 from pathlib import Path
 from typing import IO
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from gen.data import convert as conversion
+from gen.data import vanished
 from gen.data.convert import Copy, Encode, convert, split_rows
 from gen.data.inspect import inspect, preview
 from gen.data.stores import Store, open_store
@@ -169,6 +171,24 @@ def test_hugging_face_rows_divide_and_convert(tmp_path: Path) -> None:
     back = open_store(tmp_path / "o.zip")
     assert [name[-4:] for name in back.names] == [".png", ".png"]
     np.testing.assert_array_equal(np.asarray(back.image(1)), picture(1))
+
+
+def test_a_disk_that_does_not_answer_is_named(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+
+    def read(index: int) -> bytes:
+        if index == 3:
+            answer.wait()
+        return png(picture(index))
+
+    lost = Store("far", store.names, read, store.label)
+    with monkeypatch.context() as patch:
+        patch.setattr(vanished, "STALL", 1.0)
+        for use in (lambda: convert(lost, tmp_path / "o.zip", Encode(), threads=2), lambda: inspect(lost)):
+            with pytest.raises(vanished.Stalled, match=r"no data for 1 s, while reading far:c0/009\.png; check that"):
+                use()
+    answer.set()
+    assert convert(lost, tmp_path / "o.zip", Encode(), threads=2) == (10, [])
 
 
 def test_split_is_stratified_complete_and_byte_for_byte(store: Store, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from gen.data import loader
-from gen.data.loader import Stalled, batches, epoch_order
+from gen.data import vanished
+from gen.data.loader import batches, epoch_order
 from gen.data.sources import ArraySource
 from gen.errors import GenError
 
@@ -129,29 +129,29 @@ class Stuck(ArraySource):
 
 
 def test_a_stalled_source_is_named(monkeypatch) -> None:
-    monkeypatch.setattr(loader, "STALL", 0.4)
+    monkeypatch.setattr(vanished, "STALL", 1.0)
     data = Stuck()
     stream = batches(data, batch=SIZE, seed=0, transform=lambda stream, record: record)
-    with pytest.raises(Stalled, match="no data for 0 s, while reading record 20 of arrays in memory"):
+    with pytest.raises(vanished.Stalled, match="no data for 1 s, while reading record 20 of arrays in memory"):
         next(stream)
     data.answer.set()  # lets the threads end
 
 
 def test_slow_data_are_waited_for(monkeypatch) -> None:
-    monkeypatch.setattr(loader, "STALL", 0.4)
+    monkeypatch.setattr(vanished, "STALL", 1.0)
 
     def slow(stream, record):
-        time.sleep(0.06)
+        time.sleep(0.1)
         return record
 
-    assert len(next(batches(source(), batch=12, seed=0, transform=slow, threads=1))["id"]) == 12
+    assert len(next(batches(source(), batch=14, seed=0, transform=slow, threads=1))["id"]) == 14
 
 
 def test_the_command_line_leaves_a_stalled_disk(tmp_path) -> None:
     """Threads that hang in a read would keep Python from ending."""
     script = (
-        "import sys, threading\nimport gen.cli\nfrom gen.data import loader, sources\n"
-        "loader.STALL = 0.4\n"
+        "import sys, threading\nimport gen.cli\nfrom gen.data import loader, sources, vanished\n"
+        "vanished.STALL = 1.0\n"
         "class Hung(sources.ArraySource):\n"
         "    def gather(self, indices):\n        threading.Event().wait()\n"
         "import numpy as np\n"
@@ -160,7 +160,7 @@ def test_the_command_line_leaves_a_stalled_disk(tmp_path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: no data for 0 s, while reading record ")
+    assert done.stderr.strip().splitlines()[-1].startswith("error: no data for 1 s, while reading record ")
 
 
 def test_empty_data_are_refused() -> None:
