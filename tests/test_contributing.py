@@ -11,10 +11,16 @@ import numpy as np
 import pytest
 
 from gen import config
-from gen.data.sources import Digits
+from gen.data.sources import Digits, digits
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.process import Linear
+from gen.errors import GenError
+from gen.features.digits import DigitsExtractor
+from gen.metrics.evaluate import Settings, evaluate
+from gen.metrics.measures import MEASURES
+from gen.metrics.reference import make_reference
+from gen.metrics.sources import from_arrays
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.tokenizers.train import TokenizerTask
 from gen.training.engine import EngineConfig, RunConfig, train
@@ -27,8 +33,9 @@ PAGES = {m[1]: m[0] for m in re.finditer(r"^## How to add an? (\w+)$.*?(?=^## |\
 @pytest.fixture
 def page(monkeypatch, request):
     """The code of one page as a module, its KINDS row in force for the test."""
-    for family in [*config.KINDS, "statistic"]:
-        monkeypatch.setitem(config.KINDS, family, dict(config.KINDS.get(family, {})))
+    for family in config.KINDS:
+        monkeypatch.setitem(config.KINDS, family, dict(config.KINDS[family]))
+    monkeypatch.setitem(MEASURES, "confidence", None)  # taken out again after the test
     module = types.ModuleType(f"contributing_{request.param}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     module.KINDS = config.KINDS
@@ -96,14 +103,21 @@ def test_distiller(page):
 
 @pytest.mark.parametrize("page", ["metric"], indirect=True)
 def test_metric(page):
-    statistic = config.from_json({"kind": "confidence"})
+    statistic = page.Confidence()
     logits = jax.random.normal(jax.random.key(0), (6, 10))
     weight, index = jnp.array([1.0] * 5 + [0.0]), jnp.arange(6)
-    whole = statistic.update(statistic.init({"logits": logits}), {"logits": logits}, weight, index)
+    whole = statistic.update(statistic.init({"logits": logits}, 6), {"logits": logits}, weight, index)
     parts = [
-        statistic.update(statistic.init({}), {"logits": logits[i : i + 3]}, weight[i : i + 3], index[i : i + 3])
+        statistic.update(statistic.init({}, 6), {"logits": logits[i : i + 3]}, weight[i : i + 3], index[i : i + 3])
         for i in (0, 3)
     ]
     expected = np.asarray(jax.nn.softmax(logits[:5])).max(-1).mean()
     assert statistic.finalise(whole)["confidence"] == pytest.approx(expected, rel=1e-6)
     assert statistic.finalise(statistic.merge(*parts))["confidence"] == pytest.approx(expected, rel=1e-6)
+    arrays, extractor = digits("test").arrays, DigitsExtractor()
+    source = from_arrays(arrays["image"][:64], arrays["label"][:64])
+    reference = make_reference("digits", source, extractor, batch=64)
+    found = evaluate(source, reference, extractor, Settings(extra=("confidence",)), batch=64)
+    assert 0.9 < found.values["confidence"] <= 1
+    with pytest.raises(GenError, match="confidence needs"):
+        evaluate(from_arrays(arrays["image"][:64]), reference, extractor, Settings(extra=("confidence",)), batch=64)

@@ -31,7 +31,7 @@ class Settings:
     Attributes:
       count: how many samples: the first ones; all of the source by default.
       neighbours, neighbour_rule, neighbour_limit, score_splits: see `Protocol`.
-      extra: measures beyond those that need not be asked for, names in `gen.metrics.measures.EXTRAS`.
+      extra: measures beyond those that need not be asked for, names in `gen.metrics.measures.MEASURES`.
       name: a preset of `gen.metrics.protocol.PRESETS` that the protocol must agree with; "" for none.
       force: go on where the reference was made under other conditions or the protocol departs from the preset; the
         result says so.

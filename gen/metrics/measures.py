@@ -28,7 +28,6 @@ from gen.metrics.sources import Source
 from gen.metrics.statistics import Accuracy, Features, Statistic
 
 __all__ = [
-    "EXTRAS",
     "MEASURES",
     "Measure",
     "Scores",
@@ -326,7 +325,6 @@ MEASURES: dict[str, Measure] = {
         },
     ),
 }
-EXTRAS = {name: measure.line for name, measure in MEASURES.items() if measure.asked}
 
 
 def _chosen(extractor: Extractor, source: Source, reference: Reference, extra: Sequence[str]) -> dict[str, Measure]:

@@ -27,6 +27,7 @@ _SERIES = (
     "#5a8f9c",
     "#d0504c",
 )  # fair on light and dark
+_ACROSS = 6  # scores side by side where there is one result only
 _INK = "#010203"  # stands for the page's text colour until the drawing is done
 _WORDS = {
     "frechet_distance": "Fréchet distance ↓",
@@ -155,13 +156,16 @@ class Report:
             + [str(getattr(result.protocol, field)) for field in varying]
             for label, result in results.items()
         ]
+        head = [""] + [_heading(name) for name in names] + [field.replace("_", " ") for field in varying]
+        if len(rows) == 1 and len(names) > _ACROSS:  # one result reads better downwards
+            head, *rows = (list(row) for row in zip(head, rows[0], strict=True))
         cells = [[(text, i > 0) for i, text in enumerate(row)] for row in rows]
         shared = _facts(first, (*varying, "seeds"))
         seeds = list(dict.fromkeys(r.protocol.seeds for r in everyone if r.protocol.seeds))
         self.blocks.append(
             {
                 "kind": "table",
-                "columns": [""] + [_heading(name) for name in names] + [field.replace("_", " ") for field in varying],
+                "columns": head,
                 "rows": cells,
                 "caption": caption,
                 "protocol": shared + ([("seeds", "; ".join(seeds))] if seeds else []),

@@ -152,8 +152,11 @@ class Features:
         """See `Statistic`."""
         held = len(accumulator["index"])
         where = jnp.where((weight > 0) & (index < self.limit), index % held, held)  # the rest falls off the end
+        rows = batch[self.key]
+        if self.dtype == "uint8":  # a cubic filter overshoots
+            rows = jnp.clip(jnp.round(rows), 0, 255)
         return {
-            "rows": accumulator["rows"].at[where].set(batch[self.key].astype(self.dtype), mode="drop"),
+            "rows": accumulator["rows"].at[where].set(rows.astype(self.dtype), mode="drop"),
             "index": accumulator["index"].at[where].set(index, mode="drop"),
         }
 

@@ -63,6 +63,13 @@ def test_features_are_chosen_by_index(batch, host):
     np.testing.assert_array_equal(_stream(Features(2000), batch, host=host)["features"], X.astype(np.float32))
 
 
+def test_levels_beyond_the_range_are_kept_as_black_and_white():
+    rows = np.array([[-7.2], [3.6], [254.5], [300.0]])
+    found = _stream(Features(4, dtype="uint8", name="pictures"), 4, rows)["pictures"]
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found[:, 0], [0, 4, 254, 255])
+
+
 @pytest.mark.parametrize(("batch", "host"), [(7, 3), (1024, None)])
 def test_accuracy(batch, host):
     rows = X[:200].astype(np.float32)
