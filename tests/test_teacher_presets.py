@@ -76,7 +76,7 @@ def cache(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("name", BIG)
-def test_full_size_presets(name: str, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_size_presets(name: str, cache: str, tmp_path: Path) -> None:
     data = cache if "lightningdit" not in name else str(shards(tmp_path / "shards", shape=(32, 16, 16)))
     recipe = build(name, {"data": data})
     config = recipe.config
@@ -90,11 +90,6 @@ def test_full_size_presets(name: str, cache: str, tmp_path: Path, capsys: pytest
         whole = bytes_per_device(state.params, {"data": 64, "fsdp": 1, "tensor": 1}, MeshConfig().shard_from)
         assert whole == 4 * total
         assert bytes_per_device(state.params, sizes, MeshConfig().shard_from) < 1.1 * whole / 8
-    assert main(["info", name, "--data", data, "--devices", "64", "--engine.mesh.fsdp", "8"]) == 0
-    said = capsys.readouterr().out
-    assert f"{total:,} parameters; per device: parameters " in said
-    assert "optimisers " in said
-    assert "mesh data=8 x fsdp=8 x tensor=1" in said
     assert set(recipe.artifacts) == {"normalizer"}
     assert config.generator.nfe in (99, 249, 250)
 
