@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -113,12 +114,12 @@ def evaluate(
     source = _beside(source, network, captions, {"training": training, "heldout": heldout}, batch, mesh)
     out = out or _default_out(Path(what))
     held, real = open_reference(reference, network, batch, mesh)
-    job = Evaluation(source, held, network, settings)
+    job, began = Evaluation(source, held, network, settings), time.monotonic()
     found = _gather(job, part, out, batch, mesh, what)
     if found is None:
         return
     scores = job.scores(found)
-    result = job.result(scores, subject=subject)
+    result = dataclasses.replace(job.result(scores, subject=subject), seconds=time.monotonic() - began)
     _write(result, found, held, real, scores.details, what, out)
     show({what: result} | others)
     require_comparable({what: result} | others, force=force)

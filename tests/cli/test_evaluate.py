@@ -45,6 +45,7 @@ def test_table_json_and_page(reference: str, samples: Path, tmp_path: Path, caps
     assert "kid" in said.out
     assert "is partial: the first 100 of 120 samples" in said.out
     assert (result.protocol.count, result.protocol.split) == (100, "train")
+    assert result.seconds > 0
     page = out.with_suffix(".html").read_text()
     for text in ("Samples", "Scores", "reference fingerprint", "number of samples", "By class", "Closest real images"):
         assert text in page
