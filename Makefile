@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-parity lint format requirements clean
+.PHONY: demo test test-all test-parity test-peers lint format requirements clean
 
 $(VENV)/core.stamp: requirements/core.txt pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -12,6 +12,20 @@ $(VENV)/core.stamp: requirements/core.txt pyproject.toml setup.py
 
 $(VENV)/dev.stamp: requirements/dev.txt $(VENV)/core.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	touch $@
+
+# other people's tools, beside ours, in an environment of their own; TORCH_INDEX=URL takes torch from another index,
+# such as one of CPU builds
+PEERS := .venv-peers
+TORCH_INDEX ?=
+
+$(PEERS)/peers.stamp: requirements/peers.txt requirements/core.txt pyproject.toml setup.py
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/core.txt
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+		$$(grep '^torch==' requirements/peers.txt)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/peers.txt
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: $(VENV)/core.stamp
@@ -25,6 +39,9 @@ test-all: $(VENV)/dev.stamp
 
 test-parity: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto tests/parity
+
+test-peers: $(PEERS)/peers.stamp
+	$(PEERS)/bin/python -m pytest tests/peers
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -43,4 +60,4 @@ requirements: $(VENV)/dev.stamp
 		--extra dev -c requirements/core.txt pyproject.toml requirements/build.in -o requirements/dev.txt
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(PEERS) build *.egg-info

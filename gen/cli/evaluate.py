@@ -29,6 +29,7 @@ def evaluate(
     quantiser: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     neighbours: Annotated[int | None, tyro.conf.arg(metavar="K")] = None,
     measures: tuple[str, ...] = (),
+    backend: Literal["gen", "cleanfid"] = "gen",
     batch: int = 256,
     steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     solver: Annotated[str | None, tyro.conf.arg(metavar="KIND")] = None,
@@ -78,6 +79,8 @@ def evaluate(
       neighbours: k of precision, recall, density and coverage; 3 by default.
       measures: further measures: kid, mind, frechet_infinity, frechet_error, class_frechet, vendi, cmmd, cas (gen list
         measures says what each is).
+      backend: cleanfid asks clean-fid for a second opinion: its distances of the same images and Inception weights
+        stand beside ours. Needs torch and pip install "gen-image[cleanfid]".
       batch: images at a time; does not change the scores.
       steps: number of solver steps.
       solver: a solver from gen list solver.
@@ -104,6 +107,10 @@ def evaluate(
 
     settings = _settings(protocol, count, neighbours, measures, force)
     network = open_extractor(extractor or _extractor(protocol))
+    if backend == "cleanfid":
+        from gen.metrics.cleanfid import require
+
+        require(network)  # before the work starts
     others = {str(path): Result.load(path) for path in compare}
     changes = sampler_overrides(steps, solver, grid, guidance) + overrides
     known = {"quantiser": quantiser, "rule": label_rule}
@@ -120,6 +127,8 @@ def evaluate(
         return
     scores = job.scores(found)
     result = dataclasses.replace(job.result(scores, subject=subject), seconds=time.monotonic() - began)
+    if backend == "cleanfid":
+        result = _second_opinion(result, what, source, reference, held, known, network)
     _write(result, found, held, real, scores.details, what, out)
     show({what: result} | others)
     require_comparable({what: result} | others, force=force)
@@ -140,14 +149,11 @@ def open_extractor(text: str) -> Any:
 
 def open_reference(text: str, network: Any, batch: int, mesh: Any) -> tuple[Any, Any]:
     """(reference, source of its images or None): stored statistics, or those of the images that `text` names."""
-    import zipfile
-
     from gen.cli.images import open_images
     from gen.metrics.reference import Reference, make_reference
 
-    path = Path(text)
-    if path.suffix == ".npz" and zipfile.is_zipfile(path) and "mu.npy" in zipfile.ZipFile(path).namelist():
-        held = Reference.load(path)
+    if _statistics(text):
+        held = Reference.load(text)
         return held, _real(held, network)
     source = open_images(text, network)
     name, _, split = text.partition(":")
@@ -155,6 +161,14 @@ def open_reference(text: str, network: Any, batch: int, mesh: Any) -> tuple[Any,
         name, source, network, split=split, data=text, batch=batch, mesh=mesh, progress=progress_line(text)
     )
     return made, source
+
+
+def _statistics(text: str) -> bool:
+    """Whether `text` names stored statistics."""
+    import zipfile
+
+    path = Path(text)
+    return path.suffix == ".npz" and zipfile.is_zipfile(path) and "mu.npy" in zipfile.ZipFile(path).namelist()
 
 
 def progress_line(label: str) -> Any:
@@ -322,6 +336,18 @@ def _real(held: Any, network: Any) -> Any:
     except GenError:
         return None
     return source if source is not None and source.identity == identity else None
+
+
+def _second_opinion(
+    result: Any, what: str, source: Any, reference: str, held: Any, known: dict[str, str | None], network: Any
+) -> Any:
+    """The result with clean-fid's values beside ours: images are opened again, for it to resize them itself."""
+    from gen.cli.images import open_images
+    from gen.metrics.cleanfid import Unresized, second_opinion
+
+    samples = source if source.read is None else open_images(what, Unresized(), **known)
+    real = held if _statistics(reference) else open_images(reference, Unresized())
+    return second_opinion(result, samples, real, network)
 
 
 def _write(result: Any, found: Any, held: Any, real: Any, details: Any, what: str, out: Path) -> None:

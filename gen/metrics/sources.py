@@ -169,7 +169,7 @@ def from_store(
         images = list(_decoders().map(load, rows.tolist()))
         wanted[:] = wanted or [images[0].shape]
         for index, image in zip(rows.tolist(), images, strict=True):
-            if image.shape != wanted[0]:
+            if fit is None and image.shape != wanted[0]:
                 raise GenError(
                     f"{store.title(index)} is {image.shape}, others are {wanted[0]}; expected one size for the "
                     f"{extractor.name} extractor; resize them (gen data convert)"
