@@ -1,4 +1,4 @@
-"""The demo's teacher on 1, 2, 4 and 8 simulated devices, and on two processes of four: the same training."""
+"""The same training on 1, 2, 4 and 8 simulated devices, on two processes of four, and moved from one to another."""
 
 import os
 import socket
@@ -6,11 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from gen.training.checkpoints import latest_step
 from gen.training.logging import read_metrics
-from tests.training import devices_job
+from gen.training.sharding import MeshConfig
+from tests.training import devices_job, scripts
+from tests.training.conformance import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,3 +56,26 @@ def test_the_demo_teacher_trains_alike_on_any_devices_and_processes(tmp_path: Pa
         for part in parts:
             assert int(part["programs"]) == 1, "one program, compiled once"
             assert part["marks"][1] == part["marks"][-1], "something was compiled after the second step"
+
+
+def go_on(outdir: str) -> None:
+    """Steps 5 to 8 of the toy, everything cut over the devices there are."""
+    task, data, frozen = scripts.build()
+    mesh = MeshConfig(data=1, fsdp=jax.device_count(), shard_from=1)
+    run(task, data, frozen, Path(outdir), batch=8, steps=12, stop_after=8, mesh=mesh)
+
+
+@pytest.mark.slow
+def test_a_run_moves_from_one_device_to_eight_and_back(tmp_path: Path) -> None:
+    task, data, frozen = scripts.build()
+    run(task, data, frozen, tmp_path / "moved", batch=8, steps=12, stop_after=4)
+    script = "import sys; from tests.training.test_many_devices import go_on; go_on(sys.argv[1])"
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "16", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", script, str(tmp_path / "moved")]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert latest_step(tmp_path / "moved") == 8
+    moved = run(task, data, frozen, tmp_path / "moved", batch=8, steps=12)
+    straight = run(task, data, frozen, tmp_path / "straight", batch=8, steps=12)
+    for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(straight), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)

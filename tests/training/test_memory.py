@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import pytest
 
+from benchmarks.memory import MESHES, NETWORK, figures
 from gen.cli.train import prepare
-from gen.data.caches import seal
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.backbones.edm_unet import SongUNetConfig
 from gen.errors import GenError
 from gen.training import engine, memory
-from gen.training.memory import Memory, batch_shapes, compiled_bytes, refuse, remat_choices, stage_memory
-from gen.training.sharding import make_mesh
+from gen.training.memory import Memory, refuse, remat_choices, stage_memory
 from tests.training.conformance import run
 from tests.training.toy import ToyData, ToyTask, teacher
 
@@ -27,61 +25,36 @@ ROOT = Path(__file__).parents[2]
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 
 
-def latents(folder: Path) -> str:
-    """A cache of random latents of the size that ImageNet-256 has."""
-    np.save(folder / "latent.npy", np.random.default_rng(0).normal(size=(32, 32, 32, 4)).astype(np.float32))
-    np.save(folder / "label.npy", np.arange(32, dtype=np.int32))
-    seal(folder, tokenizer="none", data="none")
-    return str(folder)
-
-
-def both(preset: str, data: str | None = None, overrides: Any = (), batch: int | None = None) -> tuple[int, int]:
-    """(our estimate, XLA's figure) of the memory of a preset's step on one device, in bytes."""
-    recipe = prepare(preset, {"data": data}, tuple(overrides), {"batch": batch})
-    config = recipe.config
-    frozen = jax.eval_shape(lambda: dict(recipe.frozen))
-    stage, state = config.stages[0], engine.abstract_states(config, frozen)[0]
-    mesh, shard_from = make_mesh(config.engine.mesh), config.engine.mesh.shard_from
-    ours = stage_memory(stage, state, frozen, dict(mesh.shape), shard_from).total
-    (program,) = stage.task.programs.values()
-    return ours, compiled_bytes(program, state, frozen, batch_shapes(stage, stage.batch), mesh, shard_from)
-
-
-def on_devices(data: str, *overrides: str) -> None:
-    """In a process with several simulated devices: prints both figures."""
-    print(*both("dit-b2", data, [tuple(text.split("=")) for text in overrides], batch=32))
-
-
 def test_a_toy_transformer_within_fifteen_percent() -> None:
-    ours, xla = both("dit-smoke")
+    ours, xla, _ = figures("dit-smoke", 64, ())
     assert ours == pytest.approx(xla, rel=0.15)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_dit_b2_within_fifteen_percent(tmp_path: Path, remat: str) -> None:
-    ours, xla = both("dit-b2", latents(tmp_path), [("stages.0.task.denoiser.network.remat", remat)], batch=16)
+@pytest.mark.parametrize(
+    ("preset", "batch", "overrides"),
+    [
+        *(("dit-b2", 16, ((f"{NETWORK}.remat", policy),)) for policy in ("none", "dots", "full")),
+        ("edm-smoke", 64, ()),
+        ("lightningdit-smoke", 64, ()),
+    ],
+)
+def test_presets_within_fifteen_percent(preset: str, batch: int, overrides: Any) -> None:
+    ours, xla, _ = figures(preset, batch, overrides)
     assert ours == pytest.approx(xla, rel=0.15)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["edm-smoke", "lightningdit-smoke"])
-def test_other_presets_within_fifteen_percent(preset: str) -> None:
-    ours, xla = both(preset)
-    assert ours == pytest.approx(xla, rel=0.15)
-
-
-@pytest.mark.slow
-def test_a_preset_on_a_mesh_within_fifteen_percent(tmp_path: Path) -> None:
-    """Copies and parts: what one of eight devices holds and needs."""
-    axes = ["engine.mesh.data=2", "engine.mesh.fsdp=4"]
-    script = "import sys; from tests.training.test_memory import on_devices; on_devices(*sys.argv[1:])"
+def test_presets_on_a_mesh_within_fifteen_percent() -> None:
+    """Copies, and copies of parts: what one of eight devices holds and needs."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "16", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", script, latents(tmp_path), *axes]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True, timeout=500)
+    command = [sys.executable, ROOT / "benchmarks" / "memory.py", "meshes"]
+    done = subprocess.run(command, env=os.environ | flags, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    ours, xla = map(int, done.stdout.split()[-2:])
-    assert ours == pytest.approx(xla, rel=0.15)
+    rows = done.stdout.splitlines()
+    errors = [float(row.split("|")[-2].strip(" %")) for row in rows]
+    assert len(errors) == len(MESHES)
+    assert max(map(abs, errors)) <= 15, rows
 
 
 def test_policies_are_found_wherever_a_network_offers_them() -> None:

@@ -1,0 +1,46 @@
+"""``gen info PRESET``: a mesh on the command line, and what fits."""
+
+import re
+
+import pytest
+
+from gen.cli import main
+from gen.cli.info import mesh_overrides
+from gen.errors import GenError
+
+
+def test_a_mesh_is_three_settings() -> None:
+    assert mesh_overrides(None) == ()
+    assert dict(mesh_overrides("fsdp=4, data=8")) == {
+        "engine.mesh.data": "8",
+        "engine.mesh.fsdp": "4",
+        "engine.mesh.tensor": "1",
+    }
+
+
+@pytest.mark.parametrize("text", ["", "data", "data=x", "rows=2", "data=8;fsdp=4"])
+def test_a_mesh_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(GenError, match="is not like data=8,fsdp=4; axes are data, fsdp, tensor"):
+        mesh_overrides(text)
+
+
+def test_memory_of_a_step_on_a_mesh(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = ["--mesh", "data=2,fsdp=4", "--platform", "gpu", "--batch", "128", "--batch-gpu", "4"]
+    assert main(["info", "demo-tokenizer", *plan, "--engine.memory_gib", "0.001"]) == 0
+    said = capsys.readouterr().out
+    assert "mesh data=2 x fsdp=4 x tensor=1" in said
+    assert "a step on gpu, 4 samples per device at a time: activations " in said
+    policies = r"\S+ [kM]B with remat none, \S+ [kM]B with dots, \S+ [kM]B with full; "
+    assert re.search(policies + r"\S+ [kM]B per device in all, of 1\.07 MB: DOES NOT FIT", said)
+    assert main(["info", "demo-tokenizer", "--mesh", "data=3"]) == 2
+    assert "batch 64 does not divide over 3 devices" in capsys.readouterr().err
+
+
+def test_training_that_cannot_fit_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
+    out = f"{tmp_path}/run"
+    assert main(["train", "demo-tokenizer", "--outdir", out, "--engine.memory_gib", "0.0001"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: stage 'tokenizer' needs about")
+    assert "choose a smaller network" in said
+    assert main(["train", "demo-tokenizer", "--outdir", out, "--engine.memory_gib", "0.003"]) == 2
+    assert "take fewer samples at a time (--batch-gpu N)" in capsys.readouterr().err
