@@ -179,7 +179,7 @@ def block(layout: str, seed: int, count: int) -> str:
                     process.join()
                     return f"seed {last}: the process died ({process.exitcode})"
                 if problem is not None:
-                    process.join(SECONDS)  # a process that has read everything must be able to end
+                    process.join(12 * SECONDS)  # a process that has read everything must be able to end
                     stays = "" if process.exitcode is not None else "the process does not end"
                     return f"seed {last}: {problem or stays}" if problem or stays else ""
         finally:

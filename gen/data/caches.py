@@ -87,7 +87,9 @@ class Cache:
         self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1
     ) -> Iterator[dict[str, np.ndarray]]:
         """Endless shuffled batches, this process's slice, from global step `start` (see `gen.data.loader`)."""
-        return loader.batches(self.source(), batch=batch, seed=seed, start=start, process=process, processes=processes)
+        source = self.source()
+        loader.enough(self.path, len(source), batch)
+        return loader.batches(source, batch=batch, seed=seed, start=start, process=process, processes=processes)
 
     def identity(self) -> str:
         """Fingerprint of the rows, the normaliser and what they were made from; not of where they lie."""

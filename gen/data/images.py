@@ -156,7 +156,7 @@ class Images:
     def batches(self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1) -> Iterator[Record]:
         """Endless shuffled batches, this process's slice, from global step `start` (see `gen.data.loader`)."""
         source = self.source()
-        _enough(self.path, len(source), batch)
+        loader.enough(self.path, len(source), batch)
         return loader.batches(
             source, batch=batch, seed=seed, start=start, process=process, processes=processes, transform=self._transform
         )
@@ -174,11 +174,6 @@ class Images:
         if self.flip:
             image = random_flip(rng, image)
         return record | {"image": image}
-
-
-def _enough(path: str, count: int, batch: int) -> None:
-    if count < batch:
-        raise GenError(f"{path} has {count} records, fewer than the batch of {batch}; lower the batch or add data")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +214,7 @@ class Arrays:
     def batches(self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1) -> Iterator[Record]:
         """Endless shuffled batches, this process's slice, from global step `start` (see `gen.data.loader`)."""
         source = self.source()
-        _enough(self.path, len(source), batch)
+        loader.enough(self.path, len(source), batch)
         return loader.batches(source, batch=batch, seed=seed, start=start, process=process, processes=processes)
 
     def identity(self) -> str:
@@ -277,7 +272,7 @@ class Zipped:
     def batches(self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1) -> Iterator[Record]:
         """Endless shuffled batches, this process's slice, from global step `start` (see `gen.data.loader`)."""
         source = self.source()
-        _enough("the zipped data", len(source), batch)
+        loader.enough("the zipped data", len(source), batch)
         return loader.batches(source, batch=batch, seed=seed, start=start, process=process, processes=processes)
 
     def identity(self) -> str:

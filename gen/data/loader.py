@@ -23,7 +23,7 @@ import numpy as np
 from gen.data import vanished
 from gen.errors import GenError
 
-__all__ = ["Source", "Transform", "batches", "epoch_order"]
+__all__ = ["Source", "Transform", "batches", "enough", "epoch_order"]
 
 Record = dict[str, np.ndarray]
 Transform = Callable[[np.random.Generator, Record], Record]  # must not change its input arrays in place
@@ -118,6 +118,12 @@ class _Batches:
                     del self._orders[old]
                 self._orders[epoch] = epoch_order(len(self.source), self.seed, epoch)
             return self._orders[epoch]
+
+
+def enough(path: str, count: int, batch: int) -> None:
+    """Raises GenError when the `count` records at `path` do not fill a batch."""
+    if count < batch:
+        raise GenError(f"{path} has {count} records, fewer than the batch of {batch}; lower the batch or add data")
 
 
 def batches(

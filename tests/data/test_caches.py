@@ -143,6 +143,11 @@ def test_labels_beyond_the_classes_of_the_model_are_refused(folder) -> None:
         dataclasses.replace(cache, classes=10).batches(batch=4, seed=0, start=0)
 
 
+def test_fewer_rows_than_the_batch_are_refused(folder) -> None:
+    with pytest.raises(GenError, match="has 200 records, fewer than the batch of 201; lower the batch or add data"):
+        seal(folder, tokenizer="t", data="d").batches(batch=ROWS + 1, seed=0, start=0)
+
+
 def test_a_full_disk_leaves_no_cache(folder, monkeypatch) -> None:
     def full(descriptor):
         raise OSError(28, "No space left on device")
