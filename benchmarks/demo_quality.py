@@ -16,8 +16,8 @@ from sklearn.svm import SVC
 
 import gen
 from gen.data.sources import digits
-from gen.metrics.neighbours import near_copies
-from gen.metrics.pixels import psnr
+from gen.metrics.image import psnr
+from gen.metrics.memorisation import memorisation
 
 
 def classifier_accuracy(images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -39,7 +39,7 @@ def measure(folder: Path) -> dict[str, float]:
     heldout = digits("test").arrays["image"]
     samples = one_step.sample(range(1797), batch=1024)
     read, expected = classifier_accuracy(samples, np.arange(1797) % 10)
-    copies = near_copies(samples, digits("train").arrays["image"], heldout, scale=16 / 255)["fraction"]
+    copies = memorisation(samples, digits("train").arrays["image"], heldout).share
     return {
         "psnr": float(psnr(tokenizer.decode(tokenizer.encode(heldout)), heldout).mean()),
         "teacher": teacher["frechet_distance"],
@@ -48,7 +48,7 @@ def measure(folder: Path) -> dict[str, float]:
         "student_over_teacher": student["frechet_distance"] / teacher["frechet_distance"],
         "student_recall_loss": teacher["recall"] - student["recall"],
         "control_over_student": scores["teacher-one-Euler-step"]["frechet_distance"] / student["frechet_distance"],
-        "near_copies": float(copies),
+        "near_copies": copies,
         "svc_loss": expected - read,
         "minutes": sum(json.loads((folder / "seconds.json").read_text()).values()) / 60,
     }

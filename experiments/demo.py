@@ -32,8 +32,8 @@ from gen.errors import GenError
 from gen.experiments import Recipe
 from gen.features.digits import DigitsExtractor
 from gen.metrics.evaluate import evaluate
-from gen.metrics.neighbours import near_copies
-from gen.metrics.pixels import psnr
+from gen.metrics.image import psnr
+from gen.metrics.memorisation import memorisation
 from gen.metrics.protocol import Result, combine
 from gen.metrics.reference import Reference, make_reference
 from gen.metrics.report import Report
@@ -319,7 +319,7 @@ def make_scores(tokenizer: Loaded, teacher: Loaded, student: Loaded, path: Path,
         results[name] = _score(images, labels, reference, extractor)
     scores = Scores(
         results,
-        copies=float(near_copies(samples[STUDENT], real["image"], heldout["image"], scale=16 / 255)["fraction"]),
+        copies=memorisation(samples[STUDENT], real["image"], heldout["image"]).share,
         psnr=float(psnr(tokenizer.decode(tokenizer.encode(heldout["image"])), heldout["image"]).mean()),
     )
     for name, result in results.items():

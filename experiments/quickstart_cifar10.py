@@ -37,7 +37,7 @@ from gen.distill.kd import KDTask
 from gen.distill.pairs import store_pairs
 from gen.errors import GenError
 from gen.experiments import Recipe
-from gen.metrics.pixels import psnr
+from gen.metrics.image import psnr
 from gen.metrics.report import mosaic
 from gen.pretrained.load import Loaded, load
 from gen.sampling.generator import DiffusionGenerator, OneStepGenerator, Sampler

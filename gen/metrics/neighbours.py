@@ -14,7 +14,7 @@ import numpy as np
 
 from gen.errors import GenError
 
-__all__ = ["Manifold", "Neighbours", "authenticity", "manifold", "near_copies", "nearest", "neighbours", "radii_sq"]
+__all__ = ["Manifold", "Neighbours", "authenticity", "manifold", "nearest", "neighbours", "radii_sq"]
 
 _BLOCK_ELEMENTS = 1 << 23  # distances held at a time: 32 MB of float32
 _REALISM_FLOOR = 1e-5  # added to squared distances by the ADM evaluator
@@ -121,34 +121,6 @@ def authenticity(real: np.ndarray | jax.Array, fake: np.ndarray | jax.Array) -> 
     """
     found = neighbours(fake, real)
     return _fraction(radii_sq(real, 1)[found.closest] < found.distance_sq)
-
-
-def near_copies(
-    samples: np.ndarray, training: np.ndarray, heldout: np.ndarray, *, scale: float = 1.0
-) -> dict[str, np.ndarray | float]:
-    """Samples that lie unusually close to a training image, in pixel L2.
-
-    A sample is a near-copy when its distance to the nearest training image is below half of the median distance of
-    held-out real images to theirs.
-
-    Args:
-      samples, training, heldout: images (N, H, W, C) of one size, any numeric type.
-      scale: multiplies pixel values before distances are taken (16 / 255 gives the 0..16 scale of the digits).
-
-    Returns:
-      ``fraction`` of near-copies; ``threshold``; ``heldout_median``; ``distance`` (N,) and ``index`` (N,) of the
-      nearest training image of every sample.
-    """
-    flat = [np.asarray(images, np.float32).reshape(len(images), -1) * scale for images in (samples, training, heldout)]
-    distance, index = nearest(flat[0], flat[1])
-    median = float(np.median(nearest(flat[2], flat[1])[0]))
-    return {
-        "fraction": float((distance < median / 2).mean()),
-        "threshold": median / 2,
-        "heldout_median": median,
-        "distance": distance,
-        "index": index,
-    }
 
 
 def _fraction(mask: jax.Array) -> float:

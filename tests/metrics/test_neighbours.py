@@ -3,7 +3,7 @@ import pytest
 
 from gen.errors import GenError
 from gen.metrics import neighbours as module
-from gen.metrics.neighbours import authenticity, manifold, near_copies, nearest, neighbours, radii_sq
+from gen.metrics.neighbours import authenticity, manifold, nearest, neighbours, radii_sq
 
 
 def _sets(n=61, m=47, dim=5):
@@ -64,20 +64,6 @@ def test_extremes():
     one = manifold(real, np.repeat(real[:1], 10, axis=0), 3)  # a collapsed generator
     assert one.precision == 1
     assert one.recall < 0.05
-
-
-def test_near_copies():
-    rng = np.random.default_rng(1)
-    training, heldout, samples = (rng.uniform(0, 16, (n, 8, 8, 1)) for n in (50, 30, 40))
-    samples[7] = training[33] + 0.01
-    found = near_copies(samples, training, heldout)
-    assert found["fraction"] == 1 / 40
-    assert found["index"][7] == 33
-    assert found["distance"][7] == pytest.approx(0.01 * 8, rel=1e-2)
-    scaled = near_copies(samples * 255 / 16, training * 255 / 16, heldout * 255 / 16, scale=16 / 255)
-    assert scaled["threshold"] == pytest.approx(found["threshold"], rel=1e-5)
-    median = np.median(np.sqrt(_distances_sq(heldout.reshape(30, -1), training.reshape(50, -1)).min(1)))
-    assert found["heldout_median"] == pytest.approx(median, rel=1e-5)
 
 
 def test_refuses():
