@@ -96,6 +96,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if min(self.log_every, self.checkpoint_every, self.keep, self.nan_patience) < 1:
             raise GenError("log_every, checkpoint_every, keep and nan_patience are at least 1; set them so")
+        if self.memory_gib is not None and not self.memory_gib > 0:
+            raise GenError(f"memory_gib is {self.memory_gib}; expected the memory of one device in GiB, such as 80")
 
 
 @dataclasses.dataclass(frozen=True)

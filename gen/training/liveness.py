@@ -16,8 +16,8 @@ from jax.extend import core
 
 __all__ = ["nbytes", "temporaries"]
 
-# Buffers are packed into one arena with gaps: XLA's figure over the sum of what lives at the peak, on the cases of
-# benchmarks/memory.py.
+# Buffers are packed into one arena with gaps: XLA's figure over the sum of what lives at the peak, fitted to networks
+# smaller than those of benchmarks/memory.py.
 PACKING = 1.08
 
 # The output is the input under another shape or name.

@@ -96,6 +96,11 @@ def test_refusal_names_the_largest_part_and_what_helps() -> None:
         refuse("x", Memory(gib, 0, 0, 0, 0, 0, 5 * gib), 2 * gib, ONE)
 
 
+def test_a_size_of_memory_that_is_none() -> None:
+    with pytest.raises(GenError, match="memory_gib is -1"):
+        engine.EngineConfig(memory_gib=-1)
+
+
 def test_training_refuses_before_anything_is_compiled(tmp_path: Path) -> None:
     with pytest.raises(GenError, match=r"stage 'only' needs about .* GiB per device"):
         run(ToyTask(), ToyData(), teacher(), tmp_path / "a", batch=8, steps=2, memory_gib=1e-6)
