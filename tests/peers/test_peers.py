@@ -79,6 +79,8 @@ def test_torch_fidelity(scores, folders, pth):
         prc=True,
         kid_subset_size=count,
         kid_subsets=2,
+        feature_extractor="inception-v3-compat",
+        feature_layer_prc="2048",
         feature_extractor_weights_path=str(pth),
     )
     ours = scores["legacy_tensorflow"]
