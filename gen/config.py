@@ -93,7 +93,7 @@ KINDS: dict[str, dict[str, str]] = {
         "cfg-zero-star": "gen.sampling.guidance:ZeroStar",
         "autoguidance": "gen.sampling.guidance:Autoguidance",
         "interval": "gen.sampling.guidance:Interval",
-        "clip": "gen.sampling.guidance:Clip",
+        "clip-denoised": "gen.sampling.guidance:Clip",
         "chained": "gen.sampling.guidance:Chained",
     },
     "generator": {

@@ -58,7 +58,8 @@ def test_full_size_presets(name: str, tmp_path: Path) -> None:
     assert config.generator.nfe == {"edm-imagenet64": 511, "edm-ffhq64": 79, "edm-afhqv2-64": 79}.get(name, 35)
 
 
-@pytest.mark.parametrize("zipped", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("zipped", [False, True])
 def test_smoke_preset_trains_resumes_and_samples(zipped: bool, tmp_path: Path) -> None:
     recipe = build("edm-smoke", {"data": image_zip(tmp_path / "images.zip", 32)} if zipped else {})
     (stage,) = recipe.config.stages
