@@ -157,7 +157,7 @@ def test_inception_score_streams(fx):
         index = np.arange(start, start + 32)
         batch = {"unbiased_logits": rows[np.minimum(index, len(rows) - 1)]}
         weight = jnp.asarray(index < len(rows), jnp.float32)
-        empty = statistic.init(batch)
+        empty = statistic.init(batch, span=32)
         parts.append(jax.device_get(statistic.update(empty, batch, weight, jnp.asarray(index))))
     found = statistic.finalise(functools.reduce(statistic.merge, parts))
     fx.close(found["inception_score"], "is10_mean_shuffled", rtol=1e-5)
