@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 import gen
-from gen.data.caches import Cache
+from gen.data.caches import Cache, seal
 from gen.data.sources import Digits
 from gen.experiments import build
 from gen.training.checkpoints import Checkpoints
@@ -27,7 +27,7 @@ from gen.training.engine import EngineConfig, RunConfig, enable_compile_cache, t
 from gen.training.files import read_json
 from gen.training.task import Stage
 
-SHORT, LONG = 50, 650
+SHORT, LONG = 50, 1550
 
 
 def clock() -> np.ndarray:
@@ -79,6 +79,14 @@ def overhead(name: str, stage: Stage, pairs: int, steps: tuple[int, int]) -> Non
         )
 
 
+def repeated(cache: Path, folder: Path, times: int) -> Cache:
+    """A cache whose rows are those of `cache`, `times` over."""
+    for name in ("latent", "label"):
+        rows = np.load(cache / f"{name}.npy")
+        np.save(folder / f"{name}.npy", np.concatenate([rows] * times))
+    return seal(folder, tokenizer="repeated", data="repeated")
+
+
 def loader_rate(data: object, batch: int, count: int = 2000) -> float:
     """Batches per second of the loader alone."""
     source = data.batches(batch=batch, seed=0, start=0)
@@ -117,8 +125,9 @@ def main() -> None:
     teacher = Stage("teacher", task, steps=1, batch=128, data=Cache(str(args.demo / "latents")))
     overhead("demo tokenizer, batch 64", tokenizer, args.pairs, (SHORT, LONG))
     overhead("demo teacher, batch 128", teacher, args.pairs, (SHORT, LONG))
-    large = Stage("large", task, steps=1, batch=4096, data=teacher.data)
-    overhead("demo teacher, batch 4096", large, args.pairs, (3, 43))
+    with tempfile.TemporaryDirectory() as folder:
+        large = Stage("large", task, steps=1, batch=4096, data=repeated(args.demo / "latents", Path(folder), 4))
+        overhead("demo teacher, batch 4096", large, args.pairs, (3, 43))
     for name, stage in (("digits", Stage("t", None, 1, 64, Digits())), ("latent cache", teacher)):
         print(f"loader, {name}, batch {stage.batch}: {loader_rate(stage.data, stage.batch):,.0f} batches/s")
     blocking, committed = checkpoint_seconds(jax.jit(task.init, static_argnums=(1, 2))(jax.random.key(0), None, None))
