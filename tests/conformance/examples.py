@@ -46,7 +46,7 @@ KINDS_HERE = {"conformance-rows": f"{__name__}:Rows", "tiny": "tests.distill.tin
 def required(cls: type) -> list[str]:
     """Names of the fields without a default."""
     missing = dataclasses.MISSING
-    return [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]  # type: ignore[arg-type]
+    return [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]
 
 
 def example(kind: str, **words: Any) -> Any:

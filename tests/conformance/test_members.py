@@ -49,7 +49,7 @@ def test_source(kind: str, tmp_path: Path) -> None:
 
 def _take(stream: Iterator[Any], steps: int) -> list[dict[str, np.ndarray]]:
     rows = list(itertools.islice(stream, steps))
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     return rows
 
 
