@@ -418,7 +418,7 @@ def write_report(
         "Scores",
         "Against the training images, in the 64 features of a small classifier of these digits. Generators: mean and "
         "standard deviation over noise seeds, teacher and student from the same noise. Baselines say what a score "
-        "means.",
+        "means; behind their ± stands the standard error over images.",
     )
     page.results(scores.results)
     page.section("Training")

@@ -243,7 +243,7 @@ def _score(result: Result, name: str) -> str:
     spread = result.spread.get(name, result.within.get(name))
     if spread is None:
         return f"{value:.3g}"
-    digits = max(2 - int(np.floor(np.log10(max(abs(value), 1e-3)))), 0)  # both to the same place
+    digits = max(2 - int(np.floor(np.log10(max(abs(value) or spread or 1.0, 1e-3)))), 0)  # both to the same place
     return f"{value:.{digits}f} ± {spread:.{digits}f}"
 
 
