@@ -8,13 +8,15 @@ the guard against NaN, AdamW, and an average of the parameters.
 
 The peers are plain torch modules with the same parameters doing the same work (`torch_peers.py`; our weights are
 loaded into them and the outputs compared first), eager and by torch.compile, and diffusers' DiT with `--diffusers`.
-`--peer-python` is an interpreter that has them. On a CPU both sides run on one thread of one core, in turns, and the
-figure is CPU time: torch's seconds over ours in each pair, median (lowest to highest). On a GPU it is wall time.
+`--peer-python` is an interpreter that has them. The sides run in turns; the figure is torch's seconds over ours in each
+pair, median (lowest to highest). On a CPU both run on one thread of one core and the seconds are CPU time, or with
+`--threads 2` on as many threads and cores, in wall time, for which the machine must be quiet; so it is on a GPU.
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -50,21 +52,25 @@ from gen.training.optim import OptimConfig
 STEPS = 50
 
 
-def one_core() -> int:
-    """Ties this process and its children to one core and one thread, and names the core.
+def tie_to_cores(number: int) -> None:
+    """Ties this process and its children to the last `number` cores, and each to as many threads.
 
     To be called before anything is computed: jax counts the cores at its first use.
     """
-    core = max(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {core})
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
-    os.environ["OMP_NUM_THREADS"] = "1"
-    return core
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-number:])
+    os.environ["OMP_NUM_THREADS"] = str(number)
+    if number == 1:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
 
 
 def on_cpu() -> bool:
-    """Whether CPU time is what counts."""
+    """Whether there is no accelerator."""
     return jax.default_backend() == "cpu"
+
+
+def cpu_time() -> bool:
+    """Whether CPU time is what counts: on one core."""
+    return on_cpu() and len(os.sched_getaffinity(0)) == 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,11 +156,14 @@ def randomised(params: Any) -> Any:
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """CPU seconds of this process; on other devices wall time."""
-    clock = time.process_time if on_cpu() else time.perf_counter
-    began = clock()
-    jax.block_until_ready(call())
-    return clock() - began
+    """CPU seconds of a call on one core, else wall time: the mean of three seconds of calls after one that wakes up."""
+    clock = time.process_time if cpu_time() else time.perf_counter
+    times = []
+    while len(times) < 2 or sum(times[1:]) < 3.0:
+        began = clock()
+        jax.block_until_ready(call())
+        times.append(clock() - began)
+    return statistics.mean(times[1:])
 
 
 def programs(case: Case, params: Any) -> dict[str, Callable[[], Any]]:
@@ -182,6 +191,28 @@ def programs(case: Case, params: Any) -> dict[str, Callable[[], Any]]:
         keys, few = jax.random.split(key, case.samples), {"label": labels[: case.samples]}
         ours["sample"] = lambda: draw(shared, keys, few)
     return ours
+
+
+def product_rate() -> float:
+    """The most float32 operations per second that a product of matrices reaches here, of three sizes."""
+    best, product = 0.0, jax.jit(jnp.matmul)
+    for size in (512, 1024, 2048):
+        a = jnp.ones((size, size))
+        best = max(best, 2 * size**3 / seconds(lambda a=a: product(a, a)))
+    return best
+
+
+def operations(case: Case, what: str) -> float:
+    """Floating-point operations of a program: three forward passes for a training step, two for a guided one."""
+    changes = {} if case.unet else {"scan": False}
+    denoiser = dataclasses.replace(case.denoiser, network=dataclasses.replace(case.network, remat="none", **changes))
+    params = jax.eval_shape(denoiser.net.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((case.batch, *case.shape), jnp.float32)
+    t, label = (jax.ShapeDtypeStruct((case.batch,), dtype) for dtype in (jnp.float32, jnp.int32))
+    cond = {} if case.unet else {"label": label}
+    cost = jax.jit(lambda p, x, t, c: denoiser.net(p, x, (t,), c)[0]).lower(params, x, t, cond).cost_analysis()
+    image = cost["flops"] / case.batch
+    return image * {"step": 3 * case.batch, "forward": case.batch, "sample": 2 * STEPS * case.samples}[what]
 
 
 class Peer:
@@ -236,13 +267,15 @@ def measure(name: str, case: Case, peer: Peer, options: argparse.Namespace) -> N
             (seconds(ours), *(peer.ask(op="run", peer=who, what=what)["seconds"] for who in peers))
             for _ in range(options.pairs)
         ]
+        bound = operations(case, what) / options.rate if on_cpu() else math.nan
         images = (case.samples if what == "sample" else case.batch) / statistics.median(row[0] for row in rows)
         print(f"  {LABELS[what]:30s} ours {images:8.3f} images/s", flush=True)
         for i, who in enumerate(peers, 1):
             ratios = sorted(row[i] / row[0] for row in rows)
-            print(
-                f"    over {who:18s} {statistics.median(ratios):5.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})", flush=True
-            )
+            most = statistics.median(row[i] for row in rows) / bound
+            spread = f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            line = f"    over {who:18s} {statistics.median(ratios):5.2f} {spread}"
+            print(line + (f", at most {most:.2f}" if on_cpu() else ""), flush=True)
 
 
 LABELS = {"step": "training step", "forward": "forward", "sample": f"{STEPS}-step DDIM with guidance"}
@@ -257,13 +290,17 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=("eager", "compile"), default=["eager", "compile"])
     parser.add_argument("--diffusers", action="store_true", help="also against diffusers' DiT")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of matrix products")
+    parser.add_argument("--threads", type=int, default=1, help="of either side on a CPU (1)")
     parser.add_argument("--pairs", type=int, default=5, help="interleaved measurements (5)")
     parser.add_argument("--peer-python", default=sys.executable, help="the Python that has torch (this one)")
     options = parser.parse_args()
-    core = one_core()
+    tie_to_cores(options.threads)
     peer = Peer(options.peer_python)
-    where = f"one thread of core {core}, CPU time" if on_cpu() else "wall time"
+    where = "one thread, CPU time" if cpu_time() else f"{options.threads} threads, wall time"
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}; {where}; ratio: torch's seconds over ours")
+    if on_cpu():
+        options.rate = product_rate()
+        print(f"products of matrices reach {options.rate / 1e9:.0f} GFLOP/s; 'at most': a program of nothing but them")
     for name in options.cases:
         measure(name, cases(options.dtype)[name], peer, options)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from backbones import one_core, seconds
+from backbones import seconds, tie_to_cores
 
 from gen.diffusion.backbones.dit import DiTConfig, dit
 from gen.diffusion.denoiser import Denoiser, Predict
@@ -45,8 +45,8 @@ def sampler_overhead(solver: Any, pairs: int) -> list[float]:
     def passes() -> Any:
         return [forward(params, x, jnp.full(4, float(i)), cond) for i in range(sampler.nfe(denoiser.process))]
 
-    rows = [(seconds(lambda: draw(params, keys, {"label": label})), seconds(passes)) for _ in range(pairs + 1)]
-    return sorted(sampled / bare for sampled, bare in rows[1:])
+    rows = [(seconds(lambda: draw(params, keys, {"label": label})), seconds(passes)) for _ in range(pairs)]
+    return sorted(sampled / bare for sampled, bare in rows)
 
 
 def training_step(network: DiTConfig, batch: int) -> Any:
@@ -80,7 +80,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5, help="interleaved measurements of the samplers (5)")
     pairs = parser.parse_args().pairs
-    print(f"one thread of core {one_core()}; {jax.devices()[0].device_kind}, jax {jax.__version__}")
+    tie_to_cores(1)
+    print(f"one thread; {jax.devices()[0].device_kind}, jax {jax.__version__}")
     for name, solver in {"DDIM": DDIM(), "DPM-Solver++ 2M": DPMSolver(2)}.items():
         ratios = sampler_overhead(solver, pairs)
         spread = f"{ratios[0]:.3f} to {ratios[-1]:.3f}"
