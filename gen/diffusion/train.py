@@ -99,13 +99,13 @@ class DenoiserTask:
         del frozen
         params = self.denoiser.net.project(state.params["net"])
         state = dataclasses.replace(state, params=state.params | {"net": params})
-        draw_key, drop_key = jax.random.split(key)
+        draw_key, drop_key, augment_key, dropout_key = jax.random.split(key, 4)
         x = batch["latent"] if "latent" in batch else batch["image"].astype(jnp.float32) / 127.5 - 1.0
         cond = {name: batch[name] for name in self.cond}
         if self.augment is not None:
-            x, cond["augment"] = self.augment(jax.random.fold_in(key, 1), x)
+            x, cond["augment"] = self.augment(augment_key, x)
         if getattr(self.denoiser.network, "dropout", 0.0):
-            cond["dropout"] = jax.random.split(jax.random.fold_in(key, 2), x.shape[0])
+            cond["dropout"] = jax.random.split(dropout_key, x.shape[0])
         draws = self.objective.draw(draw_key, self.denoiser.process, x)
         dropped = jax.random.bernoulli(drop_key, self.dropout, x.shape[:1])
         data = (x, cond, draws, dropped)

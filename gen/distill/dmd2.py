@@ -280,26 +280,28 @@ class DMD2Task:
 
     def draw(self, key: jax.Array, x: jax.Array) -> DMD2Draws:
         """All random numbers of a step for data shaped like x (B, ...)."""
-        keys = jax.random.split(key, 8)
+        order, noise, stop, simulated, matching, gan_student, fake, fake_level, gan_fake, gan_real = jax.random.split(
+            key, 10
+        )
         process, n, b = self.denoiser.process, len(self.times), x.shape[0]
 
         def draws(key: jax.Array, levels: Levels) -> Draws:
             first, second = jax.random.split(key)
             return Draws(levels(first, process, b), jax.random.normal(second, x.shape))
 
-        fake = self.objective.draw(keys[5], process, x)
+        own = self.objective.draw(fake, process, x)
         if self.fake_levels is not None:
-            fake = dataclasses.replace(fake, t=self.fake_levels(jax.random.fold_in(keys[5], 1), process, b))
+            own = dataclasses.replace(own, t=self.fake_levels(fake_level, process, b))
         return DMD2Draws(
-            order=jax.random.permutation(keys[7], b).astype(jnp.int32),
-            noise=jax.random.normal(keys[0], x.shape),
-            stop=jnp.broadcast_to(jax.random.randint(keys[1], (), 0, n), (b,)),
-            simulated=jax.random.normal(keys[2], (b, n if n > 1 else 0, *x.shape[1:])),
-            matching=draws(keys[3], self.levels),
-            gan_student=draws(keys[4], self.gan_levels),
-            fake=fake,
-            gan_fake=draws(jax.random.fold_in(keys[6], 0), self.gan_levels),
-            gan_real=draws(jax.random.fold_in(keys[6], 1), self.gan_levels),
+            order=jax.random.permutation(order, b).astype(jnp.int32),
+            noise=jax.random.normal(noise, x.shape),
+            stop=jnp.broadcast_to(jax.random.randint(stop, (), 0, n), (b,)),
+            simulated=jax.random.normal(simulated, (b, n if n > 1 else 0, *x.shape[1:])),
+            matching=draws(matching, self.levels),
+            gan_student=draws(gan_student, self.gan_levels),
+            fake=own,
+            gan_fake=draws(gan_fake, self.gan_levels),
+            gan_real=draws(gan_real, self.gan_levels),
         )
 
     def student_input(self, student: Params, cond: Cond, draws: DMD2Draws) -> tuple[jax.Array, jax.Array]:

@@ -19,6 +19,7 @@ from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.training.ema import Constant, PowerFunction
 from gen.training.optim import OptimConfig
 from tests.training.conformance import check_devices, check_task
+from tests.training.keys import Uses
 
 DENOISER = Denoiser(
     DiTConfig((4,), 3, 1, 16, 1, 2, num_classes=4, remat="none", scan=False), Linear(), Predict(scale=10.0)
@@ -161,3 +162,12 @@ class Pictures:
 def test_bad_dropout_is_refused() -> None:
     with pytest.raises(GenError, match="label dropout"):
         dataclasses.replace(TASK, dropout=1.0)
+
+
+def test_augmentation_and_label_dropout_draw_from_different_keys() -> None:
+    def augment(key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return x, jax.random.uniform(key, x.shape[:1])
+
+    task, uses = dataclasses.replace(TASK, augment=augment), Uses()
+    jax.block_until_ready(task.update(start(task), {}, rows(8, 0), uses.key(0)))
+    assert uses.repeated() == 0

@@ -20,6 +20,7 @@ from gen.sampling.guidance import ClassifierFree
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig, microbatches
 from tests.distill.tiny import Tiny
+from tests.training.keys import Uses
 
 NET = Tiny()
 DENOISER = Denoiser(NET, Linear(), Predict("velocity"))
@@ -269,3 +270,11 @@ def test_draws_are_whole_batches() -> None:
     draws = TASK.draw(jax.random.key(0), jnp.zeros((6, 4, 3)))
     assert all(leaf.shape[0] == 6 for leaf in jax.tree.leaves(draws))
     assert sorted(draws.order.tolist()) == list(range(6))
+
+
+@pytest.mark.parametrize("times", [(1.0,), (1.0, 0.5)])
+def test_every_draw_of_a_step_has_a_key_of_its_own(times: tuple[float, ...]) -> None:
+    uses = Uses()
+    jax.block_until_ready(dataclasses.replace(TASK, times=times).draw(uses.key(0), batch()["latent"]))
+    assert len(uses.counts) > 10
+    assert uses.repeated() == 0

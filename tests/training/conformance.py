@@ -19,6 +19,7 @@ from gen.nn.network import tree_copy
 from gen.training.engine import EngineConfig, Hook, RunConfig, train
 from gen.training.sharding import MeshConfig
 from gen.training.task import Stage, State
+from tests.training.keys import Uses
 
 __all__ = ["check_devices", "check_task", "compilations", "run", "same"]
 
@@ -48,7 +49,8 @@ def check_task(
 
     `steps` must reach every program twice. Checked: JSON round trip; string keys; one compilation per program;
     frozen arrays and the data's source alive and unchanged; interrupted and resumed equal to undisturbed, bit for
-    bit; a step with non-finite parameters changes neither optimiser nor averages and says so; previews and exports.
+    bit; a step with non-finite parameters changes neither optimiser nor averages and says so; no PRNG key used twice
+    in a step; previews and exports.
     """
     assert from_json(json.loads(json.dumps(to_json(task)))) == task
     before = jax.device_get(tree_copy(dict(frozen)))
@@ -73,6 +75,7 @@ def check_task(
         assert all(isinstance(name, str) for name in names), f"{path} has a key that is not a string"
         assert np.isfinite(np.asarray(leaf)).all(), f"{jax.tree_util.keystr(path)} is not finite"
     _check_guard(task, data, frozen, whole, batch)
+    _check_keys(task, data, frozen, whole, batch)
     key = jax.random.key(0)
     for images in task.preview(whole, frozen, key).values():
         assert images.ndim == 4
@@ -86,13 +89,26 @@ def _check_guard(task: Any, data: Any, frozen: Any, state: State, batch: int) ->
         state, params=jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params), step=jnp.int32(0)
     )
     for name, program in task.programs.items():
-        step = next(i for i in range(10_000) if task.select(i) == name)
-        new, metrics = program(broken, frozen, {**rows, "schedule": dict(task.inputs(step))}, jax.random.key(1))
+        new, metrics = program(broken, frozen, rows | _schedule(task, name), jax.random.key(1))
         flags = [float(v) for k, v in metrics.items() if k.split("/")[-1] == "skipped"]
         assert flags, f"program '{name}' reports no 'skipped'"
         assert max(flags) == 1.0, f"program '{name}' did not skip a step with non-finite parameters"
         assert same(new.opt, state.opt), f"program '{name}' changed an optimiser in a skipped step"
         assert same(new.ema, state.ema), f"program '{name}' changed an average in a skipped step"
+
+
+def _check_keys(task: Any, data: Any, frozen: Any, state: State, batch: int) -> None:
+    rows = next(iter(data.batches(batch=batch, seed=0, start=0)))
+    for name, program in task.programs.items():
+        uses = Uses()
+        jax.block_until_ready(program(state, frozen, rows | _schedule(task, name), uses.key(1)))
+        assert not uses.repeated(), f"program '{name}' uses a PRNG key twice"
+
+
+def _schedule(task: Any, name: str) -> dict[str, Any]:
+    """What a batch carries at the first step of a program."""
+    step = next(i for i in range(10_000) if task.select(i) == name)
+    return {"schedule": dict(task.inputs(step))}
 
 
 class compilations:
