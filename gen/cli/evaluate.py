@@ -69,7 +69,8 @@ def evaluate(
       reference: statistics made by gen reference, or real images (as for WHAT).
       protocol: a protocol of the field that settings, samples and reference must agree with.
       extractor: the feature network, from gen list extractor; inception:MODE with clean, legacy_tensorflow or
-        legacy_pytorch. That of the protocol, else digits-extractor.
+        legacy_pytorch, or torchvision, which tells how many samples labelled with ImageNet's 1000 classes are read as
+        such. That of the protocol, else digits-extractor.
       count: score the first N images only; the result says so.
       seeds: which samples of a run, FIRST-LAST; as many as the protocol asks for, from 0 on, by default.
       label_rule: of a run: "seed mod classes" or "random", as the protocol has it by default. Of stored images: what
@@ -249,6 +250,7 @@ def _subject(
         seeds=wanted,
         identity=f"{fingerprint(loaded.config)} step {loaded.step} {loaded.weights}",
         labels=None if number is None else LABEL_RULES[rule](wanted, number),
+        classes=number,
         rule=rule,
         quantiser=known["quantiser"] or fixed.get("quantiser", "round"),
     )

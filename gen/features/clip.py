@@ -2,19 +2,18 @@
 
 import dataclasses
 import functools
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from PIL import Image
 
 from gen.config import suggest
 from gen.errors import GenError
-from gen.features.resize import resize, resize_host, resize_uint8
-from gen.features.weights import cache_path, flat, identity_of, load_weights, network_of
+from gen.features.resize import middle_square, middle_square_host, resize, resize_host
+from gen.features.weights import Converted, flat, network_of
 from gen.nn.layers import Attention, linear, patchify, run_stack, stack
 from gen.nn.network import Network, Params, param_shapes
 
@@ -194,7 +193,7 @@ def model_name(config: CLIPConfig) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class CLIPExtractor:
+class CLIPExtractor(Converted):
     """CLIP's embeddings of images, for CMMD, CLIP-FID and the CLIP score.
 
     Attributes:
@@ -218,59 +217,30 @@ class CLIPExtractor:
         return f"clip-{MODES[self.mode]}"
 
     @property
-    def image(self) -> tuple[int | None, int | None, int]:
-        """Any size."""
-        return (None, None, 3)
-
-    @property
     def resize(self) -> str:
         """See `Extractor`."""
         return "torch-bicubic stretched" if self.mode == "cmmd" else "pil-bicubic shorter side, centre crop"
 
     @property
-    def precision(self) -> str:
-        """See `Extractor`."""
-        return "float32-highest"
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """See `Extractor`."""
-        return ("features",)
-
-    @property
-    def path(self) -> Path:
-        """Where the weights lie."""
-        return Path(self.weights) if self.weights else cache_path(self.name)
-
-    @property
-    def _hint(self) -> str:
+    def hint(self) -> str:
+        """See `Converted`."""
         return f"get the {MODES[self.mode]} model of openai/CLIP (or its CLIPModel file) and run gen convert clip FILE"
 
     @property
     def network(self) -> CLIPConfig:
-        """The architecture of the weights. Raises GenError when there are none."""
-        return network_of(self.path, CLIPConfig, self._hint)
+        """The architecture of the weights, both towers. Raises GenError when there are none."""
+        return network_of(self.path, CLIPConfig, self.hint)
 
-    def fingerprint(self) -> str:
-        """A hash of the weights. Raises GenError when there are none."""
-        return identity_of(self.path, self._hint)
-
-    def load(self) -> Params:
-        """The weights of both towers. Raises GenError when the file is missing or damaged."""
-        params = load_weights(self.path, self._hint)
-        wanted = {name: value.shape for name, value in flat(param_shapes(self.network)).items()}
-        if {name: value.shape for name, value in flat(params).items()} != wanted:
-            raise GenError(f"{self.path} holds another CLIP than it says; {self._hint}")
-        return params
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """See `Converted`."""
+        return {name: value.shape for name, value in flat(param_shapes(self.network)).items()}
 
     def fit(self, image: np.ndarray) -> np.ndarray:
         """One image (H, W, 3) of any size resized on the host to (size, size, 3) float32, which a call takes as is."""
         side = self.network.size
         if self.mode == "cmmd":
             return resize_host(image, (side, side), "torch-bicubic")
-        size, (top, left) = _crop(image.shape[0], image.shape[1], side)
-        resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)
-        return np.asarray(resized, np.float32)[top : top + side, left : left + side]
+        return middle_square_host(image, side, side, "pil-bicubic")
 
     def prepared(self, images: jax.Array) -> jax.Array:
         """images (B, H, W, 3) on the 0..255 grid -> (B, size, size, 3) with CLIP's mean and deviation removed."""
@@ -278,9 +248,7 @@ class CLIPExtractor:
         if self.mode == "cmmd":
             x = resize(images, (side, side), "torch-bicubic")
         else:
-            size, (top, left) = _crop(images.shape[1], images.shape[2], side)
-            x = resize_uint8(images, size, "pil-bicubic").astype(jnp.float32)
-            x = x[:, top : top + side, left : left + side]
+            x = middle_square(images, side, side, "pil-bicubic")
         return (x / 255 - jnp.asarray(_MEAN)) / jnp.asarray(_DEVIATION)
 
     def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
@@ -307,12 +275,6 @@ class CLIPExtractor:
         params, call = self.load(), _text_program(network)
         rows = [np.minimum(np.arange(i, i + batch), len(tokens) - 1) for i in range(0, len(tokens), batch)]
         return np.concatenate([np.asarray(call(params, tokens[r])) for r in rows])[: len(tokens)]
-
-
-def _crop(height: int, width: int, side: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(height, width) with the shorter side brought to `side`, and where the middle square of it begins."""
-    size = (side * height // min(height, width), side * width // min(height, width))
-    return size, (round((size[0] - side) / 2), round((size[1] - side) / 2))
 
 
 @functools.lru_cache(maxsize=2)

@@ -73,6 +73,11 @@ class DigitsExtractor:
         """See `Extractor`."""
         return ("features", "logits")
 
+    @property
+    def classes(self) -> int:
+        """See `Extractor`."""
+        return 10
+
     def fingerprint(self) -> str:
         """SHA-256 of the weights file."""
         return _SHA256

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,13 +12,12 @@ from flax import nnx
 
 from gen.errors import GenError
 from gen.features.resize import cubic, resize, resize_host
-from gen.features.weights import cache_path, flat, identity_of, load_weights, network_of
+from gen.features.weights import Converted, flat, network_of
 from gen.nn.layers import MLP, Attention, linear, patchify, run_stack, stack
 from gen.nn.network import Network, Params, param_shapes
 
 __all__ = ["DEVIATION", "MEAN", "DINOv2", "DINOv2Config", "DINOv2Extractor"]
 
-_HINT = "get dinov2_vitl14_pretrain.pth from facebookresearch/dinov2 and run gen convert dinov2 FILE"
 # ImageNet's, of the range [0, 1]
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
@@ -180,7 +179,7 @@ class DINOv2(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class DINOv2Extractor:
+class DINOv2Extractor(Converted):
     """The final class token of DINOv2, for the Frechet distance of Stein et al. 2023 (FD-DINOv2).
 
     Images are resized to exactly `size` by Pillow's bicubic filter, not rounded in between, as EDM2 does.
@@ -200,46 +199,23 @@ class DINOv2Extractor:
         return "dinov2"
 
     @property
-    def image(self) -> tuple[int | None, int | None, int]:
-        """Any size."""
-        return (None, None, 3)
-
-    @property
     def resize(self) -> str:
         """See `Extractor`."""
         return f"pil-bicubic {self.size}"
 
     @property
-    def precision(self) -> str:
-        """See `Extractor`."""
-        return "float32-highest"
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """See `Extractor`."""
-        return ("features",)
-
-    @property
-    def path(self) -> Path:
-        """Where the weights lie."""
-        return Path(self.weights) if self.weights else cache_path(self.name)
+    def hint(self) -> str:
+        """See `Converted`."""
+        return "get dinov2_vitl14_pretrain.pth from facebookresearch/dinov2 and run gen convert dinov2 FILE"
 
     @property
     def network(self) -> DINOv2Config:
         """The architecture of the weights. Raises GenError when there are none."""
-        return network_of(self.path, DINOv2Config, _HINT)
+        return network_of(self.path, DINOv2Config, self.hint)
 
-    def fingerprint(self) -> str:
-        """A hash of the weights. Raises GenError when there are none."""
-        return identity_of(self.path, _HINT)
-
-    def load(self) -> Params:
-        """The weights. Raises GenError when the file is missing, or damaged."""
-        params = load_weights(self.path, _HINT)
-        wanted = {name: value.shape for name, value in flat(param_shapes(self.network)).items()}
-        if {name: value.shape for name, value in flat(params).items()} != wanted:
-            raise GenError(f"{self.path} holds another DINOv2 than it says; {_HINT}")
-        return params
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """See `Converted`."""
+        return {name: value.shape for name, value in flat(param_shapes(self.network)).items()}
 
     def fit(self, image: np.ndarray) -> np.ndarray:
         """One image (H, W, 3) of any size resized on the host to (size, size, 3) float32, which a call takes as is."""

@@ -46,6 +46,11 @@ class Extractor(Protocol):
         """Names of what a call returns."""
         ...
 
+    @property
+    def classes(self) -> int:
+        """How many classes there are logits of; 0 without. Label k is class k only in sets of just as many classes."""
+        ...
+
     def load(self) -> Params:
         """The weights; raises GenError when the file is missing or not the one `fingerprint` names."""
         ...

@@ -7,7 +7,6 @@ names of the published .pth file. Batch norms are folded into the convolutions, 
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -16,13 +15,14 @@ import numpy as np
 
 from gen.errors import GenError
 from gen.features.extractor import in_parts
-from gen.features.resize import resize, resize_host
-from gen.features.weights import cache_path, flat, identity_of, load_weights
+from gen.features.resize import middle_square, middle_square_host, resize, resize_host
+from gen.features.weights import Converted
 from gen.nn.network import Params
 
 __all__ = ["PUBLISHED", "RESIZES", "SIZE", "Inception", "conv_shapes", "fid_input", "inception", "logits"]
 
 SIZE = 299
+_SHORTER, _FILTER = 342, "pil-bilinear"  # torchvision's preprocessing of images for its weights
 PUBLISHED = "inception-2015-12-05"  # the identity of the published weights
 RESIZES = {"clean": "pil-bicubic", "legacy_tensorflow": "tf1-bilinear", "legacy_pytorch": "torch-bilinear"}
 _PART = 4  # images a CPU takes at a time
@@ -31,7 +31,7 @@ _HINT = {
         "get pt_inception-2015-12-05-6726825d.pth from the releases of github.com/mseitzer/pytorch-fid (fid_weights), "
         "or inception-2015-12-05.pt of NVIDIA's stylegan2-ada-pytorch (metrics), and run gen convert inception FILE"
     ),
-    "torchvision": "get torchvision's inception_v3_google .pth and run gen convert inception FILE",
+    "torchvision": "get inception_v3_google-0cc3c7bd.pth of torchvision and run gen convert inception FILE",
 }
 _STEM = {
     "Conv2d_1a_3x3": (3, 32, 3, 3),
@@ -285,37 +285,41 @@ def fid_input(images: jax.Array, mode: str) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Inception:
+class Inception(Converted):
     """The Inception network as evaluation uses it: resize, normalisation and network of one published FID.
 
     Attributes:
       mode: clean (clean-fid: antialiased bicubic), legacy_tensorflow (the original FID, ADM, EDM, torch-fidelity) or
-        legacy_pytorch (pytorch-fid): they differ in resize and normalisation, by a few per cent.
-      variant: fid, or torchvision for the network of torchvision's weights (1000 classes, plain pools).
+        legacy_pytorch (pytorch-fid): they differ in resize and normalisation, by a few per cent. torchvision is
+        another network, torchvision's weights with their own preprocessing (shorter side to 342 by Pillow's bilinear
+        filter, middle square of 299, plain pools): its 1000 classes are in ImageNet's order, so it tells how often
+        labelled samples are read as their class; its distances are no FID.
       weights: a file made by ``gen convert inception``; that of the per-user cache by default.
       fast: the device's fast arithmetic (TF32, bfloat16) for monitoring; never for scores that are reported.
     """
 
-    mode: Literal["clean", "legacy_tensorflow", "legacy_pytorch"] = "clean"
-    variant: Literal["fid", "torchvision"] = "fid"
+    mode: Literal["clean", "legacy_tensorflow", "legacy_pytorch", "torchvision"] = "clean"
     weights: str = ""
     fast: bool = False
 
     def __post_init__(self) -> None:
-        if self.mode not in RESIZES:
-            raise GenError(f"unknown FID mode '{self.mode}'; expected one of {', '.join(RESIZES)}")
-        if self.variant not in _HINT:
-            raise GenError(f"unknown Inception variant '{self.variant}'; expected one of {', '.join(_HINT)}")
+        if self.mode not in (*RESIZES, "torchvision"):
+            raise GenError(f"unknown Inception mode '{self.mode}'; expected one of {', '.join(RESIZES)}, torchvision")
+
+    @property
+    def fid(self) -> bool:
+        """Whether it is the network of FID."""
+        return self.mode != "torchvision"
 
     @property
     def name(self) -> str:
-        """Short name for protocols and tables."""
-        return "inception" if self.variant == "fid" else "inception-torchvision"
+        """See `Converted`."""
+        return "inception" if self.fid else "inception-torchvision"
 
     @property
-    def image(self) -> tuple[int | None, int | None, int]:
-        """Any size."""
-        return (None, None, 3)
+    def hint(self) -> str:
+        """See `Converted`."""
+        return _HINT["fid" if self.fid else "torchvision"]
 
     @property
     def resize(self) -> str:
@@ -329,42 +333,41 @@ class Inception:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """See `Extractor`. Its classes are not in ImageNet's order, so it gives no logits for an accuracy."""
-        return ("features", "spatial", "unbiased_logits")
+        """See `Extractor`. The 1008 outputs of FID's network are in an order of their own: no logits by label."""
+        return ("features", "spatial", "unbiased_logits") if self.fid else ("features", "logits")
 
     @property
-    def path(self) -> Path:
-        """Where the weights lie."""
-        return Path(self.weights) if self.weights else cache_path(self.name)
+    def classes(self) -> int:
+        """See `Extractor`."""
+        return 0 if self.fid else 1000
 
-    def fingerprint(self) -> str:
-        """`PUBLISHED` for the published weights, else a hash of the weights. Raises GenError when there are none."""
-        return identity_of(self.path, _HINT[self.variant])
-
-    def load(self) -> Params:
-        """The weights. Raises GenError when the file is missing, damaged or another network's."""
-        params = load_weights(self.path, _HINT[self.variant])
-        wanted = {f"{name}/kernel" for name in (*conv_shapes(), "fc")} | {f"{n}/bias" for n in (*conv_shapes(), "fc")}
-        classes = {"fid": 1008, "torchvision": 1000}[self.variant]
-        if set(flat(params)) != wanted or params["fc"]["bias"].shape != (classes,):
-            raise GenError(f"{self.path} does not hold the {self.name} network; {_HINT[self.variant]}")
-        return params
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """See `Converted`."""
+        layers: dict[str, tuple[int, ...]] = {"fc": (2048, 1008 if self.fid else 1000)}
+        layers |= {name: (height, width, c, out) for name, (c, out, height, width) in conv_shapes().items()}
+        kernels = {f"{name}/kernel": shape for name, shape in layers.items()}
+        return kernels | {f"{name}/bias": shape[-1:] for name, shape in layers.items()}
 
     def fit(self, image: np.ndarray) -> np.ndarray:
-        """One image (H, W, 3) of any size resized on the host to (299, 299, 3) float32, which a call takes as it is."""
+        """One image (H, W, 3) of any size resized on the host, float32, as a call takes it as it is: (299, 299, 3),
+        or (342, 342, 3) whose middle torchvision's network sees."""
+        if not self.fid:
+            return middle_square_host(image, _SHORTER, SIZE, _FILTER)
         return resize_host(image, (SIZE, SIZE), RESIZES[self.mode])
 
     def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        """images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, 2048), "spatial" (B, 2023) for sFID
-        (first 7 channels of Mixed_6d, flattened by row, column, channel) and "unbiased_logits" (B, 1008)."""
+        """images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, 2048), and of FID's network "spatial"
+        (B, 2023) for sFID (first 7 channels of Mixed_6d, flattened by row, column, channel) and "unbiased_logits"
+        (B, 1008), of torchvision's "logits" (B, 1000)."""
         found: dict[str, jax.Array] = in_parts(self._outputs, params, images, _PART)
         return found
 
     def _outputs(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        x = fid_input(images, self.mode)
-        symmetric = self.mode == "legacy_pytorch" or self.variant == "torchvision"
-        x = x / 127.5 - 1 if symmetric else (x - 128) / 128
+        x = fid_input(images, self.mode) if self.fid else middle_square(images, _SHORTER, SIZE, _FILTER)
+        x = (x - 128) / 128 if self.mode in ("clean", "legacy_tensorflow") else x / 127.5 - 1
         precision = jax.lax.Precision.DEFAULT if self.fast else jax.lax.Precision.HIGHEST
-        features, found = inception(params, x, fid=self.variant == "fid", taps=("Mixed_6d",), precision=precision)
+        features, found = inception(params, x, fid=self.fid, taps=("Mixed_6d",), precision=precision)
+        if not self.fid:
+            return {"features": features, "logits": logits(params, features, bias=True)}
         spatial = found["Mixed_6d"][..., :7].reshape(len(x), -1)
         return {"features": features, "spatial": spatial, "unbiased_logits": logits(params, features, bias=False)}

@@ -10,10 +10,20 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from gen.errors import GenError
 
-__all__ = ["METHODS", "axis_weights", "cubic", "resize", "resize_host", "resize_uint8"]
+__all__ = [
+    "METHODS",
+    "axis_weights",
+    "cubic",
+    "middle_square",
+    "middle_square_host",
+    "resize",
+    "resize_host",
+    "resize_uint8",
+]
 
 _FIXED_BITS = 22  # of Pillow's weights for 8-bit images
 
@@ -142,6 +152,33 @@ def resize_uint8(images: jax.Array, size: tuple[int, int], method: str) -> jax.A
         rounded = (product + (1 << (_FIXED_BITS - 1))) >> _FIXED_BITS
         x = jnp.moveaxis(jnp.clip(rounded, 0, 255), 0, axis)
     return x.astype(jnp.uint8)
+
+
+def middle_square(images: jax.Array, shorter: int, side: int, method: str) -> jax.Array:
+    """The shorter side brought to `shorter` pixels by `resize_uint8`, and the middle square of `side` cut out.
+
+    images (B, H, W, C) on the 0..255 grid -> (B, side, side, C) float32. The preprocessing of torchvision and CLIP.
+    """
+    size, (top, left) = _square(images.shape[1], images.shape[2], shorter, side)
+    return resize_uint8(images, size, method).astype(jnp.float32)[:, top : top + side, left : left + side]
+
+
+def middle_square_host(image: np.ndarray, shorter: int, side: int, method: str) -> np.ndarray:
+    """What `middle_square` takes as it is, of one image (H, W, C) uint8 -> (shorter, shorter, C) float32.
+
+    Pillow itself resizes it; the square has the middle that will be cut out of it.
+    """
+    size, corner = _square(image.shape[0], image.shape[1], shorter, side)
+    filter_ = Image.Resampling[method.removeprefix("pil-").upper()]
+    resized = np.asarray(Image.fromarray(image).resize(size[::-1], filter_), np.float32)
+    top, left = (first - _square(shorter, shorter, shorter, side)[1][0] for first in corner)
+    return resized[top : top + shorter, left : left + shorter]
+
+
+def _square(height: int, width: int, shorter: int, side: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) with the shorter side brought to `shorter`, and where the middle square of `side` begins."""
+    size = (shorter * height // min(height, width), shorter * width // min(height, width))
+    return size, (round((size[0] - side) / 2), round((size[1] - side) / 2))
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 Files get there by ``gen convert`` alone; nothing is ever downloaded.
 """
 
+import abc
 import functools
 import hashlib
 import json
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
 from gen.config import from_json, to_json
@@ -19,7 +21,16 @@ from gen.errors import GenError
 from gen.nn.network import Params
 from gen.training.checkpoints import load_arrays, save_arrays
 
-__all__ = ["cache_path", "content_fingerprint", "flat", "identity_of", "load_weights", "network_of", "store_weights"]
+__all__ = [
+    "Converted",
+    "cache_path",
+    "content_fingerprint",
+    "flat",
+    "identity_of",
+    "load_weights",
+    "network_of",
+    "store_weights",
+]
 
 T = TypeVar("T")
 
@@ -109,3 +120,66 @@ def load_weights(path: Path, hint: str) -> dict[str, Any]:
     if content_fingerprint(params) != content:
         raise GenError(f"the weights in {path} are not those that were converted; {hint}")
     return params
+
+
+class Converted(abc.ABC):
+    """What extractors share whose weights are a file that ``gen convert`` made; they take images of any size.
+
+    A subclass is a frozen dataclass with a field ``weights``: that file, or "" for the one of the per-user cache.
+    """
+
+    weights: str
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """Short name for protocols, tables and the cache."""
+
+    @property
+    @abc.abstractmethod
+    def hint(self) -> str:
+        """Where the weights are published and how to convert them, for messages."""
+
+    @abc.abstractmethod
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of every array of the weights, by its "/"-joined path."""
+
+    @abc.abstractmethod
+    def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
+        """See `gen.features.extractor.Extractor`."""
+
+    @property
+    def image(self) -> tuple[int | None, int | None, int]:
+        """Any size."""
+        return (None, None, 3)
+
+    @property
+    def precision(self) -> str:
+        """See `gen.features.extractor.Extractor`."""
+        return "float32-highest"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See `gen.features.extractor.Extractor`."""
+        return ("features",)
+
+    @property
+    def classes(self) -> int:
+        """See `gen.features.extractor.Extractor`."""
+        return 0
+
+    @property
+    def path(self) -> Path:
+        """Where the weights lie."""
+        return Path(self.weights) if self.weights else cache_path(self.name)
+
+    def fingerprint(self) -> str:
+        """The name of the published weights, or else a hash. Raises GenError when there are none."""
+        return identity_of(self.path, self.hint)
+
+    def load(self) -> Params:
+        """The weights. Raises GenError when the file is missing, damaged or another network's."""
+        params = load_weights(self.path, self.hint)
+        if {name: tuple(value.shape) for name, value in flat(params).items()} != self.shapes():
+            raise GenError(f"{self.path} does not hold the {self.name} network that it should; {self.hint}")
+        return params

@@ -46,7 +46,7 @@ class Unresized:
 
 def require(extractor: Any) -> None:
     """Imports torch and clean-fid. Raises GenError when they are missing, or for a network clean-fid does not have."""
-    if not isinstance(extractor, Inception) or extractor.variant != "fid" or extractor.fast:
+    if not isinstance(extractor, Inception) or not extractor.fid or extractor.fast:
         raise GenError(
             f"clean-fid has no network {extractor.name} ({extractor.precision}); expected --extractor inception, "
             "inception:legacy_tensorflow or inception:legacy_pytorch; choose one of them"

@@ -88,8 +88,9 @@ _NEEDS: dict[str, tuple[Callable[[Extractor, Source, Reference], bool], str]] = 
         "needs labels of samples and of real images; give both, or leave it out",
     ),
     "classifier": (
-        lambda extractor, source, reference: "logits" in extractor.outputs and source.labels != "none",
-        "needs labelled samples and an extractor that classifies; give labels, or leave it out",
+        lambda extractor, source, reference: 0 < extractor.classes == source.classes,
+        "needs samples labelled with the classes of the extractor's classifier, in its order; for ImageNet give labels "
+        "and --extractor inception:torchvision (the 1008 outputs of FID's network are in another order)",
     ),
     "spatial": (
         lambda extractor, source, reference: "spatial" in extractor.outputs and reference.spatial is not None,
@@ -172,9 +173,10 @@ def _manifold(found: Found, reference: Reference, protocol: Protocol) -> Scores:
 
 def _accuracy(found: Found, reference: Reference, protocol: Protocol) -> Scores:
     classes = tuple(None if np.isnan(a) else float(a) for a in found["class_accuracy"])
-    value = float(found["accuracy"])
-    error = proportion_error(value, int(found["class_count"].sum()))
-    return Scores({"accuracy": value}, {"accuracy": error}, per_class={"accuracy": classes})
+    values = {name: float(found[name]) for name in ("accuracy", "top5_accuracy") if name in found}
+    count = int(found["class_count"].sum())
+    errors = {name: proportion_error(value, count) for name, value in values.items()}
+    return Scores(values, errors, per_class={"accuracy": classes})
 
 
 def _kid(found: Found, reference: Reference, protocol: Protocol) -> Scores:
@@ -274,7 +276,7 @@ MEASURES: dict[str, Measure] = {
     ),
     "manifold": Measure("precision, recall, density, coverage", _manifold, ("real features",), asked=False),
     "accuracy": Measure(
-        "how often the extractor's classifier reads the label a sample was made for",
+        "how often the extractor's classifier reads the label a sample was made for, or has it among its first 5",
         _accuracy,
         ("classifier",),
         asked=False,

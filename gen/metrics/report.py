@@ -39,7 +39,7 @@ _WORDS = {
     "nfe": "NFE",
 }
 _ABSENT = "\N{EN DASH}"
-_UP = ("precision", "recall", "density", "coverage", "accuracy", "inception_score", "psnr")
+_UP = ("precision", "recall", "density", "coverage", "accuracy", "top5_accuracy", "inception_score", "psnr")
 
 
 def mosaic(images: np.ndarray, columns: int, size: int = 48, gap: int = 2) -> Image.Image:

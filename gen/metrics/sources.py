@@ -42,6 +42,7 @@ class Source:
       identity: what tells these samples from any others: goes into results, references and resumable state.
       quantiser: a name in `QUANTISERS` for float images; for uint8 ones how they came about, "given" when unknown.
       labels: the rule behind the labels; "none" without.
+      classes: how many classes the labels are of; 0 without.
       seeds: the seeds of generated samples as text.
       read: for stored images: ``indices (n,) -> rows by name`` on the host, one batch at a time, so that memory does
         not grow with `count`; `function` then gets those rows in place of `arguments`, or beside them, as
@@ -56,6 +57,7 @@ class Source:
     identity: str
     quantiser: str = "round"
     labels: str = "none"
+    classes: int = 0
     seeds: str = ""
     read: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None
     beside: Mapping[str, tuple[str, Any]] = dataclasses.field(default_factory=dict)
@@ -63,6 +65,10 @@ class Source:
     def named(self) -> str:
         """What is beside, by name and identity, as it stands in protocols."""
         return ", ".join(f"{name} {identity}" for name, (identity, _) in sorted(self.beside.items()))
+
+
+def _classes(labels: np.ndarray | None) -> int:
+    return 0 if labels is None else int(np.max(labels)) + 1
 
 
 def balanced_labels(count: int, classes: int) -> np.ndarray:
@@ -124,6 +130,7 @@ def from_arrays(
         identity=f"arrays {identity or array_identity(arrays)}",
         quantiser=quantiser,
         labels="none" if labels is None else rule,
+        classes=_classes(labels),
         seeds=seeds,
         read=lambda indices: {name: array[indices] for name, array in arrays.items()},
     )
@@ -184,6 +191,7 @@ def from_store(
         identity=f"files {store.identity()}",
         quantiser=quantiser,
         labels="none" if store.label is None else rule,
+        classes=_classes(store.label),
         seeds=seeds,
         read=read,
     )
@@ -201,6 +209,7 @@ def generated(
     seeds: range,
     identity: str,
     labels: np.ndarray | None = None,
+    classes: int | None = None,
     rule: str = "given",
     quantiser: str = "round",
 ) -> Source:
@@ -212,6 +221,7 @@ def generated(
       seeds: one seed per sample; sample i has the key ``sample_keys(0, seeds[i])``, as ``gen sample --seeds`` gives it.
       identity: of generator and weights.
       labels: (N,) integers, given to `sample` as ``cond["label"]``; None for an unconditional generator.
+      classes: how many there are; as many as the labels name by default.
       rule: the rule behind the labels.
       quantiser: a name in `QUANTISERS`.
 
@@ -235,6 +245,7 @@ def generated(
         identity=identity if labels is None else f"{identity} labels {array_identity({'label': np.asarray(labels)})}",
         quantiser=quantiser,
         labels="none" if labels is None else rule,
+        classes=_classes(labels) if classes is None else classes,
         seeds=named,
     )
 

@@ -19,6 +19,7 @@ from gen.features.extractor import Extractor
 __all__ = ["Accumulator", "Accuracy", "Features", "Moments", "Statistic", "basic_statistics", "finalised"]
 
 Accumulator = dict[str, Any]  # arrays by name: jax on device, numpy (floats as float64) on the host
+_MANY = 100  # classes from which on the first five are of interest
 Shapes = Mapping[str, Any]  # name -> something with .shape, leading axis = batch
 
 
@@ -176,37 +177,41 @@ class Features:
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """How often the classifier of the extractor reads the label a sample was made for."""
+    """How often the classifier of the extractor reads the label a sample was made for, and nearly does.
+
+    Nearly is among the five classes it holds most likely, and of interest where there are many classes.
+    """
 
     def init(self, shapes: Shapes, span: int) -> Accumulator:
         """See `Statistic`."""
         classes = shapes["logits"].shape[-1]
-        return {"right": jnp.zeros(classes), "seen": jnp.zeros(classes)}
+        names = ("right", "seen") if classes < _MANY else ("right", "seen", "near")
+        return {name: jnp.zeros(classes) for name in names}
 
     def update(
         self, accumulator: Accumulator, batch: Mapping[str, jax.Array], weight: jax.Array, index: jax.Array
     ) -> Accumulator:
         """See `Statistic`."""
-        right = (batch["logits"].argmax(-1) == batch["label"]) * weight
-        return {
-            "right": accumulator["right"].at[batch["label"]].add(right),
-            "seen": accumulator["seen"].at[batch["label"]].add(weight),
-        }
+        logits, label = batch["logits"], batch["label"]
+        counts = {"right": logits.argmax(-1) == label, "seen": jnp.ones(len(label), bool)}
+        if "near" in accumulator:
+            counts["near"] = (jax.lax.top_k(logits, 5)[1] == label[:, None]).any(-1)
+        return {name: accumulator[name].at[label].add(counts[name] * weight) for name in accumulator}
 
     def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
         """See `Statistic`."""
         return {name: np.asarray(array, np.float64) + b[name] for name, array in a.items()}
 
     def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
-        """``accuracy`` () in [0, 1]; ``class_accuracy`` (K,), NaN for a class without samples; ``class_count`` (K,)."""
-        right, seen = np.asarray(accumulator["right"], np.float64), np.asarray(accumulator["seen"], np.float64)
+        """``accuracy`` () in [0, 1], and ``top5_accuracy`` () of 100 classes or more; ``class_accuracy`` (K,), NaN for
+        a class without samples; ``class_count`` (K,)."""
+        counts = {name: np.asarray(array, np.float64) for name, array in accumulator.items()}
+        seen = counts["seen"]
         with np.errstate(invalid="ignore"):
-            per_class = right / seen
-        return {
-            "accuracy": np.float64(right.sum() / max(seen.sum(), 1)),
-            "class_accuracy": per_class,
-            "class_count": seen,
-        }
+            per_class = counts["right"] / seen
+        shares = {name: np.float64(array.sum() / max(seen.sum(), 1)) for name, array in counts.items()}
+        found = {"accuracy": shares["right"], "class_accuracy": per_class, "class_count": seen}
+        return found | ({"top5_accuracy": shares["near"]} if "near" in shares else {})
 
 
 def basic_statistics(extractor: Extractor, labelled: bool, limit: int) -> dict[str, Statistic]:

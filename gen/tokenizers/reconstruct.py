@@ -41,6 +41,7 @@ class Pixels:
     resize: str = "none"
     precision: str = "float32-highest"
     outputs: tuple[str, ...] = ("features",)
+    classes: int = 0
 
     def load(self) -> Params:
         """Nothing."""

@@ -29,7 +29,7 @@ def test_a_converted_file_is_the_extractor(tmp_path) -> None:
     assert not np.allclose(features[0], features[1])
     other = tmp_path / "other.safetensors"
     store_weights(other, params, origin="test", network=dataclasses.replace(NETWORK, hidden=64))
-    with pytest.raises(GenError, match="another DINOv2"):
+    with pytest.raises(GenError, match="does not hold the dinov2 network"):
         DINOv2Extractor(weights=str(other)).load()
     store_weights(other, params, origin="test")
     with pytest.raises(GenError, match="does not say which DINOv2Config"):

@@ -7,7 +7,7 @@ from gen.config import from_json, to_json
 from gen.errors import GenError
 from gen.features.extractor import accepts
 from gen.features.inception import PUBLISHED, Inception, conv_shapes, inception
-from gen.features.resize import METHODS, axis_weights, resize, resize_uint8
+from gen.features.resize import METHODS, axis_weights, middle_square, resize, resize_uint8
 from gen.features.weights import content_fingerprint, store_weights
 from gen.pretrained import inception as importer
 from gen.pretrained.features import convert_network
@@ -88,13 +88,29 @@ def test_torchvision_variant(cache):
     source = cache.parent.parent / "tv.safetensors"
     write_weights(source, weights)
     convert_network("inception", source)
-    network = Inception(variant="torchvision")
+    network = Inception("torchvision")
     assert network.path.name == "inception-torchvision.safetensors"
     assert network.load()["fc"]["bias"].shape == (1000,)
     with pytest.raises(GenError, match="gen convert inception"):
         Inception().load()
     with pytest.raises(GenError, match="does not hold the inception network"):
         Inception(weights=str(network.path)).load()
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 71), (400, 360)])
+def test_the_middle_square_is_the_same_on_host_and_device(height, width):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    on_device = middle_square(jnp.asarray(image[None]), 342, 299, "pil-bilinear")
+    on_host = Inception("torchvision").fit(image)
+    assert on_host.shape == (342, 342, 3)
+    np.testing.assert_array_equal(middle_square(jnp.asarray(on_host[None]), 342, 299, "pil-bilinear"), on_device)
+    from PIL import Image
+
+    short = min(height, width)
+    size = (342 * width // short, 342 * height // short)
+    resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    top, left = (round((side - 299) / 2) for side in resized.shape[:2])
+    np.testing.assert_array_equal(on_device[0], resized[top : top + 299, left : left + 299])
 
 
 def test_other_files_are_refused(state, tmp_path):
@@ -130,7 +146,7 @@ def test_config():
     )
     taken = {shape: accepts(network, shape) for shape in ((64, 32, 3), (8, 8, 1), (8, 8, 2), (8, 8))}
     assert list(taken.values()) == [True, True, False, False]
-    for arguments in ({"mode": "dirty"}, {"variant": "v4"}):
+    for arguments in ({"mode": "dirty"},):
         with pytest.raises(GenError, match="expected one of"):
             Inception(**arguments)
 

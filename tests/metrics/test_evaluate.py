@@ -48,6 +48,14 @@ def test_the_reference_scores_itself_perfectly(reference):
     assert "accuracy" not in values
 
 
+def test_no_accuracy_where_the_classes_are_not_those_of_the_classifier(reference):
+    source = from_arrays(FAKE, LABELS % 3)
+    assert "accuracy" not in evaluate(source, reference, Toy()).values
+    for given in (source, from_arrays(FAKE)):
+        with pytest.raises(GenError, match="accuracy needs samples labelled with the classes of the extractor's class"):
+            Evaluation(given, reference, Toy(), Settings(extra=("accuracy",)))
+
+
 def test_reference_files(reference, tmp_path):
     reference.save(tmp_path / "ref.npz")
     loaded = Reference.load(tmp_path / "ref.npz")

@@ -1,9 +1,12 @@
-"""An evaluation with the Inception network, end to end through the command line; the weights are random."""
+"""Evaluations with the Inception networks, end to end through the command line; the weights are random."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gen.cli import main
+from gen.features.inception import Inception
 from gen.metrics.protocol import Result
 from gen.pretrained.readers import write_weights
 from tests.features.test_inception import official
@@ -38,3 +41,25 @@ def test_from_published_file_to_scores(tmp_path, monkeypatch, capsys):
     command = ["evaluate", str(tmp_path / "real.npz"), "--reference", reference, "--out", str(again)]
     assert main([*command, *network]) == 0
     assert Result.load(again).values["frechet_distance"] == pytest.approx(0, abs=1e-4)
+
+
+def test_accuracy_by_the_network_of_torchvision(tmp_path, monkeypatch, capsys):
+    """Labels are chosen by the network's own order of classes: the first, the fifth and the sixth."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    write_weights(tmp_path / "net.safetensors", official(classes=1000))
+    assert main(["convert", "inception", str(tmp_path / "net.safetensors")]) == 0
+    network = Inception("torchvision")
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 40, 44, 3), dtype=np.uint8)
+    order = np.argsort(-np.asarray(jax.jit(network)(network.load(), jnp.asarray(pictures))["logits"]), axis=1)
+    labels = order[np.arange(8), [0, 0, 4, 4, 4, 5, 5, 5]]
+    labels[-1] = 999  # so that the set has all of ImageNet's classes
+    assert 999 not in order[-1, :5]
+    np.savez(tmp_path / "fake.npz", pictures, labels)
+    command = ["evaluate", str(tmp_path / "fake.npz"), "--reference", str(tmp_path / "fake.npz"), "--batch", "8"]
+    scores = tmp_path / "scores.json"
+    assert main([*command, "--extractor", "inception:torchvision", "--out", str(scores)]) == 0
+    result = Result.load(scores)
+    assert (result.values["accuracy"], result.values["top5_accuracy"]) == (0.25, 0.625)
+    assert result.within["accuracy"] == pytest.approx(np.sqrt(0.25 * 0.75 / 8), rel=0.1)
+    assert (result.protocol.extractor, result.protocol.resize) == ("inception-torchvision", "torchvision")
+    assert result.protocol.extractor_fingerprint == network.fingerprint()

@@ -79,3 +79,16 @@ def test_accuracy(batch, host):
     for label in range(3):
         assert found["class_accuracy"][label] == pytest.approx(right[label::3].mean())
     np.testing.assert_array_equal(found["class_count"], [67, 67, 66])
+
+
+def test_accuracy_among_many_classes_counts_the_first_five():
+    """Sample i's own class has the i-th largest logit, i from 0 to 9; the padding's garbage does not count."""
+    label, logits = np.arange(10) * 7, np.tile(np.linspace(0, -1, 100, dtype=np.float32), (12, 1))
+    for i in range(10):
+        logits[i, [i, label[i]]] = logits[i, [label[i], i]]
+    batch = {"logits": logits, "label": np.r_[label, 3, 3]}
+    statistic, weight = Accuracy(), np.r_[np.ones(10), 0, 0].astype(np.float32)
+    found = statistic.finalise(statistic.update(statistic.init(batch, SPAN), batch, weight, np.arange(12)))
+    assert (found["accuracy"], found["top5_accuracy"]) == (0.1, 0.5)
+    assert found["class_count"].sum() == 10
+    assert "top5_accuracy" not in _stream(statistic, 64)

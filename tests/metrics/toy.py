@@ -35,6 +35,10 @@ class Toy:
     def outputs(self):
         return ("features", "logits")
 
+    @property
+    def classes(self):
+        return 4
+
     def load(self):
         return {"weight": np.random.default_rng(3).normal(size=(90, 16)).astype(np.float32)}
 

@@ -20,7 +20,22 @@ else:
 
     require(Inception())  # torchvision beside a CPU build of torch, before a test imports it
 
-COUNT, SIZE = 32, (72, 96)  # pictures a side; height and width
+COUNT, SIZE = 16, (72, 96)  # pictures a side; height and width
+AGREED: list[tuple[str, float, float]] = []  # what was compared: its name, our value, theirs
+
+
+def agree(what, ours, theirs, rel=1e-4):
+    """Asserts that two values are equal, and keeps them for the table at the end."""
+    AGREED.append((what, float(ours), float(theirs)))
+    assert ours == pytest.approx(theirs, rel=rel), what
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table of what was compared."""
+    if AGREED:
+        terminalreporter.section("ours, theirs, relative difference")
+    for what, ours, theirs in AGREED:
+        terminalreporter.line(f"{what:50}{ours:14.7g}{theirs:14.7g}{abs(ours - theirs) / max(abs(theirs), 1e-30):11.1e}")
 
 
 def _crops(rng):
@@ -50,7 +65,7 @@ def folders(tmp_path_factory):
 
     rng = np.random.default_rng(0)
     real, fake = _crops(rng), _crops(rng)
-    fake = np.clip(fake * 0.9 + rng.normal(0, 12, fake.shape), 0, 255).astype(np.uint8)
+    fake = np.clip(fake * 0.6 + rng.normal(0, 40, fake.shape), 0, 255).astype(np.uint8)
     found = []
     for name, images in (("fake", fake), ("real", real)):
         folder = tmp_path_factory.mktemp(name)
@@ -60,15 +75,14 @@ def folders(tmp_path_factory):
     return tuple(found)
 
 
-@pytest.fixture(scope="session")
-def official():
+def draw_weights(classes):
     """Random weights under the names of the .pth file, scaled so that activations neither grow nor die."""
     from gen.features.inception import conv_shapes
 
     rng = np.random.default_rng(1)
     weights = {
-        "fc.weight": rng.standard_normal((1008, 2048)) / 45,
-        "fc.bias": rng.standard_normal(1008) / 2,
+        "fc.weight": rng.standard_normal((classes, 2048)) / 45,
+        "fc.bias": rng.standard_normal(classes) / 2,
     }
     for layer, (channels, out, height, width) in conv_shapes().items():
         path = layer.replace("/", ".")
@@ -78,6 +92,12 @@ def official():
         weights |= {f"{path}.bn.running_mean": rng.standard_normal(out) / 10}
         weights |= {f"{path}.bn.running_var": 0.5 + rng.random(out)}
     return {name: array.astype(np.float32) for name, array in weights.items()}
+
+
+@pytest.fixture(scope="session")
+def official():
+    """Those of FID's network."""
+    return draw_weights(1008)
 
 
 @pytest.fixture(scope="session")

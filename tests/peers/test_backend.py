@@ -46,7 +46,7 @@ def test_pictures_of_many_sizes(mode, installed, tmp_path):
 
 
 def test_refuses():
-    for network in (DigitsExtractor(), Inception(variant="torchvision"), Inception(fast=True)):
+    for network in (DigitsExtractor(), Inception("torchvision"), Inception(fast=True)):
         with pytest.raises(GenError, match="clean-fid has no network"):
             cleanfid.require(network)
 

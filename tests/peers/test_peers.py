@@ -3,6 +3,8 @@
 The tools are used as their users call them; only the download of the published weights is replaced.
 """
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import pytorch_fid.fid_score
@@ -13,10 +15,11 @@ from cleanfid import fid, inception_pytorch
 from prdc import compute_prdc
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from gen.features.inception import RESIZES
+from gen.features.inception import RESIZES, Inception
+from gen.pretrained.features import convert_network
+from tests.peers.conftest import agree, draw_weights
 
 CPU = torch.device("cpu")
-CLOSE = {"rel": 1e-4}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def test_clean_fid(mode, scores, folders, weights, graph, plain_graph, monkeypat
     common = {"mode": mode, "num_workers": 0, "device": CPU, "verbose": False, "use_dataparallel": False}
     fake, real = map(str, folders)
     theirs = fid.compute_fid(fake, real, custom_feat_extractor=network, **common)
-    assert scores[mode]["frechet_distance"] == pytest.approx(theirs, **CLOSE)
+    agree(f"FID of clean-fid, {mode}", scores[mode]["frechet_distance"], theirs)
     assert theirs > 0.1  # the two sets do differ
 
 
@@ -59,7 +62,7 @@ def test_modes_differ(scores):
 def test_pytorch_fid(scores, folders, weights, monkeypatch):
     monkeypatch.setattr(pytorch_fid.inception, "load_state_dict_from_url", lambda *a, **k: weights)
     theirs = pytorch_fid.fid_score.calculate_fid_given_paths([str(f) for f in folders], 8, CPU, 2048, num_workers=0)
-    assert scores["legacy_pytorch"]["frechet_distance"] == pytest.approx(theirs, **CLOSE)
+    agree("FID of pytorch-fid", scores["legacy_pytorch"]["frechet_distance"], theirs)
 
 
 def test_torch_fidelity(scores, folders, pth):
@@ -84,11 +87,11 @@ def test_torch_fidelity(scores, folders, pth):
         feature_extractor_weights_path=str(pth),
     )
     ours = scores["legacy_tensorflow"]
-    assert ours["frechet_distance"] == pytest.approx(theirs["frechet_inception_distance"], **CLOSE)
-    assert ours["inception_score"] == pytest.approx(theirs["inception_score_mean"], **CLOSE)
-    assert ours["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], **CLOSE)
-    assert ours["precision"] == pytest.approx(theirs["precision"], abs=1e-6)
-    assert ours["recall"] == pytest.approx(theirs["recall"], abs=1e-6)
+    agree("FID of torch-fidelity", ours["frechet_distance"], theirs["frechet_inception_distance"])
+    agree("Inception Score of torch-fidelity", ours["inception_score"], theirs["inception_score_mean"])
+    agree("KID of torch-fidelity", ours["kid"], theirs["kernel_inception_distance_mean"])
+    agree("precision of torch-fidelity", ours["precision"], theirs["precision"])
+    agree("recall of torch-fidelity", ours["recall"], theirs["recall"])
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +109,8 @@ def test_kid_of_the_same_subsets(rows):
     pair = [torch.from_numpy(array) for array in rows]
     theirs = kid_features_to_metric(*pair, kid_subsets=20, kid_subset_size=300, verbose=False)
     mean, spread = kid(*rows, subsets=20, size=300)
-    assert mean == pytest.approx(theirs["kernel_inception_distance_mean"], **CLOSE)
-    assert spread == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-3)
+    agree("KID of 20 subsets, torch-fidelity", mean, theirs["kernel_inception_distance_mean"])
+    agree("its spread", spread, theirs["kernel_inception_distance_std"], rel=1e-3)
 
 
 def test_inception_score_of_the_same_logits(rows):
@@ -118,8 +121,8 @@ def test_inception_score_of_the_same_logits(rows):
     for shuffle in (True, False):
         theirs = isc_features_to_metric(torch.from_numpy(rows[0]), splits=7, shuffle=shuffle)
         ours = inception_score(rows[0], InceptionScore(len(rows[0]), splits=7, shuffle=shuffle))
-        assert ours["inception_score"] == pytest.approx(theirs["inception_score_mean"], **CLOSE)
-        assert ours["inception_score_spread"] == pytest.approx(theirs["inception_score_std"], rel=1e-3)
+        agree("Inception Score of 7 splits, torch-fidelity", ours["inception_score"], theirs["inception_score_mean"])
+        agree("its spread", ours["inception_score_spread"], theirs["inception_score_std"], rel=1e-3)
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
@@ -132,7 +135,7 @@ def test_precision_recall_density_coverage(rows, k):
     theirs = compute_prdc(real, fake, k)
     ours = manifold(real, fake, k, strict=True)
     for name, value in theirs.items():
-        assert getattr(ours, name) == pytest.approx(value, abs=1e-4), name
+        agree(f"{name} of prdc, k = {k}", getattr(ours, name), value)
     pair = torch.from_numpy(fake), torch.from_numpy(real)
     closed = prc_features_to_metric(*pair, prc_neighborhood=k, verbose=False)
     ours = manifold(real, fake, k)
@@ -149,8 +152,32 @@ def test_distances_of_the_same_statistics():
     statistics = [part for rows in (x, y) for part in (rows.mean(0), np.cov(rows.T))]
     ours = frechet_distance(*statistics)
     named = [dict(zip(("mu", "sigma"), statistics[i : i + 2], strict=True)) for i in (0, 2)]
-    assert ours == pytest.approx(fid.frechet_distance(*statistics), rel=1e-9)
-    assert ours == pytest.approx(pytorch_fid.fid_score.calculate_frechet_distance(*statistics), rel=1e-9)
-    assert ours == pytest.approx(
-        fid_statistics_to_metric(*named, verbose=False)["frechet_inception_distance"], rel=1e-9
-    )
+    theirs = {
+        "clean-fid": fid.frechet_distance(*statistics),
+        "pytorch-fid": pytorch_fid.fid_score.calculate_frechet_distance(*statistics),
+        "torch-fidelity": fid_statistics_to_metric(*named, verbose=False)["frechet_inception_distance"],
+    }
+    for name, value in theirs.items():
+        agree(f"distance of the same statistics, {name}", ours, value, rel=1e-9)
+
+
+def test_torchvision(folders, tmp_path):
+    """The classifier of labelled samples: torchvision's network behind torchvision's preprocessing."""
+    from PIL import Image
+    from torchvision.models import inception_v3
+    from torchvision.transforms._presets import ImageClassification
+
+    state = {name: torch.from_numpy(array) for name, array in draw_weights(1000).items()}
+    torch.save(state, tmp_path / "net.pth")
+    network = Inception("torchvision", str(tmp_path / "ours.safetensors"))
+    convert_network("inception", tmp_path / "net.pth", tmp_path / "ours.safetensors")
+    peer = inception_v3(weights=None, transform_input=True, aux_logits=False, init_weights=False).eval()
+    peer.load_state_dict(state, strict=False)  # but for the counters of batches
+    prepare = ImageClassification(crop_size=299, resize_size=342)
+    pictures = [Image.open(path) for path in sorted(folders[1].iterdir())[:4]]
+    with torch.no_grad():
+        theirs = peer(torch.stack([prepare(picture) for picture in pictures])).numpy()
+    images = np.stack([np.asarray(picture, np.float32) for picture in pictures])
+    ours = np.asarray(jax.jit(network)(network.load(), jnp.asarray(images))["logits"])
+    assert np.linalg.norm(ours - theirs) < 1e-4 * np.linalg.norm(theirs)
+    agree("largest logit, torchvision", ours.max(), theirs.max())
