@@ -35,7 +35,8 @@ def pytest_terminal_summary(terminalreporter):
     if AGREED:
         terminalreporter.section("ours, theirs, relative difference")
     for what, ours, theirs in AGREED:
-        terminalreporter.line(f"{what:50}{ours:14.7g}{theirs:14.7g}{abs(ours - theirs) / max(abs(theirs), 1e-30):11.1e}")
+        difference = abs(ours - theirs) / max(abs(theirs), 1e-30)
+        terminalreporter.line(f"{what:50}{ours:14.7g}{theirs:14.7g}{difference:11.1e}")
 
 
 def _crops(rng):
