@@ -66,8 +66,7 @@ class ImageSource:
 
     def gather(self, indices: np.ndarray) -> Record:
         """Records `indices` (B,) as one batch."""
-        records = [self[int(index)] for index in indices]
-        return {name: np.stack([record[name] for record in records]) for name in records[0]}
+        return loader.stacked((self[int(index)] for index in indices), len(indices))
 
     def title(self, index: int) -> str:
         """How messages call record `index`."""

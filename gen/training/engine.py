@@ -444,8 +444,7 @@ class _Leg:
         elif judged or step % engine.checkpoint_every == 0:
             single = jax.process_count() == 1
             if judged or not single or time.monotonic() - run.last_save >= engine.checkpoint_seconds:
-                if engine.best:
-                    self.meter.flush()  # what was logged at this very step
+                self.meter.flush()  # a run that ends here and goes on from this checkpoint has logged this step
                 run.save(step, state, self.index)
         if leave:
             run.checkpoints.wait()

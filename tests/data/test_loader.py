@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gen.data import vanished
-from gen.data.loader import batches, epoch_order
+from gen.data.loader import batches, epoch_order, expect, gathered, stacked
 from gen.data.sources import ArraySource
 from gen.errors import GenError
 
@@ -161,6 +161,33 @@ def test_the_command_line_leaves_a_stalled_disk(tmp_path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: no data for 1 s, while reading record ")
+
+
+def test_records_are_gathered_by_threads_in_their_order(monkeypatch) -> None:
+    rows = np.random.default_rng(0).integers(0, SIZE, 100)
+    for name, values in gathered(source(), rows).items():
+        np.testing.assert_array_equal(values, source().gather(rows)[name])
+    data = Stuck()
+    data.gather = lambda indices: stacked((data[index] for index in indices), len(indices))
+    monkeypatch.setattr(vanished, "STALL", 1.0)
+    try:
+        with pytest.raises(vanished.Stalled, match="while reading record 13 of arrays in memory and those after it"):
+            gathered(data, np.arange(SIZE))
+    finally:
+        data.answer.set()  # lets the thread end
+
+
+def test_records_that_do_not_fit_are_refused() -> None:
+    batch = stacked(({"a": np.full((2, 3), i), "b": np.int32(i)} for i in range(4)), 4)
+    assert (batch["a"].shape, batch["b"].tolist(), batch["b"].dtype) == ((4, 2, 3), [0, 1, 2, 3], np.int32)
+    with pytest.raises(ValueError, match=r"'a' has the shape \(1, 3\) after \(2, 3\)"):
+        stacked(({"a": np.zeros((2 - i, 3))} for i in range(2)), 2)
+    data = ArraySource(**batch)
+    expect("there", data, a=(2, 3), b=())
+    with pytest.raises(GenError, match="there has no 'c' among a, b; encode or make data that have it"):
+        expect("there", data, c=())
+    with pytest.raises(GenError, match=r"'a' of there has the shape \(2, 3\); the model takes \(3, 2\), give it data"):
+        expect("there", data, a=(3, 2))
 
 
 def test_empty_data_are_refused() -> None:

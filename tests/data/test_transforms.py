@@ -44,6 +44,7 @@ def test_every_kind_of_pixels_becomes_rgb() -> None:
     assert seen[3, 3].tolist() == [255, 255, 255]  # transparent lies over white
     deep = np.array([[0, 255, 256, 65535]], np.uint16)
     assert np.asarray(decode(png(deep), "x", channels=1)).tolist() == [[0, 0, 1, 255]]
+    assert np.asarray(decode(b"P5 2 1 65535\n\x12\xff\xab\x00", "x", channels=1)).tolist() == [[0x12, 0xAB]]
     palette = Image.fromarray(picture(1)).quantize(8)
     np.testing.assert_array_equal(np.asarray(decode(file(palette), "x")), np.asarray(palette.convert("RGB")))
     palette.info["transparency"] = 0
