@@ -8,6 +8,7 @@ busy machine disturbs less than wall time, and ratios are of neighbouring turns.
 """
 
 import argparse
+import functools
 import os
 import statistics
 import tempfile
@@ -42,14 +43,14 @@ def official() -> dict[str, np.ndarray]:
     return {name: array.astype(np.float32) for name, array in weights.items()}
 
 
-def in_turns(tasks: dict[str, Task], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each task in each round, after one round that does not count."""
+def in_turns(tasks: dict[str, Task], rounds: int, idle: int = 1) -> dict[str, list[float]]:
+    """CPU seconds of each task in each round, after `idle` rounds that do not count."""
     found: dict[str, list[float]] = {name: [] for name in tasks}
-    for count in range(rounds + 1):
+    for count in range(rounds + idle):
         for name, task in tasks.items():
             began = time.process_time()
             task()
-            if count:
+            if count >= idle:
                 found[name].append(time.process_time() - began)
     return found
 
@@ -100,13 +101,8 @@ def peers(weights: dict[str, np.ndarray], folder: Path) -> dict[str, Callable[[n
     }
 
 
-def main() -> None:
-    """Runs the three comparisons and prints them as tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
-    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"  # before jax starts
+def features(asked: argparse.Namespace) -> None:
+    """Images in memory, and PNG files, to features: two tables."""
     cleanfid.require(Inception())
     weights, rng = official(), np.random.default_rng(1)
     params = jax.device_put(fold(weights))
@@ -117,44 +113,64 @@ def main() -> None:
     def run(mode: str, pictures: np.ndarray) -> Any:
         return jax.block_until_ready(ours[mode](params, jnp.asarray(pictures, jnp.float32))["features"])
 
+    def turns(title: str, read: Callable[[], np.ndarray]) -> None:
+        tasks: dict[str, Task] = {
+            "gen": lambda: run("legacy_pytorch", read()),
+            "gen, clean": lambda: run("clean", read()),
+        }
+        tasks |= {name: lambda function=function: function(read()) for name, function in others.items()}
+        table(title, in_turns(tasks, asked.rounds), asked.images)
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         others = peers(weights, folder)
-        tasks: dict[str, Task] = {
-            "gen": lambda: run("legacy_pytorch", images),
-            "gen, clean": lambda: run("clean", images),
-        }
-        tasks |= {name: lambda function=function: function(images) for name, function in others.items()}
-        table("256 px images in memory to features", in_turns(tasks, asked.rounds), asked.images)
-
+        turns("256 px images in memory to features", lambda: images)
         files = [folder / f"{i:04d}.png" for i in range(asked.images)]
         for file, image in zip(files, images, strict=True):
             Image.fromarray(image).save(file)
+        turns("PNG files to features", lambda: np.stack([np.asarray(Image.open(f).convert("RGB")) for f in files]))
 
-        def read() -> np.ndarray:
-            return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
 
-        tasks = {"gen": lambda: run("legacy_pytorch", read()), "gen, clean": lambda: run("clean", read())}
-        tasks |= {name: lambda function=function: function(read()) for name, function in others.items()}
-        table("PNG files to features", in_turns(tasks, asked.rounds), asked.images)
+def square_root(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
+    """The distance as pytorch-fid, clean-fid and ADM's evaluator work it out."""
+    root = scipy.linalg.sqrtm(cov1.dot(cov2))
+    return float(np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * np.trace(root).real)
 
-    rows = [np.maximum(rng.standard_normal((5000, 2048)) * np.linspace(0.05, 1, 2048) + 0.1, 0) for _ in range(2)]
-    (mean1, cov1), (mean2, cov2) = ((x.mean(0), np.cov(x, rowvar=False)) for x in rows)
 
-    def square_root() -> float:
-        root = scipy.linalg.sqrtm(cov1.dot(cov2))
-        return float(np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * np.trace(root).real)
+def eigenvalues(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
+    """The distance as torch-fidelity works it out."""
+    roots = np.sqrt(np.linalg.eigvals(cov1.dot(cov2)).astype(complex)).real
+    return float(np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * roots.sum())
 
-    def eigenvalues() -> float:
-        roots = np.sqrt(np.linalg.eigvals(cov1.dot(cov2)).astype(complex)).real
-        return float(np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * roots.sum())
 
-    distances: dict[str, Task] = {
-        "gen": lambda: frechet_distance(mean1, cov1, mean2, cov2),
+def distance(asked: argparse.Namespace) -> None:
+    """The distance of given statistics: at full rank, and of fewer samples than dimensions."""
+    rng, dim = np.random.default_rng(1), 2048
+    functions: dict[str, Callable[..., float]] = {
+        "gen": frechet_distance,
         "matrix square root (pytorch-fid, clean-fid, ADM)": square_root,
         "eigenvalues (torch-fidelity)": eigenvalues,
     }
-    table("Frechet distance at D = 2048", in_turns(distances, 1), None)
+    for count in (5000, 500):
+        rows = [np.maximum(rng.standard_normal((count, dim)) * np.linspace(0.05, 1, dim) + 0.1, 0) for _ in range(2)]
+        given = [part for x in rows for part in (x.mean(0), np.cov(x, rowvar=False))]
+        tasks: dict[str, Task] = {name: functools.partial(f, *given) for name, f in functions.items()}
+        table(f"Frechet distance at D = {dim}, {count} samples", in_turns(tasks, 1, idle=0), None)
+
+
+TABLES = {"features": features, "distance": distance}
+
+
+def main() -> None:
+    """Runs the comparisons and prints them as tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    asked = parser.parse_args()
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"  # before jax starts
+    for name in asked.tables:
+        TABLES[name](asked)
 
 
 if __name__ == "__main__":

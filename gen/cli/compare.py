@@ -1,5 +1,6 @@
 """``gen compare``."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,4 +93,6 @@ def _cell(result: Any, name: str) -> str:
     if name not in result.values:
         return "-"
     spread = result.spread.get(name, result.within.get(name))
-    return f"{result.values[name]:.4f}" + ("" if spread is None else f" ± {spread:.4f}")
+    value = result.values[name]
+    digits = max(3 - math.floor(math.log10(max(abs(value) or 1, 1e-4))), 4)  # a KID of 0.0005 keeps its digits
+    return f"{value:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")

@@ -78,8 +78,8 @@ def evaluate(
       quantiser: of a run: round or truncate, as the protocol has it by default. Of stored images: how they became
         8-bit, where it is known.
       neighbours: k of precision, recall, density and coverage; 3 by default.
-      measures: further measures: kid, mind, frechet_infinity, frechet_error, class_frechet, vendi, cmmd, cas (gen list
-        measures says what each is).
+      measures: further measures: kid, mind, frechet_infinity, class_frechet, vendi, cmmd, cas (gen list measures says
+        what each is).
       backend: cleanfid asks clean-fid for a second opinion: its distances of the same images and Inception weights
         stand beside ours. Needs torch and pip install "gen-image[cleanfid]".
       batch: images at a time; does not change the scores.

@@ -129,7 +129,12 @@ _NEEDS: dict[str, tuple[Callable[[Extractor, Source, Reference], bool], str]] = 
 
 def _frechet(found: Found, reference: Reference, protocol: Protocol) -> Scores:
     distance = frechet_distance(found["mean"], found["covariance"], reference.mean, reference.covariance)
-    return Scores({"frechet_distance": distance})
+    kept = found["features"]
+    if len(kept) < 2:
+        return Scores({"frechet_distance": distance})
+    error = frechet_error(kept, reference.mean, reference.covariance)
+    # of all samples, from those whose features are kept
+    return Scores({"frechet_distance": distance}, {"frechet_distance": error * np.sqrt(len(kept) / protocol.count)})
 
 
 def _spatial(found: Found, reference: Reference, protocol: Protocol) -> Scores:
@@ -168,7 +173,8 @@ def _manifold(found: Found, reference: Reference, protocol: Protocol) -> Scores:
     values = {name: getattr(near, name) for name in ("precision", "recall", "density", "coverage")}
     real, fake = min(len(reference.features), protocol.neighbour_limit), len(found["features"])
     counts = {"precision": fake, "recall": real, "coverage": real}
-    return Scores(values, {name: proportion_error(values[name], count) for name, count in counts.items()})
+    errors = {name: proportion_error(values[name], count) for name, count in counts.items()}
+    return Scores(values, errors | {"density": near.density_error})
 
 
 def _accuracy(found: Found, reference: Reference, protocol: Protocol) -> Scores:
@@ -215,12 +221,6 @@ def _images(limit: int) -> Features:
     return Features(limit, "levels", "uint8", "images")
 
 
-def _frechet_error(found: Found, reference: Reference, protocol: Protocol) -> Scores:
-    moved = frechet_error(found["features"], reference.mean, reference.covariance)
-    error = moved * np.sqrt(len(found["features"]) / protocol.count)  # of all samples, from those that are kept
-    return Scores({"frechet_error": error})
-
-
 def _cmmd(found: Found, reference: Reference, protocol: Protocol) -> Scores:
     real, fake = reference.features[: protocol.neighbour_limit], found["features"]
     error = CMMD_SCALE * kernel_error(real, fake, rbf(CMMD_SIGMA))
@@ -265,7 +265,9 @@ def reconstruction_scores(found: Found) -> Scores:
 
 
 MEASURES: dict[str, Measure] = {
-    "frechet": Measure("Frechet distance of the features: FID, FD-DINOv2 ...", _frechet, asked=False),
+    "frechet": Measure(
+        "Frechet distance of the features, and its standard error: FID, FD-DINOv2 ...", _frechet, asked=False
+    ),
     "spatial": Measure("Frechet distance of spatial Inception features: sFID", _spatial, ("spatial",), asked=False),
     "inception_score": Measure(
         "Inception Score, mean and spread over splits",
@@ -288,7 +290,6 @@ MEASURES: dict[str, Measure] = {
     "class_frechet": Measure(
         "mean over classes of the Frechet distance within a class", _class_frechet, ("real features", "labels")
     ),
-    "frechet_error": Measure("standard error of the Frechet distance over samples", _frechet_error),
     "cmmd": Measure(
         "kernel distance of CLIP embeddings, times 1000, and its standard error over samples",
         _cmmd,

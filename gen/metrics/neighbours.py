@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen.errors import GenError
+from gen.metrics.intervals import mean_error
 
 __all__ = ["Manifold", "Neighbours", "authenticity", "manifold", "nearest", "neighbours", "radii_sq"]
 
@@ -44,7 +45,7 @@ class Manifold(NamedTuple):
     Attributes:
       precision: fraction of fakes inside some real ball.
       recall: fraction of reals inside some fake ball (Kynkaanniemi et al. 2019).
-      density: mean number of real balls around a fake, over k.
+      density, density_error: mean number of real balls around a fake, over k, and its standard error over fakes.
       coverage: fraction of reals whose nearest fake lies within their own ball (Naeem et al. 2020).
       realism_sq: (M,) squared realism of every fake.
     """
@@ -52,6 +53,7 @@ class Manifold(NamedTuple):
     precision: float
     recall: float
     density: float
+    density_error: float
     coverage: float
     realism_sq: np.ndarray
 
@@ -109,6 +111,7 @@ def manifold(real: np.ndarray | jax.Array, fake: np.ndarray | jax.Array, k: int,
         precision=_fraction(balls > 0),
         recall=_fraction(covered > 0),
         density=float(np.asarray(balls, np.float64).mean() / k),
+        density_error=mean_error(np.asarray(balls)) / k,
         coverage=_fraction(near),
         realism_sq=np.asarray(fakes.realism_sq),
     )

@@ -17,6 +17,10 @@ from gen.metrics.sources import Source
 
 __all__ = ["class_rows", "closest_real", "distance_by_count", "evaluation_page"]
 
+_SPREAD = (
+    "What follows a ± is the deviation over splits (Inception Score), subsets (KID) or trainings (CAS), the error of "
+    "the fitted line (N → ∞), else the standard error over samples."
+)
 _SHOWN = 16  # closest pairs
 _CLASSES = 20  # rows of a table by class before only the extremes are shown
 _ACROSS = 12  # classes that go side by side
@@ -47,7 +51,7 @@ def evaluation_page(
     page = Report(title, f"{protocol.count:,} samples against {protocol.reference}.{partial}")
     shown = _small(found["pictures"])
     page.section("Samples").pictures({"": shown}, "The first samples, by index.", columns=12, size=64)
-    page.section("Scores").results({title: result})
+    page.section("Scores").results({title: result}, _SPREAD if result.within else "")
     facts = {name: text for name, text in result.subject.items() if name not in ("name", "partial")}
     if facts:
         page.table(["subject", ""], [[name, text] for name, text in facts.items()])

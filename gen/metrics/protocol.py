@@ -242,8 +242,8 @@ class Result:
       subject: what was scored: name, identity of the weights, NFE, sampler settings ... as text.
       spread: standard deviation over `runs` repetitions with other seeds (N - 1), by name; {} for one run.
       each: the values of the single runs, by name; {} for one run.
-      within: spread inside one evaluation, by name: over the splits of the Inception Score and the subsets of KID,
-        the standard error of an extrapolation.
+      within: spread inside one evaluation, by name: over the splits of the Inception Score, the subsets of KID and
+        the trainings of CAS; else a standard error, of an extrapolation or over samples (`gen.metrics.intervals`).
       per_class: scores by class; None for a class without samples.
       runs: how many evaluations the values are the mean of.
       seconds: wall time.

@@ -29,17 +29,36 @@ _SERIES = (
 )  # fair on light and dark
 _ACROSS = 6  # scores side by side where there is one result only
 _INK = "#010203"  # stands for the page's text colour until the drawing is done
-_WORDS = {
-    "frechet_distance": "Fréchet distance ↓",
-    "spatial_frechet_distance": "spatial Fréchet distance ↓",
-    "frechet_infinity": "Fréchet distance, N → ∞ ↓",
+_WORDS = {  # headings; the arrow points to where better scores lie
+    "accuracy": "accuracy ↑",
+    "cas": "CAS ↑",
     "class_frechet": "Fréchet distance within classes ↓",
+    "clip_score": "CLIP score ↑",
+    "cmmd": "CMMD ↓",
+    "copies_in_features": "copies in features ↓",
+    "copies_in_pixels": "copies in pixels ↓",
+    "coverage": "coverage ↑",
+    "density": "density ↑",
+    "frechet_distance": "Fréchet distance ↓",
+    "frechet_infinity": "Fréchet distance, N → ∞ ↓",
+    "inception_score": "Inception Score ↑",
     "kid": "KID ↓",
+    "lpips": "LPIPS ↓",
     "mind": "MIND ↓",
+    "ms_ssim": "MS-SSIM ↑",
     "nfe": "NFE",
+    "precision": "precision ↑",
+    "psnr": "PSNR ↑",
+    "psnr_pooled": "PSNR, pooled ↑",
+    "recall": "recall ↑",
+    "spatial_frechet_distance": "spatial Fréchet distance ↓",
+    "ssim_original": "SSIM ↑",
+    "ssim_skimage": "SSIM of scikit-image ↑",
+    "ssim_torchmetrics": "SSIM of torchmetrics ↑",
+    "top5_accuracy": "top-5 accuracy ↑",
+    "vendi": "Vendi score ↑",
 }
 _ABSENT = "\N{EN DASH}"
-_UP = ("precision", "recall", "density", "coverage", "accuracy", "top5_accuracy", "inception_score", "psnr")
 
 
 def mosaic(images: np.ndarray, columns: int, size: int = 48, gap: int = 2) -> Image.Image:
@@ -248,7 +267,7 @@ def _score(result: Result, name: str) -> str:
 
 
 def _heading(name: str) -> str:
-    return _WORDS.get(name, name.replace("_", " ") + (" ↑" if name in _UP else ""))
+    return _WORDS.get(name, name.replace("_", " "))
 
 
 def _short(value: Any) -> str:

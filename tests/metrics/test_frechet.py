@@ -1,3 +1,5 @@
+from decimal import Decimal, localcontext
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -65,6 +67,47 @@ def test_properties(seed, dim, n, m):
     turned = [turn @ mu, turn @ sigma @ turn.T, turn @ other[0], turn @ other[1] @ turn.T]
     assert frechet_distance(*turned) == pytest.approx(distance, abs=1e-6 * scale)
     assert frechet_distance(mu, sigma, mu, sigma) == pytest.approx(0, abs=1e-10 * scale)
+
+
+_HADAMARD = np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2  # orthogonal, and exact
+
+
+def _blocks(rng, ranks, decades):
+    """2x2 covariances of integers, one of each rank, over up to `decades` powers of 4."""
+    factors = [rng.integers(-3, 4, (2, max(rank, 1))) * (rank > 0) for rank in ranks]
+    return [(g @ g.T) * 4 ** int(rng.integers(decades + 1)) for g in factors]
+
+
+def _mixed(blocks, turns):
+    """A covariance with these blocks, turned by exact rotations: every entry is what float64 holds."""
+    sigma = np.zeros((2 * len(blocks),) * 2)
+    for i, block in enumerate(blocks):
+        sigma[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] = block
+    for order in turns:
+        turn = np.kron(np.eye(len(sigma) // 4), _HADAMARD)[order]
+        sigma = turn @ sigma @ turn.T
+    return sigma
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([2, 4, 8]), st.sampled_from([0, 4, 8]), st.booleans(), st.booleans())
+def test_against_sixty_digits(seed, count, decades, whole1, whole2):
+    """Of 2x2 blocks tr (A B)^(1/2) = (tr A B + 2 (det A det B)^(1/2))^(1/2): covariances that need not commute, of full
+    rank or less, with the truth in decimal arithmetic."""
+    rng = np.random.default_rng(seed)
+    ranks = [np.full(count, 2) if whole else rng.integers(0, 3, count) for whole in (whole1, whole2)]
+    first, second = (_blocks(rng, r, decades) for r in ranks)
+    with localcontext(prec=60):
+        traces = Decimal(sum(int(np.trace(block)) for block in (*first, *second)))
+        roots = Decimal(0)
+        for a, b in zip(first, second, strict=True):
+            determinants = [int(m[0, 0]) * int(m[1, 1]) - int(m[0, 1]) ** 2 for m in (a, b)]
+            roots += (int(np.trace(a @ b)) + 2 * Decimal(determinants[0] * determinants[1]).sqrt()).sqrt()
+        expected = float(traces - 2 * roots)
+    turns = [rng.permutation(2 * count) for _ in range(2)]
+    mean = np.zeros(2 * count)
+    actual = frechet_distance(mean, _mixed(first, turns), mean, _mixed(second, turns))
+    assert abs(actual - expected) <= 1e-10 * float(traces)
 
 
 def test_refuses():

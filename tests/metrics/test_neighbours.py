@@ -38,6 +38,7 @@ def test_against_the_definition(block, k, strict):
     found = manifold(real, fake, k, strict=strict)
     assert found.precision == pytest.approx(inside.any(0).mean())
     assert found.density == pytest.approx(inside.sum() / k / len(fake))
+    assert found.density_error == pytest.approx(inside.sum(0).std(ddof=1) / np.sqrt(len(fake)) / k)
     rim = np.isclose(d, radii[1][None], rtol=1e-5)
     inside = (compare(d, radii[1][None]) & ~rim) if strict else (compare(d, radii[1][None]) | rim)
     assert found.recall == pytest.approx(inside.any(1).mean())

@@ -8,7 +8,7 @@ from gen.metrics.statistics import Moments
 from tests.parity.conftest import fixtures
 
 
-@pytest.mark.parametrize("fx", fixtures("frechet-distance"), ids=str)
+@pytest.mark.parametrize("fx", fixtures("frechet-distance*"), ids=str)
 def test_cases(fx):
     assert fx.config["cases"]
     for name, case in fx.config["cases"].items():
@@ -22,7 +22,7 @@ def test_cases(fx):
             fx.close(actual, f"{name}_analytic")
 
 
-@pytest.mark.parametrize("fx", fixtures("frechet-distance"), ids=str)
+@pytest.mark.parametrize("fx", fixtures("frechet-distance*"), ids=str)
 def test_features(fx):
     moments = []
     for side in "ab":

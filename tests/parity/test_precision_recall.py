@@ -16,7 +16,7 @@ def _ks(fx):
     return ks
 
 
-@pytest.mark.parametrize("fx", fixtures("precision-recall"), ids=str)
+@pytest.mark.parametrize("fx", fixtures("precision-recall*"), ids=str)
 def test_counts(fx):
     real, fake = np.asarray(fx.io["feats_real"]), np.asarray(fx.io["feats_fake"])
     over = {"precision": len(fake), "recall": len(real), "density": len(fake), "coverage": len(real)}
@@ -33,7 +33,7 @@ def test_counts(fx):
                 assert expected == pytest.approx(round(expected), rel=1e-6)
 
 
-@pytest.mark.parametrize("fx", fixtures("precision-recall"), ids=str)
+@pytest.mark.parametrize("fx", fixtures("precision-recall*"), ids=str)
 def test_radii_nearest_and_realism(fx):
     real, fake = np.asarray(fx.io["feats_real"]), np.asarray(fx.io["feats_fake"])
     copies = (fake[:, None] == real[None]).all(-1).any(1)  # realism divides by their rounded zero distance
@@ -51,7 +51,7 @@ def test_radii_nearest_and_realism(fx):
         assert (np.asarray(found.realism_sq)[copies] > 1e5).all()
 
 
-@pytest.mark.parametrize("fx", fixtures("precision-recall"), ids=str)
+@pytest.mark.parametrize("fx", fixtures("precision-recall*"), ids=str)
 def test_authenticity(fx):
     actual = authenticity(np.asarray(fx.io["feats_real"]), np.asarray(fx.io["feats_fake"]))
     assert 100 * actual == pytest.approx(float(fx.io["authpct"]), abs=1e-9)
