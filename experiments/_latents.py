@@ -1,15 +1,16 @@
 """What the class-conditional latent experiments share: data, previews, artifacts, engine."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gen.config import fingerprint
 from gen.data.caches import Cache
 from gen.data.images import Images
+from gen.data.loader import expect
 from gen.data.sources import Digits
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.train import DenoiserTask
@@ -59,11 +60,16 @@ def latent_recipe(
     """
     network = getattr(denoiser.network, "network", denoiser.network)
     found = latents(data, network.num_classes)
+    shapes: dict[str, tuple[int, ...]] = {"latent": (*network.size, network.channels), "label": ()}
+    if "encoder_0" in cond:
+        tokens = math.prod(side // network.patch for side in network.size)
+        shapes["encoder_0"] = (tokens, denoiser.network.widths[0])
+    expect(data, found.source(), **shapes)
     decoder: dict[str, Any] = {"normalizer": found.normalizer()}
     origins = {}
     if tokenizer is not None:
         decoder["tokenizer"] = tokenizer.params["tokenizer"]
-        origins["tokenizer"] = f"{tokenizer.config.name} {fingerprint(tokenizer.config)} step {tokenizer.step}"
+        origins["tokenizer"] = tokenizer.origin
     decode = None if tokenizer is None else tokenizer.tokenizer
     generator = DiffusionGenerator(denoiser, (*network.size, network.channels), sampler, decode)
     task = DenoiserTask(

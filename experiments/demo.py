@@ -20,6 +20,7 @@ from scipy import ndimage
 
 from gen.data.augment import RandomAffine
 from gen.data.caches import Cache
+from gen.data.loader import expect
 from gen.data.sources import Digits, digits
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.denoiser import Denoiser, Predict
@@ -136,6 +137,7 @@ def _tokenizer(budget: Budget, seed: int) -> Recipe:
 
 def _teacher(tokenizer: Loaded, data: str, budget: Budget, seed: int) -> Recipe:
     cache = Cache(data)
+    expect(data, cache.source(), latent=TOKENIZER.spec.shape, label=())
     generator = DiffusionGenerator(TEACHER, TOKENIZER.spec.shape, SAMPLER, TOKENIZER)
     task = DenoiserTask(
         TEACHER,
@@ -154,6 +156,7 @@ def _teacher(tokenizer: Loaded, data: str, budget: Budget, seed: int) -> Recipe:
 
 def _student(teacher: Loaded, data: str, budget: Budget, seed: int) -> Recipe:
     pairs = Cache(data)
+    expect(data, pairs.source(), latent=TOKENIZER.spec.shape, noise=TOKENIZER.spec.shape, label=())
     regression = KDTask(
         TEACHER,
         optim=OptimConfig(

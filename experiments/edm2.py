@@ -19,6 +19,7 @@ import math
 from typing import Any
 
 from gen.data.images import Images
+from gen.data.loader import expect
 from gen.data.sources import Digits
 from gen.diffusion.backbones.edm2_unet import EDM2Config, edm2
 from gen.diffusion.denoiser import Denoiser, EDMPrecondition
@@ -93,7 +94,9 @@ def _large(size: str, data: Any, *, mebi: int, decay: int, fsdp: int = 1, **opti
 
 
 def _latent(size: str, data: str, tokenizer: Loaded | None, mebi: int, fsdp: int = 1) -> Recipe:
-    found = latents(data)
+    network = edm2(size, dtype="bfloat16")
+    found = latents(data, network.num_classes)
+    expect(data, found.source(), latent=(network.size, network.size, network.channels), label=())
     return _large(
         size,
         found,
@@ -101,7 +104,7 @@ def _latent(size: str, data: str, tokenizer: Loaded | None, mebi: int, fsdp: int
         decay=70_000,
         fsdp=fsdp,
         name=f"edm2-{size.lower()}-512",
-        network=edm2(size, dtype="bfloat16"),
+        network=network,
         loss=EDMLoss(-0.4, 1.0),
         deviation=1.0,
         frozen={"normalizer": found.normalizer()},

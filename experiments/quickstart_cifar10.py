@@ -27,6 +27,7 @@ import tyro
 from gen.data.augment import RandomAffine
 from gen.data.caches import Cache
 from gen.data.images import Images
+from gen.data.loader import expect
 from gen.data.sources import ArraySource
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.denoiser import Denoiser, Predict
@@ -234,6 +235,7 @@ def _teacher(budget: Budget, tokenizer: Loaded, latents: Cache, seed: int) -> Re
     if label is None:
         raise GenError(f"{latents.path} has no labels; encode images that have classes (gen encode)")
     spec = tokenizer.tokenizer.spec
+    expect(latents.path, latents.source(), latent=spec.shape)
     network = DiTConfig(
         (spec.shape[0],),
         channels=spec.shape[1],
@@ -261,6 +263,7 @@ def _teacher(budget: Budget, tokenizer: Loaded, latents: Cache, seed: int) -> Re
 def _student(budget: Budget, teacher: Loaded, pairs: Cache, seed: int) -> Recipe:
     """Of the teacher's network, tokenizer and guidance, whatever they are."""
     denoiser, source = teacher.denoiser, teacher.generator
+    expect(pairs.path, pairs.source(), latent=source.shape, noise=source.shape, label=())
     regression = KDTask(denoiser, optim=_cosine(0.128 / denoiser.network.width, budget.regression))
     matching = DMD2Task(
         denoiser,

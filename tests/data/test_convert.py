@@ -10,6 +10,7 @@ from typing import IO
 import numpy as np
 import pytest
 
+from gen.cli import main
 from gen.data import convert as conversion
 from gen.data import vanished
 from gen.data.convert import Copy, Encode, convert, split_rows
@@ -173,6 +174,33 @@ def test_hugging_face_rows_divide_and_convert(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(back.image(1)), picture(1))
 
 
+def test_a_real_hugging_face_data_set_converts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the library itself, from Parquet files on disk as the hub has them; classes and vectors."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    pictures = [picture(i) for i in range(5)]
+    cells = [{"bytes": png(pixels), "path": None} for pixels in pictures]
+    vectors = [[i + 0.5, -1.0, 2.0] for i in range(5)]
+    for name, kind, values in (
+        ("label", datasets.ClassLabel(names=["cat", "dog"]), [0, 1, 1, 0, 1]),
+        ("text", datasets.Sequence(datasets.Value("float32")), vectors),
+    ):
+        features = datasets.Features({"image": datasets.Image(), name: kind})
+        rows = datasets.Dataset.from_dict({"image": cells, name: values}, features)
+        (tmp_path / name).mkdir()
+        rows.to_parquet(tmp_path / name / "train-00000-of-00001.parquet")
+        for out in (f"{name}.zip", f"{name}.array_record", f"{name}-shards"):
+            assert main(["data", "convert", f"hf:{tmp_path / name}:train", str(tmp_path / out)]) == 0
+            store = open_store(tmp_path / out)
+            for index, pixels in enumerate(pictures):
+                np.testing.assert_array_equal(store.pixels(index), pixels)
+            found = store.label if name == "label" else store.text
+            assert found is not None
+            assert found.tolist() == values
+            assert store.class_names == (["cat", "dog"] if out == "label.zip" else None)
+    assert main(["data", "inspect", f"hf:{tmp_path / 'label'}:test"]) == 2  # there is no such split
+
+
 def test_a_disk_that_does_not_answer_is_named(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = threading.Event()
 
@@ -221,8 +249,6 @@ def test_inspection_names_what_it_finds(tmp_path: Path) -> None:
 
 
 def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from gen.cli import main
-
     source = str(edm_zip(tmp_path / "a.zip", [[f"00000/img{i:08d}.png", i % 2] for i in range(6)]))
     assert main(["data", "convert", source, str(tmp_path / "b.zip"), "--size", "8"]) == 0
     assert main(["data", "inspect", str(tmp_path / "b.zip"), "--preview", str(tmp_path / "p.png")]) == 0
