@@ -39,7 +39,7 @@ def convert(
 
     Args:
       source: a folder, .zip, .tar, folder of .tar, .npz, .npy, .array_record, or hf:NAME:SPLIT.
-      out: NAME.zip (EDM's layout), NAME.array_record, or a folder for tar shards.
+      out: NAME.zip (EDM's layout; alone keeps the names of classes), NAME.array_record, or a folder for tar shards.
       size: side of the square images; without it they keep their sizes.
       crop: adm (box halving, bicubic, centre), center (centre square, resized once) or squeeze (no crop).
       filter: of center and squeeze.
