@@ -5,6 +5,7 @@ only when it is called, and imports jax only when it runs. `COMMANDS` is the who
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -46,8 +47,9 @@ EXAMPLES = """\
 Examples:
   gen demo                                                     the whole path on a laptop, in minutes
   gen list                                                     what there is
-  gen train demo-teacher --outdir runs/t --data runs/cache     a preset; the same command again resumes
-  gen train demo-teacher --outdir runs/t --stages.0.steps 500  any setting can be overridden by its path
+  gen info dit-smoke                                           what a preset is, and all its settings
+  gen train dit-smoke --outdir runs/t                          a preset; the same command again resumes
+  gen train dit-smoke --outdir runs/t2 --stages.0.steps 500    any setting can be overridden by its path
   gen sample runs/demo/student --seeds 0-63 --out grid.png     images (also a folder/, .npz, .zip)
   gen evaluate runs/demo/student                               scores with the protocol they hold under
 
@@ -56,7 +58,7 @@ gen COMMAND --help explains one command."""
 
 def overview() -> str:
     """The text of ``gen --help``."""
-    rows = "\n".join(f"  {name:<12} {line}" for name, (_, line) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<13} {line}" for name, (_, line) in COMMANDS.items())
     return (
         "usage: gen COMMAND [OPTIONS]\n\nImage generation: tokenizers, diffusion models, distillation, evaluation."
         f"\n\nCommands:\n{rows}\n\n{EXAMPLES}"
@@ -182,10 +184,13 @@ def _one_line(box: str) -> str:
 
 
 def _flags(function: Callable[..., None]) -> list[str]:
-    """All flags of a command with their aliases."""
+    """All flags of a command with their aliases; a group of flags is a dataclass."""
     names = []
     for parameter, hint in typing.get_type_hints(function, include_extras=True).items():
-        if parameter not in ("return", "overrides"):
+        group = typing.get_args(hint)[0] if typing.get_args(hint) else hint
+        if dataclasses.is_dataclass(group):
+            names += ["--" + field.name.replace("_", "-") for field in dataclasses.fields(group)]
+        elif parameter not in ("return", "overrides"):
             names.append("--" + parameter.replace("_", "-"))
             for extra in getattr(hint, "__metadata__", ()):
                 names += list(getattr(extra, "aliases", None) or ())

@@ -1,5 +1,7 @@
 """``gen info``."""
 
+import importlib
+import inspect
 import json
 import math
 from pathlib import Path
@@ -7,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from gen.cli.train import Overrides
+from gen.cli.train import Overrides, prepare
+from gen.config import fingerprint
 from gen.errors import GenError
 
 __all__ = ["info", "mesh_overrides"]
@@ -33,8 +36,10 @@ def info(
 
     For presets the memory of a training step is estimated for each rematerialisation policy (what the backward pass
     recalculates instead of keeping: nothing, all but matrix products, everything). Allocates and compiles nothing.
+    Without the inputs that a preset needs, the paper, its recipe and the expected result.
 
     Examples:
+      gen info dit-xl2
       gen info demo-tokenizer
       gen info dit-xl2 --data cache --mesh data=8,fsdp=4 --platform gpu --batch-gpu 8 --engine.memory_gib 80
       gen info runs/demo/student
@@ -50,34 +55,24 @@ def info(
       teacher: the teacher's run folder, for presets that take one.
       tokenizer: the tokenizer's run folder, for presets that take one.
     """
-    from gen.cli.overrides import override
-    from gen.cli.train import prepare
-    from gen.config import fingerprint
+    if Path(what).is_dir():
+        _show_run(Path(what), overrides)
+        return
+    from gen.experiments import find
     from gen.training import engine
 
-    if Path(what).is_dir():
-        from gen.pretrained.load import read_config
-
-        config, frozen = override(read_config(what), overrides), None
-    else:
-        axes = mesh_overrides(mesh)
-        if mesh is not None and devices is None and all(int(size) > 0 for _, size in axes):
-            devices = math.prod(int(size) for _, size in axes)
-        inputs = {"data": data, "teacher": teacher, "tokenizer": tokenizer}
-        recipe = prepare(what, inputs, (*axes, *overrides), {"batch": batch})
-        config, frozen = recipe.config, recipe.frozen
-    print(f"{config.name}  (configuration {fingerprint(config)})")
-    if frozen is None:
-        _run(Path(what))
-    else:
-        engine.dry_run(config, frozen=frozen, batch_gpu=batch_gpu, devices=devices, platform=platform)
-    for role, origin in config.frozen.items():
-        print(f"frozen {role}: {origin}")
-    for stage in config.stages:
-        print(f"data of {stage.name}: {stage.data.identity()}")
-    print("\nsettings (override with --PATH VALUE):")
-    for path, value in _leaves(config):
-        print(f"  {path} = {value}")
+    axes = mesh_overrides(mesh)
+    if mesh is not None and devices is None and all(int(size) > 0 for _, size in axes):
+        devices = math.prod(int(size) for _, size in axes)
+    inputs = {"data": data, "teacher": teacher, "tokenizer": tokenizer}
+    preset = find(what)
+    if any(inputs[name] is None for name in preset.required):
+        _show_preset(preset)
+        return
+    recipe = prepare(what, inputs, (*axes, *overrides), {"batch": batch})
+    print(f"{recipe.config.name}  (configuration {fingerprint(recipe.config)})")
+    engine.dry_run(recipe.config, frozen=recipe.frozen, batch_gpu=batch_gpu, devices=devices, platform=platform)
+    _show_settings(recipe.config)
 
 
 def mesh_overrides(text: str | None) -> tuple[tuple[str, str], ...]:
@@ -95,17 +90,42 @@ def mesh_overrides(text: str | None) -> tuple[tuple[str, str], ...]:
     return tuple((f"engine.mesh.{axis}", size) for axis, size in sizes.items())
 
 
-def _run(path: Path) -> None:
-    """Parameters and weights of a trained run."""
-    from gen.nn.network import count
-    from gen.pretrained.load import load
+def _show_preset(preset: Any) -> None:
+    """What its experiment file says of a preset, and the inputs without which there is no more to say."""
+    flags = {"data": "--data PATH", "teacher": "--teacher RUN", "tokenizer": "--tokenizer RUN"}
+    needs = " ".join(flags[name] for name in preset.required)
+    print(f"{preset.name}: {preset.line}\n\n{inspect.getdoc(importlib.import_module(preset.module))}\n")
+    if preset.optional:
+        print(f"takes {' '.join(flags[name] for name in preset.optional)} as well")
+    print(f"parameters, memory and settings: gen info {preset.name} {needs}")
 
+
+def _show_run(path: Path, overrides: tuple[tuple[str, str], ...]) -> None:
+    """Parameters, weights and settings of a trained run."""
+    from gen.cli.overrides import override
+    from gen.nn.network import count
+    from gen.pretrained.load import load, read_config
+
+    config = override(read_config(path), overrides)
+    print(f"{config.name}  (configuration {fingerprint(config)})")
     loaded = load(path)
     print(f"step {loaded.step}, {loaded.weights} weights")
     for role, tree in loaded.params.items():
         print(f"{role}: {count(tree):,} parameters")
     if loaded.config.generator is not None:
         print(f"network calls per sample: {loaded.generator.nfe}")
+    _show_settings(config)
+
+
+def _show_settings(config: Any) -> None:
+    """Where frozen arrays and data come from; every setting with its path."""
+    for role, origin in config.frozen.items():
+        print(f"frozen {role}: {origin}")
+    for stage in config.stages:
+        print(f"data of {stage.name}: {stage.data.identity()}")
+    print("\nsettings (override with --PATH VALUE):")
+    for path, value in _leaves(config):
+        print(f"  {path} = {value}")
 
 
 def _leaves(config: Any) -> list[tuple[str, str]]:

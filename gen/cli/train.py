@@ -10,9 +10,42 @@ import tyro
 from gen.cli.start import ALONE, Job, Multihost, start
 from gen.errors import GenError
 
-__all__ = ["demo", "distill", "prepare", "train"]
+__all__ = ["Training", "demo", "distill", "prepare", "train"]
 
 Overrides = Annotated[tuple[tuple[str, str], ...], tyro.conf.Suppress]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The flags that all commands have that train.
+
+    Attributes:
+      steps: training steps of the last stage (the only one of most presets).
+      batch: global batch size of every stage.
+      batch_gpu: samples per device at a time; gradients are accumulated up to the batch.
+      seed: of initial weights, data order and noise.
+      profile: steps to record with the profiler, into OUTDIR/profile (for TensorBoard or Perfetto).
+      monitor: real images, or statistics of gen reference: score samples against them while training.
+      monitor_every: steps between scores; each also makes a checkpoint.
+      monitor_count: samples per score, always of the same seeds and balanced classes.
+      monitor_extractor: the feature network, as for gen evaluate.
+      dry_run: show parameters, shardings and bytes per device, then stop.
+    """
+
+    steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    batch_gpu: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    profile: Annotated[str | None, tyro.conf.arg(metavar="FIRST-LAST")] = None
+    monitor: Annotated[str | None, tyro.conf.arg(metavar="REFERENCE")] = None
+    monitor_every: Annotated[int, tyro.conf.arg(metavar="N")] = 5000
+    monitor_count: Annotated[int, tyro.conf.arg(metavar="N")] = 5000
+    monitor_extractor: Annotated[str, tyro.conf.arg(metavar="NAME")] = "digits-extractor"
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+
+
+USUAL = Training()
+How = Annotated[Training, tyro.conf.arg(name="")]  # its fields are flags of the command
 
 
 def demo(
@@ -45,16 +78,7 @@ def train(
     data: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None,
     teacher: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
-    steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    batch_gpu: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    profile: Annotated[str | None, tyro.conf.arg(metavar="FIRST-LAST")] = None,
-    monitor: Annotated[str | None, tyro.conf.arg(metavar="REFERENCE")] = None,
-    monitor_every: Annotated[int, tyro.conf.arg(metavar="N")] = 5000,
-    monitor_count: Annotated[int, tyro.conf.arg(metavar="N")] = 5000,
-    monitor_extractor: Annotated[str, tyro.conf.arg(metavar="NAME")] = "digits-extractor",
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    training: How = USUAL,
     multihost: Multihost = ALONE,
     overrides: Overrides = (),
 ) -> None:
@@ -77,16 +101,7 @@ def train(
       data: the data or latent cache, for presets that take one.
       teacher: the teacher's run folder, for presets that take one.
       tokenizer: the tokenizer's run folder, for presets that take one.
-      steps: training steps of the last stage (the only one of most presets).
-      batch: global batch size of every stage.
-      batch_gpu: samples per device at a time; gradients are accumulated up to the batch.
-      seed: of initial weights, data order and noise.
-      profile: steps to record with the profiler, into OUTDIR/profile (for TensorBoard or Perfetto).
-      monitor: real images, or statistics of gen reference: score samples against them while training.
-      monitor_every: steps between scores; each also makes a checkpoint.
-      monitor_count: samples per score, always of the same seeds and balanced classes.
-      monitor_extractor: the feature network, as for gen evaluate.
-      dry_run: show parameters, shardings and bytes per device, then stop.
+      training: how it is trained.
       multihost: the job that this process belongs to.
     """
     from gen.experiments import find
@@ -97,25 +112,28 @@ def train(
         preset,
         {"data": data, "teacher": teacher, "tokenizer": tokenizer},
         overrides,
-        {"steps": steps, "batch": batch, "seed": seed, "profile": profile},
+        {name: getattr(training, name) for name in ("steps", "batch", "seed", "profile")},
     )
     outdir = outdir or Path("runs") / preset
     from gen.training import engine
 
-    if dry_run:
-        engine.dry_run(recipe.config, frozen=recipe.frozen, batch_gpu=batch_gpu)
+    if training.dry_run:
+        engine.dry_run(recipe.config, frozen=recipe.frozen, batch_gpu=training.batch_gpu)
         return
     hooks: tuple[Any, ...] = ()
-    if monitor is not None:
-        recipe, hooks = _monitored(recipe, outdir, monitor, monitor_extractor, monitor_every, monitor_count)
+    if training.monitor is not None:
+        recipe, hooks = _monitored(recipe, outdir, training, training.monitor)
     engine.train(
-        recipe.config, outdir, frozen=recipe.frozen, artifacts=recipe.artifacts, batch_gpu=batch_gpu, hooks=hooks
+        recipe.config,
+        outdir,
+        frozen=recipe.frozen,
+        artifacts=recipe.artifacts,
+        batch_gpu=training.batch_gpu,
+        hooks=hooks,
     )
 
 
-def _monitored(
-    recipe: Any, outdir: Path, reference: str, extractor: str, every: int, count: int
-) -> tuple[Any, tuple[Any, ...]]:
+def _monitored(recipe: Any, outdir: Path, training: Training, reference: str) -> tuple[Any, tuple[Any, ...]]:
     """The recipe that keeps its best checkpoint, and the hook; writes the protocol of its numbers to monitor.json."""
     import jax
 
@@ -127,14 +145,14 @@ def _monitored(
     from gen.training.files import write_json
     from gen.training.sharding import make_mesh
 
-    config, network = recipe.config, open_extractor(extractor)
+    config, network, count = recipe.config, open_extractor(training.monitor_extractor), training.monitor_count
     held, _ = open_reference(reference, network, 256, make_mesh(config.engine.mesh))
     number, rule = classes(config.generator), "seed mod classes"
     hook, protocol = monitor(
         config,
         held,
         network,
-        every=every,
+        every=training.monitor_every,
         count=count,
         artifacts=recipe.artifacts,
         labels=None if number is None else LABEL_RULES[rule](range(count), number),
@@ -154,12 +172,7 @@ def distill(
     outdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
     data: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None,
     pairs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    batch_gpu: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    profile: Annotated[str | None, tyro.conf.arg(metavar="FIRST-LAST")] = None,
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    training: How = USUAL,
     multihost: Multihost = ALONE,
     overrides: Overrides = (),
 ) -> None:
@@ -171,6 +184,7 @@ def distill(
     Examples:
       gen distill demo-student --teacher runs/demo/teacher --pairs 8192 --outdir runs/student
       gen distill demo-student --teacher runs/demo/teacher --data runs/student/pairs --outdir runs/student2 --seed 1
+      gen distill demo-student --teacher runs/demo/teacher --pairs 8192 --monitor digits.npz --monitor-every 500
 
     Args:
       preset: a name from gen list; --preset NAME is the same.
@@ -178,12 +192,7 @@ def distill(
       outdir: the run folder; runs/PRESET by default.
       data: the data, latent cache or stored pairs, for presets that take them.
       pairs: how many pairs of the teacher to store and train on; classes in turn.
-      steps: training steps of the last stage (the only one of most presets).
-      batch: global batch size of every stage.
-      batch_gpu: samples per device at a time; gradients are accumulated up to the batch.
-      seed: of initial weights, data order and noise.
-      profile: steps to record with the profiler, into OUTDIR/profile (for TensorBoard or Perfetto).
-      dry_run: show parameters, shardings and bytes per device, then stop.
+      training: how it is trained.
       multihost: the job that this process belongs to.
     """
     if pairs is not None:
@@ -192,19 +201,14 @@ def distill(
             raise GenError(f"{wrong} makes no data to train on; give a positive number of pairs, or the data alone")
         folder = (outdir or Path("runs") / preset) / "pairs"
         data = str(folder)
-        if not dry_run:
+        if not training.dry_run:
             _store_pairs(preset, teacher, folder, pairs, multihost)
     train(
         preset,
         outdir=outdir,
         data=data,
         teacher=teacher,
-        steps=steps,
-        batch=batch,
-        batch_gpu=batch_gpu,
-        seed=seed,
-        profile=profile,
-        dry_run=dry_run,
+        training=training,
         multihost=multihost,
         overrides=overrides,
     )

@@ -44,3 +44,13 @@ def test_training_that_cannot_fit_is_refused(capsys: pytest.CaptureFixture[str],
     assert "choose a smaller network" in said
     assert main(["train", "demo-tokenizer", "--outdir", out, "--engine.memory_gib", "0.003"]) == 2
     assert "take fewer samples at a time (--batch-gpu N)" in capsys.readouterr().err
+
+
+def test_a_preset_without_its_inputs_says_what_can_be_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "dit-xl2", "--mesh", "data=8"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("dit-xl2: DiT-XL/2 on ImageNet-256 latents")
+    assert "Expected (ImageNet-256, FID-50k" in said
+    assert "takes --tokenizer RUN as well\nparameters, memory and settings: gen info dit-xl2 --data PATH" in said
+    assert main(["info", "demo-student"]) == 0
+    assert "gen info demo-student --teacher RUN --data PATH" in capsys.readouterr().out

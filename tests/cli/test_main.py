@@ -27,6 +27,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *args: str, status: int = 2) ->
         (("sampel", "runs/x"), "unknown command 'sampel'; did you mean 'sample'?"),
         (("sample", "runs/x", "--outt", "a"), "unknown flag '--outt'; did you mean '--out'?"),
         (("sample", "runs/x", "--cfg-scal", "2"), "unknown flag '--cfg-scal'; did you mean '--cfg-scale'?"),
+        (("train", "x", "--monitr", "y"), "unknown flag '--monitr'; did you mean '--monitor'?"),
         (("sample", "runs/x", "y"), "unexpected argument 'y'"),
         (("sample",), "missing from gen sample"),
         (("sample", "runs/x", "--steps", "many"), "error parsing --steps: 'many' is not INT; see gen sample --help"),
@@ -143,3 +144,13 @@ def test_a_name_in_two_files_is_refused(tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text("def a():\n    'x'\nPRESETS = {'p': a}")
     with pytest.raises(GenError, match="preset 'p' stands in"):
         presets(tmp_path)
+
+
+def test_distillation_takes_the_flags_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gen.cli import train
+
+    given: list[train.Training] = []
+    monkeypatch.setattr(train, "train", lambda preset, *, training, **rest: given.append(training))
+    flags = ("--batch-gpu", "4", "--monitor", "real.npz", "--monitor-every", "5", "--dry-run")
+    assert main(["distill", "demo-student", "--teacher", "runs/t", *flags]) == 0
+    assert given == [train.Training(batch_gpu=4, monitor="real.npz", monitor_every=5, dry_run=True)]
