@@ -24,7 +24,7 @@ from gen.training.checkpoints import Checkpoints, latest_step, load_meta, load_w
 from gen.training.files import RunLock, atomic, read_json, write_json
 from gen.training.liveness import temporaries
 from gen.training.logging import MetricsLog, StatusLine, duration, write_picture
-from gen.training.memory import device_bytes, held, refuse, remat_choices, stage_memory
+from gen.training.memory import Memory, device_bytes, held, refuse, remat_choices, stage_memory
 from gen.training.optim import microbatches
 from gen.training.sharding import (
     MeshConfig,
@@ -426,17 +426,20 @@ class _Leg:
     def _after(self, step: int, end: int, state: State) -> None:
         """What is due after global step `step`: hooks, pictures, a checkpoint, leaving."""
         run, engine, last = self.owner, self.engine, step == self.offset + self.stage.steps
+        due = [hook for hook in run.hooks if last or step % hook.every == 0]
+        pictures = last or (engine.preview_every and step % engine.preview_every == 0)
         judged = False
-        if any(step % hook.every == 0 or last for hook in run.hooks):
+        if due or pictures:
             self.meter.flush()
-            for hook in run.hooks:
-                if step % hook.every == 0 or last:
-                    values = hook.call(self.stage.name, step, state, run.frozen)
-                    if values:
-                        run.record(step, self.stage, {key: float(value) for key, value in values.items()})
-                    judged = judged or engine.best in (values or {})
-        if last or (engine.preview_every and step % engine.preview_every == 0):
-            self._write_preview(step, state)
+            began = time.monotonic()
+            for hook in due:
+                values = hook.call(self.stage.name, step, state, run.frozen)
+                if values:
+                    run.record(step, self.stage, {key: float(value) for key, value in values.items()})
+                judged = judged or engine.best in (values or {})
+            if pictures:
+                self._write_preview(step, state)
+            self.meter.pause(time.monotonic() - began)
         leave = run.asked_to_stop(step)
         if step == end or leave:
             self.meter.flush()
@@ -466,7 +469,10 @@ class _Leg:
         local = self.stage.batch // jax.process_count()
         for name, array in batch.items():
             if np.ndim(array) < 1 or len(array) != local:
-                raise GenError(f"data '{name}' has shape {np.shape(array)}; expected {local} rows")
+                raise GenError(
+                    f"data '{name}' has shape {np.shape(array)}; expected {local} rows, one for each sample of the "
+                    "batch; change what the data source yields"
+                )
             if np.issubdtype(np.asarray(array).dtype, np.floating) and not np.isfinite(array).all():
                 raise GenError(f"data '{name}' of stage '{self.stage.name}' holds NaN or infinity; make the data again")
         return self._put(batch)
@@ -549,20 +555,24 @@ class _Program:
 
     def _check_memory(self, args: tuple[Any, ...], traced: Any) -> None:
         """Raises GenError when the step, as traced, needs more memory than a device has."""
-        leg, (state, frozen, batch) = self.leg, args[:3]
+        leg, (state, frozen, batch), limit = self.leg, args[:3], self.leg.owner.limit
+        if limit is None:
+            return
         sizes, shard_from = dict(leg.owner.mesh.shape), leg.engine.mesh.shard_from
-        closed, rows = traced.jaxpr, batch_parts(sizes)
-        if rows > 1:  # one device sees its rows of the batch
+        rows, cut = batch_parts(sizes), cut_parts((state, frozen), sizes, shard_from)
+        memory = dataclasses.replace(
+            held(state, frozen, sizes, shard_from), batch=sum(array.nbytes for array in batch.values()) // rows
+        )
+
+        def with_activations(closed: Any) -> Memory:
+            return dataclasses.replace(memory, activations=temporaries(closed, len(jax.tree.leaves(state)), cut))
+
+        needed = with_activations(traced.jaxpr)
+        if rows > 1 and needed.total > limit:  # what does not fit with every row of the batch may with a device's part
             local = {k: jax.ShapeDtypeStruct((len(v) // rows, *v.shape[1:]), v.dtype) for k, v in batch.items()}
             with microbatches(leg.parts):
-                closed = jax.make_jaxpr(self._step)(state, frozen, local, *args[3:])
-        cut = cut_parts((state, frozen), sizes, shard_from)
-        memory = dataclasses.replace(
-            held(state, frozen, sizes, shard_from),
-            batch=sum(array.nbytes for array in batch.values()) // rows,
-            activations=temporaries(closed, len(jax.tree.leaves(state)), cut),
-        )
-        refuse(f"a step of '{self.name}'", memory, leg.owner.limit, sizes)
+                needed = with_activations(jax.make_jaxpr(self._step)(state, frozen, local, *args[3:]))
+        refuse(f"a step of '{self.name}'", needed, limit, sizes)
 
 
 class _Meter:
@@ -584,6 +594,10 @@ class _Meter:
         if self.mark[1] < 0:  # the first step compiles; rates count from its end
             jax.block_until_ready(row)
             self.mark = (time.monotonic(), step)
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out of the rate what was not training: scores and pictures."""
+        self.mark = (self.mark[0] + seconds, self.mark[1])
 
     def flush(self) -> None:
         """Reads what is pending."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,8 +18,9 @@ import pytest
 
 from gen.errors import GenError
 from gen.nn.network import tree_copy
+from gen.training import engine
 from gen.training.checkpoints import load_weights
-from gen.training.engine import EngineConfig, Hook, Interrupted, RunConfig, dry_run, load_run, train
+from gen.training.engine import EngineConfig, Hook, Interrupted, RunConfig, _Leg, dry_run, load_run, train
 from gen.training.files import RunLock
 from gen.training.logging import read_metrics
 from gen.training.sharding import MeshConfig
@@ -346,3 +348,20 @@ def test_hooks_are_logged_and_choose_the_best(tmp_path: Path) -> None:
     )
     assert {int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()} == {4, 8}
     assert [r["score"] for r in read_metrics(tmp_path) if "score" in r] == list(scores.values())
+
+
+def test_scores_and_pictures_are_left_out_of_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def passes(seconds: float, answer: Any) -> Any:
+        clock[0] += seconds
+        return answer
+
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(ToyTask, "select", lambda task, step: passes(2.0, "student"))
+    monkeypatch.setattr(_Leg, "_write_preview", lambda leg, step, state: passes(100.0, None))
+    hook = Hook(1, lambda *_: passes(30.0, None))
+    run(ToyTask(), ToyData(), teacher(), tmp_path, batch=8, steps=4, preview_every=2, hooks=(hook,))
+    rates = [record["images_per_second"] for record in read_metrics(tmp_path)]
+    assert rates[0] is None, "the first step compiles"
+    assert rates[1:] == [4.0, 4.0, 4.0]
