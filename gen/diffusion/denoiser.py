@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gen.diffusion.process import DDPM, EDM, Process, expand, pair
+from gen.errors import GenError
 from gen.nn.network import Cond, Network, Params
 
 __all__ = [
@@ -149,7 +150,7 @@ class Parameterization(Protocol):
     """How a network is called and what comes out; see `Predict` and `EDMPrecondition`."""
 
     def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(network input, network time (B,)) for x_t at our time t (B,)."""
+        """(network input, network time (B,)) for x_t at our time t (B,). Raises GenError for an unsuitable process."""
         ...
 
     def prediction(
@@ -193,7 +194,10 @@ class Predict:
                 clock = jnp.log(0.5 * process.sigma(t) / process.alpha(t))
             case _:
                 if not isinstance(process, DDPM):
-                    raise ValueError(f"clock '{self.clock}' needs the ddpm process; use 'time' or name process 'ddpm'")
+                    raise GenError(
+                        f"clock '{self.clock}' needs the ddpm process, not {type(process).__name__}; use that or clock "
+                        "'time'"
+                    )
                 clock = process.index(t) if self.clock == "index" else _nearest_index(process, t)
         return x, self.scale * clock
 
@@ -235,7 +239,9 @@ class EDMPrecondition:
 
     def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         if not isinstance(process, EDM):
-            raise ValueError("EDM preconditioning needs the edm process")
+            raise GenError(
+                f"EDM preconditioning needs the edm process, not {type(process).__name__}; use that, or predict x"
+            )
         return expand(jax.lax.rsqrt(t**2 + self.sigma_data**2), x) * x, 0.25 * jnp.log(t)
 
     def _scales(self, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:

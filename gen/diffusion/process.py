@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen.errors import GenError
+
 __all__ = ["DDPM", "EDM", "VE", "VP", "EDMFamily", "Linear", "Process", "Trigonometric", "expand", "pair"]
 
 Time = Any  # float, np.ndarray (float64) or jax.Array
@@ -219,15 +221,17 @@ class DDPM:
     any continuous solver runs on it; at the entries it is exact. Schedules: ``linear`` (Ho et al. 2020),
     ``cosine`` (Nichol & Dhariwal 2021, "squaredcos_cap_v2"), ``scaled-linear`` (latent diffusion).
 
-    Raises ValueError for another schedule name.
+    Raises GenError for another schedule, and for a chain without steps.
     """
 
-    schedule: str = "linear"
+    schedule: Literal["linear", "cosine", "scaled-linear"] = "linear"
     steps: int = 1000
 
     def __post_init__(self) -> None:
         if self.schedule not in ("linear", "cosine", "scaled-linear"):
-            raise ValueError(f"DDPM schedule is {self.schedule!r}; expected linear, cosine or scaled-linear")
+            raise GenError(f"DDPM schedule is {self.schedule!r}; expected linear, cosine or scaled-linear")
+        if self.steps < 1:
+            raise GenError(f"DDPM chain of {self.steps} steps; expected at least 1")
 
     @property
     def t_min(self) -> float:
@@ -308,6 +312,12 @@ class VE:
 
     sigma_min: float = 0.02
     sigma_max: float = 100.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.sigma_min < self.sigma_max:
+            raise GenError(
+                f"noise levels from {self.sigma_min:g} to {self.sigma_max:g}; expected 0 < sigma_min < sigma_max"
+            )
 
     @property
     def t_min(self) -> float:

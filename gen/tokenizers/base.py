@@ -95,11 +95,3 @@ class Affine:
 
     shift: np.ndarray
     scale: np.ndarray
-
-    def normalize(self, latents: Any) -> Any:
-        """Raw latents to the scale the denoiser trains on."""
-        return (latents - self.shift) / self.scale
-
-    def denormalize(self, latents: Any) -> Any:
-        """Back to what the tokenizer decodes."""
-        return latents * self.scale + self.shift

@@ -1,5 +1,8 @@
 """Native losses: their draws, their minima, what sends gradients where."""
 
+import re
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +10,9 @@ import pytest
 
 from gen.config import from_json, to_json
 from gen.diffusion.chain import Chain
-from gen.diffusion.denoiser import Prediction
+from gen.diffusion.denoiser import EDMPrecondition, Predict, Prediction
 from gen.diffusion.objectives import DDPMLoss, Draws, EDMLoss, TimeSampler, VelocityMatching
-from gen.diffusion.process import DDPM, EDM, Linear, Trigonometric, expand
+from gen.diffusion.process import DDPM, EDM, VE, Linear, Trigonometric, expand
 from gen.errors import GenError
 
 X = jax.random.normal(jax.random.key(0), (64, 3, 3, 2))
@@ -132,3 +135,22 @@ def test_refusals(objective, process, kind, part: str) -> None:
     draws = Draws(jnp.full(64, 0.5), jnp.zeros_like(X))
     with pytest.raises(GenError, match=part):
         objective.loss(oracle(process, kind), process, X, {}, draws)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DDPM("quadratic"), "DDPM schedule is 'quadratic'; expected linear, cosine or scaled-linear"),
+        (lambda: DDPM(steps=0), "DDPM chain of 0 steps"),
+        (lambda: VE(2.0, 1.0), "expected 0 < sigma_min < sigma_max"),
+        (lambda: from_json({"kind": "ddpm", "schedule": "quadratic"}), "expected one of 'linear', 'cosine'"),
+        (
+            lambda: Predict(clock="index").inputs(Linear(), jnp.ones((1, 2)), jnp.ones(1)),
+            "needs the ddpm process, not L",
+        ),
+        (lambda: EDMPrecondition().inputs(VE(), jnp.ones((1, 2)), jnp.ones(1)), "needs the edm process, not VE"),
+    ],
+)
+def test_processes_and_parameterizations_that_are_none(make: Any, message: str) -> None:
+    with pytest.raises(GenError, match=re.escape(message)):
+        make()
