@@ -12,8 +12,9 @@ from gen.diffusion.denoiser import Denoiser, drop
 from gen.diffusion.objectives import Draws, VelocityMatching
 from gen.errors import GenError
 from gen.nn.network import Cond, Params
+from gen.training.ema import numbered
 from gen.training.optim import OptimConfig, begin, update
-from gen.training.task import Batch, Frozen, Metrics, Program, State
+from gen.training.task import Batch, Frozen, Metrics, Program, State, label_pictures
 
 __all__ = ["DenoiserTask"]
 
@@ -71,7 +72,7 @@ class DenoiserTask:
 
     @property
     def _averages(self) -> dict[str, Any]:
-        return {"net" if i == 0 else f"net@{i}": decay for i, decay in enumerate(self.emas)}
+        return numbered("net", self.emas)
 
     def init(self, key: jax.Array, frozen: Frozen, previous: State | None) -> State:
         """Fresh parameters, or those of the previous stage."""
@@ -113,12 +114,7 @@ class DenoiserTask:
 
     def preview(self, state: State, frozen: Frozen, key: jax.Array) -> Mapping[str, jax.Array]:
         """Samples of the averaged network, one for each of `labels`."""
-        if self.generator is None:
-            return {}
-        labels = jnp.asarray(self.labels, jnp.int32)
-        params = {**frozen, **self.export(state)}
-        images = self.generator(params, jax.random.split(key, len(self.labels)), {"label": labels})
-        return {"samples": jnp.clip(images, -1.0, 1.0)}
+        return label_pictures(self.generator, {**frozen, **self.export(state)}, self.labels, key)
 
     def export(self, state: State) -> Mapping[str, Any]:
         """The network, averaged where it is, as ``net``."""

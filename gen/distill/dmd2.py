@@ -25,8 +25,9 @@ from gen.errors import GenError
 from gen.nn.adversarial import logistic_discriminator_loss, logistic_generator_loss
 from gen.nn.network import Cond, Network, Params
 from gen.sampling.guidance import ClassifierFree
+from gen.training.ema import numbered
 from gen.training.optim import OptimConfig, begin, update
-from gen.training.task import Batch, Frozen, Metrics, Program, State
+from gen.training.task import Batch, Frozen, Metrics, Program, State, label_pictures
 
 __all__ = [
     "DMD2Draws",
@@ -212,7 +213,7 @@ class DMD2Task:
 
     @property
     def _averages(self) -> dict[str, Any]:
-        return {"student" if i == 0 else f"student@{i}": decay for i, decay in enumerate(self.emas)}
+        return numbered("student", self.emas)
 
     @property
     def programs(self) -> Mapping[str, Program]:
@@ -267,12 +268,7 @@ class DMD2Task:
 
     def preview(self, state: State, frozen: Frozen, key: jax.Array) -> Mapping[str, jax.Array]:
         """Samples of the averaged student, one for each of `labels`."""
-        if self.generator is None:
-            return {}
-        cond = {"label": jnp.asarray(self.labels, jnp.int32)}
-        params = {**frozen, **self.export(state)}
-        images = self.generator(params, jax.random.split(key, len(self.labels)), cond)
-        return {"samples": jnp.clip(images, -1.0, 1.0)}
+        return label_pictures(self.generator, {**frozen, **self.export(state)}, self.labels, key)
 
     def export(self, state: State) -> Mapping[str, Any]:
         """The student, averaged where it is, as ``net``."""

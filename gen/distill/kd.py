@@ -16,8 +16,9 @@ import numpy as np
 from gen.diffusion.denoiser import Denoiser
 from gen.errors import GenError
 from gen.nn.network import Cond, Params
+from gen.training.ema import numbered
 from gen.training.optim import OptimConfig, begin, update
-from gen.training.task import Batch, Frozen, Metrics, Program, State
+from gen.training.task import Batch, Frozen, Metrics, Program, State, label_pictures
 
 __all__ = ["KDTask", "regression_loss"]
 
@@ -79,7 +80,7 @@ class KDTask:
 
     @property
     def _averages(self) -> dict[str, Any]:
-        return {"student" if i == 0 else f"student@{i}": decay for i, decay in enumerate(self.emas)}
+        return numbered("student", self.emas)
 
     @property
     def programs(self) -> Mapping[str, Program]:
@@ -108,12 +109,7 @@ class KDTask:
 
     def preview(self, state: State, frozen: Frozen, key: jax.Array) -> Mapping[str, jax.Array]:
         """Samples of the averaged student, one for each of `labels`."""
-        if self.generator is None:
-            return {}
-        cond = {"label": jnp.asarray(self.labels, jnp.int32)}
-        params = {**frozen, **self.export(state)}
-        images = self.generator(params, jax.random.split(key, len(self.labels)), cond)
-        return {"samples": jnp.clip(images, -1.0, 1.0)}
+        return label_pictures(self.generator, {**frozen, **self.export(state)}, self.labels, key)
 
     def export(self, state: State) -> Mapping[str, Any]:
         """The student, averaged where it is, as ``net``."""

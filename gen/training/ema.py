@@ -23,6 +23,7 @@ __all__ = [
     "average",
     "combine",
     "exponent_to_std",
+    "numbered",
     "posthoc_coefficients",
     "power_function_beta",
     "power_function_response",
@@ -108,6 +109,11 @@ class PowerFunction:
         """See `Decay.weight`. beta = (1 - 1/n)^(gamma + 1); the batch size cancels."""
         gamma = float(std_to_exponent(self.std))
         return -jnp.expm1((gamma + 1) * jnp.log1p(-1.0 / updates.astype(jnp.float32)))
+
+
+def numbered(name: str, decays: Sequence[Decay]) -> dict[str, Decay]:
+    """Averages of one network as the state names them: `name` the first, ``name@i`` the i-th further one."""
+    return {name if i == 0 else f"{name}@{i}": decay for i, decay in enumerate(decays)}
 
 
 def average(ema: Any, params: Any, weight: jax.Array) -> Any:

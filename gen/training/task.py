@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Batch", "Frozen", "Metrics", "Program", "Stage", "State", "Task"]
+__all__ = ["Batch", "Frozen", "Metrics", "Program", "Stage", "State", "Task", "label_pictures"]
 
 Batch = Mapping[str, Any]  # arrays by name with leading axis B, plus "schedule": Task.inputs(step)
 Frozen = Mapping[str, Any]  # arrays of teachers and feature networks by role; never donated, never checkpointed
@@ -70,6 +71,14 @@ class Task(Protocol):
     def export(self, state: State) -> Mapping[str, Any]:
         """The parameters a user loads, by role, EMA where there is one."""
         ...
+
+
+def label_pictures(generator: Any, params: Any, labels: tuple[int, ...], key: jax.Array) -> dict[str, jax.Array]:
+    """A preview: what a generator makes of each label, clipped; {} without one. Equal keys give equal noise."""
+    if generator is None:
+        return {}
+    images = generator(params, jax.random.split(key, len(labels)), {"label": jnp.asarray(labels, jnp.int32)})
+    return {"samples": jnp.clip(images, -1.0, 1.0)}
 
 
 @dataclasses.dataclass(frozen=True)
