@@ -16,6 +16,7 @@ from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.process import Linear
 from gen.errors import GenError
+from gen.experiments import presets
 from gen.features.digits import DigitsExtractor
 from gen.metrics.evaluate import Settings, evaluate
 from gen.metrics.measures import MEASURES
@@ -23,8 +24,9 @@ from gen.metrics.reference import make_reference
 from gen.metrics.sources import from_arrays
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.tokenizers.train import TokenizerTask
-from gen.training.engine import EngineConfig, RunConfig, train
+from gen.training.engine import EngineConfig, RunConfig, dry_run, train
 from gen.training.task import Stage
+from tests.test_edm_presets import image_zip
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 PAGES = {m[1]: m[0] for m in re.finditer(r"^## How to add an? (\w+)$.*?(?=^## |\Z)", TEXT, re.M | re.S)}
@@ -44,8 +46,8 @@ def page(monkeypatch, request):
     return module
 
 
-def test_five_short_pages():
-    assert set(PAGES) == {"solver", "backbone", "tokenizer", "distiller", "metric"}
+def test_six_short_pages():
+    assert set(PAGES) == {"experiment", "solver", "backbone", "tokenizer", "distiller", "metric"}
     assert max(len(text.strip().splitlines()) for text in PAGES.values()) <= 82
     for name, text in PAGES.items():
         code = re.findall(r"```python\n(.*?)```", text, re.S)[0]
@@ -55,6 +57,17 @@ def test_five_short_pages():
 def test_every_room_is_named():
     rooms = {path.name for path in Path(config.__file__).parent.iterdir() if (path / "__init__.py").exists()}
     assert not [room for room in rooms if f"`gen/{room}/`" not in TEXT]
+
+
+@pytest.mark.parametrize("page", ["experiment"], indirect=True)
+def test_experiment(page, tmp_path):
+    (tmp_path / "pixel_flow.py").write_text(re.findall(r"```python\n(.*?)```", PAGES["experiment"], re.S)[0])
+    (preset,) = presets(tmp_path).values()
+    assert (preset.name, preset.required) == ("pixel-flow-smoke", ("data",))
+    recipe = page.PRESETS[preset.name](image_zip(tmp_path / "images.zip", 32, 1))
+    assert config.from_json(config.to_json(recipe.config)) == recipe.config
+    assert recipe.config.name == preset.name
+    assert "net 278,528 parameters" in dry_run(recipe.config)[0]
 
 
 @pytest.mark.parametrize("page", ["solver"], indirect=True)
