@@ -133,9 +133,9 @@ def test_null_label() -> None:
     np.testing.assert_array_equal(null["label"], [5, 5])
     assert "more" in null
     assert param_shapes(TINY)["label"]["embedding"].shape[0] == 6
-    for changes in ({"null_class": False}, {"num_classes": 0}):
+    for changes, message in (({"null_class": False}, "no null class"), ({"num_classes": 0}, "is unconditional")):
         bare = dataclasses.replace(TINY, **changes)
-        with pytest.raises(GenError, match="no null class"):
+        with pytest.raises(GenError, match=message):
             Network(bare).apply(Network(bare).init(jax.random.key(0)), {"label": jnp.array([1])}, method="null")
 
 

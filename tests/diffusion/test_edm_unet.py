@@ -166,5 +166,5 @@ def test_what_does_not_fit_is_refused() -> None:
         net(params, x, times, cond, controls={"skip": jnp.ones(4)})
     with pytest.raises(GenError, match=r"expected \(4,\)"):
         net(params, x, times, cond, controls={"skips": jnp.ones(3)})
-    with pytest.raises(GenError, match="no classes"):
+    with pytest.raises(GenError, match="this U-Net is unconditional"):
         Network(CIFAR).apply(param_shapes(CIFAR), cond, method="null")

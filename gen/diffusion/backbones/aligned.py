@@ -4,13 +4,13 @@ The projectors are trained with `gen.diffusion.objectives.Aligned` and are not u
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gen.diffusion.backbones.backbone import Output
 from gen.errors import GenError
 from gen.nn.layers import linear
 from gen.nn.network import Cond
@@ -75,20 +75,13 @@ class AlignedNetwork(nnx.Module):
         return null
 
     def __call__(
-        self,
-        x: jax.Array,
-        times: tuple[jax.Array, ...],
-        cond: Cond,
-        *,
-        controls: Mapping[str, jax.Array] | None = None,
-        taps: tuple[str, ...] = (),
-        stop: bool = False,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """See the backbone; taps ``aligned_i`` are the projections of its feature `tap`, float32."""
+        self, x: jax.Array, times: tuple[jax.Array, ...], cond: Cond, *, taps: tuple[str, ...] = (), **options: Any
+    ) -> Output:
+        """See `Backbone`; taps ``aligned_i`` are the projections of the backbone's feature `tap`, float32."""
         names = {f"aligned_{i}": f"projector_{i}" for i in range(len(self.config.widths))}
         wanted = [tap for tap in taps if tap in names]
         inner = tuple(tap for tap in taps if tap not in names)
         inner += (self.config.tap,) if wanted and self.config.tap not in inner else ()
-        out, features = self.network(x, times, cond, controls=controls, taps=inner, stop=stop)
+        out, features = self.network(x, times, cond, taps=inner, **options)
         projected = {tap: getattr(self, names[tap])(features[self.config.tap]).astype(jnp.float32) for tap in wanted}
         return out, {tap: features[tap] for tap in taps if tap in features} | projected

@@ -207,7 +207,7 @@ class AsCAN(Staged):
         up = [(f"up_{i}", i, string[::-1]) for i, string in reversed(stages)]
         return [*down, ("middle", len(stages) - 1, self.config.middle), *up]
 
-    def stages(self) -> list[str]:
+    def features(self) -> list[str]:
         """down, middle, up."""
         return [name for name, _, _ in self._plan()]
 
@@ -217,7 +217,7 @@ class AsCAN(Staged):
         out = self.final(modulate(layer_norm(tokens), shift, scale)).astype(jnp.float32)
         return unpatchify(out, self.config.size, self.config.patch)
 
-    def features(self, x: jax.Array, c: jax.Array) -> Iterator[tuple[str, jax.Array]]:
+    def walk(self, x: jax.Array, c: jax.Array) -> Iterator[tuple[str, jax.Array]]:
         """The features in order, each computed when asked for."""
         config, grids = self.config, self.config.grids
         last = len(grids) - 1

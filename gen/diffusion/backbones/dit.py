@@ -5,7 +5,7 @@ one-dimensional latent sequences (K, C). Two-time methods (flow maps) embed a se
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gen.config import suggest
+from gen.diffusion.backbones.backbone import Backbone, Call, Output
 from gen.errors import GenError
 from gen.nn.layers import (
     MLP,
@@ -128,12 +129,15 @@ class Block(nnx.Module):
         return x + gate2[:, None] * self.mlp(modulate(layer_norm(x), shift2, scale2)).astype(jnp.float32)
 
 
-class DiT(nnx.Module):
+class DiT(Backbone):
     """The network of a `DiTConfig`.
 
-    At initialisation the output is exactly 0 and each block is the identity (gates and last layer are zero).
-    Relatives of DiT bring their own `block`, called as ``block(x, c)``.
+    At initialisation the output is exactly 0 and each block is the identity (gates and last layer are zero). The
+    sinusoids of the time turn by one radian per unit at their fastest. Features: ``tokens`` (patches with positions)
+    and ``block_0`` ... : (B, N, width) float32. Relatives of DiT bring their own `block`, called as ``block(x, c)``.
     """
+
+    title = "DiT"
 
     def __init__(self, config: DiTConfig, rngs: nnx.Rngs, block: Callable[[Any, nnx.Rngs], Any] = Block) -> None:
         self.config = config
@@ -151,11 +155,9 @@ class DiT(nnx.Module):
         self.final_ada = linear(config.width, 2 * config.width, dtype=dtype, rngs=rngs, init=_zeros)
         self.final = linear(config.width, outputs, dtype=dtype, rngs=rngs, init=_zeros)
 
-    def null(self, cond: Cond) -> Cond:
-        """The same condition with the null label; GenError when the network has none."""
-        if not self.config.null_class or not self.config.num_classes:
-            raise GenError("this DiT has no null class; train it with null_class=True or sample with guidance 1")
-        return {**cond, "label": jnp.full_like(cond["label"], self.config.num_classes)}
+    def features(self) -> list[str]:
+        """tokens, blocks."""
+        return ["tokens", *(f"block_{i}" for i in range(self.config.depth))]
 
     def embed(self, times: tuple[jax.Array, ...], cond: Cond) -> jax.Array:
         """c (B, width) float32: the sum of the time and label embeddings."""
@@ -168,34 +170,13 @@ class DiT(nnx.Module):
         """The norm before the last layer."""
         return layer_norm(tokens)
 
-    def __call__(
-        self,
-        x: jax.Array,
-        times: tuple[jax.Array, ...],
-        cond: Cond,
-        *,
-        controls: Mapping[str, jax.Array] | None = None,
-        taps: tuple[str, ...] = (),
-        stop: bool = False,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The raw output and the features named by `taps`.
-
-        Args:
-          x: (B, *size, channels).
-          times: one (B,) array, or two; the sinusoids turn by one radian per unit of time at their fastest.
-          cond: ``label`` (B,) int32 in [0, num_classes], where num_classes is the null label.
-          controls: DiT has none; GenError when any is given.
-          taps: ``tokens`` (patches with positions) and ``block_0`` ... : (B, N, width) float32.
-          stop: end at the last tap; the output is then that tap's tokens.
-
-        Returns:
-          (B, *size, channels or 2 channels) float32, and the features by name.
-        """
-        layers = self._layers(x, times, controls, taps)
-        c = self.embed(times, cond)
-        tokens = self.patch(patchify(x, self.config.patch)).astype(jnp.float32)
+    def forward(self, call: Call) -> Output:
+        """See `Backbone`."""
+        layers = tuple(i for i in range(self.config.depth) if f"block_{i}" in call.taps)
+        c = self.embed(call.times, call.cond)
+        tokens = self.patch(patchify(call.x, self.config.patch)).astype(jnp.float32)
         tokens = constrain(tokens + sincos_positions(self.config.grid, self.config.width))
-        features = {"tokens": tokens} if "tokens" in taps else {}
+        features = {"tokens": tokens} if "tokens" in call.taps else {}
         tokens, kept = run_stack(
             self.blocks,
             tokens,
@@ -203,28 +184,11 @@ class DiT(nnx.Module):
             remat=self.config.remat,
             scan=self.config.scan,
             keep=layers,
-            stop=max(layers, default=-1) + 1 if stop else None,
+            stop=max(layers, default=-1) + 1 if call.stop else None,
         )
         features |= {f"block_{i}": kept[i] for i in layers}
-        if stop:
+        if call.stop:
             return tokens, features
         shift, scale = jnp.split(self.final_ada(jax.nn.silu(c)).astype(jnp.float32), 2, axis=-1)
         out = self.final(modulate(self.norm(tokens), shift, scale)).astype(jnp.float32)
         return unpatchify(out, self.config.size, self.config.patch), features
-
-    def _layers(
-        self, x: jax.Array, times: tuple[jax.Array, ...], controls: Any, taps: tuple[str, ...]
-    ) -> tuple[int, ...]:
-        """The tapped layers; checks the call."""
-        expected = (*self.config.size, self.config.channels)
-        if x.shape[1:] != expected:
-            raise GenError(f"DiT input is {x.shape[1:]}; expected {expected}, the network's size and channels")
-        if len(times) != self.config.times:
-            raise GenError(f"DiT was given {len(times)} times; expected {self.config.times}")
-        if controls:
-            raise GenError(f"DiT knows no control '{next(iter(controls))}'; remove it")
-        names = {f"block_{i}": i for i in range(self.config.depth)}
-        for tap in taps:
-            if tap != "tokens" and tap not in names:
-                raise GenError(f"DiT has no feature '{tap}'; {suggest(tap, ['tokens', *names])}")
-        return tuple(sorted({names[tap] for tap in taps if tap in names}))

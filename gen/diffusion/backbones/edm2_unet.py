@@ -7,7 +7,7 @@ enforces by normalising the stored weights before every step (`EDM2Config.projec
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gen.config import suggest
+from gen.diffusion.backbones.backbone import Backbone, Call, Output
 from gen.errors import GenError
 from gen.nn.network import Cond, Params
 from gen.training.sharding import constrain
@@ -311,8 +312,15 @@ class EDM2Block(nnx.Module):
         return jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)
 
 
-class EDM2UNet(nnx.Module):
-    """The network of an `EDM2Config`. At initialisation the output is exactly 0 (its gain is)."""
+class EDM2UNet(Backbone):
+    """The network of an `EDM2Config`. At initialisation the output is exactly 0 (its gain is).
+
+    Its clock is ln(sigma) / 4 under EDM preconditioning. Further condition: ``dropout`` (B,) PRNG keys, in training
+    only. Features: outputs of layers, ``enc_64x64_conv``, ``enc_64x64_block0``, ... ``dec_...``: (B, h, w, C); and
+    without being asked for, ``logvar`` (B,) float32 where the network learns it.
+    """
+
+    title = "EDM2"
 
     def __init__(self, config: EDM2Config, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -338,11 +346,14 @@ class EDM2UNet(nnx.Module):
             self.logvar_fourier = Fourier(config.uncertainty, rngs)
             self.logvar_linear = MPConv(config.uncertainty, 1, 0, rngs=rngs)
 
-    def null(self, cond: Cond) -> Cond:
-        """The same condition with an all-zero class vector; GenError for an unconditional network."""
-        if not self.config.num_classes:
-            raise GenError("this EDM2 network is unconditional; sample with guidance 1, or guide with another network")
-        return {**cond, "label": jnp.full_like(cond["label"], self.config.num_classes)}
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(size, size, channels)."""
+        return (self.config.size, self.config.size, self.config.channels)
+
+    def features(self) -> list[str]:
+        """The layers of encoder and decoder."""
+        return [f"{side}_{row.name}" for side, row in self._layers()]
 
     def embed(self, times: tuple[jax.Array, ...], cond: Cond) -> jax.Array:
         """(B, max(widths)) float32: noise level, second time and label, summed at equal shares."""
@@ -355,35 +366,14 @@ class EDM2UNet(nnx.Module):
             emb = mp_sum(emb, self.emb_label(one_hot), config.label_balance)
         return mp_silu(emb)
 
-    def __call__(
-        self,
-        x: jax.Array,
-        times: tuple[jax.Array, ...],
-        cond: Cond,
-        *,
-        controls: Mapping[str, jax.Array] | None = None,
-        taps: tuple[str, ...] = (),
-        stop: bool = False,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The raw output and the features named by `taps`.
-
-        Args:
-          x: (B, size, size, channels), preconditioned.
-          times: one (B,) array, ln(sigma) / 4 under EDM preconditioning, or two.
-          cond: ``label`` (B,) int32 in [0, num_classes], if it has classes; in training ``dropout`` (B,) PRNG keys.
-          controls: EDM2 has none; GenError when any is given.
-          taps: outputs of layers by name: ``enc_64x64_conv``, ``enc_64x64_block0``, ... ``dec_...``: (B, h, w, C).
-          stop: end at the last tap; the output is then that tap.
-
-        Returns:
-          (B, size, size, channels) float32, and the features: those tapped, and ``logvar`` (B,) float32 where learned.
-        """
-        last = self._check(x, times, controls, taps)
+    def forward(self, call: Call) -> Output:
+        """See `Backbone`."""
+        last = max((i for i, name in enumerate(self.features()) if name in call.taps), default=-1)
         features: dict[str, jax.Array] = {}
-        if self.config.uncertainty and not stop:
-            features["logvar"] = self.logvar_linear(self.logvar_fourier(times[0]))[:, 0]
-        emb, keys = self.embed(times, cond), cond.get("dropout")
-        x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1).astype(self.config.dtype)
+        if self.config.uncertainty and not call.stop:
+            features["logvar"] = self.logvar_linear(self.logvar_fourier(call.times[0]))[:, 0]
+        emb, keys = self.embed(call.times, call.cond), call.cond.get("dropout")
+        x = jnp.concatenate([call.x, jnp.ones_like(call.x[..., :1])], axis=-1).astype(self.config.dtype)
         skips: list[jax.Array] = []
         for i, (side, row) in enumerate(self._layers()):
             if side == "dec" and row.takes_skip:
@@ -391,9 +381,9 @@ class EDM2UNet(nnx.Module):
             x = constrain(self._run(getattr(self, side)[row.name], x, emb, keys, i))
             if side == "enc":
                 skips.append(x)
-            if f"{side}_{row.name}" in taps:
+            if f"{side}_{row.name}" in call.taps:
                 features[f"{side}_{row.name}"] = x
-            if stop and i == last:
+            if call.stop and i == last:
                 return x, features
         return self.out_conv(x, self.out_gain[...]).astype(jnp.float32), features
 
@@ -408,19 +398,3 @@ class EDM2UNet(nnx.Module):
     def _layers(self) -> list[tuple[str, Layer]]:
         config = self.config
         return [("enc", row) for row in config.encoder_plan()] + [("dec", row) for row in config.decoder_plan()]
-
-    def _check(self, x: jax.Array, times: tuple[jax.Array, ...], controls: Any, taps: tuple[str, ...]) -> int:
-        """The index of the last tapped layer (-1 for none); checks the call."""
-        config = self.config
-        expected = (config.size, config.size, config.channels)
-        if x.shape[1:] != expected:
-            raise GenError(f"EDM2 input is {x.shape[1:]}; expected {expected}, the network's size and channels")
-        if len(times) != config.times:
-            raise GenError(f"EDM2 was given {len(times)} times; expected {config.times}")
-        if controls:
-            raise GenError(f"EDM2 knows no control '{next(iter(controls))}'; remove it")
-        names = [f"{side}_{row.name}" for side, row in self._layers()]
-        for tap in taps:
-            if tap not in names:
-                raise GenError(f"EDM2 has no feature '{tap}'; {suggest(tap, names)}")
-        return max((names.index(tap) for tap in taps), default=-1)

@@ -7,7 +7,6 @@ Song et al. 2021 (score SDE) and Dhariwal & Nichol 2021. A configuration first w
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gen.config import suggest
+from gen.diffusion.backbones.backbone import Backbone, Call, Output
 from gen.diffusion.backbones.edm_blocks import BOX, Conv, GroupNorm, Linear, Style, UNetBlock, law_of
 from gen.errors import GenError
 from gen.nn.network import Cond
@@ -271,8 +270,17 @@ def positional(t: jax.Array, width: int, *, endpoint: bool) -> jax.Array:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-class UNet(nnx.Module):
-    """The network of a `SongUNetConfig` or `DhariwalUNetConfig`: embedding of the conditions, encoder, decoder."""
+class UNet(Backbone):
+    """The network of a `SongUNetConfig` or `DhariwalUNetConfig`: embedding of the conditions, encoder, decoder.
+
+    Further conditions: ``augment`` (B, augment) float, optional; ``dropout`` (B,) PRNG keys, given in training only.
+    Features: official layer names such as ``enc.16x16_block0`` and ``dec.8x8_in0``, their outputs (B, H, W, C) float32.
+    Controls: ``skips`` (n,) factors on the n skips, in the order in which the decoder takes them (deepest first;
+    Skip-Tuning); ``keep`` (m,) bool, which of the m residual branches and attentions run, numbered in the order of the
+    layers, a block's branch before its attention (AutoDiffusion).
+    """
+
+    title = "U-Net"
 
     def __init__(self, config: Any, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -309,86 +317,48 @@ class UNet(nnx.Module):
             rngs=rngs,
         )
 
-    def null(self, cond: Cond) -> Cond:
-        """The same condition without a class; GenError when the network has none."""
-        if not self.config.num_classes:
-            raise GenError("this U-Net has no classes to leave out; sample with guidance 1 and train without dropout")
-        return {**cond, "label": jnp.full_like(cond["label"], self.config.num_classes)}
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(size, size, channels)."""
+        return (self.config.size, self.config.size, self.config.channels)
 
-    def __call__(
-        self,
-        x: jax.Array,
-        times: tuple[jax.Array, ...],
-        cond: Cond,
-        *,
-        controls: Mapping[str, jax.Array] | None = None,
-        taps: tuple[str, ...] = (),
-        stop: bool = False,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The raw output and the features named by `taps`.
+    def features(self) -> list[str]:
+        """The layers of encoder and decoder."""
+        return [
+            f"{side}.{row.name}" for side, plan in zip(("enc", "dec"), self.config.plans, strict=True) for row in plan
+        ]
 
-        Args:
-          x: (B, size, size, channels).
-          times: one (B,) array of noise conditioning on the network's own clock, or two.
-          cond: ``label`` (B,) int32 in [0, num_classes] where the network has classes; ``augment``
-            (B, augment) float, optional; ``dropout`` (B,) PRNG keys, given in training only.
-          controls: ``skips`` (n,) factors on the n skips, in the order in which the decoder takes them (deepest
-            first; Skip-Tuning); ``keep`` (m,) bool, which of the m residual branches and attentions run, numbered
-            in the order of the layers, a block's branch before its attention (AutoDiffusion).
-          taps: official layer names such as ``enc.16x16_block0`` and ``dec.8x8_in0``: their outputs (B, H, W, C)
-            float32.
-          stop: end at the last tap; the output is then that tap's.
+    def controls(self) -> dict[str, tuple[int, ...]]:
+        """skips, keep."""
+        encoder, decoder = self.config.plans
+        blocks = [row for row in (*encoder, *decoder) if row.kind == "block"]
+        attentions = sum(row.attention and self.config.style.heads(row.outputs) > 0 for row in blocks)
+        return {"skips": (len(_skips(encoder)),), "keep": (len(blocks) + attentions,)}
 
-        Returns:
-          (B, size, size, out_channels) float32, and the features by name.
-        """
-        self._check(x, times, controls or {}, taps)
-        walk = _Walk(self, self.map(times, cond), cond.get("dropout"), controls or {})
+    def forward(self, call: Call) -> Output:
+        """See `Backbone`."""
+        walk = _Walk(self, call)
         features: dict[str, jax.Array] = {}
-        walk.x = walk.aux = x
         for side, plan in zip(("enc", "dec"), self.config.plans, strict=True):
             for row in plan:
                 out = walk.step(row, getattr(self, side)[row.name])
-                if f"{side}.{row.name}" in taps:
+                if f"{side}.{row.name}" in call.taps:
                     features[f"{side}.{row.name}"] = out.astype(jnp.float32)
-                    if stop and len(features) == len(set(taps)):
+                    if call.stop and len(features) == len(set(call.taps)):
                         return features[f"{side}.{row.name}"], features
             if side == "enc":
                 walk.aux, walk.encoding = None, False
         return walk.aux.astype(jnp.float32), features
 
-    def _check(
-        self, x: jax.Array, times: tuple[jax.Array, ...], controls: Mapping[str, jax.Array], taps: tuple[str, ...]
-    ) -> None:
-        """Raises GenError for a call that does not fit the network."""
-        expected = (self.config.size, self.config.size, self.config.channels)
-        if x.shape[1:] != expected:
-            raise GenError(f"U-Net input is {x.shape[1:]}; expected {expected}, the network's size and channels")
-        if len(times) != self.config.times:
-            raise GenError(f"U-Net was given {len(times)} times; expected {self.config.times}")
-        encoder, decoder = self.config.plans
-        names = [*(f"enc.{row.name}" for row in encoder), *(f"dec.{row.name}" for row in decoder)]
-        for tap in taps:
-            if tap not in names:
-                raise GenError(f"U-Net has no feature '{tap}'; {suggest(tap, names)}")
-        blocks = [row for row in (*encoder, *decoder) if row.kind == "block"]
-        attentions = sum(row.attention and self.config.style.heads(row.outputs) > 0 for row in blocks)
-        counts = {"skips": len(_skips(encoder)), "keep": len(blocks) + attentions}
-        for control, value in controls.items():
-            if control not in counts:
-                raise GenError(f"U-Net knows no control '{control}'; {suggest(control, counts)}")
-            if value.shape != (counts[control],):
-                raise GenError(f"U-Net's control {control} has shape {value.shape}; expected ({counts[control]},)")
-
 
 class _Walk:
     """The state of one pass: the running image, the skips, and the image or output beside them (`aux`)."""
 
-    def __init__(self, net: UNet, embs: tuple[jax.Array, ...], keys: jax.Array | None, controls: Any) -> None:
-        self.remat, self.embs, self.keys = net.config.remat, embs, keys
-        self.scales, self.keep = controls.get("skips"), controls.get("keep")
-        self.x: Any = None
-        self.aux: Any = None
+    def __init__(self, net: UNet, call: Call) -> None:
+        self.remat, self.embs, self.keys = net.config.remat, net.map(call.times, call.cond), call.cond.get("dropout")
+        self.scales, self.keep = call.controls.get("skips"), call.controls.get("keep")
+        self.x: Any = call.x
+        self.aux: Any = call.x
         self.skips: list[jax.Array] = []
         self.taken = self.blocks = self.parts = 0
         self.encoding = True

@@ -368,7 +368,7 @@ class LaMamba(Staged):
         outputs = config.channels * (2 if config.learned_variance else 1)
         self.final = linear(width, outputs, dtype=dtype, rngs=rngs, init=_zeros)
 
-    def stages(self) -> list[str]:
+    def features(self) -> list[str]:
         """tokens, down, middle, up."""
         return ["tokens", *(f"down_{i}" for i in range(STAGES)), "middle", *(f"up_{i}" for i in range(STAGES))]
 
@@ -379,7 +379,7 @@ class LaMamba(Staged):
         out = self.final(modulate(layer_norm(tokens), shift, scale)).astype(jnp.float32)
         return out.reshape(out.shape[0], *self.config.size, -1)
 
-    def features(self, x: jax.Array, c: jax.Array) -> Iterator[tuple[str, jax.Array]]:
+    def walk(self, x: jax.Array, c: jax.Array) -> Iterator[tuple[str, jax.Array]]:
         """The features in order, each computed when asked for."""
         config = self.config
         grids = config.grids

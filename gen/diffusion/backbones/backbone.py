@@ -1,0 +1,113 @@
+"""The one call shape of the backbones, and the checks of a call."""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gen.config import suggest
+from gen.errors import GenError
+from gen.nn.network import Cond
+
+__all__ = ["Backbone", "Call", "Output"]
+
+Output = tuple[jax.Array, dict[str, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """The arguments of a call, checked; see `Backbone`."""
+
+    x: jax.Array
+    times: tuple[jax.Array, ...]
+    cond: Cond
+    controls: Mapping[str, jax.Array]
+    taps: tuple[str, ...]
+    stop: bool
+
+
+class Backbone(nnx.Module):
+    """A network that a denoiser evaluates: called with a noisy input, its times and conditions.
+
+    Its configuration has ``channels``, ``num_classes`` and ``times`` (1, or 2 for flow maps). A subclass computes in
+    `forward` and says what it knows: `shape`, `features`, `controls`.
+    """
+
+    title: ClassVar[str]  # what messages call it
+    config: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input, channels last."""
+        return (*self.config.size, self.config.channels)
+
+    @abc.abstractmethod
+    def features(self) -> list[str]:
+        """Names of the features that can be tapped, in the order in which they are computed."""
+
+    def controls(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the arrays that change the network while it runs, by name."""
+        return {}
+
+    @abc.abstractmethod
+    def forward(self, call: Call) -> Output:
+        """What a checked call gives."""
+
+    def null(self, cond: Cond) -> Cond:
+        """The same condition with the null label num_classes; GenError where the network knows none."""
+        if not self.config.num_classes:
+            raise GenError(f"this {self.title} is unconditional; sample with guidance 1 and train with dropout 0")
+        if not getattr(self.config, "null_class", True):
+            raise GenError(
+                f"this {self.title} has no null class; train it with null_class=True or sample with guidance 1"
+            )
+        return {**cond, "label": jnp.full_like(cond["label"], self.config.num_classes)}
+
+    def __call__(
+        self,
+        x: jax.Array,
+        times: tuple[jax.Array, ...],
+        cond: Cond,
+        *,
+        controls: Mapping[str, jax.Array] | None = None,
+        taps: tuple[str, ...] = (),
+        stop: bool = False,
+    ) -> Output:
+        """The raw output and the features named by `taps`.
+
+        Args:
+          x: (B, *`shape`).
+          times: one (B,) array on the network's own clock, or two.
+          cond: ``label`` (B,) int32 in [0, num_classes], where num_classes is the null label; and what else the network
+            takes.
+          controls: arrays of the network's `controls`; searching over them does not recompile.
+          taps: names among the network's `features`.
+          stop: end at the last tap; the output is then that tap.
+
+        Returns:
+          (B, ..., channels, twice as many with learned variance) float32, and the features by name.
+
+        Raises:
+          GenError: an input, times, controls or taps that do not fit the network.
+        """
+        controls, known, names = controls or {}, self.controls(), self.features()
+        if x.shape[1:] != self.shape:
+            raise GenError(
+                f"{self.title} input is {x.shape[1:]}; expected {self.shape}, the network's size and channels"
+            )
+        if len(times) != self.config.times:
+            raise GenError(f"{self.title} was given {len(times)} times; expected {self.config.times}")
+        for name, value in controls.items():
+            if name not in known:
+                advice = suggest(name, known) if known else "remove it"
+                raise GenError(f"{self.title} knows no control '{name}'; {advice}")
+            if value.shape != known[name]:
+                raise GenError(f"{self.title}'s control {name} has shape {value.shape}; expected {known[name]}")
+        for tap in taps:
+            if tap not in names:
+                raise GenError(f"{self.title} has no feature '{tap}'; {suggest(tap, names)}")
+        return self.forward(Call(x, times, cond, controls, taps, stop))
