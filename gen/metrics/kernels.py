@@ -10,6 +10,7 @@ from gen.errors import GenError
 __all__ = [
     "CMMD_SCALE",
     "CMMD_SIGMA",
+    "KID_SIZE",
     "Spread",
     "cmmd",
     "cubic",
@@ -25,6 +26,7 @@ Array = np.ndarray
 Kernel = Callable[[Array, Array], Array]
 _BLOCK = 2048  # rows of a kernel matrix held at a time
 _SEED = 2020  # torch-fidelity's
+KID_SIZE = 1000  # samples in a subset; torch-fidelity's
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0  # Jayasumana et al. 2024, section 4
 
 
@@ -78,7 +80,7 @@ def kid_subsets(real: Array, fake: Array, real_rows: Array, fake_rows: Array, ke
     return Spread(float(np.mean(values)), float(np.std(values)))
 
 
-def kid(real: Array, fake: Array, *, subsets: int = 100, size: int = 1000, seed: int = _SEED) -> Spread:
+def kid(real: Array, fake: Array, *, subsets: int = 100, size: int = KID_SIZE, seed: int = _SEED) -> Spread:
     """The kernel Inception distance: the unbiased MMD^2 of random subsets, each without replacement.
 
     Smaller sets take part whole: subsets of min(N, M, size). Usually printed times 1000; slightly negative values are

@@ -12,7 +12,7 @@ from gen.metrics.memorisation import show_memorisation
 from gen.metrics.neighbours import nearest
 from gen.metrics.protocol import Result
 from gen.metrics.reference import Reference
-from gen.metrics.report import Report
+from gen.metrics.report import Report, heading
 from gen.metrics.sources import Source
 
 __all__ = ["class_rows", "closest_real", "distance_by_count", "evaluation_page"]
@@ -65,7 +65,7 @@ def evaluation_page(
         page.curves({"Fréchet distance": curve}, x="samples", y="Fréchet distance", log_x=True)
     if result.per_class:
         rows, caption = class_rows(result)
-        table = [["class", *(name.replace("_", " ") for name in result.per_class)], *rows]
+        table = [["class", *(heading(name) for name in result.per_class)], *rows]
         if len(rows) <= _ACROSS:
             table = [list(column) for column in zip(*table, strict=True)]
         page.section("By class").table([str(cell) for cell in table[0]], table[1:], caption)

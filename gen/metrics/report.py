@@ -15,7 +15,7 @@ from gen.errors import GenError
 from gen.metrics.protocol import Protocol, Result, differences
 from gen.training.files import atomic
 
-__all__ = ["Report", "mosaic"]
+__all__ = ["Report", "heading", "mosaic"]
 
 _SERIES = (
     "#3b7dd8",
@@ -175,7 +175,7 @@ class Report:
             + [str(getattr(result.protocol, field)) for field in varying]
             for label, result in results.items()
         ]
-        head = [""] + [_heading(name) for name in names] + [field.replace("_", " ") for field in varying]
+        head = [""] + [heading(name) for name in names] + [field.replace("_", " ") for field in varying]
         if len(rows) == 1 and len(names) > _ACROSS:  # one result reads better downwards
             head, *rows = (list(row) for row in zip(head, rows[0], strict=True))
         cells = [[(text, i > 0) for i, text in enumerate(row)] for row in rows]
@@ -262,11 +262,15 @@ def _score(result: Result, name: str) -> str:
     spread = result.spread.get(name, result.within.get(name))
     if spread is None:
         return f"{value:.3g}"
-    digits = max(2 - int(np.floor(np.log10(max(abs(value) or spread or 1.0, 1e-3)))), 0)  # both to the same place
+    # both to the same place: that of the score's third digit, or of the spread's first if it is further behind
+    places = [2 - np.floor(np.log10(max(abs(value) or spread or 1.0, 1e-3)))]
+    places += [min(-np.floor(np.log10(spread)), 5)] if spread else []
+    digits = max(int(max(places)), 0)
     return f"{value:.{digits}f} ± {spread:.{digits}f}"
 
 
-def _heading(name: str) -> str:
+def heading(name: str) -> str:
+    """What a score is called on a page, with an arrow to where better ones lie."""
     return _WORDS.get(name, name.replace("_", " "))
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "Remat",
     "TimeEmbedder",
     "attend",
+    "dropout",
     "layer_norm",
     "linear",
     "matrix_product",
@@ -88,6 +89,17 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jax.lax.dot_general(weights, v, (((3,), (2,)), ((0, 1), (0, 1)))).swapaxes(1, 2)
+
+
+def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
+    """Zeroes each entry of x (B, ...) with probability `rate`, to within 2^-16, and divides the others by 1 - rate.
+
+    Each sample draws from its own of the `keys` (B,). Sixteen bits an entry: a U-Net on a CPU feels the cost of noise.
+    """
+    size = math.prod(x.shape[1:])
+    words = jax.vmap(lambda key: jax.random.bits(key, (-(-size // 2),), jnp.uint32))(keys)
+    bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(x.shape[0], -1)[:, :size].reshape(x.shape)
+    return jnp.where(bits >= np.uint16(rate * 2**16), x / (1.0 - rate), 0.0)
 
 
 def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
@@ -190,7 +202,7 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """q, k and v (B, N, H, D) of x (B, N, width), q and k normed and rotated."""
         b, n, width = x.shape
-        q, k, v = jnp.moveaxis(self.qkv(x).reshape(b, n, 3, self.heads, width // self.heads), 2, 0)
+        q, k, v = (part.reshape(b, n, self.heads, width // self.heads) for part in jnp.split(self.qkv(x), 3, axis=-1))
         if self.normed:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotate is not None:

@@ -68,6 +68,8 @@ def test_scores_stand_with_their_protocol():
     other = Result({"frechet_distance": 9.5}, dataclasses.replace(P, count=359, seeds=""))
     html = Report("x").results({"teacher": result, "held-out": other}, "Scores.").html()
     assert "1.61 ± 0.05" in html
+    close = Result({"vendi": 1.02891}, P, within={"vendi": 0.0011})
+    assert "1.029 ± 0.001" in Report("x").results({"x": close}).html()
     assert "<dt>extractor</dt><dd>digits</dd>" in html
     assert "<dt>seeds</dt><dd>0-1796</dd>" in html
     assert "c5" * 8 + "</dd>" in html

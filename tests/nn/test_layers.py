@@ -1,4 +1,4 @@
-"""Attention and matrix products against jax's own, values and gradients."""
+"""Attention, matrix products and dropout against jax's own or what is known of them, values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gen.nn.layers import attend, linear, matrix_product
+from gen.nn.layers import attend, dropout, linear, matrix_product
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -56,3 +56,13 @@ def test_layers_multiply_matrices_only():
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert len(products) == 2
     assert not any("2x8x" in line for line in products)
+
+
+def test_dropout_zeroes_the_given_share_with_a_key_per_sample():
+    x, keys = jnp.ones((2, 101, 99)), jax.random.split(jax.random.key(0), 2)
+    out = np.asarray(dropout(x, 0.25, keys))
+    assert set(np.unique(out)) == {0.0, np.float32(1 / 0.75)}
+    # five standard deviations of a share of 2 x 9,999 draws
+    assert abs((out == 0).mean() - 0.25) < 5 * (0.25 * 0.75 / out.size) ** 0.5
+    np.testing.assert_array_equal(out[1:], dropout(x[1:], 0.25, keys[1:]))
+    assert (out[0] != out[1]).any()

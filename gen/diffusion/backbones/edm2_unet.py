@@ -17,6 +17,7 @@ from flax import nnx
 from gen.config import suggest
 from gen.diffusion.backbones.backbone import Backbone, Call, Output
 from gen.errors import GenError
+from gen.nn.layers import dropout
 from gen.nn.network import Cond, Params
 from gen.training.sharding import constrain
 
@@ -291,8 +292,7 @@ class EDM2Block(nnx.Module):
         c = self.emb_linear(emb, self.emb_gain[...]) + 1.0
         y = mp_silu(y * c[:, None, None].astype(y.dtype))
         if keys is not None and config.dropout:
-            kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - config.dropout, y.shape[1:]))(keys)
-            y = jnp.where(kept, y / (1.0 - config.dropout), 0.0)
+            y = dropout(y, config.dropout, keys)
         y = self.conv_res1(y)
         x = mp_sum(x if self.encoder else self._skip(x), y, config.residual_balance)
         if self.layer.heads:

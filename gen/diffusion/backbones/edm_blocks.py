@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from gen.errors import GenError
-from gen.nn.layers import attend, matrix_product
+from gen.nn.layers import attend, dropout, matrix_product
 
 __all__ = ["BOX", "FIR", "Conv", "GroupNorm", "Linear", "Style", "UNetBlock", "fir_down", "fir_up", "law_of"]
 
@@ -202,11 +202,16 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> the same shape, float32."""
-        b, h, w, c = x.shape
-        grouped = x.astype(jnp.float32).reshape(b, h * w, self.groups, c // self.groups)
-        centred = grouped - grouped.mean((1, 3), keepdims=True)
-        normed = centred * jax.lax.rsqrt(jnp.square(centred).mean((1, 3), keepdims=True) + self.eps)
-        return normed.reshape(x.shape) * self.scale[...] + self.bias[...]
+        # sums over pixels first, channel by channel, and then of the few channels of a group
+        x = x.astype(jnp.float32)
+        centred = x - self._mean(x)
+        return centred * (jax.lax.rsqrt(self._mean(jnp.square(centred)) + self.eps) * self.scale[...]) + self.bias[...]
+
+    def _mean(self, x: jax.Array) -> jax.Array:
+        """The mean of each image and group at each of its channels, (B, 1, 1, C)."""
+        b, _, _, c = x.shape
+        means = x.mean((1, 2)).reshape(b, self.groups, c // self.groups).mean(-1)
+        return jnp.repeat(means, c // self.groups, axis=-1)[:, None, None]
 
 
 class UNetBlock(nnx.Module):
@@ -288,8 +293,7 @@ class UNetBlock(nnx.Module):
         else:
             h = jax.nn.silu(self.norm1(h.astype(jnp.float32) + p))
         if keys is not None and style.dropout:
-            kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - style.dropout, h.shape[1:]))(keys)
-            h = jnp.where(kept, h / (1.0 - style.dropout), 0.0)
+            h = dropout(h, style.dropout, keys)
         return self.conv1(h)
 
     def _attend(self, x: jax.Array) -> jax.Array:
