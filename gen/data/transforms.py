@@ -240,7 +240,7 @@ def random_flip(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     if rng.random() >= 0.5:
         return image
     flipped = np.empty_like(image)
-    for channel in range(image.shape[-1]):  # three times as fast as all at once, whose innermost loop is a pixel
+    for channel in range(image.shape[-1]):  # all at once, the innermost loop would be over a pixel's channels
         flipped[..., channel] = image[:, ::-1, channel]
     return flipped
 

@@ -1,10 +1,7 @@
 """What is evaluated: images by sample index, made inside the jitted evaluation step or read on the host for it."""
 
 import dataclasses
-import functools
-import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -13,6 +10,7 @@ import numpy as np
 
 from gen.data.sources import array_identity
 from gen.data.stores import ArrayStore, Store
+from gen.data.vanished import ahead
 from gen.errors import GenError
 from gen.features.extractor import Extractor
 from gen.training.indexed import sample_keys
@@ -173,7 +171,7 @@ def from_store(
 
     def read(indices: np.ndarray) -> dict[str, np.ndarray]:
         rows, where = np.unique(indices, return_inverse=True)  # padding repeats an index
-        images = list(_decoders().map(load, rows.tolist()))
+        images = [done.result() for _, done in ahead(load, rows.tolist(), store.title)]
         wanted[:] = wanted or [images[0].shape]
         for index, image in zip(rows.tolist(), images, strict=True):
             if fit is None and image.shape != wanted[0]:
@@ -195,11 +193,6 @@ def from_store(
         seeds=seeds,
         read=read,
     )
-
-
-@functools.cache
-def _decoders() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(os.cpu_count() or 1, 16), "decode")
 
 
 def generated(

@@ -1,9 +1,12 @@
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from gen.data import vanished
 from gen.data.stores import open_store
 from gen.errors import GenError
 from gen.features.inception import RESIZES, Inception, fid_input
@@ -123,6 +126,18 @@ def test_damaged_files_are_named(tmp_path):
             source.read(np.array([index]))
     with pytest.raises(GenError, match=r"005.png is not a readable image"):
         collect(source, Toy(), {"features": Features(8)}, batch=4)
+
+
+def test_a_file_whose_disk_does_not_answer_is_named(tmp_path, monkeypatch):
+    folder, answers = tmp_path / "images", threading.Event()
+    folder.mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "a.png")
+    store = open_store(folder)
+    monkeypatch.setattr(type(store), "image", lambda *_: answers.wait())
+    monkeypatch.setattr(vanished, "STALL", 0.2)
+    with pytest.raises(vanished.Stalled, match=r"a\.png"):
+        from_store(store, Toy()).read(np.array([0]))
+    answers.set()
 
 
 def test_refuses():
