@@ -29,7 +29,10 @@ _ROWS = 16384  # rows read at a time
 
 
 class LatentSource:
-    """Rows of a cache; "latent" comes out normalised, (latent - shift) / scale, the rest as stored."""
+    """Rows of a cache; "latent" comes out normalised, (latent - shift) / scale, the rest as stored.
+
+    Reading a row whose latent is NaN or infinite raises GenError: `seal` lets none in, so the file was damaged since.
+    """
 
     def __init__(self, rows: ArraySource, shift: np.ndarray, scale: np.ndarray):
         self.rows, self.shift, self.scale = rows, shift, scale
@@ -38,18 +41,27 @@ class LatentSource:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self._normalized(self.rows[index])
+        return self._normalized(self.rows[index], [index])
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Rows `indices` (B,) of every array."""
-        return self._normalized(self.rows.gather(indices))
+        return self._normalized(self.rows.gather(indices), indices)
 
     def title(self, index: int) -> str:
         """How messages call record `index`."""
         return self.rows.title(index)
 
-    def _normalized(self, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return record | {"latent": (record["latent"] - self.shift) / self.scale}
+    def _normalized(self, record: dict[str, np.ndarray], indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            latent = (record["latent"] - self.shift) / self.scale
+        finite = np.isfinite(latent).reshape(len(indices), -1).all(axis=1)
+        if not finite.all():
+            row = int(indices[int(np.argmin(finite))])
+            raise GenError(
+                f"the latent of {self.title(row)} is NaN or infinite; it was finite when "
+                "it was encoded, delete the folder and encode the images again"
+            )
+        return record | {"latent": latent}
 
 
 @dataclasses.dataclass(frozen=True)

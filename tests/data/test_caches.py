@@ -85,6 +85,21 @@ def test_nan_latents_are_refused_by_index(folder, monkeypatch, value) -> None:
     assert not (folder / "cache.json").exists()
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 3e38])
+def test_latents_damaged_after_they_were_sealed_are_refused_by_row(folder, value) -> None:
+    cache = seal(folder, tokenizer="t", data="d", shift=[0.0] * 3, scale=[0.1] * 3)
+    latent = np.load(folder / "latent.npy", mmap_mode="r+")
+    latent[137, 2, 1] = value
+    latent.flush()
+    source = cache.source()
+    message = r"the latent of record 137 of .*latent\.npy.* is NaN or infinite; it was finite when it was encoded"
+    with pytest.raises(GenError, match=message):
+        source[137]
+    with pytest.raises(GenError, match=message):
+        source.gather(np.array([3, 137, 5]))
+    assert np.isfinite(source[136]["latent"]).all()
+
+
 def test_what_is_no_cache_is_refused(folder, tmp_path) -> None:
     with pytest.raises(GenError, match=r"no latent cache at .*; expected a folder with cache.json"):
         Cache(str(folder)).source()
