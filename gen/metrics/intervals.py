@@ -1,7 +1,7 @@
 """Standard errors: how far a score would move if the samples were drawn again.
 
 All are over samples, with the reference fixed; 1.96 of them on either side make a 95 % interval. Scores that come with
-a spread of their own (splits of the Inception Score, subsets of KID) keep that.
+a spread of their own (splits of the Inception Score, subsets of KID, directions of MIND) keep that.
 """
 
 from collections.abc import Callable

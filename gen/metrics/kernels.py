@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gen.errors import GenError
+from gen.metrics.intervals import mean_error
 
 __all__ = [
     "CMMD_SCALE",
@@ -99,8 +100,8 @@ def cmmd(real: Array, fake: Array, *, sigma: float = CMMD_SIGMA, scale: float = 
     return scale * mmd2(real, fake, rbf(sigma), unbiased=False)
 
 
-def sliced_wasserstein(x: Array, y: Array, directions: Array) -> float:
-    """Mean over directions of the squared 2-Wasserstein distance of the projections.
+def sliced_wasserstein(x: Array, y: Array, directions: Array) -> Array:
+    """Squared 2-Wasserstein distance of the projections onto every direction, (P,) float64.
 
     Args:
       x, y: (N, D) features of equally many samples.
@@ -110,14 +111,14 @@ def sliced_wasserstein(x: Array, y: Array, directions: Array) -> float:
     if len(x) != len(y):
         raise GenError(f"{len(x)} and {len(y)} samples; a sliced distance needs equally many; leave some out")
     blocks = np.array_split(np.asarray(directions, np.float64), max(1, len(directions) // 64))
-    sums = [((np.sort(x @ block.T, axis=0) - np.sort(y @ block.T, axis=0)) ** 2).mean(0).sum() for block in blocks]
-    return float(sum(sums) / len(directions))
+    return np.concatenate([((np.sort(x @ b.T, axis=0) - np.sort(y @ b.T, axis=0)) ** 2).mean(0) for b in blocks])
 
 
-def mind(real: Array, fake: Array, *, directions: int = 1000, seed: int = _SEED) -> float:
-    """The sliced distance of torch-fidelity (arXiv 2605.06797): 3 D times `sliced_wasserstein`, random directions.
+def mind(real: Array, fake: Array, *, directions: int = 1000, seed: int = _SEED) -> tuple[float, float]:
+    """The sliced distance of torch-fidelity (arXiv 2605.06797), and its standard error over the directions drawn.
 
-    The larger set is cut to a random subset of the smaller one's size.
+    3 D times the mean of `sliced_wasserstein` over random directions. The larger set is cut to a random subset of the
+    smaller one's size.
     """
     rng = np.random.RandomState(seed)
     size = min(len(real), len(fake))
@@ -125,7 +126,8 @@ def mind(real: Array, fake: Array, *, directions: int = 1000, seed: int = _SEED)
         rows if len(rows) == size else rows[rng.choice(len(rows), size, replace=False)] for rows in (real, fake)
     )
     drawn = rng.standard_normal((directions, real.shape[1]))
-    return 3 * real.shape[1] * sliced_wasserstein(real, fake, drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
+    found = 3 * real.shape[1] * sliced_wasserstein(real, fake, drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
+    return float(found.mean()), mean_error(found)
 
 
 def _pair(x: Array, y: Array) -> Sequence[Array]:

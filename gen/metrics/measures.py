@@ -193,7 +193,8 @@ def _kid(found: Found, reference: Reference, protocol: Protocol) -> Scores:
 
 
 def _mind(found: Found, reference: Reference, protocol: Protocol) -> Scores:
-    return Scores({"mind": mind(reference.features, found["features"])})
+    value, error = mind(reference.features, found["features"])
+    return Scores({"mind": value}, {"mind": error})
 
 
 def _infinity(found: Found, reference: Reference, protocol: Protocol) -> Scores:
@@ -216,7 +217,8 @@ def _class_frechet(found: Found, reference: Reference, protocol: Protocol) -> Sc
             )
         rows.append(frechet_of_features(real, fake))
     scored = [value for value in rows if value is not None]
-    return Scores({"class_frechet": float(np.mean(scored))}, per_class={"class_frechet": tuple(rows)})
+    spread = {"class_frechet": float(np.std(scored))}
+    return Scores({"class_frechet": float(np.mean(scored))}, spread, per_class={"class_frechet": tuple(rows)})
 
 
 def _images(limit: int) -> Features:
@@ -287,10 +289,14 @@ MEASURES: dict[str, Measure] = {
         statistics=lambda protocol: {"accuracy": Accuracy()},
     ),
     "kid": Measure("kernel distance, mean over 100 random subsets of at most 1000", _kid, ("real features",)),
-    "mind": Measure("sliced distance over 1000 random directions", _mind, ("real features",)),
+    "mind": Measure(
+        "sliced distance over 1000 random directions, and its standard error over these", _mind, ("real features",)
+    ),
     "frechet_infinity": Measure("Frechet distance extrapolated to infinitely many samples", _infinity),
     "class_frechet": Measure(
-        "mean over classes of the Frechet distance within a class", _class_frechet, ("real features", "labels")
+        "mean and spread over classes of the Frechet distance within a class",
+        _class_frechet,
+        ("real features", "labels"),
     ),
     "cmmd": Measure(
         "kernel distance of CLIP embeddings, times 1000, and its standard error over samples",

@@ -37,5 +37,5 @@ def test_mmd(fx):
 def test_mind(fx):
     real, fake = fx.io["feats_ref"][fx.io["mind_idx_ref"]], fx.io["feats_gen"][fx.io["mind_idx_gen"]]
     directions = fx.io["mind_directions"]
-    found = 3 * directions.shape[1] * sliced_wasserstein(real, fake, directions)
+    found = 3 * directions.shape[1] * sliced_wasserstein(real, fake, directions).mean()
     fx.close(found, "mind")
