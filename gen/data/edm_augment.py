@@ -57,7 +57,12 @@ class EDMAugment:
       xflip ... saturation: factors on p for each operation; 0 leaves it out, and with it its label columns. The
         horizontal flip of the default is always open. Flips and lumaflip change half of the images they are open for;
         rotate_int turns by quarters and translate_int shifts by whole pixels, scale, rotate, anisotropic and translate
-        resample; the last five are colour operations.
+        resample; the last five are colour operations, on RGB or grey images.
+      translate_int_max: largest shift by whole pixels, as a share of the image's sides.
+      scale_std, anisotropic_std, contrast_std, saturation_std: standard deviations of the log2 of the factors.
+      rotate_max, hue_max: largest angle, as a share of half a turn.
+      anisotropic_turned: probability that the stretched axis is turned.
+      translate_std: standard deviation of the shift, as a share of the image's sides; brightness_std: of the sum.
     """
 
     p: float = 0.12
@@ -74,10 +79,22 @@ class EDMAugment:
     lumaflip: float = 0.0
     hue: float = 0.0
     saturation: float = 0.0
+    translate_int_max: float = 0.125
+    scale_std: float = 0.2
+    rotate_max: float = 1.0
+    anisotropic_std: float = 0.2
+    anisotropic_turned: float = 0.5
+    translate_std: float = 0.125
+    brightness_std: float = 0.2
+    contrast_std: float = 0.5
+    hue_max: float = 1.0
+    saturation_std: float = 1.0
 
     def __post_init__(self) -> None:
         if min(self.p, *(getattr(self, name) for name in _OPERATIONS)) < 0:
             raise GenError("probabilities of the augmentation must not be negative; 0 turns an operation off")
+        if self.translate_int_max <= 0:
+            raise GenError(f"translate_int_max is {self.translate_int_max:g}; expected a share of the image above 0")
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -106,30 +123,35 @@ class EDMAugment:
           draws: what `draw` gives.
         Returns:
           (B, H, W, C), not clipped, and (B, width) float32 labels.
-        Raises GenError for quarter turns of images that are not square, and colour operations on other than RGB.
+        Raises GenError for quarter turns of images that are not square, and for colour operations on images that have
+        neither 1 nor 3 channels.
         """
         shape = images.shape
         if "rotate_int" in draws and shape[1] != shape[2]:
             raise GenError(f"quarter turns need square images, these are {shape[1]} x {shape[2]}; set rotate_int to 0")
-        if any(name in draws for name in _COLOUR) and shape[3] != 3:
-            raise GenError(f"colour operations need 3 channels, these images have {shape[3]}; set them to 0")
+        coloured = any(name in draws for name in _COLOUR)
+        if coloured and shape[3] not in (1, 3):
+            raise GenError(f"colour operations need 1 or 3 channels, these images have {shape[3]}; set them to 0")
         labels: list[jax.Array] = []
         inverse = jnp.broadcast_to(jnp.eye(3), (shape[0], 3, 3))
         resampled = any(name in draws for name in _GEOMETRIC)
         for name in self.operations:
-            if name in _COLOUR and resampled:
-                images, resampled = _resample(images, inverse), False
+            if name in _COLOUR:
+                images, resampled = (_resample(images, inverse) if resampled else images), False
+                images = jnp.broadcast_to(images, (*shape[:3], 3))  # grey images are coloured as RGB
             given = draws[name]
             open_ = given["gate"] < getattr(self, name) * self.p
             values = {k: v for k, v in given.items() if k != "gate"}
             if name in _GEOMETRIC:
-                step, columns = _MATRICES[name](values, open_, shape)
+                step, columns = _MATRICES[name](self, values, open_, shape)
                 inverse = _times(inverse, step)
             else:
-                images, columns = _PIXELS[name](images, values, open_)
+                images, columns = _PIXELS[name](self, images, values, open_)
             labels += columns
         if resampled:
             images = _resample(images, inverse)
+        if coloured and shape[3] == 1:
+            images = images.mean(-1, keepdims=True)
         return images, jnp.stack(labels, axis=-1) if labels else jnp.zeros((shape[0], 0))
 
     def __call__(self, key: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -145,21 +167,22 @@ def _draw(key: jax.Array, law: str | int, batch: int) -> jax.Array:
 
 Values = Mapping[str, jax.Array]
 Columns = list[jax.Array]
+Pixels = Callable[[EDMAugment, jax.Array, Values, jax.Array], tuple[jax.Array, Columns]]
 
 
 def _where(images: jax.Array, chosen: jax.Array, other: jax.Array) -> jax.Array:
     return jnp.where(chosen[:, None, None, None], other, images)
 
 
-def _flip(axis: int) -> Callable[[jax.Array, Values, jax.Array], tuple[jax.Array, Columns]]:
-    def operation(images: jax.Array, values: Values, open_: jax.Array) -> tuple[jax.Array, Columns]:
+def _flip(axis: int) -> Pixels:
+    def operation(pipe: EDMAugment, images: jax.Array, values: Values, open_: jax.Array) -> tuple[jax.Array, Columns]:
         w = jnp.where(open_, values["w"], 0.0)
         return _where(images, w == 1.0, jnp.flip(images, axis)), [w]
 
     return operation
 
 
-def _rotate_int(images: jax.Array, values: Values, open_: jax.Array) -> tuple[jax.Array, Columns]:
+def _rotate_int(pipe: EDMAugment, images: jax.Array, values: Values, open_: jax.Array) -> tuple[jax.Array, Columns]:
     w = jnp.where(open_, values["w"], 0.0)
     out = images
     for turns in (1, 2, 3):
@@ -167,22 +190,22 @@ def _rotate_int(images: jax.Array, values: Values, open_: jax.Array) -> tuple[ja
     return out, [((w == 1) | (w == 2)).astype(jnp.float32), ((w == 2) | (w == 3)).astype(jnp.float32)]
 
 
-def _translate_int(images: jax.Array, values: Values, open_: jax.Array) -> tuple[jax.Array, Columns]:
+def _translate_int(pipe: EDMAugment, images: jax.Array, values: Values, open_: jax.Array) -> tuple[jax.Array, Columns]:
     _, h, w, _ = images.shape
     shifts = []
     for name, size in (("x", w), ("y", h)):
-        shift = jnp.round(0.125 * size * (2.0 * values[name] - 1.0))
+        shift = jnp.round(pipe.translate_int_max * size * (2.0 * values[name] - 1.0))
         shifts.append(jnp.where(open_, shift, 0.0))
     rows = _reflect(jnp.arange(h) + shifts[1][:, None].astype(jnp.int32), h)
     columns = _reflect(jnp.arange(w) - shifts[0][:, None].astype(jnp.int32), w)
     moved = jnp.take_along_axis(images, rows[:, :, None, None], axis=1)
     moved = jnp.take_along_axis(moved, columns[:, None, :, None], axis=2)
-    return moved, [shifts[0] / (0.125 * w), shifts[1] / (0.125 * h)]
+    return moved, [shift / (pipe.translate_int_max * size) for shift, size in zip(shifts, (w, h), strict=True)]
 
 
 def _reflect(index: jax.Array, size: int) -> jax.Array:
     """Indices mirrored at the edge pixels, which are not repeated."""
-    return (size - 1) - jnp.abs((size - 1) - jnp.abs(index))
+    return (size - 1) - jnp.abs((size - 1) - index % max(2 * size - 2, 1))
 
 
 def _matrix(rows: list[list[jax.Array | float]], batch: int) -> jax.Array:
@@ -209,26 +232,28 @@ def _times(*matrices: jax.Array) -> jax.Array:
 Shape = tuple[int, ...]
 
 
-def _scale(values: Values, open_: jax.Array, shape: Shape) -> tuple[jax.Array, Columns]:
+def _scale(pipe: EDMAugment, values: Values, open_: jax.Array, shape: Shape) -> tuple[jax.Array, Columns]:
     w = jnp.where(open_, values["w"], 0.0)
-    return _stretch(jnp.exp2(-0.2 * w), jnp.exp2(-0.2 * w)), [w]
+    factor = jnp.exp2(-pipe.scale_std * w)
+    return _stretch(factor, factor), [w]
 
 
-def _rotate(values: Values, open_: jax.Array, shape: Shape) -> tuple[jax.Array, Columns]:
-    angle = jnp.where(open_, jnp.pi * (2.0 * values["u"] - 1.0), 0.0)
+def _rotate(pipe: EDMAugment, values: Values, open_: jax.Array, shape: Shape) -> tuple[jax.Array, Columns]:
+    angle = jnp.where(open_, pipe.rotate_max * jnp.pi * (2.0 * values["u"] - 1.0), 0.0)
     return _turn(angle), [jnp.cos(angle) - 1.0, jnp.sin(angle)]
 
 
-def _anisotropic(values: Values, open_: jax.Array, shape: Shape) -> tuple[jax.Array, Columns]:
+def _anisotropic(pipe: EDMAugment, values: Values, open_: jax.Array, shape: Shape) -> tuple[jax.Array, Columns]:
     w = jnp.where(open_, values["w"], 0.0)
-    axis = jnp.where(values["turned"] < 0.5, jnp.pi * (2.0 * values["axis"] - 1.0), 0.0)
-    step = _times(_turn(-axis), _stretch(jnp.exp2(-0.2 * w), jnp.exp2(0.2 * w)), _turn(axis))
+    axis = jnp.where(values["turned"] < pipe.anisotropic_turned, jnp.pi * (2.0 * values["axis"] - 1.0), 0.0)
+    factor = jnp.exp2(pipe.anisotropic_std * w)
+    step = _times(_turn(-axis), _stretch(1.0 / factor, factor), _turn(axis))
     return step, [w * jnp.cos(axis), w * jnp.sin(axis)]
 
 
-def _translate(values: Values, open_: jax.Array, shape: Shape) -> tuple[jax.Array, Columns]:
+def _translate(pipe: EDMAugment, values: Values, open_: jax.Array, shape: Shape) -> tuple[jax.Array, Columns]:
     x, y = (jnp.where(open_, values[name], 0.0) for name in ("x", "y"))
-    shifts = -0.125 * shape[2] * x, -0.125 * shape[1] * y
+    shifts = -pipe.translate_std * shape[2] * x, -pipe.translate_std * shape[1] * y
     return _matrix([[1.0, 0.0, shifts[0]], [0.0, 1.0, shifts[1]], [0.0, 0.0, 1.0]], shape[0]), [x, y]
 
 
@@ -237,18 +262,18 @@ def _grey(images: jax.Array) -> jax.Array:
     return jnp.broadcast_to(images.mean(-1, keepdims=True), images.shape)
 
 
-def _colour(
-    strength: float, change: Callable[[jax.Array, jax.Array], jax.Array]
-) -> Callable[[jax.Array, Values, jax.Array], tuple[jax.Array, Columns]]:
-    def operation(images: jax.Array, values: Values, open_: jax.Array) -> tuple[jax.Array, Columns]:
+def _colour(strength: str, change: Callable[[jax.Array, jax.Array], jax.Array]) -> Pixels:
+    """`strength` names the attribute that scales the draws; "" for none."""
+
+    def operation(pipe: EDMAugment, images: jax.Array, values: Values, open_: jax.Array) -> tuple[jax.Array, Columns]:
         w = jnp.where(open_, values["w"], 0.0)
-        return change(images, strength * w[:, None, None, None]), [w]
+        return change(images, (getattr(pipe, strength) if strength else 1.0) * w[:, None, None, None]), [w]
 
     return operation
 
 
-def _hue(images: jax.Array, values: Values, open_: jax.Array) -> tuple[jax.Array, Columns]:
-    angle = jnp.where(open_, jnp.pi * (2.0 * values["u"] - 1.0), 0.0)
+def _hue(pipe: EDMAugment, images: jax.Array, values: Values, open_: jax.Array) -> tuple[jax.Array, Columns]:
+    angle = jnp.where(open_, pipe.hue_max * jnp.pi * (2.0 * values["u"] - 1.0), 0.0)
     cos, sin = (f(angle)[:, None, None, None] for f in (jnp.cos, jnp.sin))
     # the cross product of (1, 1, 1) / sqrt(3) with the colour
     cross = (jnp.roll(images, 1, -1) - jnp.roll(images, -1, -1)) / math.sqrt(3.0)
@@ -261,11 +286,11 @@ _PIXELS = {
     "yflip": _flip(1),
     "rotate_int": _rotate_int,
     "translate_int": _translate_int,
-    "brightness": _colour(0.2, lambda x, w: x + w),
-    "contrast": _colour(0.5, lambda x, w: x * jnp.exp2(w)),
-    "lumaflip": _colour(1.0, lambda x, w: x - 2.0 * w * _grey(x)),
+    "brightness": _colour("brightness_std", lambda x, w: x + w),
+    "contrast": _colour("contrast_std", lambda x, w: x * jnp.exp2(w)),
+    "lumaflip": _colour("", lambda x, w: x - 2.0 * w * _grey(x)),
     "hue": _hue,
-    "saturation": _colour(1.0, lambda x, w: _grey(x) + (x - _grey(x)) * jnp.exp2(w)),
+    "saturation": _colour("saturation_std", lambda x, w: _grey(x) + (x - _grey(x)) * jnp.exp2(w)),
 }
 _MATRICES = {"scale": _scale, "rotate": _rotate, "anisotropic": _anisotropic, "translate": _translate}
 

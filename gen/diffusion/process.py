@@ -197,20 +197,20 @@ class VP:
 
 
 @functools.lru_cache(maxsize=16)
-def _ddpm_betas(schedule: str, steps: int) -> np.ndarray:
+def _ddpm_betas(schedule: str, steps: int, offset: float, max_beta: float) -> np.ndarray:
     if schedule == "linear":
         return np.linspace(1e-4 * 1000 / steps, 0.02 * 1000 / steps, steps, dtype=np.float64)
     if schedule == "scaled-linear":
         return np.linspace(0.00085**0.5, 0.012**0.5, steps, dtype=np.float64) ** 2
     u = np.arange(steps + 1, dtype=np.float64) / steps
-    abar = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1.0 - abar[1:] / abar[:-1], 0.999)
+    abar = np.cos((u + offset) / (1.0 + offset) * np.pi / 2) ** 2
+    return np.minimum(1.0 - abar[1:] / abar[:-1], max_beta)
 
 
 @functools.lru_cache(maxsize=16)
-def _ddpm_log_alpha(schedule: str, steps: int) -> np.ndarray:
+def _ddpm_log_alpha(*chain: Any) -> np.ndarray:
     """log alpha at t = 0, 1/T, ..., 1 (T + 1 entries, the first 0)."""
-    return np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-_ddpm_betas(schedule, steps)))])
+    return np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-_ddpm_betas(*chain)))])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,19 +219,31 @@ class DDPM:
 
     t = 0 is clean data (abar_{-1} = 1). Between the table's entries log alpha is interpolated linearly, so
     any continuous solver runs on it; at the entries it is exact. Schedules: ``linear`` (Ho et al. 2020),
-    ``cosine`` (Nichol & Dhariwal 2021, "squaredcos_cap_v2"), ``scaled-linear`` (latent diffusion).
+    ``cosine`` (Nichol & Dhariwal 2021, "squaredcos_cap_v2"; `offset` and `max_beta` are its s and its cap),
+    ``scaled-linear`` (latent diffusion).
 
     Raises GenError for another schedule, and for a chain without steps.
     """
 
     schedule: Literal["linear", "cosine", "scaled-linear"] = "linear"
     steps: int = 1000
+    offset: float = 0.008
+    max_beta: float = 0.999
 
     def __post_init__(self) -> None:
         if self.schedule not in ("linear", "cosine", "scaled-linear"):
             raise GenError(f"DDPM schedule is {self.schedule!r}; expected linear, cosine or scaled-linear")
         if self.steps < 1:
             raise GenError(f"DDPM chain of {self.steps} steps; expected at least 1")
+        if self.offset < 0.0 or not 0.0 < self.max_beta < 1.0:
+            raise GenError(
+                f"DDPM chain with offset {self.offset:g} and max_beta {self.max_beta:g}; expected at least 0, and "
+                "between 0 and 1"
+            )
+
+    @property
+    def _chain(self) -> tuple[str, int, float, float]:
+        return self.schedule, self.steps, self.offset, self.max_beta
 
     @property
     def t_min(self) -> float:
@@ -244,7 +256,7 @@ class DDPM:
     @property
     def betas(self) -> np.ndarray:
         """(steps,) float64: beta_i of the chain."""
-        return _ddpm_betas(self.schedule, self.steps)
+        return _ddpm_betas(*self._chain)
 
     def time(self, index: Any) -> Any:
         """The time of chain index `index` (0 .. steps - 1; -1 is clean data)."""
@@ -262,7 +274,7 @@ class DDPM:
 
     def _log_alpha(self, t: Time) -> Any:
         xp = _xp(t)
-        table = _ddpm_log_alpha(self.schedule, self.steps)
+        table = _ddpm_log_alpha(*self._chain)
         position = self.index(t) + 1.0
         low = xp.clip(xp.floor(position), 0, self.steps - 1).astype(int)
         weight = position - low
@@ -271,7 +283,7 @@ class DDPM:
 
     def _slope(self, t: Time) -> Any:
         xp = _xp(t)
-        steps = np.diff(_ddpm_log_alpha(self.schedule, self.steps)) * self.steps
+        steps = np.diff(_ddpm_log_alpha(*self._chain)) * self.steps
         low = xp.clip(xp.floor(self.index(t) + 1.0), 0, self.steps - 1).astype(int)
         return (xp.asarray(steps) if xp is np else jnp.asarray(steps, jnp.float32))[low]
 
@@ -294,7 +306,7 @@ class DDPM:
     def time_of(self, logsnr: Any) -> Any:
         xp, value = _xp(logsnr), _in(logsnr)
         log_alpha = -0.5 * xp.logaddexp(xp.zeros_like(value), -value)
-        table = _ddpm_log_alpha(self.schedule, self.steps)
+        table = _ddpm_log_alpha(*self._chain)
         times = np.arange(self.steps + 1) / self.steps
         if xp is np:
             return np.interp(-log_alpha, -table, times)

@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 UNetConfig = SongUNetConfig | DhariwalUNetConfig
-CHAIN = (0.001, 0.008)  # C_1 and C_2 of the cosine chain
 
 
 def rules(config: UNetConfig, prefix: str = "model.") -> Rules:
@@ -141,9 +140,18 @@ def _config(shapes: dict[str, tuple[int, ...]], weights: Arrays) -> UNetConfig:
         "noise": noise // width,
         "encoder": aux,
         "decoder": "skip" if f"dec.{below}aux_conv.weight" in shapes else "standard",
-        "taps": tuple(int(v) for v in np.rint(row / row[0])),
+        "taps": _whole(row),
     }
     return SongUNetConfig(**shared)
+
+
+def _whole(row: np.ndarray) -> tuple[int, ...]:
+    """The smallest whole numbers in the proportions of a filter's row."""
+    for k in range(1, 65):
+        taps = k * row / row[0]
+        if np.abs(taps - np.rint(taps)).max() < 1e-3:
+            return tuple(int(v) for v in np.rint(taps))
+    raise ValueError("resample_filter")
 
 
 def _count(names: Iterable[str], prefix: str) -> int:
@@ -160,8 +168,8 @@ def precondition(
     beta_min: float = 0.1,
     M: int = 1000,
     epsilon_t: float = 1e-5,
-    C_1: float = CHAIN[0],
-    C_2: float = CHAIN[1],
+    C_1: float = 0.001,
+    C_2: float = 0.008,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
 ) -> Denoiser:
@@ -169,7 +177,7 @@ def precondition(
 
     Arguments keep their official names and defaults; each wrapper reads its own. The official D(x; sigma) is this
     denoiser seen ``under(EDM())``; its own process is the one it was made for, where its loss is plain.
-    Raises GenError for another wrapper or another chain than the cosine one.
+    Raises GenError for another wrapper.
     """
     match wrapper:
         case "EDMPrecond":
@@ -181,9 +189,8 @@ def precondition(
             low, high = 0.02 if sigma_min is None else sigma_min, 100.0 if sigma_max is None else sigma_max
             return Denoiser(network, VE(low, high), Predict("eps", clock="log-half-level", sign=-1))
         case "iDDPMPrecond":
-            if (C_1, C_2) != CHAIN:
-                raise GenError(f"iddpm chain with C_1 {C_1:g}, C_2 {C_2:g}; only the published 0.001 and 0.008 exist")
-            return Denoiser(network, DDPM("cosine", M), Predict("eps", clock="nearest-index", learned_variance=True))
+            chain = DDPM("cosine", M, C_2, 1.0 - C_1)
+            return Denoiser(network, chain, Predict("eps", clock="nearest-index", learned_variance=True))
     raise GenError(f"unknown preconditioning '{wrapper}'; expected EDMPrecond, VPPrecond, VEPrecond or iDDPMPrecond")
 
 

@@ -158,8 +158,9 @@ def test_refusals() -> None:
         edm2("XXXL")
     with pytest.raises(GenError, match="size 6 cannot be halved 3 times"):
         edm2("XS", size=6)
-    with pytest.raises(GenError, match="width 100 is not a multiple of head_width 64"):
+    with pytest.raises(GenError, match="width 200 is not divisible by its 3 attention heads"):
         EDM2Config(widths=(100, 200))
+    assert next(row.heads for row in EDM2Config(widths=(100, 130)).decoder_plan()) == 2  # 65 channels each
     with pytest.raises(GenError, match=r"dropout is 1\.5"):
         edm2("XS", dropout=1.5)
     params = param_shapes(TINY)

@@ -17,20 +17,25 @@ from tests.parity.toys import nchw, nhwc
 @pytest.mark.parametrize("fx", fixtures("autodiffusion-dynamic-unet*"), ids=str)
 def test_network_and_left_out_blocks(fx):
     o = fx.config["unet"]
-    assert o["resblock_updown"]
-    assert o["use_scale_shift_norm"]
-    importer = adm.NEW_IMPORTER if o["use_new_attention_order"] else adm.IMPORTER
-    config = importer.infer(fx.weights, size=o["image_size"], head_width=o["num_head_channels"])
+    importer = adm.NEW_IMPORTER if o.get("use_new_attention_order") else adm.IMPORTER
+    # -1 channels per head: as many heads as named
+    head_width = o.get("num_head_channels", -1)
+    heads = {"heads": o.get("num_heads", 1)} if head_width == -1 else {"head_width": head_width, "heads": 0}
+    config = importer.infer(fx.weights, size=o["image_size"], **heads)
     assert (config.width, config.mult, config.blocks) == (
         o["model_channels"],
-        tuple(o["channel_mult"]),
+        tuple(o.get("channel_mult", (1, 2, 4, 8))),
         o["num_res_blocks"],
     )
+    assert config.adaptive == o.get("use_scale_shift_norm", False)
+    if len(config.mult) > 1:
+        assert (config.resample == "blocks") == o.get("resblock_updown", False)
     config, params, report = importer.load(fx.weights, config)
     assert report.clean
     for name, value in importer.save(config, params).items():
         np.testing.assert_array_equal(value, fx.weights[name], err_msg=name)
-    x, t, cond = nhwc(fx.io["x"]), jnp.asarray(fx.io["t"]), {"label": jnp.asarray(fx.io["y"])}
+    x, t = nhwc(fx.io["x"]), jnp.asarray(fx.io["t"])
+    cond = {"label": jnp.asarray(fx.io["y"])} if "y" in fx.io else {}
     call = jax.jit(lambda p, keep: Network(config)(p, x, (t,), cond, controls={"keep": keep})[0])
     everything = np.ones(fx.config["layer_num"], bool)
     plain = jax.jit(lambda p: Network(config)(p, x, (t,), cond)[0])(params)

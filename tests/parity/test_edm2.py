@@ -1,6 +1,7 @@
 """EDM2's network, preconditioning, loss, forced weight normalisation and guided sampler against the official code."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +29,37 @@ def model(fx: Fixture) -> tuple[EDM2Config, dict[str, Any]]:
     """The fixture's network through the importer; the configuration is inferred from its weights."""
     given = fx.config
     inferred = IMPORTER.infer(fx.weights, head_width=given.get("channels_per_head", 64))
+    width, mult = given.get("model_channels", 192), given.get("channel_mult", (1, 2, 3, 4))
     expected = EDM2Config(
         size=given["img_resolution"],
         channels=given["img_channels"],
         num_classes=given["label_dim"],
-        widths=tuple(given["model_channels"] * m for m in given["channel_mult"]),
-        blocks=given["num_blocks"],
+        widths=tuple(width * m for m in mult),
+        blocks=given.get("num_blocks", 3),
         attention=inferred.attention,
         head_width=given.get("channels_per_head", 64),
-        uncertainty=given["logvar_channels"],
+        uncertainty=given.get("logvar_channels", 128),
     )
     assert inferred == expected
-    assert set(inferred.attention) <= set(given["attn_resolutions"])
+    assert set(inferred.attention) <= set(given.get("attn_resolutions", (16, 8)))
+    names = {"res_balance": "residual_balance", "attn_balance": "attention_balance"}
+    named = ("label_balance", "concat_balance", "res_balance", "attn_balance")  # arrays do not tell these
+    balances = {names.get(name, name): given[name] for name in named if name in given}
+    clip = given.get("clip_act", 256.0)
+    inferred = dataclasses.replace(inferred, **balances, clip=math.inf if clip is None else clip)
     config, params, report = IMPORTER.load(fx.weights, inferred)
     assert len(report.matched) == len(fx.weights)
     return config, params
 
 
 def denoiser(fx: Fixture, config: EDM2Config) -> Denoiser:
-    sigma_data = fx.config["sigma_data"]
+    sigma_data = fx.config.get("sigma_data", 0.5)
     return Denoiser(config, EDM(sigma_data=sigma_data), EDMPrecondition(sigma_data))
 
 
-def labels(fx: Fixture, one_hot: np.ndarray) -> dict[str, jax.Array]:
-    return {"label": jnp.asarray(one_hot.argmax(1), jnp.int32)} if fx.config["label_dim"] else {}
+def labels(fx: Fixture) -> dict[str, jax.Array]:
+    """Class numbers of the one-hot rows, where the network has classes."""
+    return {"label": jnp.asarray(fx.io["class_labels"].argmax(1), jnp.int32)} if fx.config["label_dim"] else {}
 
 
 @pytest.mark.parametrize("fx", fixtures("edm2-unet*"), ids=str)
@@ -67,7 +75,7 @@ class TestNetwork:
         config, params = model(fx)
         denoise = denoiser(fx, dataclasses.replace(config, remat=remat))
         x, sigma = nhwc(fx.io["x_noisy"]), jnp.asarray(fx.io["sigma"])
-        cond = labels(fx, fx.io["class_labels"])
+        cond = labels(fx)
         inner, clock = denoise.parameterization.inputs(denoise.process, jnp.asarray(x), sigma)
         raw, features = jax.jit(denoise.net)(params, inner, (clock,), cond)
         fx.close(nchw(raw), "F")
@@ -86,10 +94,11 @@ class TestNetwork:
         heads = str(fx.config.get("channels_per_head", 64))
         assert cli.main(["convert", file, "--out", run, "--network.head_width", heads]) == 0
         loaded = gen.load(run)
-        net, cond = loaded.params["net"], labels(fx, fx.io["class_labels"])
+        net, cond = loaded.params["net"], labels(fx)
         assert loaded.denoiser.parameterization == EDMPrecondition(0.5)  # of every published network
-        parameterization = EDMPrecondition(fx.config["sigma_data"])
-        denoise = dataclasses.replace(loaded.denoiser, parameterization=parameterization)
+        parameterization = EDMPrecondition(fx.config.get("sigma_data", 0.5))
+        network = model(fx)[0]  # with what arrays do not tell
+        denoise = dataclasses.replace(loaded.denoiser, network=network, parameterization=parameterization)
         prediction = jax.jit(denoise)(net, nhwc(fx.io["x_noisy"]), jnp.asarray(fx.io["sigma"]), cond)
         fx.close(nchw(prediction.denoised), "D")
         assert loaded.generator.nfe == 63
@@ -108,7 +117,7 @@ class TestNetwork:
         """In training mode: weights are normalised first, then the loss and its gradients are taken there."""
         config, params = model(fx)
         denoise, objective = denoiser(fx, config), Uncertain(EDMLoss(mean=-0.8, std=1.6))
-        x, cond = jnp.asarray(nhwc(fx.io["loss_images"])), labels(fx, fx.io["class_labels"])
+        x, cond = jnp.asarray(nhwc(fx.io["loss_images"])), labels(fx)
         sigma = jnp.exp(objective.inner.mean + objective.inner.std * fx.io["loss_normal_draw"].reshape(-1))
         draws = Draws(sigma, jnp.asarray(nhwc(fx.io["loss_noise_draw"])))
         params = denoise.net.project(params)

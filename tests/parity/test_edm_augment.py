@@ -11,7 +11,15 @@ from tests.parity.conftest import fixtures
 from tests.parity.toys import nchw, nhwc
 
 CASES = [pytest.param(fx, case, id=f"{fx}-{case}") for fx in fixtures("edm-augment*") for case in fx.config]
-NAMES = {"rotate_frac": "rotate", "aniso": "anisotropic", "translate_frac": "translate"}
+NAMES = {
+    "rotate_frac": "rotate",
+    "aniso": "anisotropic",
+    "translate_frac": "translate",
+    "rotate_frac_max": "rotate_max",
+    "aniso_std": "anisotropic_std",
+    "aniso_rotate_prob": "anisotropic_turned",
+    "translate_frac_std": "translate_std",
+}
 # the official order of draws in each operation
 ORDER = {
     "xflip": ("w", "gate"),

@@ -110,7 +110,7 @@ class EDM2Config:
       widths: channels at each level, finest first (1, 2, 3, 4 times the base width in the paper).
       blocks: residual blocks per level.
       attention: sizes of the feature maps that have self-attention.
-      head_width: channels per attention head; narrower layers have no attention.
+      head_width: channels per attention head (width // head_width heads); narrower layers have no attention.
       dropout: share of activations dropped in training (where PRNG keys (B,) are given as the condition "dropout").
       label_balance, concat_balance, residual_balance, attention_balance: weights t of `mp_sum` and `mp_cat`.
       clip: activations are clipped to +-clip after every block, for 16-bit types.
@@ -148,8 +148,11 @@ class EDM2Config:
             raise GenError(
                 f"size {self.size} cannot be halved {len(self.widths) - 1} times; use one that can, or fewer levels"
             )
-        for width in (w for w in self.widths if w > self.head_width and w % self.head_width):
-            raise GenError(f"EDM2 width {width} is not a multiple of head_width {self.head_width}; change one of them")
+        for width in (w for w in self.widths if w > self.head_width and w % (w // self.head_width)):
+            raise GenError(
+                f"EDM2 width {width} is not divisible by its {width // self.head_width} attention heads; change it or "
+                f"head_width {self.head_width}"
+            )
         if not 0 <= self.dropout < 1:
             raise GenError(f"dropout is {self.dropout}; expected a share in [0, 1)")
 
