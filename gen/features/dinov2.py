@@ -32,6 +32,7 @@ class DINOv2Config:
       patch: side of a patch; divides the sides of every image.
       width, depth, heads, hidden: of the transformer; `hidden` is the inner width of the feed-forward layers.
       swiglu: gated feed-forward layers (ViT-g) instead of an MLP with the exact GELU.
+      scaled: whether the branches are scaled by learned vectors (LayerScale), as in every published size.
       registers: tokens beside the class token that carry no position.
       antialias, offset: how the position table is resampled for other sizes: published without registers as
         (False, 0.1), with registers as (True, 0.0).
@@ -44,6 +45,7 @@ class DINOv2Config:
     heads: int = 6
     hidden: int = 1536
     swiglu: bool = False
+    scaled: bool = True
     registers: int = 0
     antialias: bool = False
     offset: float = 0.1
@@ -87,17 +89,22 @@ class _Block(nnx.Module):
             if config.swiglu
             else MLP(width, config.hidden, approximate=False, rngs=rngs)
         )
-        self.scale1, self.scale2 = nnx.Param(jnp.ones(width)), nnx.Param(jnp.ones(width))
+        self.scaled = config.scaled
+        if config.scaled:
+            self.scale1, self.scale2 = nnx.Param(jnp.ones(width)), nnx.Param(jnp.ones(width))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x + self.scale1[...] * self.attn(self.norm1(x))
-        return x + self.scale2[...] * self.mlp(self.norm2(x))
+        first, second = (self.scale1[...], self.scale2[...]) if self.scaled else (1.0, 1.0)
+        x = x + first * self.attn(self.norm1(x))
+        return x + second * self.mlp(self.norm2(x))
 
 
 def _axis_weights(size: int, out: int, antialias: bool, offset: float) -> np.ndarray:
     """(out, size) float32: torch's bicubic resampling of one axis by the factor (out + offset) / size."""
     step = size / (out + offset)
     centre = (np.arange(out) + 0.5) * step
+    if antialias and out == size:
+        return np.eye(size, dtype=np.float32)  # torch leaves such an axis alone, whatever the offset
     if antialias:
         width = max(step, 1.0)
         weights = cubic(-0.5)((np.arange(size) + 0.5 - centre[:, None]) / width)

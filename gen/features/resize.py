@@ -77,7 +77,10 @@ def _taps(
 
 
 def _nearest(size: int, out: int) -> np.ndarray:
-    return np.eye(size)[np.minimum(((np.arange(out) + 0.5) * size / out).astype(int), size - 1)]
+    # Pillow adds the step up pixel by pixel, which decides where a centre falls between two pixels
+    step = size / out
+    centres = np.cumsum(np.append(step * 0.5, np.full(out - 1, step)))
+    return np.eye(size)[np.minimum(centres.astype(int), size - 1)]
 
 
 # method -> (input size, output size) -> weights (out, in)

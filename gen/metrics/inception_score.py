@@ -13,8 +13,6 @@ from gen.metrics.statistics import Accumulator, Shapes
 
 __all__ = ["InceptionScore", "inception_score"]
 
-_SHUFFLE_SEED = 2020  # torch-fidelity's permutation
-
 
 @dataclasses.dataclass(frozen=True)
 class InceptionScore:
@@ -26,6 +24,7 @@ class InceptionScore:
       count: number of samples in all: it decides which split a sample is in.
       splits: number of contiguous parts, with boundaries at i N // splits.
       shuffle: permute the samples first, by a fixed permutation: for samples in order of class.
+      seed: of that permutation, numpy's legacy one; by default torch-fidelity's.
       chunk: instead of `splits`, parts of so many samples, the last one shorter (ADM: 5000).
     """
 
@@ -33,6 +32,7 @@ class InceptionScore:
     splits: int = 10
     shuffle: bool = False
     chunk: int = 0
+    seed: int = 2020
 
     def parts(self) -> np.ndarray:
         """The split of every sample, (count,) int32."""
@@ -44,7 +44,7 @@ class InceptionScore:
         if not self.shuffle:
             return split
         shuffled = np.empty_like(split)
-        shuffled[np.random.RandomState(_SHUFFLE_SEED).permutation(self.count)] = split
+        shuffled[np.random.RandomState(self.seed).permutation(self.count)] = split
         return shuffled
 
     def init(self, shapes: Shapes, span: int) -> Accumulator:

@@ -1,6 +1,7 @@
 """Official DINOv2 weights (facebookresearch/dinov2): names and shapes."""
 
 import math
+import re
 from pathlib import Path
 
 from gen.errors import GenError
@@ -9,7 +10,7 @@ from gen.features.weights import cache_path, store_weights
 from gen.pretrained.readers import read_weights
 from gen.pretrained.rules import Arrays, Importer, Rule, Rules, depth_of, linear, patches
 
-__all__ = ["IMPORTER", "config", "convert", "rules"]
+__all__ = ["IMPORTER", "config", "convert", "rules", "unchunked"]
 
 _HEAD_WIDTH = 64  # of all published sizes
 
@@ -35,8 +36,7 @@ def rules(config: DINOv2Config) -> Rules:
         Rule("patch_embed.proj.bias", "patch/bias"),
         *linear("blocks.{i}.attn.qkv", "blocks/attn/qkv"),
         *linear("blocks.{i}.attn.proj", "blocks/attn/proj"),
-        Rule("blocks.{i}.ls1.gamma", "blocks/scale1"),
-        Rule("blocks.{i}.ls2.gamma", "blocks/scale2"),
+        *([Rule(f"blocks.{{i}}.ls{k}.gamma", f"blocks/scale{k}") for k in (1, 2)] if config.scaled else []),
         *linear("blocks.{i}.mlp." + inner, "blocks/mlp/fc1"),
         *linear("blocks.{i}.mlp." + outer, "blocks/mlp/fc2"),
         *norms,
@@ -69,15 +69,24 @@ def config(weights: Arrays, *, heads: int | None = None) -> DINOv2Config:
         heads=width // _HEAD_WIDTH if heads is None else heads,
         hidden=hidden,
         swiglu=swiglu,
+        scaled="blocks.0.ls1.gamma" in weights,
         registers=registers,
         antialias=registers > 0,
         offset=0.0 if registers else 0.1,
     )
 
 
+def unchunked(weights: Arrays) -> Arrays:
+    """A state dict under the names of published files: training in chunks (``block_chunks``) says which a block is in.
+
+    ``blocks.CHUNK.BLOCK.`` becomes ``blocks.BLOCK.``; all else stays.
+    """
+    return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): array for name, array in weights.items()}
+
+
 IMPORTER = Importer(
     name="dinov2",
-    signature=("cls_token", "mask_token", "pos_embed", "blocks.0.ls1.gamma", "norm.weight"),
+    signature=("cls_token", "mask_token", "pos_embed", "blocks.0.attn.qkv.weight", "norm.weight"),
     config=config,
     rules=rules,
     generator=None,
@@ -93,7 +102,7 @@ def convert(source: Path, out: Path | None = None) -> str:
 
     Raises GenError when the file cannot be read, or holds something else.
     """
-    network, params, _ = IMPORTER.load(read_weights(source))
+    network, params, _ = IMPORTER.load(unchunked(read_weights(source)))
     out = cache_path("dinov2") if out is None else out
     identity = store_weights(out, params, origin=source.name, network=network)
     return f"dinov2: width {network.width}, depth {network.depth}, identity {identity}; written to {out}"

@@ -130,8 +130,9 @@ def _config(weights: Arrays, order: Order) -> LaMambaConfig:
     width, channels, patch, _ = weights["patch_embed.proj.weight"].shape
     _, h, w, _ = weights["pos_embed"].shape
     first = "layers.0.blocks.0."
-    _, rank_and_states, inner = weights[f"{first}op.x_proj_weight"].shape
-    rank = weights[f"{first}op.dt_projs_weight"].shape[2]
+    # one rank for all stages, or the rule by their widths; sizes from ratios were rounded down, least in the widest
+    ranks = [weights[f"layers.{i}.blocks.0.op.dt_projs_weight"].shape[2] for i in range(STAGES)]
+    wide, widest = f"layers.{STAGES - 1}.blocks.0.", 4 * width
     table = weights[f"{first}attn.relative_position_bias_table"].shape[0]
     depths = [depth_of(weights, f"layers.{i}.blocks.{{i}}.norm.weight") for i in range(STAGES)]
     up = depth_of(weights, f"layers_up.{STAGES - 1}.blocks.{{i}}.norm.weight")
@@ -147,16 +148,22 @@ def _config(weights: Arrays, order: Order) -> LaMambaConfig:
         heads=cast(Any, tuple(heads)),
         window=(math.isqrt(table) + 1) // 2,
         order=order,
-        state=(rank_and_states - rank) // 2,
-        expand=inner / width,
-        rank=None if rank == math.ceil(width / 16) else rank,
+        state=weights[f"{first}op.A_logs"].shape[1],
+        expand=_ratio(weights[f"{wide}op.x_proj_weight"].shape[2], widest),
+        rank=ranks[0] if len(set(ranks)) == 1 and ranks[-1] != math.ceil(widest / 16) else None,
         conv=weights[f"{first}op.conv2d.weight"].shape[-1],
         conv_bias=f"{first}op.conv2d.bias" in weights,
-        mlp_ratio=weights[f"{first}mlp.fc1.weight"].shape[0] / width,
+        mlp_ratio=_ratio(weights[f"{wide}mlp.fc1.weight"].shape[0], widest),
         merging=_merging_kind(weights),
         num_classes=weights["y_embedder.embedding_table.weight"].shape[0] - 1,
         learned_variance=weights["final_linear.weight"].shape[0] == 2 * channels,
     )
+
+
+def _ratio(size: int, width: int) -> float:
+    """size / width, so that its product with the width, rounded down, is the size again."""
+    ratio = size / width
+    return ratio if int(ratio * width) == size else math.nextafter(ratio, math.inf)
 
 
 def _merging_kind(weights: Arrays) -> Literal["neighbours", "conv2", "conv3"]:

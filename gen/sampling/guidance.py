@@ -136,7 +136,7 @@ class AdaptiveProjected:
     D = D_c + (w - 1) (across + eta along).
 
     Attributes:
-      scale: w.
+      scale: w; 1 is no guidance, whatever the rest.
       eta: share kept of the part along D_c; 1 is classifier-free guidance.
       norm: greatest length of d, per sample; 0 for no bound.
       momentum: weight of the previous (unshortened) d; the paper's are negative. Not advanced on unguided calls.
@@ -159,6 +159,8 @@ class AdaptiveProjected:
     def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
         """See `Guidance`."""
         del weak
+        if self.scale == 1.0:
+            return denoise
 
         def guided(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
             first, u, carry = _both(denoise, null, x, t, cond, step, carry)
@@ -183,7 +185,7 @@ class ZeroStar:
     """CFG-Zero* (Fan et al. 2025) on the velocity: s u + w (c - s u) with s = <c, u> / |u|^2 per sample.
 
     Attributes:
-      scale: w.
+      scale: w; 1 leaves c as it is.
       zero_steps: in the first so many steps the velocity is 0.
       rescale: as in `ClassifierFree`.
     """
@@ -202,10 +204,14 @@ class ZeroStar:
         del weak
 
         def guided(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
-            first, u, carry = _both(denoise, null, x, t, cond, step, carry)
-            c, u = first.velocity, first.with_value(u).velocity
-            u = u * _inner(c, u) / (_inner(u, u) + 1e-8)
-            value = _rescaled(u + self.scale * (c - u), c, self.rescale)
+            if self.scale == 1.0:
+                first, carry = denoise(x, t, cond, step, carry)
+                value = first.velocity
+            else:
+                first, u, carry = _both(denoise, null, x, t, cond, step, carry)
+                c, u = first.velocity, first.with_value(u).velocity
+                u = u * _inner(c, u) / (_inner(u, u) + 1e-8)
+                value = _rescaled(u + self.scale * (c - u), c, self.rescale)
             value = jnp.where(step < self.zero_steps, 0.0, value)
             return dataclasses.replace(first, value=value, kind="velocity"), carry
 

@@ -154,7 +154,7 @@ class UniPC:
     one node (predictor of order 2, corrector of order 1) its weight is B / 2 as published.
 
     Attributes:
-      solver_order: 1, 2 or 3.
+      solver_order: 1 or more; published for 1 to 3.
       form: B = h (``bh1``) or 1 - e^-h (``bh2``).
       lower_final: the order is at most the number of steps left.
       uncorrected: steps whose result is not corrected.
@@ -168,8 +168,8 @@ class UniPC:
     stochastic: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.solver_order <= 3:
-            raise GenError(f"unipc of order {self.solver_order}; expected 1 to 3")
+        if self.solver_order < 1:
+            raise GenError(f"unipc of order {self.solver_order}; expected 1 or more")
 
     @property
     def order(self) -> int:

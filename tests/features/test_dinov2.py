@@ -34,3 +34,15 @@ def test_a_converted_file_is_the_extractor(tmp_path) -> None:
     store_weights(other, params, origin="test")
     with pytest.raises(GenError, match="does not say which DINOv2Config"):
         DINOv2Extractor(weights=str(other)).load()
+
+
+def test_names_of_a_training_run_in_chunks_without_layer_scale(tmp_path) -> None:
+    network = dataclasses.replace(NETWORK, depth=3, scaled=False)
+    params = Network(network).init(jax.random.key(0))
+    source, out = tmp_path / "official.safetensors", tmp_path / "ours.safetensors"
+    chunks = {"blocks.0.": "blocks.0.0.", "blocks.1.": "blocks.0.1.", "blocks.2.": "blocks.1.2."}
+    weights = IMPORTER.save(network, params)
+    save_file({chunks.get(name[:9], name[:9]) + name[9:]: array for name, array in weights.items()}, source)
+    assert convert_network("dinov2", source, out).startswith("dinov2: width 64, depth 3, identity ")
+    jax.tree.map(np.testing.assert_array_equal, load_weights(out, ""), jax.device_get(params))
+    assert DINOv2Extractor(weights=str(out)).network == network

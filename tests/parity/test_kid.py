@@ -21,7 +21,7 @@ def test_kid(fx):
     fx.close(fidelity.mean, "kid_torch_fidelity_mean")
     fx.close(fidelity.std, "kid_torch_fidelity_std")
     gaussian = kid_subsets(real, fake, fx.io["tf_idx_1"], fx.io["tf_idx_2"], rbf(fx.config["rbf_sigma"]))
-    fx.close(gaussian.mean, "kid_rbf_sigma3_mean")
+    fx.close(gaussian.mean, f"kid_rbf_sigma{fx.config['rbf_sigma']:g}_mean")
 
 
 @pytest.mark.parametrize("fx", FIXTURES, ids=str)

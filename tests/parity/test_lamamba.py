@@ -36,6 +36,14 @@ def nchw(x: Any) -> np.ndarray:
     return np.moveaxis(np.asarray(x), -1, 1)
 
 
+def arguments(fx: Fixture) -> dict[str, Any]:
+    """The fixture's arguments over those that the official blocks and networks have by default."""
+    defaults = {"window_size": 8, "continuous_scan": True, "ssm_d_state": 16, "ssm_ratio": 2.0, "ssm_conv": 3}
+    defaults |= {"ssm_dt_rank": "auto", "ssm_conv_bias": True, "mlp_ratio": 4.0, "shift_size": 0}
+    defaults |= {"in_chans": 4, "in_resolution": 32, "bottleneck_depth": 1, "num_heads": [8] * 4}
+    return defaults | {"unconditional": True, "sd_unet_decoder_design": False, "downsample_version": "v2"} | fx.config
+
+
 def order(args: dict[str, Any]) -> Any:
     return "snake" if args["continuous_scan"] else "raster"
 
@@ -66,16 +74,17 @@ class Single:
 
 
 def block(fx: Fixture) -> tuple[Single, Any, Any]:
-    args = fx.config
+    args = arguments(fx)
     projected = "condition_projection.weight" in fx.weights
     options = LaMambaConfig(
         window=args["window_size"],
         order=order(args),
         state=args["ssm_d_state"],
         expand=args["ssm_ratio"],
-        conv=fx.weights["op.conv2d.weight"].shape[-1],
+        rank=None if args["ssm_dt_rank"] == "auto" else args["ssm_dt_rank"],
+        conv=args["ssm_conv"],
         conv_bias=args["ssm_conv_bias"],
-        mlp_ratio=fx.weights["mlp.fc1.weight"].shape[0] / args["hidden_dim"],
+        mlp_ratio=args["mlp_ratio"],
         size=(4 * args["window_size"],) * 2,
     )
     shape = (args["input_resolution"], args["hidden_dim"], args["num_heads"], args["condition_dim"])
@@ -142,7 +151,7 @@ def test_orders_and_buffers(fx: Fixture) -> None:
             alone = jnp.zeros_like(scanned).at[:, :, k].set(scanned[:, :, k])
             np.testing.assert_array_equal(merge_orders(alone, (n, n), "snake"), pixels)
             np.testing.assert_array_equal(np.argsort(scanned[0, :, k, 0]), fx.io[f"inverse_{n}_{k}"])
-    args = fx.config
+    args = arguments(fx)
     window, side, shift = args["window_size"], args["input_resolution"], args["shift_size"]
     window, shift = (window, shift) if side > window else (side, 0)
     np.testing.assert_array_equal(relative_index((window,) * 2), fx.weights["attn.relative_position_index"])
@@ -152,16 +161,16 @@ def test_orders_and_buffers(fx: Fixture) -> None:
 
 def model(fx: Fixture) -> tuple[LaMambaConfig, Any]:
     """The fixture's network through the importer; the configuration is inferred from its weights."""
-    args = fx.config
+    args = arguments(fx)
     config = lamamba.config(fx.weights, order=order(args))
-    rank = args["ssm_dt_rank"]
+    rank, width = args["ssm_dt_rank"], np.ravel(args["dims"])[0]
     expected = {
         "patch": args["patch_size"],
         "channels": args["in_chans"],
         "num_classes": 0 if args["unconditional"] else args["num_classes"],
         "depths": tuple(args["depths"]),
         "middle": args["bottleneck_depth"],
-        "width": args["dims"],
+        "width": width,
         "extra": args["sd_unet_decoder_design"],
         "size": (args["in_resolution"] * args["patch_size"],) * 2,
         "heads": tuple(args["num_heads"]),
@@ -169,13 +178,13 @@ def model(fx: Fixture) -> tuple[LaMambaConfig, Any]:
         "state": args["ssm_d_state"],
         "conv": args["ssm_conv"],
         "conv_bias": args["ssm_conv_bias"],
-        "mlp_ratio": args["mlp_ratio"],
         "merging": MERGING[args["downsample_version"]],
         "learned_variance": True,
     }
     assert {k: getattr(config, k) for k in expected} == expected
-    assert int(config.expand * config.width) == int(args["ssm_ratio"] * args["dims"])
     for width in config.widths:
+        assert int(config.expand * width) == int(args["ssm_ratio"] * width)
+        assert int(config.mlp_ratio * width) == int(args["mlp_ratio"] * width)
         wanted = math.ceil(width / 16) if rank == "auto" else rank
         assert wanted == (math.ceil(width / 16) if config.rank is None else config.rank)
     _, params, report = lamamba.IMPORTER.load(fx.weights, config)
@@ -247,9 +256,12 @@ def test_guidance(fx: Fixture) -> None:
     t = jnp.asarray(denoiser.process.time(index), jnp.float32)
     guidance = ClassifierFree(float(fx.io["cfg_scale"]))
 
+    def null(cond: Any) -> Any:  # an unconditional network has the null label only
+        return denoiser.net.apply(params, cond, method="null") if config.num_classes else cond
+
     @compiled
     def run(params: Any, x: jax.Array) -> Any:
-        guided = guidance(denoiser.bind(params), lambda c: denoiser.net.apply(params, c, method="null"))
+        guided = guidance(denoiser.bind(params), null)
         prediction, _ = guided(x, t, {"label": label}, jnp.int32(0), guidance.init(x))
         return jnp.concatenate([prediction.value, *prediction.extra.values()], axis=-1)
 

@@ -17,8 +17,9 @@ from gen.features.weights import load_weights
 from gen.pretrained.lpips import convert, fold
 from tests.parity.conftest import fixtures
 
-RECIPES = fixtures("lpips")
-STORED = fixtures("lpips-vgg*")
+FIXTURES = fixtures("lpips*")
+RECIPES = [fx for fx in FIXTURES if "nets" in fx.config]  # several networks, their weights by a recipe
+STORED = [fx for fx in FIXTURES if "nets" not in fx.config]
 NETS = [(fx, net) for fx in RECIPES for net in fx.config["nets"]]
 
 

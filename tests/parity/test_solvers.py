@@ -22,7 +22,19 @@ from tests.parity.conftest import Fixture, fixtures
 FOUND = fixtures("solver-dpmpp*", "solver-unipc*", "solver-ddim-euler-heun*")
 CASES = [pytest.param(fx, case, id=f"{fx}-{case}") for fx in FOUND for case in fx.config["cases"]]
 RATIO = EDMFamily("linear", "vp", sigma_max=1e6)  # variance preserving, with sigma / alpha as its time
-KINDS = {"epsilon": "eps", "v_prediction": "v", "flow_prediction": "velocity"}
+KINDS = {"epsilon": "eps", "v_prediction": "v", "flow_prediction": "velocity", "sample": "x"}
+
+COMMON = {"prediction_type": "epsilon", "lower_order_final": True, "stochastic_sampling": False}
+MULTISTEP = {"solver_order": 2, "timestep_spacing": "linspace"}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "solver-dpmpp": MULTISTEP | {"algorithm_type": "dpmsolver++", "solver_type": "midpoint"},
+    "solver-unipc": MULTISTEP | {"predict_x0": True, "solver_type": "bh2", "disable_corrector": []},
+    "DDIM": {"timestep_spacing": "leading"},
+    "HeunDiscrete": {"timestep_spacing": "linspace"},
+    "FlowMatchEulerDiscrete": {"prediction_type": "flow_prediction", "time_shift_type": "exponential"},
+    "FlowMatchHeunDiscrete": {"prediction_type": "flow_prediction"},
+}
+OTHER_GRIDS = ("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "rescale_betas_zero_snr")
 
 
 @dataclasses.dataclass
@@ -35,7 +47,10 @@ class Case:
 
     @property
     def spec(self) -> dict[str, Any]:
-        return self.fx.config["cases"][self.name]
+        """The case over what its scheduler does by default."""
+        spec = self.fx.config["cases"][self.name]
+        scheduler = next((name for name in DEFAULTS if self.fx.name.startswith(name)), spec.get("scheduler"))
+        return COMMON | DEFAULTS.get(scheduler, {}) | spec
 
     def array(self, name: str) -> np.ndarray:
         return self.fx.io[f"{self.name}.{name}"]
@@ -64,16 +79,16 @@ class Case:
             exact = next(pending)
             assert float(t) == pytest.approx(exact, rel=1e-6, abs=1e-7)
             a, b = float(process.alpha(exact)), float(process.sigma(exact))
-            state, kind = np.asarray(x), KINDS[self.spec.get("prediction_type", "flow_prediction")]
+            state, kind = np.asarray(x), KINDS[self.spec["prediction_type"]]
             if isinstance(process, VE):  # states without the scaling that the network's input has
                 scale = 1 / math.sqrt(1 + b * b)
                 d = self.denoised(scale * state, scale, scale * b)
-                raw = {"eps": (state - d) / b, "v": scale * ((state - d) / b) - scale * b * d}[kind]
+                raw = {"x": d, "eps": (state - d) / b, "v": scale * ((state - d) / b) - scale * b * d}[kind]
                 value, kind = d, "x"
             else:
                 d = self.denoised(state, a, b)
                 eps = (state - a * d) / b
-                raw = value = {"eps": eps, "v": a * eps - b * d, "velocity": eps - d}[kind]
+                raw = value = {"x": d, "eps": eps, "v": a * eps - b * d, "velocity": eps - d}[kind]
             self.calls.append((state, raw))
             return Prediction(jnp.asarray(value, x.dtype), x, t, {}, process, kind), carry
 
@@ -150,6 +165,8 @@ def levels(fx: Fixture, name: str) -> np.ndarray | None:
     case = Case(fx, name)
     spec, n = case.spec, case.spec["num_inference_steps"]
     multistep = "solver_order" in spec
+    if any(spec.get(name) for name in OTHER_GRIDS) or (case.flow and spec.get("use_karras_sigmas")):
+        return None
     if case.flow:
         shift = spec.get("flow_shift", spec.get("shift", 1.0))
         if spec.get("use_dynamic_shifting"):
@@ -167,13 +184,17 @@ def levels(fx: Fixture, name: str) -> np.ndarray | None:
     table = fx.config["vp_table"]
     chain = DDPM({"linear": "linear", "scaled_linear": "scaled-linear"}[table["beta_schedule"]])
     ends = (table["beta_start"], table["beta_end"], table["num_train_timesteps"])
-    if not np.allclose(ends, (chain.betas[0], chain.betas[-1], chain.steps)) or spec.get("rescale_betas_zero_snr"):
+    if not np.allclose(ends, (chain.betas[0], chain.betas[-1], chain.steps)):
         return None
     bar = np.cumprod(1 - chain.betas)
+    table, spacing = np.sqrt((1 - bar) / bar), spec["timestep_spacing"]
+    if multistep or spacing == "linspace":  # Karras's levels run between the ends of these
+        ends = table[[0, -1]]
+    else:
+        times = Spaced(spacing, spec.get("steps_offset", 0), multistep)(chain, n).times[[-2, 0]]
+        ends = chain.sigma(times) / chain.alpha(times)
     if spec.get("use_karras_sigmas"):
-        low, high = np.sqrt((1 - bar[[0, -1]]) / bar[[0, -1]])
-        return Karras(7.0, float(low), float(high))(RATIO, n).times[:-1]
-    spacing = spec["timestep_spacing"]
+        return Karras(7.0, *map(float, ends))(RATIO, n).times[:-1]
     if spec.get("scheduler") == "HeunDiscrete" and spacing == "linspace":
         return None  # not rounded to the chain's indices
     times = Spaced(spacing, spec.get("steps_offset", 0), multistep)(chain, n).times[:-1]
