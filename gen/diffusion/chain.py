@@ -148,7 +148,19 @@ def discretised_nll(x: jax.Array, mean: jax.Array, log_variance: jax.Array) -> j
 
 
 def _normal_cdf(z: jax.Array) -> jax.Array:
-    return 0.5 * (1.0 + jnp.tanh(math.sqrt(2.0 / math.pi) * (z + 0.044715 * z**3)))
+    return 0.5 * (1.0 + _tanh(math.sqrt(2.0 / math.pi) * (z + 0.044715 * z**3)))
+
+
+@jax.custom_jvp
+def _tanh(z: jax.Array) -> jax.Array:
+    """tanh right to the last digit of float32 near 1, which decides the bins in the tails.
+
+    jnp.tanh is up to four units of that digit off and reaches 1 at |z| = 8 instead of 9.
+    """
+    return jnp.sign(z) * (1.0 - 2.0 / (jnp.exp(2.0 * jnp.abs(z)) + 1.0))
+
+
+_tanh.defjvps(lambda dz, y, z: dz * (1.0 - y * y))  # 0 where y has become 1, as published
 
 
 def bits_per_dimension(

@@ -117,7 +117,9 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
 def sinusoid(t: jax.Array, width: int = 256, max_period: float = 10000.0) -> jax.Array:
     """Features of a time: [cos(t f), sin(t f)], f_k = max_period^(-k / (width / 2)); (B,) -> (B, width) float32."""
     half = width // 2
-    freqs = np.exp(-math.log(max_period) * np.arange(half, dtype=np.float32) / half).astype(np.float32)
+    # the published networks round the exponent to float32; an angle of 1000 radians shows a last digit of the frequency
+    exponents = -math.log(max_period) * np.arange(half, dtype=np.float32) / half
+    freqs = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * freqs
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 

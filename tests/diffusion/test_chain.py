@@ -124,3 +124,15 @@ def test_refusals() -> None:
     x = jnp.zeros((1, 2))
     with pytest.raises(GenError, match="predicts no variance"):
         chain.reverse(predict(chain.process, x, jnp.ones(1), x), jnp.array([3]), "learned")
+
+
+def test_bins_of_the_far_tail_are_resolved_as_published() -> None:
+    """Where the tanh approximation lies within float32's last digits of 1, up to |argument| = 9."""
+    z = np.float32(np.linspace(4.0, 5.2, 13))  # its argument runs from 5.5 to 9.2
+    argument = np.sqrt(2.0 / np.pi) * (z.astype(np.float64) + 0.044715 * z.astype(np.float64) ** 3)
+    upper = 0.5 * (1.0 + np.tanh(argument).astype(np.float32))
+    found = discretised_nll(jnp.ones(13), jnp.asarray(1.0 - 1.0 / 255.0 - z), jnp.zeros(13))
+    expected = -np.log(np.maximum(1.0 - upper.astype(np.float64), 1e-12))
+    np.testing.assert_allclose(found[:9], expected[:9], rtol=1e-4)
+    gradient = jax.grad(lambda mean: discretised_nll(jnp.ones(1), mean, jnp.zeros(1)).sum())(jnp.asarray([-60.0]))
+    assert float(gradient[0]) == 0.0

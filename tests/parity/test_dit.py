@@ -41,12 +41,12 @@ def model(fx: Fixture) -> tuple[DiTConfig, dict[str, Any]]:
     null_class = args.get("class_dropout_prob", 0.1) > 0
     config = dit.config(fx.weights, heads=args["num_heads"], null_class=null_class)
     expected = {
-        "size": (args["input_size"],) * 2,
+        "size": (args.get("input_size", 32),) * 2,
         "channels": args.get("in_channels", 4),
-        "patch": args["patch_size"],
-        "width": args["hidden_size"],
-        "depth": args["depth"],
-        "num_classes": args["num_classes"],
+        "patch": args.get("patch_size", 2),
+        "width": args.get("hidden_size", 1152),
+        "depth": args.get("depth", 28),
+        "num_classes": args.get("num_classes", 1000),
         "learned_variance": args.get("learn_sigma", True),
     }
     assert {k: getattr(config, k) for k in expected} == expected

@@ -119,7 +119,11 @@ def networks(fx: Fixture) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("fx", fixtures("dmd2-losses"), ids=str)
+EPS = [fx for fx in fixtures("dmd2-losses*") if "beta_schedule" in fx.config]
+KARRAS = [fx for fx in fixtures("dmd2-losses*") if "beta_schedule" not in fx.config]
+
+
+@pytest.mark.parametrize("fx", KARRAS, ids=str)
 def test_edm(fx: Fixture) -> None:
     c, nets = fx.config, networks(fx)
     process = EDM(c["sigma_min"], c["sigma_max"], c["rho"], c["sigma_data"])
@@ -163,7 +167,7 @@ def test_edm(fx: Fixture) -> None:
     )
 
 
-@pytest.mark.parametrize("fx", fixtures("dmd2-losses-eps"), ids=str)
+@pytest.mark.parametrize("fx", EPS, ids=str)
 def test_noise_prediction(fx: Fixture) -> None:
     c, nets = fx.config, networks(fx)
     steps = c["num_train_timesteps"]

@@ -14,7 +14,7 @@ from tests.parity.toys import Toy, nchw, nhwc, official, ours
 LOSS, ARRAY = {"rtol": 1e-5, "atol": 0.0}, {"rtol": 1e-4, "atol": 0.0}  # the README's tolerances
 
 
-@pytest.mark.parametrize("fx", fixtures("kd-loss"), ids=str)
+@pytest.mark.parametrize("fx", fixtures("kd-loss*"), ids=str)
 def test_kd(fx: Fixture) -> None:
     for name, family in fx.config["families"].items():
         check_family(fx, name, family)

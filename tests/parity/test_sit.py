@@ -24,6 +24,12 @@ from tests.parity.conftest import Fixture, fixtures
 from tests.parity.test_dit import nchw, nhwc
 from tests.parity.test_sit_paths import PROCESSES
 
+SOLVERS = {
+    "euler": Euler(),
+    "heun2": RungeKutta("trapezoid"),
+    "midpoint": RungeKutta("midpoint"),
+    "rk4": RungeKutta("rk4"),
+}
 RUNS = [pytest.param(fx, k, id=f"{fx}-{k}") for fx in fixtures("sit-sampling*") for k in fx.config["runs"]]
 
 
@@ -31,8 +37,10 @@ def model(fx: Fixture) -> tuple[DiTConfig, dict[str, Any]]:
     """The fixture's network through the importer."""
     args = fx.config["args"]
     config = sit.IMPORTER.infer(fx.weights, heads=args["num_heads"])
-    expected = ((args["input_size"],) * 2, args["in_channels"], args["hidden_size"], args["learn_sigma"])
-    assert (config.size, config.channels, config.width, config.learned_variance) == expected
+    expected = (args.get("input_size", 32), args.get("in_channels", 4), args.get("patch_size", 2))
+    assert (config.size[0], config.channels, config.patch) == expected
+    expected = (args.get("hidden_size", 1152), args.get("depth", 28), args.get("learn_sigma", True))
+    assert (config.width, config.depth, config.learned_variance) == expected
     _, params, report = sit.IMPORTER.load(fx.weights, config)
     assert len(report.matched) == len(fx.weights)
     saved = sit.IMPORTER.save(config, params)
@@ -77,7 +85,7 @@ def test_sampling(fx: Fixture, key: str) -> None:
     else:
         low, high = interval(net.process, kind, "ode")
         grid = Explicit(tuple(np.linspace(high, low, count)))
-        solver = {"euler": Euler(), "heun2": RungeKutta("trapezoid")}[run["method"]]
+        solver = SOLVERS[run["method"]]
     made = grid(net.process, len(grid.times) - 1)
     sample = jax.jit(lambda x: solver(net.bind(params), x, made, lambda i: draws[i], cond, (), trajectory=True))
     states = sample(z)
