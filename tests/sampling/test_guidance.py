@@ -75,6 +75,15 @@ def test_scale_one_makes_no_unconditional_call(x):
     assert calls == [(2, 0.5)]
 
 
+@pytest.mark.parametrize("guidance", [AdaptiveProjected(1.0, base="unconditional"), ZeroStar(1.0, zero_steps=1)])
+def test_scale_one_leaves_the_other_rules_out(guidance, x):
+    calls = []
+    denoise = linear_denoise(Linear(), calls)
+    out = evaluate(guidance, denoise, x, step=1)
+    assert calls == [(2, 0.5)]
+    np.testing.assert_allclose(out.velocity, denoise(x, jnp.float32(0.5), COND, 1, {})[0].velocity, rtol=1e-6)
+
+
 def test_guidance_needs_a_condition(x):
     guided = ClassifierFree(2.0)(linear_denoise(Linear()), null)
     with pytest.raises(GenError, match="without conditioning"):
