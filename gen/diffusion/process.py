@@ -197,11 +197,15 @@ class VP:
 
 
 @functools.lru_cache(maxsize=16)
-def _ddpm_betas(schedule: str, steps: int, offset: float, max_beta: float) -> np.ndarray:
+def _ddpm_betas(
+    schedule: str, steps: int, offset: float, max_beta: float, ends: tuple[float, float] | None
+) -> np.ndarray:
     if schedule == "linear":
-        return np.linspace(1e-4 * 1000 / steps, 0.02 * 1000 / steps, steps, dtype=np.float64)
+        start, end = ends or (1e-4 * 1000 / steps, 0.02 * 1000 / steps)
+        return np.linspace(start, end, steps, dtype=np.float64)
     if schedule == "scaled-linear":
-        return np.linspace(0.00085**0.5, 0.012**0.5, steps, dtype=np.float64) ** 2
+        start, end = ends or (0.00085, 0.012)
+        return np.linspace(start**0.5, end**0.5, steps, dtype=np.float64) ** 2
     u = np.arange(steps + 1, dtype=np.float64) / steps
     abar = np.cos((u + offset) / (1.0 + offset) * np.pi / 2) ** 2
     return np.minimum(1.0 - abar[1:] / abar[:-1], max_beta)
@@ -220,15 +224,17 @@ class DDPM:
     t = 0 is clean data (abar_{-1} = 1). Between the table's entries log alpha is interpolated linearly, so
     any continuous solver runs on it; at the entries it is exact. Schedules: ``linear`` (Ho et al. 2020),
     ``cosine`` (Nichol & Dhariwal 2021, "squaredcos_cap_v2"; `offset` and `max_beta` are its s and its cap),
-    ``scaled-linear`` (latent diffusion).
+    ``scaled-linear`` (latent diffusion). `ends` are the first and the last beta of the two linear schedules; None
+    takes the published ones, 1e-4 and 0.02 times 1000 / steps for ``linear``, 0.00085 and 0.012 for ``scaled-linear``.
 
-    Raises GenError for another schedule, and for a chain without steps.
+    Raises GenError for another schedule, for a chain without steps, and for ends out of range or on the cosine.
     """
 
     schedule: Literal["linear", "cosine", "scaled-linear"] = "linear"
     steps: int = 1000
     offset: float = 0.008
     max_beta: float = 0.999
+    ends: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.schedule not in ("linear", "cosine", "scaled-linear"):
@@ -240,10 +246,15 @@ class DDPM:
                 f"DDPM chain with offset {self.offset:g} and max_beta {self.max_beta:g}; expected at least 0, and "
                 "between 0 and 1"
             )
+        if self.ends is not None and (self.schedule == "cosine" or not 0.0 < self.ends[0] <= self.ends[1] < 1.0):
+            raise GenError(
+                f"{self.schedule} DDPM chain with betas from {self.ends[0]:g} to {self.ends[1]:g}; expected "
+                "0 < first <= last < 1, and none for cosine"
+            )
 
     @property
-    def _chain(self) -> tuple[str, int, float, float]:
-        return self.schedule, self.steps, self.offset, self.max_beta
+    def _chain(self) -> tuple[str, int, float, float, tuple[float, float] | None]:
+        return self.schedule, self.steps, self.offset, self.max_beta, self.ends
 
     @property
     def t_min(self) -> float:

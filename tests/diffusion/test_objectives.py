@@ -143,6 +143,8 @@ def test_refusals(objective, process, kind, part: str) -> None:
         (lambda: DDPM("quadratic"), "DDPM schedule is 'quadratic'; expected linear, cosine or scaled-linear"),
         (lambda: DDPM(steps=0), "DDPM chain of 0 steps"),
         (lambda: DDPM("cosine", max_beta=1.0), "DDPM chain with offset 0.008 and max_beta 1; expected"),
+        (lambda: DDPM("cosine", ends=(1e-4, 0.02)), "none for cosine"),
+        (lambda: DDPM(ends=(0.02, 1e-4)), "betas from 0.02 to 0.0001; expected 0 < first <= last < 1"),
         (lambda: VE(2.0, 1.0), "expected 0 < sigma_min < sigma_max"),
         (lambda: from_json({"kind": "ddpm", "schedule": "quadratic"}), "expected one of 'linear', 'cosine'"),
         (

@@ -41,8 +41,15 @@ def official_head(head: dict[str, Any], prefix: str) -> dict[str, np.ndarray]:
     return official(layers, prefix)
 
 
-def make_head(fx: Fixture, head: dict[str, Any], groups: int) -> ConvHead:
+def matching_weight(fx: Fixture) -> float:
+    """The official loss weighs both of its terms; ours has the second's weight relative to the first's."""
+    return float(fx.config.get("dm_loss_weight", 1.0))
+
+
+def make_head(fx: Fixture, head: dict[str, Any]) -> ConvHead:
     downs = sum(name.startswith("conv") for name in head) - 1
+    told = re.search(r"groupnorm (\d+) groups", " ".join(fx.config.get("cls_head", [])))
+    groups = int(told.group(1)) if told else 2
     last = head[f"conv{downs}"]["kernel"]
     return ConvHead(channels=last.shape[2], kernel=last.shape[0], downs=downs, groups=groups)
 
@@ -79,10 +86,13 @@ def check_generator_turn(fx: Fixture, task: DMD2Task, nets: dict[str, Any], cond
     (total, terms), grads = jax.value_and_grad(task.student_loss, has_aux=True)(
         nets["student"], nets["teacher"], nets["fake"], cond, d
     )
-    fx.close(total, "loss_generator_total", **LOSS)
+    scale = matching_weight(fx)
+    fx.close(scale * total, "loss_generator_total", **LOSS)
     fx.close(terms["dm_grad"], sample_norm(fx.io["dloss_dm_dx"]), **ARRAY)
-    for name, value in official(grads, "grad_generator.model.").items():
-        fx.close(value, name, **ARRAY)
+    found = official(grads, "grad_generator.model.")
+    assert set(found) == {name for name in fx.io if name.startswith("grad_generator.")}
+    for name, value in found.items():
+        fx.close(scale * value, name, **ARRAY)
     return x
 
 
@@ -127,7 +137,6 @@ KARRAS = [fx for fx in fixtures("dmd2-losses*") if "beta_schedule" not in fx.con
 def test_edm(fx: Fixture) -> None:
     c, nets = fx.config, networks(fx)
     process = EDM(c["sigma_min"], c["sigma_max"], c["rho"], c["sigma_data"])
-    groups = int(re.search(r"groupnorm (\d+) groups", " ".join(c["cls_head"])).group(1))  # type: ignore[union-attr]
     steps = c["num_train_timesteps"]
     task = DMD2Task(
         Denoiser(toy(fx, nets["teacher"]), process, EDMPrecondition(c["sigma_data"])),
@@ -136,12 +145,11 @@ def test_edm(fx: Fixture) -> None:
         noise_scale=c["conditioning_sigma"],
         levels=Levels(c["min_step"] / steps, c["max_step"] / steps, steps),
         fake_levels=Levels(count=steps),
-        head=make_head(fx, nets["fake"]["head"], groups),
+        head=make_head(fx, nets["fake"]["head"]),
         taps=("mid",),
-        gan_weight=c["gen_cls_loss_weight"],
+        gan_weight=c["gen_cls_loss_weight"] / matching_weight(fx),
         head_weight=c["cls_loss_weight"],
     )
-    assert c["dm_loss_weight"] == 1.0
     table = task.levels.table(process)
     fx.close(table, "karras_sigmas", rtol=1e-6, atol=0.0)
     d = DMD2Draws(
@@ -171,20 +179,21 @@ def test_edm(fx: Fixture) -> None:
 def test_noise_prediction(fx: Fixture) -> None:
     c, nets = fx.config, networks(fx)
     steps = c["num_train_timesteps"]
-    process = DDPM(c["beta_schedule"].split()[0].replace("_", "-"), steps)
+    schedule, *ends = re.split(r"\.\.| ", c["beta_schedule"])
+    process = DDPM(schedule.replace("_", "-"), steps, ends=tuple(map(float, ends)) or None)
     task = DMD2Task(
-        Denoiser(toy(fx, nets["teacher"]), process, Predict("eps", clock="index", scale=1.0 / steps)),
+        Denoiser(toy(fx, nets["teacher"]), process, Predict("eps", clock="index", scale=1e-3)),
         objective=DDPMLoss(variance="small"),
         times=tuple(float(process.time(i)) for i in c["denoising_steps"]),
         levels=Levels(c["min_step"] / steps, c["max_step"] / steps, steps),
         fake_levels=Levels(count=steps),
-        guidance=ClassifierFree(c["real_guidance_scale"]),
-        head=make_head(fx, nets["fake"]["head"], groups=2),
+        guidance=ClassifierFree(max(1.0, c["real_guidance_scale"])),
+        head=make_head(fx, nets["fake"]["head"]),
         taps=("mid",),
-        gan_weight=c["gen_cls_loss_weight"],
+        gan_weight=c["gen_cls_loss_weight"] / matching_weight(fx),
         head_weight=c["guidance_cls_loss_weight"],
     )
-    assert c["fake_guidance_scale"] == 1.0
+    assert c["fake_guidance_scale"] == 1.0  # nor does the official code take another
     table = task.levels.table(process)
     np.testing.assert_allclose(process.alpha(table) ** 2, fx.io["alphas_cumprod"], rtol=1e-5)
     simulated = jnp.concatenate([image(fx, "bs_init_noise")[None], image(fx, "bs_renoise")])

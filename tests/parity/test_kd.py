@@ -25,18 +25,20 @@ def check_family(fx: Fixture, name: str, family: dict) -> None:
     net = Toy(c["channels"], c["toy_C"], c["toy_M"], c["num_classes"])
     if family["schedule"] == "edm":
         process, parameterization = EDM(sigma_data=c["sigma_data"]), EDMPrecondition(c["sigma_data"])
-        times = tuple(family["t_list"][:-1]) if family["t_list"] else (float(fx.io[f"{name}_t_student"][0]),)
     else:
         process, parameterization = Linear(), Predict("velocity")
-        times = tuple(family["t_list"][:-1])
+    several = f"{name}_ids" in fx.io
+    if several:  # the official default is equally spaced
+        times = tuple((family["t_list"] or np.linspace(0.999, 0.0, family["steps"] + 1).tolist())[:-1])
+    else:
+        times = (float(fx.io[f"{name}_t_student"][0]),)
     task = KDTask(Denoiser(net, process, parameterization), times)
     params = ours(fx.weights, f"{name}.net.model.")
     real = jnp.asarray(nhwc(fx.io[f"{name}_real"]))
     cond = {"y": jnp.asarray(fx.io[f"{name}_label_onehot"])}
-    if f"{name}_path" in fx.io:
-        path, index = jnp.asarray(nhwc(fx.io[f"{name}_path"])), jnp.asarray(fx.io[f"{name}_ids"])
-    else:
-        path, index = jnp.asarray(nhwc(fx.io[f"{name}_noise"]))[:, None], jnp.zeros(len(real), jnp.int32)
+    stored = f"{name}_path" if f"{name}_path" in fx.io else f"{name}_noise"
+    path = jnp.asarray(nhwc(fx.io[stored])).reshape(len(real), -1, *real.shape[1:])
+    index = jnp.asarray(fx.io[f"{name}_ids"]) if several else jnp.zeros(len(real), jnp.int32)
     x_t, t = task.student_input(path, index)
     fx.close(nchw(x_t), f"{name}_input_student", rtol=0.0, atol=0.0)
     fx.close(t, f"{name}_t_student", **LOSS)

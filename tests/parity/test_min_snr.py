@@ -31,7 +31,10 @@ class TestFixture:
         steps = fx.io["timesteps"]
         x = jnp.zeros((len(steps), 2, 2, 1))
         for schedule, options in fx.config["schedules"].items():
-            process = DDPM(SCHEDULES[options["beta_schedule"]], fx.config["num_train_timesteps"])
+            kind, ends = SCHEDULES[options["beta_schedule"]], None
+            if kind != "cosine":  # the library's defaults
+                ends = (options.get("beta_start", 1e-4), options.get("beta_end", 0.02))
+            process = DDPM(kind, fx.config["num_train_timesteps"], ends=ends)
             t = jnp.asarray(process.time(steps), jnp.float32)
             draws = Draws(t, jnp.zeros_like(x))
             for gamma in fx.config["gammas"]:

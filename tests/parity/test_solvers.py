@@ -182,10 +182,8 @@ def levels(fx: Fixture, name: str) -> np.ndarray | None:
             ends["end"] = shift * 0.001 / (1 + (shift - 1) * 0.001)
         return Uniform(shift, **ends)(Linear(), n).times[:-1]
     table = fx.config["vp_table"]
-    chain = DDPM({"linear": "linear", "scaled_linear": "scaled-linear"}[table["beta_schedule"]])
-    ends = (table["beta_start"], table["beta_end"], table["num_train_timesteps"])
-    if not np.allclose(ends, (chain.betas[0], chain.betas[-1], chain.steps)):
-        return None
+    schedule = {"linear": "linear", "scaled_linear": "scaled-linear"}[table["beta_schedule"]]
+    chain = DDPM(schedule, table["num_train_timesteps"], ends=(table["beta_start"], table["beta_end"]))
     bar = np.cumprod(1 - chain.betas)
     table, spacing = np.sqrt((1 - bar) / bar), spec["timestep_spacing"]
     if multistep or spacing == "linspace":  # Karras's levels run between the ends of these
