@@ -152,16 +152,14 @@ def _importer(name: str, naming: Naming, signature: tuple[str, ...], ignore: tup
     return Importer(name, signature, infer, table, None, ignore, role="tokenizer")
 
 
-DIFFUSERS = _importer(
-    "sd-vae", "diffusers", ("encoder.conv_norm_out.weight", "encoder.mid_block.attentions.0.to_q.weight")
-)
-DIFFUSERS_OLD = _importer(
-    "sd-vae-old", "diffusers-old", ("encoder.conv_norm_out.weight", "encoder.mid_block.attentions.0.query.weight")
-)
+# attention and quant_conv are not in every file
+_DIFFUSERS = ("encoder.conv_norm_out.weight", "encoder.mid_block.resnets.0.conv1.weight")
+DIFFUSERS = _importer("sd-vae", "diffusers", _DIFFUSERS)
+DIFFUSERS_OLD = _importer("sd-vae-old", "diffusers-old", (*_DIFFUSERS, "encoder.mid_block.attentions.0.query.weight"))
 # training files also hold the loss's networks and VA-VAE's frozen foundation model
 COMPVIS = _importer(
     "kl-vae",
     "compvis",
-    ("encoder.norm_out.weight", "encoder.down.0.block.0.conv1.weight", "quant_conv.weight"),
+    ("encoder.norm_out.weight", "encoder.down.0.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight"),
     ("loss.*", "foundation_model.*", "linear_proj.*", "model_ema.*"),
 )

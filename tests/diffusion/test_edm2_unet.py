@@ -164,8 +164,8 @@ def test_refusals() -> None:
     with pytest.raises(GenError, match=r"dropout is 1\.5"):
         edm2("XS", dropout=1.5)
     params = param_shapes(TINY)
-    with pytest.raises(GenError, match=r"EDM2 input is \(4, 4, 1\); expected \(8, 8, 1\)"):
-        jax.eval_shape(Network(TINY), params, jnp.zeros((1, 4, 4, 1)), (jnp.zeros(1),), {"label": jnp.zeros(1, int)})
+    with pytest.raises(GenError, match=r"EDM2 input is \(4, 5, 1\); expected sides divisible by 2, and 1 c"):
+        jax.eval_shape(Network(TINY), params, jnp.zeros((1, 4, 5, 1)), (jnp.zeros(1),), {"label": jnp.zeros(1, int)})
     call_with = (jnp.zeros((1, 8, 8, 1)), (jnp.zeros(1),), {"label": jnp.zeros(1, int)})
     with pytest.raises(GenError, match="no feature 'enc_8x8_block1'; did you mean"):
         jax.eval_shape(lambda p: Network(TINY)(p, *call_with, taps=("enc_8x8_block1",)), params)

@@ -149,6 +149,14 @@ def test_resampling_of_constants_and_its_transpose() -> None:
     np.testing.assert_allclose(inner, (x * fir_up(y, (1, 3, 3, 1))).sum() / 4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("config", [SONG, ADM])
+def test_images_need_not_be_square(config: Any) -> None:
+    x, times, cond = inputs(config)
+    wide = jnp.concatenate([x, x[:, :, :4]], axis=2)
+    out, _ = jax.eval_shape(Network(config), param_shapes(config), wide, times, cond)
+    assert out.shape == wide.shape == (*x.shape[:2], 12, 3)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(GenError, match="halved 2 times"):
         SongUNetConfig(30)
@@ -158,8 +166,10 @@ def test_what_does_not_fit_is_refused() -> None:
         Network(dataclasses.replace(SONG, taps=(1, 2, 1))).init(jax.random.key(0))
     x, times, cond = inputs(SONG)
     net, params = Network(SONG), param_shapes(SONG)
-    with pytest.raises(GenError, match="size and channels"):
-        net(params, x[:, :4], times, cond)
+    with pytest.raises(GenError, match=r"input is \(8, 7, \d\); expected sides divisible by 2, and"):
+        net(params, x[:, :, :7], times, cond)
+    with pytest.raises(GenError, match="and 3 channels"):
+        net(params, x[..., :1], times, cond)
     with pytest.raises(GenError, match=r"did you mean 'enc\.8x8_block0'"):
         net(params, x, times, cond, taps=("enc.8x8_block",))
     with pytest.raises(GenError, match="did you mean 'skips'"):

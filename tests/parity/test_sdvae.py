@@ -81,7 +81,8 @@ def namings(fx: Fixture) -> dict[str, dict[str, np.ndarray]]:
 @pytest.mark.parametrize("fx", fixtures("sdvae-diffusers-autoencoder*"), ids=str)
 def test_namings_give_the_same_network(fx: Fixture, naming: str, importer: Importer) -> None:
     weights = namings(fx)[naming]
-    assert system(None, weights) is importer
+    if naming != "old" or weights.keys() != fx.weights.keys():  # the two namings differ in the attentions only
+        assert system(None, weights) is importer
     config, params = model(fx, importer, weights)
     check_round_trip(importer, weights, config, params)
     _, expected = model(fx, DIFFUSERS, fx.weights)

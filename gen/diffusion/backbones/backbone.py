@@ -13,9 +13,16 @@ from gen.config import suggest
 from gen.errors import GenError
 from gen.nn.network import Cond
 
-__all__ = ["Backbone", "Call", "Output"]
+__all__ = ["Backbone", "Call", "Output", "check_halving"]
 
 Output = tuple[jax.Array, dict[str, jax.Array]]
+
+
+def check_halving(title: str, shape: tuple[int, ...], halvings: int, channels: int) -> None:
+    """Raises GenError for an input that is no image, or one that cannot be halved so often; it need not be square."""
+    step = 2**halvings
+    if len(shape) != 3 or shape[0] % step or shape[1] % step or shape[2] != channels:
+        raise GenError(f"{title} input is {shape}; expected sides divisible by {step}, and {channels} channels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +56,11 @@ class Backbone(nnx.Module):
     def features(self) -> list[str]:
         """Names of the features that can be tapped, in the order in which they are computed."""
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises GenError for the shape of one input that the network cannot take; by default any but `shape`."""
+        if shape != self.shape:
+            raise GenError(f"{self.title} input is {shape}; expected {self.shape}, the network's size and channels")
+
     def controls(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the arrays that change the network while it runs, by name."""
         return {}
@@ -80,7 +92,7 @@ class Backbone(nnx.Module):
         """The raw output and the features named by `taps`.
 
         Args:
-          x: (B, *`shape`).
+          x: (B, *`shape`), or of another size that `check` lets pass.
           times: one (B,) array on the network's own clock, or two.
           cond: ``label`` (B,) int32 in [0, num_classes], where num_classes is the null label; and what else the network
             takes.
@@ -95,10 +107,7 @@ class Backbone(nnx.Module):
           GenError: an input, times, controls or taps that do not fit the network.
         """
         controls, known, names = controls or {}, self.controls(), self.features()
-        if x.shape[1:] != self.shape:
-            raise GenError(
-                f"{self.title} input is {x.shape[1:]}; expected {self.shape}, the network's size and channels"
-            )
+        self.check(x.shape[1:])
         if len(times) != self.config.times:
             raise GenError(f"{self.title} was given {len(times)} times; expected {self.config.times}")
         for name, value in controls.items():

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gen.config import suggest
-from gen.diffusion.backbones.backbone import Backbone, Call, Output
+from gen.diffusion.backbones.backbone import Backbone, Call, Output, check_halving
 from gen.errors import GenError
 from gen.nn.layers import dropout
 from gen.nn.network import Cond, Params
@@ -103,7 +103,8 @@ class EDM2Config:
     """An EDM2 U-Net. The defaults are EDM2-S for 512 px latents (64 x 64 x 4).
 
     Attributes:
-      size: height and width of the input; divisible by 2^(levels - 1).
+      size: height and width of the input; divisible by 2^(levels - 1). The network takes inputs of other sides that
+        are, square or not; `attention` is counted from this size.
       channels: of the input.
       num_classes: number of labels, 0 for an unconditional network; the label num_classes stands for none (an
         all-zero class vector). Published networks were trained without label dropout: their guides are networks too.
@@ -353,6 +354,10 @@ class EDM2UNet(Backbone):
     def shape(self) -> tuple[int, ...]:
         """(size, size, channels)."""
         return (self.config.size, self.config.size, self.config.channels)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Any image that can be halved as often as the levels ask; attention stays at the levels that have it."""
+        check_halving(self.title, shape, len(self.config.widths) - 1, self.config.channels)
 
     def features(self) -> list[str]:
         """The layers of encoder and decoder."""

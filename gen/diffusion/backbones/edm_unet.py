@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gen.diffusion.backbones.backbone import Backbone, Call, Output
+from gen.diffusion.backbones.backbone import Backbone, Call, Output, check_halving
 from gen.diffusion.backbones.edm_blocks import BOX, Conv, GroupNorm, Linear, Style, UNetBlock, law_of
 from gen.errors import GenError
 from gen.nn.network import Cond
@@ -49,7 +49,8 @@ class _UNetConfig:
     """What both families share.
 
     Attributes:
-      size: height and width of the image; divisible by 2^(levels - 1).
+      size: height and width of the image; divisible by 2^(levels - 1). The network takes images of other sides that
+        are, square or not; `attention` is counted from this size.
       channels, out_channels: of the image and of the output.
       num_classes: number of labels; the label num_classes stands for none of them (an all-zero class vector).
       augment: width of the augmentation vector; 0 for a network trained without.
@@ -321,6 +322,10 @@ class UNet(Backbone):
     def shape(self) -> tuple[int, ...]:
         """(size, size, channels)."""
         return (self.config.size, self.config.size, self.config.channels)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Any image that can be halved as often as the levels ask; attention stays at the levels that have it."""
+        check_halving(self.title, shape, len(self.config.mult) - 1, self.config.channels)
 
     def features(self) -> list[str]:
         """The layers of encoder and decoder."""
