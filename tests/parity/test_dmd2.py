@@ -209,6 +209,7 @@ def test_noise_prediction(fx: Fixture) -> None:
         gan_real=draws(fx, table, "gan_real"),
     )
     cond = {"y": jnp.asarray(fx.io["text_emb"]), "null": jnp.asarray(fx.io["uncond_emb"])}
+    np.testing.assert_array_equal(np.rint(process.index(np.array(task.times))), fx.io["denoising_step_list"])
     for k in range(len(task.times)):
         check_simulation(fx, task, nets["student"], cond, d, k)
     x = check_generator_turn(fx, task, nets, cond, d)

@@ -108,10 +108,17 @@ def test_block(fx: Fixture) -> None:
         maps, _ = module.scan.project(jnp.asarray(fx.io["ssm_in"]))
         inputs = module.scan.scan_inputs(maps)
         attended = module.attn(jnp.asarray(fx.io["attn_in"]).reshape(b, h * w, width), shifted)
-        ssm_out = module.scan(jnp.asarray(fx.io["ssm_in"]))
-        return module.modulation(c), inputs, module.scan.scan(*inputs), ssm_out, attended.reshape(b, h, w, width)
+        ssm_out, attended = module.scan(jnp.asarray(fx.io["ssm_in"])), attended.reshape(b, h, w, width)
+        m = jnp.split(module.modulation(c)[:, None, None], 9, axis=-1)
+        x = jnp.asarray(fx.io["x"])
+        stream = {"ssm_in": module.norm1(x) * (1.0 + m[1]) + m[0], "after_ssm": x + m[2] * ssm_out}
+        stream["attn_in"] = module.norm2(stream["after_ssm"]) * (1.0 + m[4]) + m[3]
+        stream["after_attn"] = stream["after_ssm"] + m[5] * attended
+        return module.modulation(c), inputs, module.scan.scan(*inputs), ssm_out, attended, stream
 
-    modulation, (u, delta, B, C), y, ssm_out, attended = parts(params)
+    modulation, (u, delta, B, C), y, ssm_out, attended, stream = parts(params)
+    for name, value in stream.items():
+        fx.close(value, name)
     fx.close(modulation[:, None, None], "modulation")
     fx.close(u.swapaxes(1, 2), "scan_u")
     fx.close(delta.swapaxes(1, 2), "scan_delta_raw")

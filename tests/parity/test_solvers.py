@@ -89,8 +89,9 @@ class Case:
                 d = self.denoised(state, a, b)
                 eps = (state - a * d) / b
                 raw = value = {"x": d, "eps": eps, "v": a * eps - b * d, "velocity": eps - d}[kind]
-            self.calls.append((state, raw))
-            return Prediction(jnp.asarray(value, x.dtype), x, t, {}, process, kind), carry
+            prediction = Prediction(jnp.asarray(value, x.dtype), x, t, {}, process, kind)
+            self.calls.append((state, raw, prediction.denoised))
+            return prediction, carry
 
         return denoise
 
@@ -146,7 +147,7 @@ def test_every_state_in_float32(fx: Fixture, name: str) -> None:
     assert out.dtype == np.float32
     limit = loose * (max(1.0, float(np.abs(samples).max())) if fx.name.startswith("solver-ddim") else 1.0)
     fx.close(out, samples[-1], rtol=0, atol=limit)
-    fx.close(np.stack([x for x, _ in case.calls]), samples[:-1], rtol=0, atol=limit)
+    fx.close(np.stack([x for x, *_ in case.calls]), samples[:-1], rtol=0, atol=limit)
     if f"{name}.corrected" in fx.io:
         fx.close(case.corrected, f"{name}.corrected", rtol=0, atol=limit)
 
@@ -157,7 +158,15 @@ def test_result_in_float64(fx: Fixture, name: str) -> None:
     with jax.enable_x64(True), jax.disable_jit():
         out = case.run(np.float64)
     fx.close(out, f"{name}.final64", rtol=0, atol=1e-8 if fx.name.startswith("solver-unipc") else 1e-9)
-    fx.close(np.stack([raw for _, raw in case.calls]), f"{name}.model_out", rtol=1e-4, atol=1e-4)
+    fx.close(np.stack([raw for _, raw, _ in case.calls]), f"{name}.model_out", rtol=1e-4, atol=1e-4)
+    if f"{name}.denoised" in fx.io:
+        fx.close(np.stack([d for *_, d in case.calls]), f"{name}.denoised", rtol=1e-4, atol=1e-4)
+
+
+def chain_of(fx: Fixture) -> DDPM:
+    table = fx.config["vp_table"]
+    schedule = {"linear": "linear", "scaled_linear": "scaled-linear"}[table["beta_schedule"]]
+    return DDPM(schedule, table["num_train_timesteps"], ends=(table["beta_start"], table["beta_end"]))
 
 
 def levels(fx: Fixture, name: str) -> np.ndarray | None:
@@ -181,9 +190,7 @@ def levels(fx: Fixture, name: str) -> np.ndarray | None:
         elif "sigmas" not in spec:  # published: the smallest level is shifted twice
             ends["end"] = shift * 0.001 / (1 + (shift - 1) * 0.001)
         return Uniform(shift, **ends)(Linear(), n).times[:-1]
-    table = fx.config["vp_table"]
-    schedule = {"linear": "linear", "scaled_linear": "scaled-linear"}[table["beta_schedule"]]
-    chain = DDPM(schedule, table["num_train_timesteps"], ends=(table["beta_start"], table["beta_end"]))
+    chain = chain_of(fx)
     bar = np.cumprod(1 - chain.betas)
     table, spacing = np.sqrt((1 - bar) / bar), spec["timestep_spacing"]
     if multistep or spacing == "linspace":  # Karras's levels run between the ends of these
@@ -210,6 +217,14 @@ def test_noise_levels_are_those_of_our_grids(fx: Fixture, name: str) -> None:
         stored = case.array("sigmas")[:-1]
         stored = stored[np.append(True, np.diff(stored) != 0)] if "Heun" in case.spec.get("scheduler", "") else stored
     assert len(np.unique(stored)) == case.spec["num_inference_steps"]
+    clock = case.array("timesteps")
+    if case.flow:  # in steps of the chain, whole ones for the multistep solvers
+        whole = clock.dtype.kind == "i"
+        found = chain_of(fx).steps * case.array("sigmas")[:-1].astype(np.float64)
+        np.testing.assert_allclose(clock, np.trunc(found) if whole else found, rtol=0, atol=1.0 if whole else 2e-4)
+    elif ours is not None and not case.spec.get("use_karras_sigmas"):
+        chain, levels_ = chain_of(fx), ours if len(clock) == len(ours) else np.append(ours[0], np.repeat(ours[1:], 2))
+        np.testing.assert_allclose(clock, chain.index(chain.time_of(-2 * np.log(levels_))), rtol=0, atol=1e-2)
     if ours is not None:
         # float32 tables: their 1 - alpha_bar is off most near clean data
         np.testing.assert_allclose(stored, ours, rtol=1e-3 if not case.flow else 3e-6)
