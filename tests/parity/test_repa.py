@@ -88,11 +88,11 @@ def test_sampling(fx: Fixture, kind: str, guided: bool) -> None:
     net, steps = denoiser(config), STEPS[kind]
     grid: Grid = Uniform(end=0.04 if kind == "sde" else 0.0)(net.process, steps)
     guidance: Any = ClassifierFree()
-    if guided:
-        low, high = fx.config["guidance_low"], fx.config["guidance_high"]
-        inside = [i for i, t in enumerate(grid.times[:-1]) if low <= t <= high]
+    low, high = fx.config["guidance_low"], fx.config["guidance_high"]
+    inside = [i for i, t in enumerate(grid.times[:-1]) if low <= t <= high]
+    if guided and inside:
         # Heun's second evaluation keeps the decision of the step's start
-        guidance = Interval(ClassifierFree(fx.config["cfg_scale"]), inside[0], inside[-1] + 1, by="step")
+        guidance = Interval(ClassifierFree(max(1.0, fx.config["cfg_scale"])), inside[0], inside[-1] + 1, by="step")
     denoise = guidance(net.bind(params), lambda c: net.net.apply(params, c, method="null"))
     solver: Any = {"ode_euler": Euler(), "ode_heun": Heun(), "sde": EulerMaruyama("linear")}[kind]
     draws = jnp.asarray(nhwc(fx.io["sde_noise"]))
