@@ -115,7 +115,9 @@ def test_guidance(fx: Fixture) -> None:
             guidance = ClassifierFree(scale, channels)
             guided = guidance(denoiser.bind(params), lambda c: denoiser.net.apply(params, c, method="null"))
             prediction, _ = guided(x, t, cond, jnp.int32(0), guidance.init(x))
-            fx.close(call(prediction), fx.io[f"{name}_{scale}"][:half])
+            first, guided_channels = call(prediction), channels or config.channels
+            second = np.concatenate([first[:, :guided_channels], fx.io["raw_uncond"][:, guided_channels:]], axis=1)
+            fx.close(np.concatenate([first, second]), f"{name}_{scale}")
 
 
 def losses(

@@ -270,7 +270,8 @@ def test_guidance(fx: Fixture) -> None:
     def run(params: Any, x: jax.Array) -> Any:
         guided = guidance(denoiser.bind(params), null)
         prediction, _ = guided(x, t, {"label": label}, jnp.int32(0), guidance.init(x))
-        return jnp.concatenate([prediction.value, *prediction.extra.values()], axis=-1)
+        variance = [p.extra.values() for p in (prediction, denoiser(params, x, t, null({"label": label})))]
+        return jnp.concatenate([jnp.concatenate([prediction.value, *v], axis=-1) for v in variance])
 
     np.testing.assert_array_equal(fx.io["cfg_y"][half:], config.num_classes)
-    fx.close(nchw(run(params, jnp.asarray(x))), fx.io["cfg_out"][:half])
+    fx.close(nchw(run(params, jnp.asarray(x))), "cfg_out")
