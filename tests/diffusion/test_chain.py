@@ -19,6 +19,15 @@ def predict(process, x_t, t, denoised, variance=None):
     return Prediction(denoised, x_t, t, extra, process, "x")
 
 
+@pytest.mark.parametrize(("schedule", "power"), [("linear", 1.0), ("scaled-linear", 0.5)])
+def test_first_and_last_beta(schedule, power) -> None:
+    betas = DDPM(schedule, 5, ends=(1e-3, 0.03)).betas
+    np.testing.assert_allclose(betas[[0, -1]], (1e-3, 0.03), rtol=1e-12)
+    np.testing.assert_allclose(np.diff(betas**power, 2), 0.0, atol=1e-12)
+    published = {"linear": (1e-4, 0.02), "scaled-linear": (0.00085, 0.012)}[schedule]
+    np.testing.assert_array_equal(DDPM(schedule).betas, DDPM(schedule, ends=published).betas)
+
+
 @pytest.mark.parametrize("kept", [(), KEPT])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_tables_satisfy_their_definitions(schedule: str, kept) -> None:

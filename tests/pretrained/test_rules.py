@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from gen.errors import GenError
+from gen.nn.network import param_shapes
 from gen.pretrained.rules import (
     CONV,
     LINEAR,
@@ -22,6 +23,7 @@ from gen.pretrained.rules import (
     save,
     system,
 )
+from gen.tokenizers.kl_vae import KLVAEConfig
 
 RULES: Rules = [
     Constant("table", np.arange(3.0, dtype=np.float32)),
@@ -157,6 +159,15 @@ def test_every_system_is_found_by_name(name: str) -> None:
     assert importer.name == name
     if importer.signature:  # without one, files look like another system's
         assert system(None, dict.fromkeys(importer.signature, np.zeros(1))).name == name
+
+
+@pytest.mark.parametrize("name", ["sd-vae", "kl-vae"])
+@pytest.mark.parametrize("changes", [{"middle_attention": False}, {"quant_conv": False, "inner": 4}])
+def test_autoencoders_without_optional_layers_are_found(name: str, changes: dict) -> None:
+    config = KLVAEConfig((8, 8, 3), width=4, mult=(1, 2), blocks=1, channels=4, groups=2, **changes)
+    weights = system(name, {}).save(config, jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), param_shapes(config)))
+    assert system(None, weights).name == name
+    assert system(None, weights).infer(weights, size=8, groups=2) == config
 
 
 def test_unknown_systems() -> None:
