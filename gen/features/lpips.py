@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from gen.config import suggest
 from gen.errors import GenError
 from gen.features.resize import resize
+from gen.nn.convolution import convolution
 from gen.nn.network import Params
 
 __all__ = ["SCALE", "SHIFT", "TRUNKS", "Trunk", "distances", "lpips", "lpips_map", "trunk"]
@@ -51,10 +52,7 @@ TRUNKS = {
 
 def _conv(layer: Mapping[str, Any], x: jax.Array, stride: int = 1, pad: int | None = None) -> jax.Array:
     kernel = layer["kernel"]
-    pad = kernel.shape[0] // 2 if pad is None else pad
-    x = jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    x = convolution(x, kernel, stride=stride, padding=pad)
     return jax.nn.relu(x + layer["bias"])
 
 

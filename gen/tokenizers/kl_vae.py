@@ -15,6 +15,7 @@ from flax import nnx
 
 from gen.config import suggest
 from gen.errors import GenError
+from gen.nn.convolution import convolution
 from gen.nn.network import Network, Params
 from gen.tokenizers.base import Gaussian, TokenizerSpec
 from gen.training.sharding import constrain
@@ -161,8 +162,14 @@ def _conv(inputs: int, outputs: int, size: int, dtype: Any, rngs: nnx.Rngs, *, h
         dtype=dtype,
         kernel_init=law,
         bias_init=law,
+        conv_general_dilated=jax.lax.conv_general_dilated if half else _same,
         rngs=rngs,
     )
+
+
+def _same(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    """What `nnx.Conv` calls where the size is kept."""
+    return convolution(x, kernel)
 
 
 def _norm(channels: int, groups: int, rngs: nnx.Rngs) -> nnx.GroupNorm:

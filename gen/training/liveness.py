@@ -14,6 +14,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from gen.nn.convolution import CONVOLUTIONS
+
 __all__ = ["nbytes", "temporaries"]
 
 # Buffers are packed into one arena with gaps: XLA's figure over the sum of what lives at the peak, fitted to networks
@@ -31,9 +33,9 @@ _INLINED = {
 _LOOPS = {"scan", "while", "cond"}
 # Read from and written to memory whole: never calculated inside another operation.
 _HEAVY = _LOOPS | {
-    "dot_general", "ragged_dot_general", "conv_general_dilated", "sort", "top_k", "fft", "cholesky", "custom_call",
-    "pallas_call", "gather", "scatter", "scatter-add", "scatter_add", "random_bits", "random_seed", "random_fold_in",
-    "random_split", "threefry2x32", "cumsum", "cumprod", "cummax", "cumlogsumexp", "reduce_window",
+    "dot_general", "ragged_dot_general", "conv_general_dilated", *CONVOLUTIONS, "sort", "top_k", "fft", "cholesky",
+    "custom_call", "pallas_call", "gather", "scatter", "scatter-add", "scatter_add", "random_bits", "random_seed",
+    "random_fold_in", "random_split", "threefry2x32", "cumsum", "cumprod", "cummax", "cumlogsumexp", "reduce_window",
     "reduce_window_sum", "reduce_window_max", "select_and_scatter_add", "select_and_gather_add",
 }  # fmt: skip
 _REDUCTIONS = {

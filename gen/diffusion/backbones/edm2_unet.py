@@ -17,6 +17,7 @@ from flax import nnx
 from gen.config import suggest
 from gen.diffusion.backbones.backbone import Backbone, Call, Output, check_halving
 from gen.errors import GenError
+from gen.nn.convolution import convolution
 from gen.nn.layers import dropout
 from gen.nn.network import Cond, Params
 from gen.training.sharding import constrain
@@ -240,7 +241,7 @@ class MPConv(nnx.Module):
             return x @ kernel
         if kernel.shape[0] == 1:
             return x @ kernel[0, 0]
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return convolution(x, kernel)
 
 
 class Fourier(nnx.Module):

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from gen.errors import GenError
+from gen.nn.convolution import convolution
 from gen.nn.layers import attend, dropout, matrix_product
 
 __all__ = ["BOX", "FIR", "Conv", "GroupNorm", "Linear", "Style", "UNetBlock", "fir_down", "fir_up", "law_of"]
@@ -175,8 +176,7 @@ class Conv(nnx.Module):
         kernel = self.kernel[...].astype(self.dtype)
         if self.size == 1 and pad == 0:
             return matrix_product(x, kernel[0, 0])
-        numbers, strides = ("NHWC", "HWIO", "NHWC"), (self.stride, self.stride)
-        return jax.lax.conv_general_dilated(x, kernel, strides, ((pad, pad), (pad, pad)), dimension_numbers=numbers)
+        return convolution(x, kernel, stride=self.stride, padding=pad)
 
 
 class Linear(nnx.Module):
