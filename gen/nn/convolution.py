@@ -25,8 +25,8 @@ __all__ = ["CONVOLUTIONS", "convolution"]
 CONVOLUTIONS = ("forward_3x3", "backward_3x3", "correlate_3x3")  # the primitives' names in a jaxpr
 
 Rows = tuple[jax.Array, ...]
-_CHANNELS = 128  # fewer in or out: the additions cost more than the multiplications saved
-_TILES = 64  # fewer tiles: the kernel's transformation costs more
+_CHANNELS = 128  # fewer in or out: little is saved, or nothing, and compiling takes longer
+_KERNEL = 1024  # pairs of channels for each tile; with more the kernel's transformation costs what the tiles save
 _BYTES = 1 << 24  # of transformed tiles at a time: what stays in a cache between the three passes
 
 
@@ -44,7 +44,8 @@ def convolution(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: in
     b, height, width, inputs = x.shape
     plain = kernel.shape[:2] == (3, 3) and stride == 1 and padding in (None, 1) and x.dtype == jnp.float32
     tiles = b * math.ceil(height / 2) * math.ceil(width / 2)
-    if plain and min(inputs, kernel.shape[3]) >= _CHANNELS and tiles >= _TILES:
+    outputs = kernel.shape[3]
+    if plain and min(inputs, outputs) >= _CHANNELS and inputs * outputs <= _KERNEL * tiles:
         return _forward.bind(x, kernel)
     pads = [(size // 2 if padding is None else padding,) * 2 for size in kernel.shape[:2]]
     return _xla(x, kernel, pads, stride)

@@ -18,6 +18,7 @@ def given(request, monkeypatch):
     """x and a kernel, in one block of tiles or several, of even and of odd sizes."""
     shape, size = request.param
     monkeypatch.setattr(module, "_CHANNELS", 8)
+    monkeypatch.setattr(module, "_KERNEL", 2)
     monkeypatch.setattr(module, "_BYTES", size)
     jax.clear_caches()
     keys = jax.random.split(jax.random.key(0))

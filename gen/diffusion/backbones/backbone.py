@@ -13,16 +13,9 @@ from gen.config import suggest
 from gen.errors import GenError
 from gen.nn.network import Cond
 
-__all__ = ["Backbone", "Call", "Output", "check_halving"]
+__all__ = ["Backbone", "Call", "Output", "UNetBackbone"]
 
 Output = tuple[jax.Array, dict[str, jax.Array]]
-
-
-def check_halving(title: str, shape: tuple[int, ...], halvings: int, channels: int) -> None:
-    """Raises GenError for an input that is no image, or one that cannot be halved so often; it need not be square."""
-    step = 2**halvings
-    if len(shape) != 3 or shape[0] % step or shape[1] % step or shape[2] != channels:
-        raise GenError(f"{title} input is {shape}; expected sides divisible by {step}, and {channels} channels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,3 +113,23 @@ class Backbone(nnx.Module):
             if tap not in names:
                 raise GenError(f"{self.title} has no feature '{tap}'; {suggest(tap, names)}")
         return self.forward(Call(x, times, cond, controls, taps, stop))
+
+
+class UNetBackbone(Backbone):
+    """A backbone of square images of ``size`` that halves them between the levels of ``widths``.
+
+    It takes any image that can be halved as often, square or not; attention stays at the levels that have it.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(size, size, channels)."""
+        return (self.config.size, self.config.size, self.config.channels)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises GenError for an input of other channels, or one that cannot be halved so often."""
+        step, channels = 2 ** (len(self.config.widths) - 1), self.config.channels
+        if len(shape) != 3 or shape[0] % step or shape[1] % step or shape[2] != channels:
+            raise GenError(
+                f"{self.title} input is {shape}; expected sides divisible by {step}, and {channels} channels"
+            )

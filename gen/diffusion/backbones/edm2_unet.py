@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gen.config import suggest
-from gen.diffusion.backbones.backbone import Backbone, Call, Output, check_halving
+from gen.diffusion.backbones.backbone import Call, Output, UNetBackbone
 from gen.errors import GenError
 from gen.nn.convolution import convolution
 from gen.nn.layers import dropout
@@ -317,7 +317,7 @@ class EDM2Block(nnx.Module):
         return jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)
 
 
-class EDM2UNet(Backbone):
+class EDM2UNet(UNetBackbone):
     """The network of an `EDM2Config`. At initialisation the output is exactly 0 (its gain is).
 
     Its clock is ln(sigma) / 4 under EDM preconditioning. Further condition: ``dropout`` (B,) PRNG keys, in training
@@ -350,15 +350,6 @@ class EDM2UNet(Backbone):
         if config.uncertainty:
             self.logvar_fourier = Fourier(config.uncertainty, rngs)
             self.logvar_linear = MPConv(config.uncertainty, 1, 0, rngs=rngs)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(size, size, channels)."""
-        return (self.config.size, self.config.size, self.config.channels)
-
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Any image that can be halved as often as the levels ask; attention stays at the levels that have it."""
-        check_halving(self.title, shape, len(self.config.widths) - 1, self.config.channels)
 
     def features(self) -> list[str]:
         """The layers of encoder and decoder."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gen.diffusion.backbones.backbone import Backbone, Call, Output, check_halving
+from gen.diffusion.backbones.backbone import Call, Output, UNetBackbone
 from gen.diffusion.backbones.edm_blocks import BOX, Conv, GroupNorm, Linear, Style, UNetBlock, law_of
 from gen.errors import GenError
 from gen.nn.network import Cond
@@ -271,7 +271,7 @@ def positional(t: jax.Array, width: int, *, endpoint: bool) -> jax.Array:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-class UNet(Backbone):
+class UNet(UNetBackbone):
     """The network of a `SongUNetConfig` or `DhariwalUNetConfig`: embedding of the conditions, encoder, decoder.
 
     Further conditions: ``augment`` (B, augment) float, optional; ``dropout`` (B,) PRNG keys, given in training only.
@@ -317,15 +317,6 @@ class UNet(Backbone):
             dtype=dtype,
             rngs=rngs,
         )
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(size, size, channels)."""
-        return (self.config.size, self.config.size, self.config.channels)
-
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Any image that can be halved as often as the levels ask; attention stays at the levels that have it."""
-        check_halving(self.title, shape, len(self.config.mult) - 1, self.config.channels)
 
     def features(self) -> list[str]:
         """The layers of encoder and decoder."""
