@@ -22,9 +22,9 @@ import gen
 from gen.data.caches import Cache, seal
 from gen.data.sources import Digits
 from gen.experiments import build
+from gen.files import read_json
 from gen.training.checkpoints import Checkpoints
 from gen.training.engine import EngineConfig, RunConfig, enable_compile_cache, train
-from gen.training.files import read_json
 from gen.training.task import Stage
 
 SHORT, LONG = 50, 1550

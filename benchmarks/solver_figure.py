@@ -22,7 +22,7 @@ import numpy as np
 
 import gen
 from gen.metrics.frechet import frechet_of_features
-from gen.pretrained.load import Loaded, labels_for
+from gen.runs import Loaded, labels_for
 from gen.sampling.adaptive import Dopri5
 from gen.sampling.generate import quantise
 from gen.sampling.generator import Sampler, decode

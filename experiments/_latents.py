@@ -17,7 +17,7 @@ from gen.diffusion.train import DenoiserTask
 from gen.errors import GenError
 from gen.experiments import Recipe
 from gen.pretrained.latent_shards import LatentShards
-from gen.pretrained.load import Loaded
+from gen.runs import Loaded
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.training.ema import Constant
 from gen.training.engine import EngineConfig, RunConfig

@@ -14,7 +14,7 @@ from gen.diffusion.objectives import VelocityMatching
 from gen.diffusion.process import Linear
 from gen.experiments import Recipe
 from gen.experiments._latents import latent_recipe, smoke_recipe
-from gen.pretrained.load import Loaded
+from gen.runs import Loaded
 from gen.sampling.generator import Sampler
 from gen.sampling.guidance import ClassifierFree
 from gen.sampling.solvers import Heun

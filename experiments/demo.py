@@ -32,6 +32,7 @@ from gen.distill.pairs import store_pairs
 from gen.errors import GenError
 from gen.experiments import Recipe
 from gen.features.digits import DigitsExtractor
+from gen.files import read_json, write_json
 from gen.metrics.evaluate import evaluate
 from gen.metrics.image import psnr
 from gen.metrics.memorisation import memorisation
@@ -39,7 +40,7 @@ from gen.metrics.protocol import Result, combine
 from gen.metrics.reference import Reference, make_reference
 from gen.metrics.report import Report
 from gen.metrics.sources import from_arrays
-from gen.pretrained.load import Loaded, load
+from gen.runs import Loaded, load
 from gen.sampling.generator import DiffusionGenerator, OneStepGenerator, Sampler
 from gen.sampling.guidance import ClassifierFree
 from gen.sampling.solvers import Euler, Heun
@@ -48,7 +49,6 @@ from gen.tokenizers.kl1d import KL1DConfig, Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.training.ema import Constant
 from gen.training.engine import EngineConfig, RunConfig, enable_compile_cache, train
-from gen.training.files import read_json, write_json
 from gen.training.logging import read_metrics
 from gen.training.optim import OptimConfig
 from gen.training.task import Stage

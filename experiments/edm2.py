@@ -28,7 +28,7 @@ from gen.diffusion.process import EDM
 from gen.diffusion.train import DenoiserTask
 from gen.experiments import Recipe
 from gen.experiments._latents import latents, small_images
-from gen.pretrained.load import Loaded
+from gen.runs import Loaded
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.sampling.grids import Karras
 from gen.sampling.solvers import EDMStochastic

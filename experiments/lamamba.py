@@ -15,7 +15,7 @@ from gen.diffusion.objectives import DDPMLoss
 from gen.diffusion.process import DDPM
 from gen.experiments import Recipe
 from gen.experiments._latents import latent_recipe, smoke_recipe
-from gen.pretrained.load import Loaded
+from gen.runs import Loaded
 from gen.sampling.generator import Sampler
 from gen.sampling.grids import Respaced
 from gen.sampling.guidance import ClassifierFree

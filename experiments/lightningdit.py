@@ -22,7 +22,7 @@ from gen.diffusion.process import Linear
 from gen.experiments import Recipe
 from gen.experiments._latents import adamw, latent_recipe, smoke_recipe
 from gen.pretrained.lightningdit import guidance
-from gen.pretrained.load import Loaded
+from gen.runs import Loaded
 from gen.sampling.generator import Sampler
 from gen.sampling.grids import Uniform
 from gen.sampling.guidance import ClassifierFree

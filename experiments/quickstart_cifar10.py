@@ -38,9 +38,10 @@ from gen.distill.kd import KDTask
 from gen.distill.pairs import store_pairs
 from gen.errors import GenError
 from gen.experiments import Recipe
+from gen.files import atomic, write_json
 from gen.metrics.image import psnr
 from gen.metrics.report import mosaic
-from gen.pretrained.load import Loaded, load
+from gen.runs import Loaded, load
 from gen.sampling.generator import DiffusionGenerator, OneStepGenerator, Sampler
 from gen.sampling.guidance import ClassifierFree
 from gen.sampling.solvers import Heun
@@ -49,7 +50,6 @@ from gen.tokenizers.kl1d import KL1DConfig, Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.training.ema import Constant
 from gen.training.engine import EngineConfig, RunConfig, enable_compile_cache, train
-from gen.training.files import atomic, write_json
 from gen.training.optim import OptimConfig
 from gen.training.task import Stage
 

@@ -21,8 +21,8 @@ from gen.diffusion.objectives import Aligned, VelocityMatching
 from gen.diffusion.process import Linear
 from gen.experiments import Recipe
 from gen.experiments._latents import adamw, encoded_rows, latent_recipe, smoke_recipe
-from gen.pretrained.load import Loaded
 from gen.pretrained.sit import sampler
+from gen.runs import Loaded
 from gen.sampling.guidance import ClassifierFree, Interval
 from gen.training.engine import EngineConfig
 

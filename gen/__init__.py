@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gen.diffusion.denoiser import Denoiser, EDMPrecondition, Predict
     from gen.diffusion.process import DDPM, EDM, VE, VP, Linear, Trigonometric
     from gen.errors import GenError
-    from gen.pretrained.load import Loaded, load
+    from gen.runs import Loaded, load
     from gen.sampling.generator import DiffusionGenerator, OneStepGenerator, Sampler
     from gen.sampling.grids import Karras, Uniform
     from gen.sampling.guidance import ClassifierFree
@@ -26,7 +26,7 @@ _NAMES = {
     "gen.diffusion.denoiser": ("Denoiser", "EDMPrecondition", "Predict"),
     "gen.diffusion.process": ("DDPM", "EDM", "Linear", "Trigonometric", "VE", "VP"),
     "gen.errors": ("GenError",),
-    "gen.pretrained.load": ("Loaded", "load"),
+    "gen.runs": ("Loaded", "load"),
     "gen.sampling.generator": ("DiffusionGenerator", "OneStepGenerator", "Sampler"),
     "gen.sampling.grids": ("Karras", "Uniform"),
     "gen.sampling.guidance": ("ClassifierFree",),

@@ -8,7 +8,7 @@ from gen.cli import main
 from gen.data.sources import digits
 from gen.errors import GenError
 from gen.experiments import build, demo, presets
-from gen.training.files import write_json
+from gen.files import write_json
 
 
 def test_presets_are_found_and_need_what_they_say():

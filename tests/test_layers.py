@@ -12,7 +12,9 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     ("cli",),
     ("experiments",),
+    ("plan",),
     ("pretrained",),
+    ("runs",),
     ("distill", "finetune"),
     ("autoregressive",),
     ("tokenizers",),
@@ -21,6 +23,8 @@ FLOORS = (
     ("features",),
     ("training", "data"),
     ("nn",),
+    ("arrays",),
+    ("files",),
     ("config",),
     ("errors",),
 )

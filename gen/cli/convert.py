@@ -81,12 +81,12 @@ def _import(
     overrides: Any,
 ) -> None:
     from gen.config import fingerprint, to_json
+    from gen.files import write_json
     from gen.nn.network import count
     from gen.pretrained import diffusers, rules
     from gen.pretrained.readers import read_state
     from gen.training.checkpoints import save_arrays
     from gen.training.engine import RunConfig
-    from gen.training.files import write_json
 
     if (out / "config.json").exists():
         raise GenError(f"{out} already holds a run; give another --out")
@@ -157,8 +157,8 @@ def _options(overrides: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 
 def _export(run: Path, out: Path, system: str | None) -> None:
     from gen.pretrained import rules
-    from gen.pretrained.load import load
     from gen.pretrained.readers import write_weights
+    from gen.runs import load
 
     if out.suffix != ".safetensors":
         raise GenError(f"cannot export to {out}; give a name that ends in .safetensors")

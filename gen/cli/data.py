@@ -113,7 +113,7 @@ def inspect(
         for line in lines[:names]:
             print(f"  {line}")
     if preview is not None:
-        from gen.training.files import atomic
+        from gen.files import atomic
 
         picture = inspection.preview(store)
         atomic(preview, lambda file: picture.save(file, "PNG"))

@@ -230,7 +230,7 @@ def _subject(
     from gen.cli.sample import describe, open_run
     from gen.config import fingerprint, to_json
     from gen.metrics.sources import LABEL_RULES, generated
-    from gen.pretrained.load import classes
+    from gen.runs import classes
 
     if not (Path(what) / "config.json").is_file():
         if overrides or seeds:

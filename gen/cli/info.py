@@ -104,7 +104,7 @@ def _show_run(path: Path, overrides: tuple[tuple[str, str], ...]) -> None:
     """Parameters, weights and settings of a trained run."""
     from gen.cli.overrides import override
     from gen.nn.network import count
-    from gen.pretrained.load import load, read_config
+    from gen.runs import load, read_config
 
     config = override(read_config(path), overrides)
     print(f"{config.name}  (configuration {fingerprint(config)})")

@@ -29,7 +29,7 @@ def report(
     from gen.metrics.monitor import METRIC
     from gen.metrics.protocol import Result
     from gen.metrics.report import Report
-    from gen.pretrained.load import read_config
+    from gen.runs import read_config
     from gen.training.logging import read_metrics
 
     config = read_config(run)
@@ -60,8 +60,8 @@ def report(
 def _add_monitor(page: Any, run: Path, series: dict[str, tuple[list[float], list[float]]]) -> None:
     """The distance over the steps, where it was lowest, and the protocol that its numbers hold under."""
     from gen.config import from_json
+    from gen.files import read_json
     from gen.metrics.protocol import Protocol
-    from gen.training.files import read_json
 
     distance, step = min(
         (value, step) for steps, values in series.values() for step, value in zip(steps, values, strict=True)

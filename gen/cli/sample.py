@@ -61,7 +61,7 @@ def sample(
       multihost: the job that this process belongs to.
     """
     from gen.cli.images import parse_seeds
-    from gen.pretrained.load import labels_for
+    from gen.runs import labels_for
     from gen.sampling.generate import generate
     from gen.training.sharding import make_mesh
 
@@ -105,7 +105,7 @@ def open_run(
     """
     from gen.cli.overrides import override
     from gen.config import KINDS, config_class, suggest
-    from gen.pretrained.load import load
+    from gen.runs import load
 
     known = {"solver": KINDS["solver"] | KINDS["adaptive"], "grid": KINDS["grid"]}
     for path, value in overrides:

@@ -57,7 +57,7 @@ def reconstruct(
     from gen.config import fingerprint
     from gen.metrics.evaluate import Settings
     from gen.metrics.protocol import preset
-    from gen.pretrained.load import load
+    from gen.runs import load
     from gen.tokenizers.reconstruct import Pixels, evaluate_reconstruction, reconstructions
     from gen.training.sharding import make_mesh
 
@@ -100,7 +100,7 @@ def reconstruct(
 def _save(out: Path, images: Any, labels: Any) -> None:
     import numpy as np
 
-    from gen.training.files import atomic
+    from gen.files import atomic
 
     arrays = {"arr_0": images} | ({} if labels is None else {"arr_1": labels})
     atomic(out, lambda file: np.savez(file, **arrays))
@@ -135,7 +135,7 @@ def encode(
         default.
       batch: images at a time.
     """
-    from gen.pretrained.load import load
+    from gen.runs import load
     from gen.tokenizers.encode import encode_images
     from gen.training.sharding import make_mesh
 

@@ -139,10 +139,10 @@ def _monitored(recipe: Any, outdir: Path, training: Training, reference: str) ->
 
     from gen.cli.evaluate import open_extractor, open_reference
     from gen.config import to_json
+    from gen.files import write_json
     from gen.metrics.monitor import METRIC, monitor
     from gen.metrics.sources import LABEL_RULES
-    from gen.pretrained.load import classes
-    from gen.training.files import write_json
+    from gen.runs import classes
     from gen.training.sharding import make_mesh
 
     config, network, count = recipe.config, open_extractor(training.monitor_extractor), training.monitor_count
@@ -221,7 +221,7 @@ def _store_pairs(preset: str, teacher: Path, folder: Path, count: int, multihost
     find(preset)
     start(multihost)
     from gen.distill.pairs import store_pairs
-    from gen.pretrained.load import classes, load
+    from gen.runs import classes, load
     from gen.training.sharding import make_mesh
 
     loaded = load(teacher)
@@ -260,7 +260,7 @@ def prepare(
     find(preset)
     given = {name: path for name, path in inputs.items() if path is not None}
     if set(given) - {"data"}:
-        from gen.pretrained.load import load
+        from gen.runs import load
 
         given = {name: path if name == "data" else load(path) for name, path in given.items()}
     recipe = build(preset, given)

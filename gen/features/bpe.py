@@ -20,7 +20,7 @@ import numpy as np
 
 from gen.errors import GenError
 from gen.features.weights import cache_path
-from gen.training.files import atomic
+from gen.files import atomic
 
 __all__ = ["Vocabulary"]
 

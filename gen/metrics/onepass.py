@@ -19,9 +19,9 @@ from jax.sharding import Mesh
 
 from gen.errors import GenError
 from gen.features.extractor import Extractor, accepts
+from gen.files import atomic
 from gen.metrics.sources import QUANTISERS, Source
 from gen.metrics.statistics import Accumulator, Statistic
-from gen.training.files import atomic
 from gen.training.indexed import padded_block, placed
 from gen.training.sharding import batch_sharding, microbatch_count, replicated
 

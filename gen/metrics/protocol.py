@@ -13,7 +13,7 @@ import numpy as np
 
 from gen.config import from_json, suggest, to_json
 from gen.errors import GenError
-from gen.training.files import read_json, write_json
+from gen.files import read_json, write_json
 
 __all__ = [
     "PRESETS",

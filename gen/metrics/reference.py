@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 from gen.config import from_json, to_json
 from gen.errors import GenError
 from gen.features.extractor import Extractor
+from gen.files import atomic
 from gen.metrics.onepass import Progress, collect
 from gen.metrics.protocol import Protocol
 from gen.metrics.sources import Source
 from gen.metrics.statistics import basic_statistics, finalised
-from gen.training.files import atomic
 
 __all__ = ["Reference", "make_reference"]
 

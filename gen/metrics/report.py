@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from gen.errors import GenError
+from gen.files import atomic
 from gen.metrics.protocol import Protocol, Result, differences
-from gen.training.files import atomic
 
 __all__ = ["Report", "heading", "mosaic"]
 

@@ -9,9 +9,9 @@ import numpy as np
 from gen.data.caches import Cache
 from gen.errors import GenError
 from gen.pretrained import diffusers
-from gen.pretrained.load import load
 from gen.pretrained.readers import read_weights
 from gen.pretrained.rules import system
+from gen.runs import load
 from gen.sampling.generator import DiffusionGenerator
 
 __all__ = ["Decoder", "join", "read_decoder", "read_normalizer"]

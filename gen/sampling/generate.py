@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from gen.errors import GenError
+from gen.files import atomic, read_json, write_json, writing
 from gen.sampling.generator import Generator, GeneratorParams
-from gen.training.files import atomic, read_json, write_json, writing
 from gen.training.indexed import ArrayWriter, Writer, run_indexed, sample_keys
 
 __all__ = ["contact_sheet", "generate", "quantise", "read_note"]

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from gen.errors import GenError
-from gen.training.files import atomic, writing
+from gen.files import atomic, writing
 from gen.training.task import State
 
 __all__ = ["Checkpoints", "latest_step", "load_arrays", "load_meta", "load_weights", "save_arrays"]

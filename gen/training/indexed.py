@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from gen.errors import GenError
-from gen.training.files import atomic, read_json, write_json, writing
+from gen.files import atomic, read_json, write_json, writing
 from gen.training.sharding import batch_sharding, microbatch_count, replicated
 
 __all__ = [

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gen.errors import GenError
-from gen.training.files import atomic, writing
+from gen.files import atomic, writing
 
 __all__ = ["MetricsLog", "StatusLine", "duration", "picture_grid", "read_metrics", "write_picture"]
 

@@ -12,8 +12,8 @@ import pytest
 import gen
 from gen import cli
 from gen.pretrained import lightningdit
-from gen.pretrained.load import Loaded
 from gen.pretrained.readers import read_weights
+from gen.runs import Loaded
 from tests.parity.conftest import Fixture, fixtures
 from tests.parity.test_dit import nchw, nhwc
 

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from gen.errors import GenError
+from gen.files import RunLock
 from gen.nn.network import tree_copy
 from gen.training import engine
 from gen.training.checkpoints import load_weights
 from gen.training.engine import EngineConfig, Hook, Interrupted, RunConfig, _Leg, dry_run, load_run, train
-from gen.training.files import RunLock
 from gen.training.logging import read_metrics
 from gen.training.sharding import MeshConfig
 from gen.training.task import Stage, State

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from gen import files
 from gen.errors import GenError
-from gen.training import files
-from gen.training.files import RunLock, atomic, read_json, write_json
+from gen.files import RunLock, atomic, read_json, write_json
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
