@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from gen import arrays
 from gen.config import fingerprint, from_json, to_json
 from gen.errors import GenError
 from gen.files import RunLock, atomic, read_json, write_json
 from gen.nn.network import count
-from gen.training.checkpoints import Checkpoints, latest_step, load_meta, load_weights, save_arrays
+from gen.training.checkpoints import Checkpoints, latest_step, load_meta, load_weights
 from gen.training.liveness import temporaries
 from gen.training.logging import MetricsLog, StatusLine, duration, write_picture
 from gen.training.memory import Memory, device_bytes, held, refuse, remat_choices, stage_memory
@@ -212,7 +213,7 @@ def train(
         for role, tree in (artifacts or {}).items():
             path = outdir / "artifacts" / f"{role}.safetensors"
             if main and not path.exists():
-                save_arrays(path, tree)
+                arrays.save(path, tree)
         stack.enter_context(jax.set_mesh(mesh))
         frozen = jax.device_put(dict(frozen or {}), shardings(dict(frozen or {}), mesh, config.engine.mesh.shard_from))
         run = _Run(config, outdir, mesh, frozen, checkpoints, tuple(hooks), stop_after or config.steps)
@@ -653,8 +654,8 @@ class _Meter:
         run, k = self.leg.owner, self.skips[name]
         path = run.outdir / f"nonfinite-step-{step}.npz"
         if run.main and all(array.is_fully_addressable for array in batch.values()):
-            arrays: dict[str, Any] = {key: np.asarray(value) for key, value in batch.items()}
-            atomic(path, lambda file: np.savez(file, **arrays, step=step))
+            rows: dict[str, Any] = {key: np.asarray(value) for key, value in batch.items()}
+            atomic(path, lambda file: np.savez(file, **rows, step=step))
         raise GenError(
             f"loss or gradients of '{name}' were not finite for {k} steps in a row, up to step {step}; its batch is in "
             f"{path}, the last checkpoint is good: lower the learning rate or clip gradients"
@@ -836,8 +837,7 @@ def _with_sharding(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtype
 
 
 def _avals(tree: Any) -> dict[str, str]:
-    pairs = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in pairs}
+    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in arrays.flatten(tree).items()}
 
 
 def _size(size: float) -> str:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gen.arrays import map_paths
 from gen.config import suggest
 from gen.diffusion.backbones.backbone import Call, Output, UNetBackbone
 from gen.errors import GenError
@@ -201,10 +202,11 @@ class EDM2Config:
         To be applied to the stored parameters before each training step: growing weights would slow learning down.
         """
 
-        def one(path: Any, leaf: jax.Array) -> jax.Array:
-            return normalize(leaf, tuple(range(leaf.ndim - 1))) if path[-1].key == "kernel" else leaf
+        def one(path: str, leaf: jax.Array) -> jax.Array:
+            return normalize(leaf, tuple(range(leaf.ndim - 1))) if path.endswith("/kernel") else leaf
 
-        return jax.tree_util.tree_map_with_path(one, params)
+        projected: Params = map_paths(one, params)
+        return projected
 
 
 def edm2(name: str, *, size: int = 64, channels: int = 4, num_classes: int = 1000, **changes: Any) -> EDM2Config:
