@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm
 
 from gen.diffusion.chain import Chain, bits_per_dimension, discretised_nll, gaussian_kl
-from gen.diffusion.denoiser import Prediction
+from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import DDPM, Linear
 from gen.errors import GenError
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.diffusion.denoiser import Prediction
+from gen.diffusion.prediction import Prediction
 from gen.sampling.edm import ablation_sampler, edm_sampler
 from tests.parity.conftest import fixtures
 

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.diffusion.denoiser import Prediction
 from gen.diffusion.objectives import Draws, MinSNRLoss, TimeSampler, VelocityMatching, min_snr
+from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import DDPM, Linear
 from tests.parity.conftest import Fixture, fixtures
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.diffusion.denoiser import Prediction
+from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import DDPM, VE, EDMFamily, Linear, Trigonometric
 from gen.sampling.grids import Grid, Karras, Spaced, Uniform
 from gen.sampling.multistep import DPMSolver, UniPC

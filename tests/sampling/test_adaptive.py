@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from gen.diffusion.denoiser import Denoiser, Predict, Prediction
+from gen.diffusion.denoiser import Denoiser, Predict
+from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import DDPM, EDM, VP, Linear, Trigonometric
 from gen.errors import GenError
 from gen.sampling.adaptive import AdaptiveGenerator, Dopri5

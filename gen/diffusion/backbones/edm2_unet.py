@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gen.config import suggest
-from gen.diffusion.backbones.backbone import Call, Output, UNetBackbone
+from gen.diffusion.backbones.backbone import Call, Output, UNetBackbone, UNetConfig
 from gen.errors import GenError
 from gen.nn.convolution import convolution
 from gen.nn.layers import dropout
@@ -100,7 +100,7 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
-class EDM2Config:
+class EDM2Config(UNetConfig):
     """An EDM2 U-Net. The defaults are EDM2-S for 512 px latents (64 x 64 x 4).
 
     Attributes:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gen.diffusion.backbones.backbone import Call, Output, UNetBackbone
+from gen.diffusion.backbones.backbone import Call, Output, UNetBackbone, UNetConfig
 from gen.diffusion.backbones.edm_blocks import BOX, Conv, GroupNorm, Linear, Style, UNetBlock, law_of
 from gen.errors import GenError
 from gen.nn.network import Buffer, Cond
@@ -45,7 +45,7 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
-class _UNetConfig:
+class _UNetConfig(UNetConfig):
     """What both families share.
 
     Attributes:
