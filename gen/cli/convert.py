@@ -54,7 +54,7 @@ def convert(
     """
     if file is not None:
         from gen.pretrained.features import convert_network
-        from gen.pretrained.rules import SYSTEMS
+        from gen.pretrained.systems import SYSTEMS
 
         if str(source) in SYSTEMS:
             raise GenError(f"'{source}' is no feature network; write gen convert {file} --system {source} --out RUN")
@@ -84,44 +84,62 @@ def _import(
     from gen.config import fingerprint, to_json
     from gen.files import write_json
     from gen.nn.network import count
-    from gen.pretrained import diffusers, rules
+    from gen.pretrained import diffusers
+    from gen.pretrained.exports import described, sampled_as
     from gen.pretrained.readers import read_state
+    from gen.pretrained.schedulers import obeyed
+    from gen.pretrained.systems import locate
     from gen.training.engine import RunConfig
 
     if (out / "config.json").exists():
         raise GenError(f"{out} already holds a run; give another --out")
-    options: dict[str, Any] = {}
+    options = _options(overrides)
+    scheduler, file = None, source
     if source.is_dir():
-        weights, options, _ = diffusers.component(source)
-        entry = ""
+        component = diffusers.component(source, key)
+        weights, entry, scheduler, file = component.weights, component.entry, component.scheduler, component.file
+        options = component.options | options
     else:
         weights, entry = read_state(source, key)
-    importer = rules.system(system, weights)
-    network, params, report = importer.load(weights, importer.infer(weights, **options | _options(overrides)))
+    held = described(arrays.metadata(file) if file.suffix == ".safetensors" else {})
+    found = locate(held.system if system is None else system, weights)
+    importer = found.importer
+    known = held.network if importer.name == held.system and not overrides else importer.infer(found.weights, **options)
+    network, params, report = importer.load(found.weights, known)
     print(f"{importer.name}{f', entry {entry!r}' if entry else ''}: {report}")
-    if system is None and importer.alike:
+    if found.outside:
+        print(f"taken from under {found.prefix!r}; {found.outside} arrays outside of it are left aside")
+    if system is None and held.system is None and importer.alike:
         print(
             f"taken for {importer.name}; {' and '.join(importer.alike)} files have the same names and shapes:", end=" "
         )
         print(f"if it is one, convert again with --system {importer.alike[0]}")
     origin = f"{importer.name} weights {source.name}"
-    generator = None if importer.generator is None else importer.generator(network)
+    generator = None if importer.generator is None else sampled_as(importer.generator(network), held)
+    if scheduler is not None and generator is not None:
+        generator = obeyed(generator, scheduler)
+        print(f"sampled as its {scheduler['_class_name']} says")
     tokenizer = network if importer.role == "tokenizer" else None
     origins: dict[str, str] = {}
-    held: dict[str, tuple[Any, str]] = {importer.role: (params, origin)}
+    made: dict[str, tuple[Any, str]] = {importer.role: (params, origin)}
     if vae is not None or normalizer is not None:
-        generator, decoding = _joined(importer, generator, vae, normalizer)
-        held |= decoding
+        generator, decoding = _joined(importer, generator, vae, normalizer, held.normalizer)
+        made |= decoding
         origins = {role: where for role, (_, where) in decoding.items()}
     config = RunConfig(origin, stages=(), frozen=origins, generator=generator, tokenizer=tokenizer)
-    for role, (tree, where) in held.items():
+    for role, (tree, where) in made.items():
         arrays.save(out / "artifacts" / f"{role}.safetensors", tree, {"origin": where})
     write_json(out / "config.json", to_json(config))
     print(f"{count(params):,} parameters, network {fingerprint(network)}; written to {out}")
 
 
-def _joined(importer: Any, generator: Any, vae: Path | None, normalizer: str | None) -> tuple[Any, dict[str, Any]]:
-    """The generator with an autoencoder behind it, and role -> (arrays, where they came from)."""
+def _joined(
+    importer: Any, generator: Any, vae: Path | None, normalizer: str | None, trained: dict[str, Any] | None
+) -> tuple[Any, dict[str, Any]]:
+    """The generator with an autoencoder behind it, and role -> (arrays, where they came from).
+
+    `trained` is the normaliser that stands in the file, where it was exported from a run.
+    """
     from gen.pretrained.decoder import join, read_decoder, read_normalizer
 
     if vae is None:
@@ -132,6 +150,8 @@ def _joined(importer: Any, generator: Any, vae: Path | None, normalizer: str | N
     scale, where = decoder.normalizer, decoder.origin
     if importer.normalizer is not None and len(importer.normalizer.scale) == generator.shape[-1]:
         scale, where = dataclasses.asdict(importer.normalizer), f"published with {importer.name}"
+    if trained is not None:
+        scale, where = trained, "the run that was exported"
     if normalizer is not None:
         scale, where = read_normalizer(normalizer, generator.shape[-1]), Path(normalizer).name
     if scale is None:
@@ -156,17 +176,12 @@ def _options(overrides: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 
 
 def _export(run: Path, out: Path, system: str | None) -> None:
-    from gen import arrays
-    from gen.pretrained import rules
+    from gen.pretrained.exports import export_file, export_folder, system_of
     from gen.runs import load
 
-    if out.suffix != ".safetensors":
-        raise GenError(f"cannot export to {out}; give a name that ends in .safetensors")
+    if out.suffix not in ("", ".safetensors"):
+        raise GenError(f"cannot export to {out}; give a name that ends in .safetensors, or a folder for diffusers")
     loaded = load(run)
-    if system is None:
-        system = loaded.config.name.partition(" ")[0]
-    importer = rules.system(system, {})
-    network = loaded.tokenizer if importer.role == "tokenizer" else loaded.denoiser.network
-    weights = importer.save(network, loaded.params[importer.role])
-    arrays.write(out, weights)
-    print(f"{len(weights)} arrays under the names of {system}, {loaded.weights} weights; written to {out}")
+    importer = system_of(loaded, system)
+    count = (export_folder if out.suffix == "" else export_file)(loaded, importer, out)
+    print(f"{count} arrays under the names of {importer.name}, {loaded.weights} weights; written to {out}")

@@ -18,6 +18,7 @@ from gen.errors import GenError
 from gen.pretrained.rules import SAME, Arrays, Importer, Rule, Rules, Transform, convolution, linear
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.sampling.grids import Respaced
+from gen.sampling.guidance import Clip
 from gen.sampling.solvers import Ancestral
 
 __all__ = ["IMPORTER", "NEW_IMPORTER", "config", "generator", "rules"]
@@ -174,6 +175,7 @@ def _config(weights: Arrays, size: int | None, head_width: int, heads: int | Non
 def generator(network: DhariwalUNetConfig) -> DiffusionGenerator:
     """The official sampler: 250 ancestral steps, learned variance; the cosine chain up to 64 px, else the linear one.
 
+    Denoised images are clipped to [-1, 1] at every step, as the sampling scripts do (``clip_denoised``).
     improved-diffusion's cosine chains have 4000 steps, of which its unconditional networks see a quarter of the index.
     """
     learned, small = network.out_channels == 2 * network.channels, network.size <= 64
@@ -181,7 +183,7 @@ def generator(network: DhariwalUNetConfig) -> DiffusionGenerator:
     chain = DDPM("cosine" if small else "linear", 4000 if older else 1000)
     scale = 0.25 if older and not network.num_classes else 1.0
     denoiser = Denoiser(network, chain, Predict("eps", clock="index", scale=scale, learned_variance=learned))
-    sampler = Sampler(Ancestral("learned" if learned else "large"), Respaced(), 250)
+    sampler = Sampler(Ancestral("learned" if learned else "large"), Respaced(), 250, Clip())
     return DiffusionGenerator(denoiser, (network.size, network.size, network.channels), sampler)
 
 

@@ -10,7 +10,7 @@ from gen.data.caches import Cache
 from gen.errors import GenError
 from gen.pretrained import diffusers
 from gen.pretrained.readers import read_weights
-from gen.pretrained.rules import system
+from gen.pretrained.systems import locate
 from gen.runs import load
 from gen.sampling.generator import DiffusionGenerator
 
@@ -45,12 +45,15 @@ def read_decoder(path: Path) -> Decoder:
     options: dict[str, Any] = {}
     normalizer = None
     if path.is_dir():
-        weights, options, normalizer = diffusers.component(path)
+        held = diffusers.component(path)
+        weights, options, normalizer = held.weights, held.options, held.normalizer
     else:
         weights = read_weights(path)
-    importer = system(None, weights)
-    if importer.role != "tokenizer":
-        raise GenError(f"{path} holds a {importer.name} network, no autoencoder; give one as --vae")
+    try:
+        found = locate(None, weights, "tokenizer")
+    except GenError as error:
+        raise GenError(f"{path} holds no autoencoder for --vae: {error}") from None
+    importer, weights = found.importer, found.weights
     config, params, _ = importer.load(weights, importer.infer(weights, **options))
     return Decoder(config, params, f"{importer.name} weights {path.name}", normalizer)
 

@@ -11,7 +11,7 @@ from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig
 from gen.errors import GenError
 from gen.nn.network import Network, count, param_shapes
 from gen.pretrained import adm
-from gen.pretrained.rules import system
+from gen.pretrained.systems import locate
 
 # ADM's of guided-diffusion, and those of improved-diffusion's readme
 GUIDED = DhariwalUNetConfig(out_channels=6, width=256, blocks=2, groups=32)
@@ -64,7 +64,7 @@ def test_names_and_shapes_tell_the_configuration(name: str) -> None:
     """At a quarter of the width; what comes back is what was read."""
     config = dataclasses.replace(PUBLISHED[name], width=64, blocks=1, dropout=0.0)
     weights = official(config, name == "64")
-    assert system(None, weights) is adm.IMPORTER
+    assert locate(None, weights).importer is adm.IMPORTER
     importer = adm.NEW_IMPORTER if name == "64" else adm.IMPORTER
     found, params, report = importer.load(weights)
     assert found == config

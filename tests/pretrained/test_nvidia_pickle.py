@@ -13,7 +13,7 @@ from gen.errors import GenError
 from gen.nn.network import Network
 from gen.pretrained import edm
 from gen.pretrained.readers import read_state
-from gen.pretrained.rules import system
+from gen.pretrained.systems import locate
 from tests.pretrained.test_readers import name, number, row, table, tensor, text
 
 DICT = name("collections", "OrderedDict") + b")R"
@@ -97,7 +97,7 @@ def test_network_and_wrapper_come_out(tmp_path: Path, kind: str, expected: str) 
     read, entry = read_state(write(tmp_path / "net.pkl", content))
     assert entry == "ema"
     assert set(read) == {*weights, f"class:{kind}"}
-    importer = system(None, read)
+    importer = locate(None, read).importer
     assert importer.name == expected
     config, back, report = importer.load(read)
     assert (config, report.clean) == (TINY, True)
