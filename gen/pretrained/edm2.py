@@ -73,11 +73,14 @@ def config(weights: Arrays, *, head_width: int = 64) -> EDM2Config:
         sizes = sorted({int(m[1]) for m in map(re.compile(r"unet\.enc\.(\d+)x").match, weights) if m}, reverse=True)
         top = f"unet.enc.{sizes[0]}x{sizes[0]}"
         widths = tuple(weights[f"unet.enc.{s}x{s}_block0.conv_res1.weight"].shape[0] for s in sizes)
+        emb, noise = weights["unet.emb_noise.weight"].shape
         return EDM2Config(
             size=sizes[0],
             channels=weights[f"{top}_conv.weight"].shape[1] - 1,
             num_classes=weights["unet.emb_label.weight"].shape[1] if "unet.emb_label.weight" in weights else 0,
             widths=widths,
+            noise=0 if noise == widths[0] else noise,
+            emb=0 if emb == max(widths) else emb,
             blocks=depth_of(weights, f"{top}_block{{i}}.conv_res0.weight"),
             attention=tuple(s for s in sizes if f"unet.enc.{s}x{s}_block0.attn_qkv.weight" in weights),
             head_width=head_width,

@@ -43,17 +43,20 @@ def rules(config: LightningDiTConfig) -> Rules:
     return table
 
 
-def config(weights: Arrays, *, heads: int | None = None, null_class: bool = True) -> LightningDiTConfig:
+def config(
+    weights: Arrays, *, heads: int | None = None, null_class: bool = True, size: tuple[int, int] | None = None
+) -> LightningDiTConfig:
     """The configuration of a state dict, from its names and shapes.
 
     Args:
       heads: attention heads; needed for a width that was not published, unless the file has rotary tables or norms of
         q and k, which tell.
       null_class: whether the label table's last row is the null label.
+      size: (H, W) of the latents, which a file does not tell; square by default.
 
     Raises GenError when a needed array is missing or misshaped, or the heads are not known.
     """
-    sizes = dimensions(weights, null_class)
+    sizes = dimensions(weights, null_class, size)
     width = sizes["width"]
     switches: dict[str, Any] = {
         "rmsnorm": "blocks.0.norm1.weight" in weights,

@@ -342,7 +342,7 @@ class Importer:
         for name, value in options.items():
             if name not in known:
                 raise GenError(f"{self.name} weights have no option '{name}'; {suggest(name, known)}")
-            from_json(value, hints[name], name)
+            options[name] = from_json(value, hints[name], name)
         return self.config(weights, **options)
 
     def load(self, weights: Arrays, config: Any = None) -> tuple[Any, dict[str, Any], Report]:

@@ -30,10 +30,11 @@ PUBLISHED = {
     "improved-lsun": dataclasses.replace(
         IMPROVED, size=256, mult=(1, 1, 2, 2, 4, 4), blocks=2, attention=(16,), heads=1, adaptive=False
     ),
+    "pooled": dataclasses.replace(IMPROVED, resample="pooling"),
 }
 # parameters as stated in tables 4 and 5 of Dhariwal & Nichol 2021 and in the readme of improved-diffusion
 STATED = {"64": "2.96e+08", "128": "4.22e+08", "256": "5.54e+08", "512": "5.59e+08", "improved-64-cond": "2.7e+08"}
-FEW = ("64", "128", "512", "improved-cifar10", "improved-lsun")  # every option once
+FEW = ("64", "128", "512", "improved-cifar10", "improved-lsun", "pooled")  # every option once
 NAMES = [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED]
 
 
@@ -49,8 +50,12 @@ def test_published_sizes(name: str) -> None:
     assert {rule.ours for rule in adm.rules(config)} == paths
     made = adm.generator(config)
     assert made.nfe == 250
-    assert made.denoiser.process.steps == (4000 if name.startswith("improved") and config.size <= 64 else 1000)
-    assert made.denoiser.parameterization.scale == (0.25 if name in ("improved-64", "improved-cifar10") else 1.0)
+    assert made.denoiser.process.steps == (
+        4000 if name.startswith(("improved", "pooled")) and config.size <= 64 else 1000
+    )
+    assert made.denoiser.parameterization.scale == (
+        0.25 if name in ("improved-64", "improved-cifar10", "pooled") else 1.0
+    )
 
 
 def official(config: DhariwalUNetConfig, new_order: bool) -> dict[str, np.ndarray]:
