@@ -14,6 +14,7 @@ import numpy as np
 from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig, Layer
 from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, Predict
+from gen.diffusion.objectives import DDPMLoss
 from gen.errors import GenError
 from gen.pretrained.rules import SAME, Arrays, Importer, Rule, Rules, Transform, convolution, linear
 from gen.sampling.generator import DiffusionGenerator, Sampler
@@ -194,7 +195,9 @@ def generator(network: DhariwalUNetConfig) -> DiffusionGenerator:
     older = small and network.resample != "blocks"
     chain = DDPM("cosine" if small else "linear", 4000 if older else 1000)
     scale = 0.25 if older and not network.num_classes else 1.0
-    denoiser = Denoiser(network, chain, Predict("eps", clock="index", scale=scale, learned_variance=learned))
+    # both codes weigh the variational term by the length of the chain over 1000
+    loss = DDPMLoss(variance="learned" if learned else "large", bound_weight=chain.steps / 1000)
+    denoiser = Denoiser(network, chain, Predict("eps", clock="index", scale=scale, learned_variance=learned), loss)
     sampler = Sampler(Ancestral("learned" if learned else "large"), Respaced(), 250, Clip())
     return DiffusionGenerator(denoiser, (network.size, network.size, network.channels), sampler)
 

@@ -8,6 +8,7 @@ import numpy as np
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, Predict
+from gen.diffusion.objectives import DDPMLoss
 from gen.errors import GenError
 from gen.nn.layers import sincos_positions
 from gen.pretrained.rules import (
@@ -136,7 +137,8 @@ def generator(config: DiTConfig, steps: int = 250, guidance: Any = None) -> Diff
         only the first three channels.
     """
     parameterization = Predict("eps", clock="index", learned_variance=config.learned_variance)
-    denoiser = Denoiser(config, DDPM("linear", 1000), parameterization)
+    loss = DDPMLoss(variance="learned" if config.learned_variance else "large")
+    denoiser = Denoiser(config, DDPM("linear", 1000), parameterization, loss)
     solver = Ancestral("learned" if config.learned_variance else "large")
     sampler = Sampler(solver, Respaced(), steps) if guidance is None else Sampler(solver, Respaced(), steps, guidance)
     return DiffusionGenerator(denoiser, (*config.size, config.channels), sampler)

@@ -8,6 +8,7 @@ import numpy as np
 
 from gen.diffusion.backbones.edm2_unet import EDM2Config, Layer
 from gen.diffusion.denoiser import Denoiser, EDMPrecondition
+from gen.diffusion.objectives import EDMLoss, Uncertain
 from gen.diffusion.process import EDM
 from gen.errors import GenError
 from gen.pretrained.rules import CONV, LINEAR, Arrays, Importer, Rule, Rules, depth_of
@@ -102,7 +103,9 @@ def generator(config: EDM2Config, steps: int = 32, guidance: Any = None) -> Diff
     sampler = edm_sampler(steps)
     if guidance is not None:
         sampler = dataclasses.replace(sampler, guidance=guidance)
-    denoiser = Denoiser(config, EDM(), EDMPrecondition())
+    # noise levels of the published runs (train_edm2.py): on latents, and on pixels
+    loss = EDMLoss(-0.4, 1.0) if config.channels == 4 else EDMLoss(-0.8, 1.6)
+    denoiser = Denoiser(config, EDM(), EDMPrecondition(), Uncertain(loss) if config.uncertainty else loss)
     return DiffusionGenerator(denoiser, (config.size, config.size, config.channels), sampler)
 
 

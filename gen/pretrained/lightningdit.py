@@ -8,6 +8,7 @@ import numpy as np
 from gen.diffusion.backbones.lightningdit import LightningDiTConfig, axial_rotation
 from gen.diffusion.backbones.sit import parameterization
 from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.objectives import TimeSampler, VelocityMatching
 from gen.diffusion.process import Linear
 from gen.errors import GenError
 from gen.pretrained.dit import dimensions, frame
@@ -113,7 +114,8 @@ def generator(config: LightningDiTConfig, steps: int = 249, guidance: Any = Clas
     Args:
       guidance: none by default; `guidance` gives the published one.
     """
-    denoiser = Denoiser(config, Linear(), parameterization(config))
+    loss = VelocityMatching(TimeSampler("logit-normal"), cosine=1.0)
+    denoiser = Denoiser(config, Linear(), parameterization(config), loss)
     sampler = Sampler(Euler(), Uniform(shift=1 / 0.3), steps, guidance)
     return DiffusionGenerator(denoiser, (*config.size, config.channels), sampler)
 

@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gen.diffusion.objectives import DDPMLoss, EDMLoss, TimeSampler, Uncertain, VelocityMatching
+from gen.diffusion.transport import NoiseMatching
 from gen.errors import GenError
 from gen.nn.mamba import Scan2D
 from gen.nn.network import Network
 from gen.pretrained import adm, dit, edm2, lamamba
-from tests.pretrained.test_decoder import DIT, EDM2, LAMAMBA, official
-from tests.pretrained.test_from_file import ADM
+from gen.pretrained.systems import system
+from tests.pretrained.test_decoder import DIT, EDM2, LAMAMBA, LIGHT, official
+from tests.pretrained.test_from_file import ADM, CHAIN, SONG
 
 TIME = jnp.asarray([3.0, 500.0])
 
@@ -94,6 +97,31 @@ def test_an_upsampler_is_refused_by_name() -> None:
     weights = official("adm", dataclasses.replace(ADM, channels=6))
     with pytest.raises(GenError, match="takes 6 channels: an upsampler"):
         adm.IMPORTER.infer(weights, size=8, head_width=32)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "objective"),
+    [
+        ("dit", DIT, DDPMLoss()),
+        ("dit", dataclasses.replace(DIT, learned_variance=False), DDPMLoss(variance="large")),
+        ("dit-diffusers", DIT, DDPMLoss()),
+        ("sit", DIT, VelocityMatching()),
+        ("lightningdit", LIGHT, VelocityMatching(TimeSampler("logit-normal"), cosine=1.0)),
+        ("lamamba", LAMAMBA, DDPMLoss()),
+        ("edm2", EDM2, Uncertain(EDMLoss(-0.4, 1.0))),
+        ("edm2", dataclasses.replace(EDM2, channels=3, uncertainty=0), EDMLoss(-0.8, 1.6)),
+        ("edm", SONG, EDMLoss()),
+        ("edm-vp", SONG, NoiseMatching()),
+        ("edm-ve", SONG, NoiseMatching()),
+        ("edm-iddpm", CHAIN, DDPMLoss()),
+        ("adm", ADM, DDPMLoss()),
+        ("adm", dataclasses.replace(ADM, resample="convolution"), DDPMLoss(bound_weight=4.0)),
+    ],
+)
+def test_networks_bring_the_loss_they_were_trained_with(name: str, config: Any, objective: Any) -> None:
+    importer = system(name)
+    assert importer.generator is not None
+    assert importer.generator(config).denoiser.objective == objective
 
 
 def test_adm_samples_are_clipped_as_published() -> None:
