@@ -28,9 +28,11 @@ def convert(
     """Turns published weights into a run folder that gen sample takes, or a run back into published names.
 
     With the name of a feature network before the file, its weights are kept in a per-user folder for gen evaluate.
-    A latent model makes images once it is joined with its autoencoder (--vae); a diffusers pipeline brings its own.
+    A latent model makes images once it is joined with its autoencoder (--vae); a diffusers pipeline brings its own,
+    and its scheduler is obeyed.
 
-    Files are read without torch and nothing in them is executed. Whatever does not match is listed and refused.
+    Files are read without torch and nothing in them is executed. Averaged weights are taken where there are some, and
+    the entry is printed. Whatever does not match, or would make another model than the file says, is refused by name.
 
     Examples:
       gen convert DiT-XL-2-256x256.pt --out runs/dit-xl --vae sd-vae-ft-mse.safetensors
@@ -39,15 +41,17 @@ def convert(
       gen convert DiT-XL-2-256/ --out runs/dit-xl
       gen convert small.safetensors --out runs/small --system dit --network.heads 6
       gen convert runs/dit-xl --out back.safetensors
+      gen convert runs/mine --out pipeline/ --system dit-diffusers
       gen convert inception pt_inception-2015-12-05-6726825d.pth
 
     Args:
-      source: a .safetensors, .pt, .pth or .pkl file, a diffusers folder, a run folder to export, or a feature network
-        (inception, dinov2, clip, clip-vocabulary, lpips).
+      source: a .safetensors, .pt, .pth or .pkl file, the .index.json of weights cut into several, a diffusers folder, a
+        run folder to export, or a feature network (inception, dinov2, clip, clip-vocabulary, lpips).
       file: the published file of that feature network.
-      out: the run folder to make, or the .safetensors file to export to; needed unless SOURCE is a feature network.
-      system: the published system (dit, ...); found by the names in the file by default.
-      key: which entry of a training checkpoint (ema, model, ...); the averaged weights by default.
+      out: the run folder to make, the .safetensors file to export to, or a folder to export to in the layout of
+        diffusers (systems dit-diffusers and sd-vae); needed unless SOURCE is a feature network.
+      system: the published system (dit, ...); known by the names in the file by default. Of a run, the one to export to.
+      key: which entry of a training checkpoint (ema, model, ...), model for raw weights; the averaged ones by default.
       vae: the autoencoder of a latent model: its file, diffusers folder or run folder.
       normalizer: of its latents, where the published one is not meant: the factor that scaled them (0.18215), a file
         with their mean and std, or a latent cache.

@@ -120,8 +120,8 @@ def _state_dict(module: _Module, where: str) -> dict[str, Any]:
         for name, published in _PUBLISHED.items():
             if made.get(name, published) != published:
                 raise GenError(
-                    f"{where}: its {module.name} was made with {name} {str(made[name])[:20]}, published ones with {published:g}: "
-                    "that variant is not supported"
+                    f"{where}: its {module.name} was made with {name} {str(made[name])[:20]}, published ones with "
+                    f"{published:g}: that variant is not supported"
                 )
     return {**found, CLASS + module.name: np.zeros(0, np.uint8)} if found else found
 

@@ -127,7 +127,7 @@ def test_other_settings_of_a_wrapper_are_refused_by_name(tmp_path: Path) -> None
         if fits:
             assert "weight" in read_state(file)[0]
         else:
-            with pytest.raises(GenError, match="EDMPrecond was made with sigma_data 1.0, published ones with 0.5"):
+            with pytest.raises(GenError, match=r"EDMPrecond was made with sigma_data 1\.0, published ones with 0\.5"):
                 read_state(file)
 
 
