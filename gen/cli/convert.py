@@ -50,7 +50,7 @@ def convert(
       file: the published file of that feature network.
       out: the run folder to make, the .safetensors file to export to, or a folder to export to in the layout of
         diffusers (systems dit-diffusers and sd-vae); needed unless SOURCE is a feature network.
-      system: the published system (dit, ...); known by the names in the file by default. Of a run, the one to export to.
+      system: the published system (dit, ...); known by the names in the file by default. Of a run, what to export to.
       key: which entry of a training checkpoint (ema, model, ...), model for raw weights; the averaged ones by default.
       vae: the autoencoder of a latent model: its file, diffusers folder or run folder.
       normalizer: of its latents, where the published one is not meant: the factor that scaled them (0.18215), a file
