@@ -105,7 +105,7 @@ def _import(
         options = component.options | options
     else:
         weights, entry = read_state(source, key)
-    held = described(arrays.metadata(file) if file.suffix == ".safetensors" else {})
+    held = described(file)
     found = locate(held.system if system is None else system, weights)
     importer = found.importer
     known = held.network if importer.name == held.system and not overrides else importer.infer(found.weights, **options)

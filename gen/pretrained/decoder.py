@@ -9,6 +9,7 @@ import numpy as np
 from gen.data.caches import Cache
 from gen.errors import GenError
 from gen.pretrained import diffusers
+from gen.pretrained.exports import Described, described
 from gen.pretrained.readers import read_weights
 from gen.pretrained.systems import locate
 from gen.runs import load
@@ -54,7 +55,10 @@ def read_decoder(path: Path) -> Decoder:
     except GenError as error:
         raise GenError(f"{path} holds no autoencoder for --vae: {error}") from None
     importer, weights = found.importer, found.weights
-    config, params, _ = importer.load(weights, importer.infer(weights, **options))
+    said = Described() if path.is_dir() else described(path)
+    normalizer = normalizer or said.normalizer
+    network = said.network if said.system == importer.name else importer.infer(weights, **options)
+    config, params, _ = importer.load(weights, network)
     return Decoder(config, params, f"{importer.name} weights {path.name}", normalizer)
 
 

@@ -28,6 +28,7 @@ from gen.tokenizers.kl_vae import KLVAEConfig
 
 __all__ = ["Described", "described", "export_file", "export_folder", "sampled_as", "system_of"]
 
+_TOLD = ("network", "sampler", "normalizer")
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -48,19 +49,25 @@ class Described:
     normalizer: dict[str, np.ndarray] | None = None
 
 
-def described(metadata: Mapping[str, str]) -> Described:
-    """Reads the strings of a file's header. Raises GenError where they are of another version."""
+def described(path: Path) -> Described:
+    """What the header of a weights file says that `export_file` wrote; nothing for other files.
+
+    Raises GenError for a header that was altered, or written by a version with other configurations.
+    """
+    metadata = arrays.metadata(path) if path.suffix == ".safetensors" else {}
     name = metadata.get("gen.system")
     if name is None:
         return Described()
-    network = from_json(json.loads(metadata["gen.network"]), system(name).network, "gen.network")
-    sampler = json.loads(metadata["gen.sampler"]) if "gen.sampler" in metadata else None
-    normalizer = json.loads(metadata["gen.normalizer"]) if "gen.normalizer" in metadata else None
+    try:
+        network, sampler, values = (json.loads(metadata.get(f"gen.{key}", "null")) for key in _TOLD)
+        normalizer = None if values is None else {k: np.asarray(values[k], np.float32) for k in ("shift", "scale")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise GenError(f"the header of {path} is damaged ({error}); export the run again") from None
     return Described(
         name,
-        network,
+        from_json(network, system(name).network, "gen.network"),
         None if sampler is None else from_json(sampler, Sampler, "gen.sampler"),
-        None if normalizer is None else {k: np.asarray(v, np.float32) for k, v in normalizer.items()},
+        normalizer,
     )
 
 
@@ -114,9 +121,9 @@ def _metadata(loaded: Loaded, importer: Importer) -> dict[str, str]:
     found["gen.network"] = json.dumps(to_json(_network(loaded, importer)))
     if importer.role == "net":
         found["gen.sampler"] = json.dumps(to_json(loaded.generator.sampler))
-        if "normalizer" in loaded.params:
-            values = {name: np.asarray(value).tolist() for name, value in loaded.params["normalizer"].items()}
-            found["gen.normalizer"] = json.dumps(values)
+    if "normalizer" in loaded.params:
+        values = {name: np.asarray(value).tolist() for name, value in loaded.params["normalizer"].items()}
+        found["gen.normalizer"] = json.dumps(values)
     return found
 
 

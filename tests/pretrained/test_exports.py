@@ -16,6 +16,7 @@ from gen.diffusion.ddpm import DDPM
 from gen.errors import GenError
 from gen.files import write_json
 from gen.pretrained import diffusers, dit, lightningdit
+from gen.pretrained.decoder import read_decoder
 from gen.pretrained.schedulers import obeyed, read_scheduler, scheduler_settings
 from gen.sampling.grids import Spaced
 from gen.sampling.guidance import ClassifierFree, Clip
@@ -130,8 +131,16 @@ def test_a_pipeline_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["convert", str(source), "--out", str(tmp_path / "vae"), "--system", "sd-vae"]) == 0
     assert "already holds something" in fails(capsys, "convert", source, "--out", folder, "--system", "dit-diffusers")
     for name in ("sd-vae", "kl-vae"):
-        assert main(["convert", str(source), "--out", str(tmp_path / f"{name}.safetensors"), "--system", name]) == 0
-        assert arrays.read(tmp_path / f"{name}.safetensors").keys() == official(name, VAE).keys()
+        file = tmp_path / f"{name}.safetensors"
+        assert main(["convert", str(source), "--out", str(file), "--system", name]) == 0
+        assert arrays.read(file).keys() == official(name, VAE).keys()
+        decoder = read_decoder(file)  # its groups and the scale of its latents stand in the file
+        assert decoder.config == dataclasses.replace(VAE, image=(4, 4, 3))
+        assert decoder.normalizer is not None
+        np.testing.assert_array_equal(decoder.normalizer["scale"], np.full(4, 8.0))
+    damaged = arrays.metadata(file) | {"gen.network": "{"}
+    arrays.write(file, arrays.read(file), damaged)
+    assert "the header of" in fails(capsys, "convert", file, "--out", tmp_path / "none")
 
 
 def diffusers_vae(weights: dict[str, np.ndarray]) -> Any:
