@@ -31,8 +31,8 @@ from gen.sampling.multistep import DPMSolver, UniPC
 from gen.sampling.runge_kutta import RungeKutta
 from gen.sampling.sde import EulerMaruyama
 from gen.sampling.solvers import DDIM, Ancestral, EDMStochastic, Euler, Heun, Renoise, prior
-from gen.training.engine import enable_compile_cache
 from gen.training.indexed import sample_keys
+from gen.training.program import enable_compile_cache
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

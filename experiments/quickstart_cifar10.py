@@ -42,15 +42,17 @@ from gen.files import atomic, write_json
 from gen.metrics.image import psnr
 from gen.metrics.report import mosaic
 from gen.runs import Loaded, load
-from gen.sampling.generator import DiffusionGenerator, OneStepGenerator, Sampler
+from gen.sampling.generator import FewSteps, Sampler
 from gen.sampling.guidance import ClassifierFree
 from gen.sampling.solvers import Heun
 from gen.tokenizers.encode import encode_images
 from gen.tokenizers.kl1d import KL1DConfig, Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.training.ema import Constant
-from gen.training.engine import EngineConfig, RunConfig, enable_compile_cache, train
+from gen.training.engine import train
 from gen.training.optim import OptimConfig
+from gen.training.program import enable_compile_cache
+from gen.training.run import EngineConfig, RunConfig
 from gen.training.task import Stage
 
 __all__ = ["GPU", "PRESETS", "SMOKE", "Budget", "run"]
@@ -168,9 +170,7 @@ def run(data: str, outdir: str | Path = "runs/cifar10", *, smoke: bool = False, 
     teacher = load(out / "teacher")
     classes = teacher.denoiser.network.num_classes
     print("[4/5] pairs", flush=True)
-    pairs = store_pairs(
-        teacher.generator, teacher.params, out / "pairs", count=budget.pairs, origin=teacher.origin, classes=classes
-    )
+    pairs = store_pairs(teacher.generator, teacher.params, out / "pairs", count=budget.pairs, origin=teacher.origin)
     print("[5/5] student", flush=True)
     recipe = _student(budget, teacher, pairs, seed)
     train(recipe.config, out / "student", frozen=recipe.frozen, artifacts=recipe.artifacts)
@@ -216,7 +216,7 @@ def _tokenizer(budget: Budget, images: Images, seed: int) -> Recipe:
     task = TokenizerTask(
         tokenizer,
         optim=_cosine(0.32 / budget.tower.width, budget.tokenizer),
-        ema=_average(budget.tokenizer),
+        emas=(_average(budget.tokenizer),),
         kl=1e-6,
         l1=0.1,
         augment=RandomAffine(shift=1.0, rotate=0.0, scale=0.0),
@@ -247,27 +247,24 @@ def _teacher(budget: Budget, tokenizer: Loaded, latents: Cache, seed: int) -> Re
         dtype=budget.dtype,
     )
     denoiser = Denoiser(network, Linear(), Predict("velocity", scale=10.0))
-    generator = DiffusionGenerator(denoiser, spec.shape, SAMPLER, tokenizer.tokenizer)
-    task = DenoiserTask(
-        denoiser,
-        optim=_cosine(0.128 / budget.width, budget.teacher),
-        emas=(_average(budget.teacher),),
-        generator=generator,
-    )
-    frozen = {"tokenizer": tokenizer.params["tokenizer"], "normalizer": latents.normalizer()}
+    optim = _cosine(0.128 / budget.width, budget.teacher)
+    task = DenoiserTask(denoiser, optim=optim, emas=(_average(budget.teacher),))
+    decoder = {"tokenizer": tokenizer.params["tokenizer"], "normalizer": latents.normalizer()}
     stage = Stage("teacher", task, steps=budget.teacher, batch=budget.batch, data=latents)
-    config = RunConfig("quickstart-teacher", (stage,), {"tokenizer": tokenizer.origin}, generator, _engine(seed))
-    return Recipe(config, frozen=frozen, artifacts=frozen)
+    origins = {"tokenizer": tokenizer.origin}
+    config = RunConfig("quickstart-teacher", (stage,), origins, SAMPLER, tokenizer.tokenizer, engine=_engine(seed))
+    return Recipe(config, artifacts=decoder)
 
 
 def _student(budget: Budget, teacher: Loaded, pairs: Cache, seed: int) -> Recipe:
     """Of the teacher's network, tokenizer and guidance, whatever they are."""
-    denoiser, source = teacher.denoiser, teacher.generator
-    expect(pairs.path, pairs.source(), latent=source.shape, noise=source.shape, label=())
-    regression = KDTask(denoiser, optim=_cosine(0.128 / denoiser.network.width, budget.regression))
+    denoiser = teacher.denoiser
+    shape = denoiser.network.shape
+    expect(pairs.path, pairs.source(), latent=shape, noise=shape, label=())
+    regression = KDTask(teacher=denoiser, optim=_cosine(0.128 / denoiser.network.width, budget.regression))
     matching = DMD2Task(
-        denoiser,
-        guidance=source.sampler.guidance,
+        teacher=denoiser,
+        guidance=teacher.config.sampler.guidance,
         ratio=2,
         optim=OptimConfig(5e-5, betas=(0.0, 0.99), clip=10.0),
         fake_optim=OptimConfig(1e-4, betas=(0.0, 0.99), clip=10.0),
@@ -277,16 +274,16 @@ def _student(budget: Budget, teacher: Loaded, pairs: Cache, seed: int) -> Recipe
         Stage("regression", regression, steps=budget.regression, batch=budget.batch, data=pairs),
         Stage("matching", matching, steps=budget.matching, batch=budget.batch, data=pairs),
     )
-    generator = OneStepGenerator(denoiser, source.shape, tokenizer=source.tokenizer)
-    config = RunConfig("quickstart-student", stages, {"teacher": teacher.origin}, generator, _engine(seed))
+    origins = {"teacher": teacher.origin}
+    config = RunConfig(
+        "quickstart-student", stages, origins, FewSteps(), teacher.config.tokenizer, engine=_engine(seed)
+    )
     artifacts = {role: teacher.params[role] for role in ("tokenizer", "normalizer")}
     return Recipe(config, frozen={"teacher": teacher.params["net"]}, artifacts=artifacts)
 
 
 def _cosine(lr: float, steps: int) -> OptimConfig:
-    return OptimConfig(
-        lr, betas=(0.9, 0.99), schedule="cosine", warmup=min(500, steps // 4), decay_steps=steps, final=0.01, clip=1.0
-    )
+    return OptimConfig(lr, betas=(0.9, 0.99), schedule="cosine", warmup=min(500, steps // 4), final=0.01, clip=1.0)
 
 
 def _average(steps: int) -> Constant:

@@ -43,7 +43,7 @@ KINDS: dict[str, dict[str, str]] = {
         "ddpm-loss": "gen.diffusion.objectives:DDPMLoss",
         "edm-loss": "gen.diffusion.objectives:EDMLoss",
         "noise-matching": "gen.diffusion.transport:NoiseMatching",
-        "time-sampler": "gen.diffusion.objectives:TimeSampler",
+        "time-sampler": "gen.diffusion.times:TimeSampler",
         "min-snr-loss": "gen.diffusion.objectives:MinSNRLoss",
         "aligned-objective": "gen.diffusion.objectives:Aligned",
         "uncertain": "gen.diffusion.objectives:Uncertain",
@@ -103,15 +103,18 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "sampler": {
         "sampler": "gen.sampling.generator:Sampler",
+        "few-steps": "gen.sampling.generator:FewSteps",
+        "adaptive-sampler": "gen.sampling.adaptive:AdaptiveSampler",
     },
     "tokenizer": {
         "kl1d": "gen.tokenizers.kl1d:KL1DConfig",
         "kl-vae": "gen.tokenizers.kl_vae:KLVAEConfig",
     },
     "run": {
-        "run": "gen.training.engine:RunConfig",
-        "engine": "gen.training.engine:EngineConfig",
+        "run": "gen.training.run:RunConfig",
+        "engine": "gen.training.run:EngineConfig",
         "stage": "gen.training.task:Stage",
+        "model": "gen.training.task:Model",
         "mesh": "gen.training.sharding:MeshConfig",
     },
     "optimizer": {

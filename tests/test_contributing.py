@@ -24,7 +24,9 @@ from gen.metrics.reference import make_reference
 from gen.metrics.sources import from_arrays
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.tokenizers.train import TokenizerTask
-from gen.training.engine import EngineConfig, RunConfig, dry_run, train
+from gen.training.checks import dry_run
+from gen.training.engine import train
+from gen.training.run import EngineConfig, RunConfig
 from gen.training.task import Stage
 from tests.test_edm_presets import image_zip
 
@@ -82,7 +84,7 @@ def test_solver(page):
 def test_backbone(page):
     network = config.from_json({"kind": "perceptron"})
     denoiser = Denoiser(network, Linear())
-    generator = DiffusionGenerator(denoiser, (4, 8), Sampler(steps=2))
+    generator = DiffusionGenerator(denoiser, Sampler(steps=2))
     params = {"net": denoiser.net.init(jax.random.key(0))}
     images = generator(params, jax.random.split(jax.random.key(1), 3), {})
     assert images.shape == (3, 4, 8)
@@ -104,12 +106,12 @@ def test_tokenizer(page, tmp_path):
 @pytest.mark.parametrize("page", ["distiller"], indirect=True)
 def test_distiller(page):
     denoiser = Denoiser(DiTConfig((4,), 8, 1, 16, 1, 2, num_classes=10), Linear())
-    task = page.CopyTask(denoiser)
+    task = page.CopyTask(teacher=denoiser)
     # a fresh DiT answers 0 everywhere: move the teacher away from that
     frozen = {"teacher": jax.tree.map(lambda a: a + 0.1, denoiser.net.init(jax.random.key(1)))}
     state = task.init(jax.random.key(0), frozen, None)
     batch = {"latent": jnp.ones((8, 4, 8)), "label": jnp.arange(8)}
-    new, metrics = jax.jit(task.programs[task.select(0)])(state, frozen, batch, jax.random.key(2))
+    new, metrics = jax.jit(task.programs[task.select(0)])(state, frozen, batch, task.inputs(0, 1), jax.random.key(2))
     assert np.isfinite(metrics["loss"])
     assert any(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (state.params, new.params)), strict=True))
 

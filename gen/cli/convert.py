@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from gen.cli.train import Overrides
+from gen.cli.opening import Overrides
 from gen.errors import GenError
 
 __all__ = ["convert"]
@@ -86,7 +86,8 @@ def _import(
     from gen.pretrained import diffusers, rules
     from gen.pretrained.readers import read_state
     from gen.training.checkpoints import save_arrays
-    from gen.training.engine import RunConfig
+    from gen.training.run import RunConfig
+    from gen.training.task import Model
 
     if (out / "config.json").exists():
         raise GenError(f"{out} already holds a run; give another --out")
@@ -106,14 +107,15 @@ def _import(
         print(f"if it is one, convert again with --system {importer.alike[0]}")
     origin = f"{importer.name} weights {source.name}"
     generator = None if importer.generator is None else importer.generator(network)
-    tokenizer = network if importer.role == "tokenizer" else None
     origins: dict[str, str] = {}
     arrays: dict[str, tuple[Any, str]] = {importer.role: (params, origin)}
     if vae is not None or normalizer is not None:
         generator, decoding = _joined(importer, generator, vae, normalizer)
         arrays |= decoding
         origins = {role: where for role, (_, where) in decoding.items()}
-    config = RunConfig(origin, stages=(), frozen=origins, generator=generator, tokenizer=tokenizer)
+    models: dict[str, Model] = {importer.role: Model(network if generator is None else generator.denoiser)}
+    sampling = {} if generator is None else {"sampler": generator.sampler, "tokenizer": generator.tokenizer}
+    config = RunConfig(origin, frozen=origins, models=models, **sampling)
     for role, (tree, where) in arrays.items():
         save_arrays(out / "artifacts" / f"{role}.safetensors", tree, {"origin": where})
     write_json(out / "config.json", to_json(config))
@@ -130,14 +132,14 @@ def _joined(importer: Any, generator: Any, vae: Path | None, normalizer: str | N
         raise GenError(f"{importer.name} weights make no latents; leave out --vae")
     decoder = read_decoder(vae)
     scale, where = decoder.normalizer, decoder.origin
-    if importer.normalizer is not None and len(importer.normalizer.scale) == generator.shape[-1]:
+    if importer.normalizer is not None and len(importer.normalizer.scale) == generator.latent[-1]:
         scale, where = dataclasses.asdict(importer.normalizer), f"published with {importer.name}"
     if normalizer is not None:
-        scale, where = read_normalizer(normalizer, generator.shape[-1]), Path(normalizer).name
+        scale, where = read_normalizer(normalizer, generator.latent[-1]), Path(normalizer).name
     if scale is None:
         raise GenError(f"no normaliser of the latents of {importer.name} is known; add --normalizer X (see --help)")
     generator, arrays = join(generator, decoder, scale)
-    print(f"joined with {decoder.origin}: latents {generator.shape}, images {generator.tokenizer.spec.image}")
+    print(f"joined with {decoder.origin}: latents {generator.latent}, images {generator.shape}")
     return generator, {"tokenizer": (arrays["tokenizer"], decoder.origin), "normalizer": (arrays["normalizer"], where)}
 
 

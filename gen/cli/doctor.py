@@ -64,7 +64,7 @@ def _processes() -> list[str]:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    from gen.training.memory import device_bytes
+    from gen.training.budget import device_bytes
 
     local = jax.local_devices()
     memory = device_bytes()
@@ -87,7 +87,7 @@ def _version(name: str) -> str:
 
 def _cache() -> str:
     """The compile cache folder, its size, and whether it can be written."""
-    from gen.training.engine import enable_compile_cache
+    from gen.training.program import enable_compile_cache
 
     folder = Path(str(enable_compile_cache()))
     files = [f for f in folder.rglob("*") if f.is_file()] if folder.is_dir() else []

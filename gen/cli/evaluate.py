@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from gen.cli.opening import Overrides
 from gen.cli.start import ALONE, Multihost, start
-from gen.cli.train import Overrides
 from gen.errors import GenError
 
 __all__ = ["evaluate", "open_extractor", "open_reference", "progress_line"]
@@ -100,7 +100,6 @@ def evaluate(
       multihost: the job that this process belongs to.
     """
     from gen.cli.compare import show
-    from gen.cli.sample import sampler_overrides
     from gen.metrics.evaluate import Evaluation
     from gen.metrics.protocol import Result, require_comparable
     from gen.metrics.protocol import preset as find
@@ -113,11 +112,11 @@ def evaluate(
 
         require(network)  # before the work starts
     others = {str(path): Result.load(path) for path in compare}
-    changes = sampler_overrides(steps, solver, grid, guidance) + overrides
+    changes = {"steps": steps, "solver": solver, "grid": grid, "guidance": guidance}
     known = {"quantiser": quantiser, "rule": label_rule}
     fixed = find(protocol).fields if protocol else {}
     start(multihost)
-    source, subject = _subject(what, network, seeds, settings.count, weights, changes, known, fixed)
+    source, subject = _subject(what, network, seeds, settings.count, weights, changes, overrides, known, fixed)
     mesh = make_mesh()
     source = _beside(source, network, captions, {"training": training, "heldout": heldout}, batch, mesh)
     out = out or _default_out(Path(what))
@@ -221,26 +220,27 @@ def _subject(
     seeds: str | None,
     count: int | None,
     weights: Any,
+    changes: dict[str, Any],
     overrides: tuple[tuple[str, str], ...],
     known: dict[str, str | None],
     fixed: Mapping[str, Any],
 ) -> tuple[Any, dict[str, str]]:
     """(source, what is said of it) of a run, sampled as the protocol's `fixed` fields want it, or of stored images."""
     from gen.cli.images import open_images, parse_seeds
-    from gen.cli.sample import describe, open_run
+    from gen.cli.opening import describe, open_run
     from gen.config import fingerprint, to_json
     from gen.metrics.sources import LABEL_RULES, generated
-    from gen.runs import classes
+    from gen.nn.conditions import class_count
 
     if not (Path(what) / "config.json").is_file():
-        if overrides or seeds:
+        if overrides or seeds or any(value is not None for value in changes.values()):
             raise GenError(
                 f"{what} holds finished images; seeds and sampler settings apply to runs only: leave them out"
             )
         return open_images(what, network, **known), {"name": what}
-    loaded = open_run(Path(what), weights, None, overrides)
+    loaded = open_run(Path(what), weights, settings=changes, overrides=overrides)
     wanted = parse_seeds(seeds or f"0-{(count or 1797) - 1}")
-    rule, number = known["rule"] or fixed.get("labels", "seed mod classes"), classes(loaded.generator)
+    rule, number = known["rule"] or fixed.get("labels", "seed mod classes"), class_count(loaded.generator.conditions)
     if rule not in LABEL_RULES:
         raise GenError(f"unknown label rule '{rule}'; expected one of {', '.join(LABEL_RULES)}")
     print(describe(loaded))
@@ -259,7 +259,7 @@ def _subject(
         "weights": loaded.weights,
         "step": str(loaded.step),
         "nfe": str(loaded.generator.nfe),
-        "sampler": json.dumps(to_json(getattr(loaded.generator, "sampler", None))),
+        "sampler": json.dumps(to_json(loaded.config.sampler)),
     }
     return source, subject
 

@@ -41,7 +41,7 @@ def start(job: Job = ALONE) -> None:
     """
     import jax
 
-    from gen.training.engine import enable_compile_cache
+    from gen.training.program import enable_compile_cache
 
     explicit = (job.coordinator, job.processes, job.process)
     if any(value is not None for value in explicit):

@@ -7,7 +7,7 @@ denoiser is a `Prediction`, which converts between data, noise, velocity and sco
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,13 @@ Clock = Literal["time", "reversed", "index", "nearest-index", "log-half-level"]
 
 
 class Parameterization(Protocol):
-    """How a network is called and what comes out; see `Predict` and `EDMPrecondition`."""
+    """How a network is called and what comes out; see `Predict` and `EDMPrecondition`.
+
+    Attributes:
+      output: the quantity that the prediction is in.
+    """
+
+    output: PredictionKind
 
     def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(network input, network time (B,)) for x_t at our time t (B,). Raises GenError for an unsuitable process."""
@@ -122,6 +128,8 @@ class EDMPrecondition:
 
     The deviation of the data that the scalings assume, sigma_data, is the process's.
     """
+
+    output: ClassVar[PredictionKind] = "x"
 
     def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         if not isinstance(process, EDM):

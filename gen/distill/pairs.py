@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gen.data.caches import Cache, seal
+from gen.nn.conditions import class_count
 from gen.sampling.generator import DiffusionGenerator
 from gen.sampling.solvers import prior
 from gen.training.indexed import ArrayWriter, run_indexed, sample_keys
@@ -24,7 +25,6 @@ def store_pairs(
     *,
     count: int,
     origin: str,
-    classes: int | None = None,
     batch: int = 1024,
     mesh: Mesh | None = None,
 ) -> Cache:
@@ -36,19 +36,18 @@ def store_pairs(
       generator, params: the teacher; latents stay normalised as it was trained on them.
       path: the cache folder.
       origin: identity of the teacher's weights and settings, kept with the cache.
-      classes: pair i has label i mod `classes`; None for an unconditional teacher.
       batch: pairs at a time; changes nothing but speed and memory.
       mesh: devices to share the work.
 
     Raises GenError for a folder that holds pairs of another teacher or number, and a disk that does not take them.
     """
-    path = Path(path)
+    path, classes = Path(path), class_count(generator.conditions)
 
     def draw(arguments: Any, indices: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
         del weight
         keys = sample_keys(SEED, indices)
         cond = {} if classes is None else {"label": indices % classes}
-        noise = prior(generator.sampler.times(generator.denoiser.process), keys, generator.shape)
+        noise = prior(generator.sampler.times(generator.denoiser.process), keys, generator.latent)
         rows = {"noise": noise, "latent": generator.latents(arguments, keys, cond), **cond}
         return {name: value.astype(jnp.int32 if name == "label" else jnp.float32) for name, value in rows.items()}
 

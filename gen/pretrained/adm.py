@@ -182,7 +182,7 @@ def generator(network: DhariwalUNetConfig) -> DiffusionGenerator:
     scale = 0.25 if older and not network.num_classes else 1.0
     denoiser = Denoiser(network, chain, Predict("eps", clock="index", scale=scale, learned_variance=learned))
     sampler = Sampler(Ancestral("learned" if learned else "large"), Respaced(), 250)
-    return DiffusionGenerator(denoiser, (network.size, network.size, network.channels), sampler)
+    return DiffusionGenerator(denoiser, sampler)
 
 
 def _importer(name: str, new_order: bool) -> Importer:

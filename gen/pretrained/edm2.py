@@ -100,7 +100,7 @@ def generator(config: EDM2Config, steps: int = 32, guidance: Any = None) -> Diff
     if guidance is not None:
         sampler = dataclasses.replace(sampler, guidance=guidance)
     denoiser = Denoiser(config, EDM(), EDMPrecondition())
-    return DiffusionGenerator(denoiser, (config.size, config.size, config.channels), sampler)
+    return DiffusionGenerator(denoiser, sampler)
 
 
 IMPORTER = Importer(

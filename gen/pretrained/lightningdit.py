@@ -112,7 +112,7 @@ def generator(config: LightningDiTConfig, steps: int = 249, guidance: Any = Clas
     """
     denoiser = Denoiser(config, Linear(), parameterization(config))
     sampler = Sampler(Euler(), Uniform(shift=1 / 0.3), steps, guidance)
-    return DiffusionGenerator(denoiser, (*config.size, config.channels), sampler)
+    return DiffusionGenerator(denoiser, sampler)
 
 
 IMPORTER = Importer(

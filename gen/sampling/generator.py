@@ -10,12 +10,23 @@ import numpy as np
 
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.prediction import Denoise, Prediction
+from gen.errors import GenError
+from gen.nn.conditions import Conditions
 from gen.nn.network import Cond, Params
-from gen.sampling.grids import Grid, Uniform
+from gen.sampling.grids import Explicit, Grid, Uniform
 from gen.sampling.guidance import ClassifierFree
-from gen.sampling.solvers import Heun, per_sample_noise, prior, unit_noise
+from gen.sampling.solvers import Heun, Renoise, per_sample_noise, prior, unit_noise
+from gen.training.task import Model
 
-__all__ = ["DiffusionGenerator", "Generator", "OneStepGenerator", "Sampler"]
+__all__ = [
+    "DenoiserGenerator",
+    "DiffusionGenerator",
+    "FewSteps",
+    "Generator",
+    "OneStepGenerator",
+    "Sampler",
+    "SamplerConfig",
+]
 
 # arrays by role: "net" the sampled network, "guide" the weaker one of autoguidance, "tokenizer", "normalizer"
 # {"shift", "scale"}
@@ -23,22 +34,62 @@ GeneratorParams = Mapping[str, Any]
 
 
 class Generator(Protocol):
-    """What ``gen sample`` and evaluation call."""
+    """What ``gen sample`` and evaluation call. It says itself what it needs and what it makes."""
 
     @property
     def nfe(self) -> int | None:
         """Network calls per sample; None where they are measured, by a method ``counted`` that returns them too."""
         ...
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample, channels last: an image, or latents where nothing decodes them."""
+        ...
+
+    @property
+    def conditions(self) -> Conditions:
+        """What it is conditioned on, by name."""
+        ...
+
+    @property
+    def networks(self) -> Mapping[str, Any]:
+        """Configurations of the networks that it calls, by the role of their parameters."""
+        ...
+
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
-        """Images (B, H, W, C) float32 in [-1, 1], unclipped.
+        """Samples (B, *shape) float32, images in [-1, 1] and unclipped.
 
         Args:
-          params: arrays by role: ``net``, and ``tokenizer`` and ``normalizer`` where the model is latent.
+          params: arrays by role: those of `networks`, and ``normalizer`` where the model is latent.
           keys: (B,) typed PRNG keys; sample i depends on keys[i] and cond[i] alone.
           cond: conditioning arrays with leading axis B.
         """
         ...
+
+
+class SamplerConfig(Protocol):
+    """How a run makes samples: a configuration that turns what the run trained into a Generator."""
+
+    def changed(self, **settings: Any) -> "SamplerConfig":
+        """This sampler with other steps, solver, grid or guidance. Raises GenError for one that has no such setting."""
+        ...
+
+    def generator(self, models: Mapping[str, Model], tokenizer: Any) -> Generator:
+        """The Generator of a run's models (by role) and the tokenizer that decodes them, None for none."""
+        ...
+
+
+def changes(guidance: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are not None; a number as guidance becomes `guidance` with that scale.
+
+    Raises GenError where `guidance` has no scale of its own.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    if isinstance(given.get("guidance"), int | float):
+        if "scale" not in (field.name for field in dataclasses.fields(guidance)):
+            raise GenError(f"{type(guidance).__name__} has no scale of its own; give a whole guidance")
+        given["guidance"] = dataclasses.replace(guidance, scale=float(given["guidance"]))
+    return given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +108,17 @@ class Sampler:
     guidance: Any = ClassifierFree()
     process: Any = None
     guide: Any = None
+
+    def changed(self, **settings: Any) -> "Sampler":
+        """With the settings ``steps``, ``solver``, ``grid``, ``guidance`` that are not None; a number is a scale.
+
+        Raises GenError for a scale of guidance that has none.
+        """
+        return dataclasses.replace(self, **changes(self.guidance, settings))
+
+    def generator(self, models: Mapping[str, Model], tokenizer: Any) -> "DiffusionGenerator":
+        """The Generator that samples the denoiser ``net`` of a run."""
+        return DiffusionGenerator(models["net"].config, self, tokenizer)
 
     def times(self, process: Any) -> Grid:
         """The grid for a denoiser trained under `process`. Raises GenError when the options do not suit."""
@@ -111,19 +173,53 @@ def _bound(denoiser: Denoiser, params: Params, process: Any) -> Denoise:
     return denoise
 
 
+class DenoiserGenerator:
+    """What generators around one denoiser share."""
+
+    denoiser: Denoiser
+    tokenizer: Any
+
+    @property
+    def guide(self) -> Denoiser | None:
+        """What guides, where it is another denoiser."""
+        return None
+
+    @property
+    def latent(self) -> tuple[int, ...]:
+        """Shape of what the network makes."""
+        shape: tuple[int, ...] = self.denoiser.network.shape
+        return shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `Generator`."""
+        return self.latent if self.tokenizer is None else tuple(self.tokenizer.spec.image)
+
+    @property
+    def conditions(self) -> Conditions:
+        """See `Generator`."""
+        conditions: Conditions = self.denoiser.network.conditions
+        return conditions
+
+    @property
+    def networks(self) -> Mapping[str, Any]:
+        """See `Generator`."""
+        found = {"net": self.denoiser.network, "tokenizer": self.tokenizer}
+        found["guide"] = None if self.guide is None else self.guide.network
+        return {role: network for role, network in found.items() if network is not None}
+
+
 @dataclasses.dataclass(frozen=True)
-class DiffusionGenerator:
+class DiffusionGenerator(DenoiserGenerator):
     """Prior noise -> solver -> inverse normaliser -> tokenizer decode.
 
     Attributes:
       denoiser: the sampled `Denoiser`.
-      shape: shape of one latent (or image), channels last.
       sampler: solver, grid, steps, guidance.
       tokenizer: a tokenizer config, or None for pixel models.
     """
 
     denoiser: Denoiser
-    shape: tuple[int, ...]
     sampler: Sampler = Sampler()
     tokenizer: Any = None
 
@@ -132,9 +228,15 @@ class DiffusionGenerator:
         """Network calls per sample (a guided call counts once)."""
         return self.sampler.nfe(self.denoiser.process)
 
+    @property
+    def guide(self) -> Denoiser | None:
+        """The sampler's."""
+        guide: Denoiser | None = self.sampler.guide
+        return guide
+
     def latents(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
-        """The sampled latents (B, *shape) on the normalised scale the denoiser was trained on."""
-        return self.sampler(self.denoiser, params["net"], keys, self.shape, cond, guide=params.get("guide"))
+        """The sampled latents (B, *latent) on the normalised scale the denoiser was trained on."""
+        return self.sampler(self.denoiser, params["net"], keys, self.latent, cond, guide=params.get("guide"))
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """See `Generator`."""
@@ -142,21 +244,18 @@ class DiffusionGenerator:
 
 
 @dataclasses.dataclass(frozen=True)
-class OneStepGenerator:
+class OneStepGenerator(DenoiserGenerator):
     """A distilled student: x = denoised prediction at one fixed time from pure noise.
-
-    Students of several steps are a `DiffusionGenerator` with the solver `gen.sampling.solvers.Renoise` on their times.
 
     Attributes:
       denoiser: the student, in its teacher's parameterization.
-      shape: shape of one latent, channels last.
       t: the time of the one evaluation; None for the noise end of the process.
+      tokenizer: a tokenizer config, or None for pixel models.
       noise_scale: standard deviation of the noise that is evaluated; None for sigma(t), which is 80 for EDM's t = 80.
         Students that take unit noise for x_t at an earlier time t (DMD2's one-step SDXL) say 1.
     """
 
     denoiser: Denoiser
-    shape: tuple[int, ...]
     t: float | None = None
     tokenizer: Any = None
     noise_scale: float | None = None
@@ -164,16 +263,46 @@ class OneStepGenerator:
     nfe = 1
 
     def latents(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
-        """The generated latents (B, *shape) on the normalised scale; same noise as the teacher for a key."""
+        """The generated latents (B, *latent) on the normalised scale; same noise as the teacher for a key."""
         process = self.denoiser.process
         t = process.t_max if self.t is None else self.t
         scale = process.sigma(np.float64(t)) if self.noise_scale is None else self.noise_scale
-        x = jnp.asarray(scale, jnp.float32) * unit_noise(keys, self.shape)
+        x = jnp.asarray(scale, jnp.float32) * unit_noise(keys, self.latent)
         return self.denoiser(params["net"], x, jnp.float32(t), cond).denoised
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """See `Generator`."""
         return decode(self.tokenizer, params, self.latents(params, keys, cond))
+
+
+@dataclasses.dataclass(frozen=True)
+class FewSteps:
+    """The sampler of distilled students: it has no settings, for a student's times are part of what was trained."""
+
+    def changed(self, **settings: Any) -> "FewSteps":
+        """This sampler where no setting is given. Raises GenError otherwise."""
+        given = changes(None, settings)
+        if given and given != {"steps": 1}:
+            raise GenError(
+                "this is a student that makes images in the steps it was trained for; leave out steps, solver, grid "
+                "and guidance"
+            )
+        return self
+
+    def generator(self, models: Mapping[str, Model], tokenizer: Any) -> Generator:
+        """One call for students of one time; renoising along the student's times otherwise.
+
+        Raises GenError for a model that was not trained for few steps.
+        """
+        model = models["net"]
+        if not model.times:
+            raise GenError("this model has no times of a student; give it a sampler with a solver (sampler)")
+        if len(model.times) == 1:
+            return OneStepGenerator(model.config, model.times[0], tokenizer, model.noise_scale)
+        if model.noise_scale is not None:
+            raise GenError("a student of several steps starts from the noise of its first time; leave noise_scale out")
+        sampler = Sampler(Renoise(), Explicit((*model.times, 0.0)), len(model.times))
+        return DiffusionGenerator(model.config, sampler, tokenizer)
 
 
 def decode(tokenizer: Any, params: GeneratorParams, latents: jax.Array) -> jax.Array:

@@ -36,7 +36,7 @@ VOCABULARY: dict[str, Any] = {
     "network": NETWORK,
     "process": Linear(),
     "denoiser": Denoiser(NETWORK, Linear(), Predict("velocity")),
-    "shape": SHAPE,
+    "teacher": Denoiser(NETWORK, Linear(), Predict("velocity")),
     "tokenizer": TOKENIZER,
     "parts": (Digits("train"),),
 }

@@ -2,18 +2,27 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gen.diffusion.backbones.backbone import BackboneConfig
+
 
 @dataclasses.dataclass(frozen=True)
-class Tiny:
+class Tiny(BackboneConfig):
     channels: int = 3
     width: int = 16
     classes: int = 3
+
+    size: ClassVar[tuple[int, ...]] = (4,)
+    times: ClassVar[int] = 1
+
+    @property
+    def num_classes(self) -> int:
+        return self.classes
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return _Tiny(self, rngs)

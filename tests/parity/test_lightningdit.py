@@ -12,8 +12,9 @@ from flax import nnx
 from gen.diffusion.backbones.lightningdit import LightningDiTConfig, axial_rotation
 from gen.diffusion.backbones.sit import parameterization
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.objectives import Draws, TimeSampler, VelocityMatching
+from gen.diffusion.objectives import Draws, VelocityMatching
 from gen.diffusion.process import Linear
+from gen.diffusion.times import TimeSampler
 from gen.diffusion.train import DenoiserTask
 from gen.nn.layers import patchify, sincos_positions
 from gen.nn.network import Network
@@ -111,7 +112,7 @@ def test_transport_loss(fx: Fixture) -> None:
         TimeSampler("logit-normal" if transport["use_lognorm"] else "uniform"),
         cosine=float(transport["use_cosine_loss"]),
     )
-    task = DenoiserTask(denoiser(config), objective, dropout=0.0)
+    task = DenoiserTask(denoiser=dataclasses.replace(denoiser(config), objective=objective), dropout=0.0)
     x, eps = jnp.asarray(nhwc(fx.io["x1"])), jnp.asarray(nhwc(fx.io["x0"]))
     draws, cond = Draws(1.0 - jnp.asarray(fx.io["t"]), eps), {"label": jnp.asarray(fx.io["y"])}
     prediction = task.denoiser(params, jnp.asarray(nhwc(fx.io["x_t"])), draws.t, cond)
