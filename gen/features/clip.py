@@ -14,7 +14,8 @@ from gen.config import suggest
 from gen.errors import GenError
 from gen.features.resize import middle_square, middle_square_host, resize, resize_host
 from gen.features.weights import Converted, flat, network_of
-from gen.nn.layers import Attention, linear, patchify, run_stack, stack
+from gen.nn.attention import Attention
+from gen.nn.layers import linear, patchify, run_stack, stack
 from gen.nn.network import Network, Params, param_shapes
 
 __all__ = ["CLIP", "MODES", "CLIPConfig", "CLIPExtractor", "TowerConfig", "model_name"]

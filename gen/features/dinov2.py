@@ -13,7 +13,8 @@ from flax import nnx
 from gen.errors import GenError
 from gen.features.resize import cubic, resize, resize_host
 from gen.features.weights import Converted, flat, network_of
-from gen.nn.layers import MLP, Attention, linear, patchify, run_stack, stack
+from gen.nn.attention import Attention
+from gen.nn.layers import MLP, linear, patchify, run_stack, stack
 from gen.nn.network import Network, Params, param_shapes
 
 __all__ = ["DEVIATION", "MEAN", "DINOv2", "DINOv2Config", "DINOv2Extractor"]

@@ -16,10 +16,8 @@ from flax import nnx
 
 __all__ = [
     "MLP",
-    "Attention",
     "Remat",
     "TimeEmbedder",
-    "attend",
     "dropout",
     "layer_norm",
     "linear",
@@ -67,28 +65,6 @@ def _dot(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any
     """`matrix_product` as `nnx.Linear` calls it: always over the last axis of x and the first of the kernel."""
     del dimension_numbers
     return matrix_product(x, kernel, **options)
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """softmax(q k^T / sqrt(D)) v by head, with the softmax in float32.
-
-    The heads are moved in front of the tokens first: einsums over the given layout copy the N x S weights as well,
-    which costs a CPU half of the time again.
-
-    Args:
-      q: (B, N, H, D); k, v: (B, S, H, D), all of one type.
-      mask: bool, broadcast to (B, H, N, S): where to look; None for everywhere.
-
-    Returns:
-      (B, N, H, D) in the type of v.
-    """
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    scores = jax.lax.dot_general(q, k, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
-    scores = scores * q.shape[-1] ** -0.5
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jax.lax.dot_general(weights, v, (((3,), (2,)), ((0, 1), (0, 1)))).swapaxes(1, 2)
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
@@ -174,53 +150,6 @@ class TimeEmbedder(nnx.Module):
 
     def __call__(self, t: jax.Array) -> jax.Array:
         return self.fc2(jax.nn.silu(self.fc1(sinusoid(t, self.frequencies, self.max_period))))
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention; one qkv projection with rows ordered q, k, v, then head, then head_dim.
-
-    Args of the constructor:
-      norm: makes the norms of q and k, each over head_dim, from (head_dim, rngs); None for none.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        bias: bool = True,
-        norm: Callable[[int, nnx.Rngs], Any] | None = None,
-        dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> None:
-        self.heads, self.normed = heads, norm is not None
-        self.qkv = linear(width, 3 * width, bias=bias, dtype=dtype, rngs=rngs)
-        self.proj = linear(width, width, dtype=dtype, rngs=rngs)
-        if norm is not None:
-            self.q_norm, self.k_norm = norm(width // heads, rngs), norm(width // heads, rngs)
-
-    def project(
-        self, x: jax.Array, rotate: Callable[[jax.Array], jax.Array] | None = None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """q, k and v (B, N, H, D) of x (B, N, width), q and k normed and rotated."""
-        b, n, width = x.shape
-        q, k, v = (part.reshape(b, n, self.heads, width // self.heads) for part in jnp.split(self.qkv(x), 3, axis=-1))
-        if self.normed:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if rotate is not None:
-            q, k = rotate(q), rotate(k)
-        return q.astype(v.dtype), k.astype(v.dtype), v
-
-    def __call__(
-        self,
-        x: jax.Array,
-        *,
-        rotate: Callable[[jax.Array], jax.Array] | None = None,
-        mask: jax.Array | None = None,
-    ) -> jax.Array:
-        """Attends; `rotate` acts on q and k (B, N, H, D): the caller's choice of position encoding, or None."""
-        q, k, v = self.project(x, rotate)
-        return self.proj(attend(q, k, v, mask).reshape(x.shape))
 
 
 class MLP(nnx.Module):

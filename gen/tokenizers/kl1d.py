@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gen.errors import GenError
-from gen.nn.layers import MLP, Attention, Remat, linear, patchify, run_stack, stack, unpatchify
+from gen.nn.attention import Attention
+from gen.nn.layers import MLP, Remat, linear, patchify, run_stack, stack, unpatchify
 from gen.nn.network import Network, Params
 from gen.tokenizers.base import Gaussian, TokenizerSpec
 from gen.training.sharding import constrain

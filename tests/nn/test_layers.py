@@ -1,38 +1,11 @@
-"""Attention, matrix products and dropout against jax's own or what is known of them, values and gradients."""
+"""Matrix products and dropout against jax's own or what is known of them, values and gradients."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
-from gen.nn.layers import attend, dropout, linear, matrix_product
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_that_of_jax(masked):
-    rng = np.random.default_rng(0)
-    q = jnp.asarray(rng.standard_normal((2, 5, 3, 8)), jnp.float32)
-    k, v = (jnp.asarray(rng.standard_normal((2, 7, 3, 8)), jnp.float32) for _ in range(2))
-    mask = jnp.asarray(rng.random((2, 1, 5, 7)) < 0.6).at[..., 0].set(True) if masked else None
-    weight = jnp.asarray(rng.standard_normal((2, 5, 3, 8)), jnp.float32)
-
-    def run(attention):
-        call = lambda q, k, v: attention(q, k, v, mask)  # noqa: E731
-        return call(q, k, v), *jax.grad(lambda *qkv: (call(*qkv) * weight).sum(), (0, 1, 2))(q, k, v)
-
-    expected = run(lambda q, k, v, mask: jax.nn.dot_product_attention(q, k, v, mask=mask))
-    for ours, theirs in zip(run(attend), expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-6)
-
-
-def test_attention_keeps_the_type_of_v_and_its_softmax_in_float32():
-    rng = np.random.default_rng(1)
-    q, k, v = (jnp.asarray(rng.standard_normal((1, 6, 2, 4)), jnp.bfloat16) for _ in range(3))
-    out = attend(q, k, v)
-    assert out.dtype == jnp.bfloat16
-    exact = attend(*(x.astype(jnp.float32) for x in (q, k, v)))
-    np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.03)
+from gen.nn.layers import dropout, linear, matrix_product
 
 
 def test_product_of_many_axes_is_that_of_einsum():

@@ -15,9 +15,9 @@ from flax import nnx
 from gen.config import suggest
 from gen.diffusion.backbones.backbone import Backbone, BackboneConfig, Call, Output
 from gen.errors import GenError
+from gen.nn.attention import Attention
 from gen.nn.layers import (
     MLP,
-    Attention,
     Remat,
     TimeEmbedder,
     layer_norm,

@@ -17,6 +17,7 @@ from flax import nnx
 from gen.config import suggest
 from gen.diffusion.backbones.backbone import Call, Output, UNetBackbone, UNetConfig
 from gen.errors import GenError
+from gen.nn.attention import attention
 from gen.nn.convolution import convolution
 from gen.nn.layers import dropout
 from gen.nn.network import Buffer, Cond, Params
@@ -314,7 +315,7 @@ class EDM2Block(nnx.Module):
         # channels of the projection: head, then channel, then q, k, v
         qkv = normalize(self.attn_qkv(x).reshape(b, h * w, heads, c // heads, 3), 3)
         q, k, v = (qkv[..., i] for i in range(3))
-        return jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)
+        return attention(q, k, v).reshape(b, h, w, c)
 
 
 class EDM2UNet(UNetBackbone):

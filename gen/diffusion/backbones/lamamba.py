@@ -18,6 +18,7 @@ from gen.config import suggest
 from gen.diffusion.backbones.backbone import BackboneConfig
 from gen.diffusion.backbones.staged import Staged
 from gen.errors import GenError
+from gen.nn.attention import attention
 from gen.nn.layers import (
     MLP,
     Remat,
@@ -65,7 +66,6 @@ class LaMambaConfig(BackboneConfig):
       num_classes: number of labels; 0 for an unconditional network. The label table has one more row, the null label.
       learned_variance: twice the output channels; the second half is the raw variance.
       times: 1, or 2 for flow maps: each time has its own embedder and the embeddings are added.
-      jvp_safe: for methods that differentiate in forward mode: scans that such a derivative passes through.
       dtype: compute type of the matrix products; parameters, norms, scans and the residual stream are float32.
       remat: what the backward pass recomputes.
       scan: each stage as one scan over its blocks, or a Python loop.
@@ -93,7 +93,6 @@ class LaMambaConfig(BackboneConfig):
     num_classes: int = 1000
     learned_variance: bool = False
     times: Literal[1, 2] = 1
-    jvp_safe: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "dots"
     scan: bool = True
@@ -196,13 +195,10 @@ class WindowAttention(nnx.Module):
             x = jnp.where(shifted, jnp.roll(x, [-s for s in self.shift], axis=(1, 2)), x)
         qkv = self._windows(self.qkv(x))
         q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:3], 3, self.heads, width // self.heads), 3, 0)
-        scores = jnp.einsum("bwqhd,bwkhd->bwhqk", q, k, preferred_element_type=jnp.float32)
-        scores = scores * (width // self.heads) ** -0.5
-        scores = scores + self.bias[...][relative_index(self.window)].transpose(2, 0, 1)
+        bias = self.bias[...][relative_index(self.window)].transpose(2, 0, 1)
         if rolls:
-            scores = scores + jnp.where(shifted, window_mask(self.grid, self.window, self.shift)[:, None], 0.0)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        out = self._merge(jnp.einsum("bwhqk,bwkhd->bwqhd", weights, v).reshape(b, -1, width))
+            bias = bias + jnp.where(shifted, window_mask(self.grid, self.window, self.shift)[:, None], 0.0)
+        out = self._merge(attention(q, k, v, bias=bias).reshape(b, -1, width))
         if rolls:
             out = jnp.where(shifted, jnp.roll(out, self.shift, axis=(1, 2)), out)
         return self.proj(out).reshape(b, n, width)
@@ -255,7 +251,6 @@ class Block(nnx.Module):
             rank=config.rank,
             conv=config.conv,
             conv_bias=config.conv_bias,
-            method="scan" if config.jvp_safe else None,
             dtype=dtype,
             rngs=rngs,
         )

@@ -16,7 +16,8 @@ from flax import nnx
 from gen.config import suggest
 from gen.diffusion.backbones.dit import DiT, DiTConfig
 from gen.errors import GenError
-from gen.nn.layers import MLP, Attention, layer_norm, linear, modulate
+from gen.nn.attention import Attention
+from gen.nn.layers import MLP, layer_norm, linear, modulate
 
 __all__ = ["SIZES", "LightningDiT", "LightningDiTConfig", "axial_rotation", "lightningdit", "rotate_pairs"]
 
