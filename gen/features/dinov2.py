@@ -179,7 +179,7 @@ class DINOv2(nnx.Module):
 
         Raises GenError for images that do not consist of whole patches.
         """
-        x, kept = run_stack(self.blocks, self.embed(images, mask), lambda block, x, _: block(x), keep=keep)
+        x, _, kept = run_stack(self.blocks, self.embed(images, mask), lambda block, x, _: (block(x), None), keep=keep)
         normed, start = self.norm(x), 1 + self.config.registers
         found = {f"block_{i}": self.norm(kept[i]) for i in keep}
         parts = {"cls": normed[:, 0], "registers": normed[:, 1:start], "patches": normed[:, start:], "prenorm": x}

@@ -6,7 +6,7 @@ full, half, quarter and quarter resolution; the decoder mirrors the encoder and 
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from gen.config import suggest
-from gen.diffusion.backbones.backbone import BackboneConfig
+from gen.diffusion.backbones.backbone import BackboneConfig, Factors, scaled
 from gen.diffusion.backbones.staged import Staged
 from gen.errors import GenError
 from gen.nn.attention import attention
@@ -262,9 +262,12 @@ class Block(nnx.Module):
         """(B, 9 width) float32: shift, scale and gate of the scan, the attention and the MLP."""
         return self.ada(jax.nn.silu(c if self.cond is None else self.cond(c))).astype(jnp.float32)
 
-    def __call__(self, x: jax.Array, c: jax.Array, shifted: bool | jax.Array = False) -> jax.Array:
-        """x (B, H W, width) float32, c (B, condition) -> (B, H W, width) float32."""
+    def __call__(
+        self, x: jax.Array, c: jax.Array, shifted: bool | jax.Array = False, factors: Factors = None
+    ) -> jax.Array:
+        """x (B, H W, width) float32, c (B, condition), `factors` on the gates -> (B, H W, width) float32."""
         m = [part[:, None] for part in jnp.split(self.modulation(c), 9, axis=-1)]
+        m[2::3] = scaled(tuple(m[2::3]), factors)
         scanned = self.scan(self._maps(self.norm1(x) * (1.0 + m[1]) + m[0])).reshape(x.shape)
         x = x + m[2] * scanned.astype(jnp.float32)
         x = x + m[5] * self.attn(self.norm2(x) * (1.0 + m[4]) + m[3], shifted).astype(jnp.float32)
@@ -325,6 +328,7 @@ class LaMamba(Staged):
     """
 
     title = "LaMamba"
+    branches = ("scan", "attention", "mlp")
 
     def __init__(self, config: LaMambaConfig, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs)
@@ -368,6 +372,13 @@ class LaMamba(Staged):
         """tokens, down, middle, up."""
         return ["tokens", *(f"down_{i}" for i in range(STAGES)), "middle", *(f"up_{i}" for i in range(STAGES))]
 
+    def depths(self) -> dict[str, int]:
+        """down, middle, up."""
+        config = self.config
+        down = {f"down_{i}": depth for i, depth in enumerate(config.depths)}
+        up = {f"up_{i}": depth + config.extra for i, depth in enumerate(reversed(config.depths))}
+        return {**down, "middle": config.middle, **up}
+
     def head(self, tokens: jax.Array, c: jax.Array) -> jax.Array:
         """Patches back to pixels, normalised twice."""
         tokens = self.final_expand(tokens, self.config.grids[0])
@@ -375,7 +386,7 @@ class LaMamba(Staged):
         out = self.final(modulate(layer_norm(tokens), shift, scale)).astype(jnp.float32)
         return out.reshape(out.shape[0], *self.config.size, -1)
 
-    def walk(self, x: jax.Array, c: jax.Array) -> Iterator[tuple[str, jax.Array]]:
+    def walk(self, x: jax.Array, c: jax.Array, factors: Mapping[str, Factors]) -> Iterator[tuple[str, jax.Array]]:
         """The features in order, each computed when asked for."""
         config = self.config
         grids = config.grids
@@ -384,29 +395,26 @@ class LaMamba(Staged):
         yield "tokens", tokens
         skips = []
         for i in range(STAGES):
-            tokens = self._run(f"down_{i}", tokens, c)
+            tokens = self._run(f"down_{i}", tokens, c, factors)
             yield f"down_{i}", tokens
             skips.append(tokens)
             if i < 2:
                 tokens = getattr(self, f"merge_{i}")(tokens.reshape(x.shape[0], *grids[i], -1))
-        tokens = tokens + self._run("middle", tokens, c)
+        tokens = tokens + self._run("middle", tokens, c, factors)
         yield "middle", tokens
         for i in range(STAGES):
             if i >= 2:
                 tokens = getattr(self, f"expand_{i}")(tokens, grids[4 - i])
-            tokens = self._run(f"up_{i}", tokens + skips.pop(), c)
+            tokens = self._run(f"up_{i}", tokens + skips.pop(), c, factors)
             yield f"up_{i}", tokens
 
-    def _run(self, name: str, tokens: jax.Array, c: jax.Array) -> jax.Array:
+    def _run(self, name: str, tokens: jax.Array, c: jax.Array, factors: Mapping[str, Factors]) -> jax.Array:
         """The blocks of a stage; every second one shifts its windows."""
-        blocks = getattr(self, name)
-        depth = jax.tree.leaves(nnx.state(blocks))[0].shape[0]
-        out, _ = run_stack(
-            blocks,
+        return run_stack(
+            getattr(self, name),
             tokens,
-            lambda block, tokens, shifted: constrain(block(tokens, c, shifted)),
-            per_layer=jnp.arange(depth) % 2 == 1,
+            lambda block, tokens, extra: (constrain(block(tokens, c, *extra)), None),
+            per_layer=(jnp.arange(self.depths()[name]) % 2 == 1, factors[name]),
             remat=self.config.remat,
             scan=self.config.scan,
-        )
-        return out
+        ).x
