@@ -12,9 +12,10 @@ from typing import Any, Literal, Protocol
 import jax
 import jax.numpy as jnp
 
+from gen.diffusion.ddpm import DDPM
 from gen.diffusion.objectives import VelocityMatching
 from gen.diffusion.prediction import Denoise, Prediction, PredictionKind
-from gen.diffusion.process import DDPM, EDM, Process, expand, pair
+from gen.diffusion.process import EDM, Process, expand, pair
 from gen.errors import GenError
 from gen.nn.network import Cond, Network, Params
 

@@ -10,6 +10,7 @@ import pytest
 from gen.config import from_json, to_json
 from gen.diffusion.backbones.aligned import AlignedConfig
 from gen.diffusion.backbones.dit import DiTConfig
+from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.objectives import (
     Aligned,
@@ -22,7 +23,7 @@ from gen.diffusion.objectives import (
     lognormal_levels,
 )
 from gen.diffusion.prediction import Prediction
-from gen.diffusion.process import DDPM, EDM, Linear, expand
+from gen.diffusion.process import EDM, Linear, expand
 from gen.diffusion.train import DenoiserTask
 from gen.errors import GenError
 from gen.nn.network import param_shapes

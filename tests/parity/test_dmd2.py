@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, EDMPrecondition, Predict
 from gen.diffusion.objectives import DDPMLoss, Draws, EDMLoss
-from gen.diffusion.process import DDPM, EDM
+from gen.diffusion.process import EDM
 from gen.distill.dmd2 import DMD2Draws, DMD2Task, Levels, backward_simulation, matching_gradient, sample_norm
 from gen.nn.adversarial import ConvHead
 from gen.sampling.guidance import ClassifierFree

@@ -19,7 +19,7 @@ from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import EDM
 from gen.pretrained.edm2 import IMPORTER
 from gen.pretrained.readers import read_weights
-from gen.sampling.edm import edm_sampler
+from gen.sampling.edm_samplers import edm_sampler
 from gen.sampling.guidance import Autoguidance
 from gen.training.indexed import sample_keys
 from tests.parity.conftest import Fixture, fixtures
