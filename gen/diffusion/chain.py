@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen.diffusion.ddpm import DDPM
-from gen.diffusion.denoiser import Prediction
+from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import expand
 from gen.errors import GenError
 from gen.nn.network import Cond

@@ -182,7 +182,7 @@ def precondition(
     """
     match wrapper:
         case "EDMPrecond":
-            return Denoiser(network, EDM(sigma_data=sigma_data), EDMPrecondition(sigma_data))
+            return Denoiser(network, EDM(sigma_data=sigma_data), EDMPrecondition())
         case "VPPrecond":
             process = VP(beta_min, beta_min + beta_d, t_min=epsilon_t)
             return Denoiser(network, process, Predict("eps", scale=M - 1.0))

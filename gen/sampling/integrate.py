@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.diffusion.denoiser import Denoise, Prediction
+from gen.diffusion.prediction import Denoise, Prediction
 from gen.nn.network import Cond
 from gen.sampling.grids import Grid
 from gen.sampling.noise import Noise

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gen.diffusion.denoiser import Prediction
+from gen.diffusion.prediction import Prediction
 from gen.nn.network import Cond
 from gen.sampling.integrate import Problem
 from gen.sampling.noise import Noise

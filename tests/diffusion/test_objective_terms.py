@@ -11,7 +11,7 @@ from gen.config import from_json, to_json
 from gen.diffusion.backbones.aligned import AlignedConfig
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.ddpm import DDPM
-from gen.diffusion.denoiser import Denoiser, Predict, Prediction
+from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.objectives import (
     Aligned,
     Draws,
@@ -22,6 +22,7 @@ from gen.diffusion.objectives import (
     cosine_similarity,
     lognormal_levels,
 )
+from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import EDM, Linear, expand
 from gen.diffusion.train import DenoiserTask
 from gen.errors import GenError

@@ -11,8 +11,9 @@ import pytest
 from gen.config import from_json, to_json
 from gen.diffusion.chain import Chain
 from gen.diffusion.ddpm import DDPM
-from gen.diffusion.denoiser import EDMPrecondition, Predict, Prediction
+from gen.diffusion.denoiser import EDMPrecondition, Predict
 from gen.diffusion.objectives import DDPMLoss, Draws, EDMLoss, TimeSampler, VelocityMatching
+from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import EDM, VE, Linear, Trigonometric, expand
 from gen.errors import GenError
 

@@ -140,7 +140,7 @@ def test_edm(fx: Fixture) -> None:
     process = EDM(c["sigma_min"], c["sigma_max"], c["rho"], c["sigma_data"])
     steps = c["num_train_timesteps"]
     task = DMD2Task(
-        Denoiser(toy(fx, nets["teacher"]), process, EDMPrecondition(c["sigma_data"])),
+        Denoiser(toy(fx, nets["teacher"]), process, EDMPrecondition()),
         objective=EDMLoss(),
         times=(c["conditioning_sigma"],),
         noise_scale=c["conditioning_sigma"],

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.diffusion.denoiser import Prediction
+from gen.diffusion.prediction import Prediction
 from gen.sampling.edm_samplers import ablation_sampler, edm_sampler
 from gen.sampling.integrate import Problem, integrate
 from tests.parity.conftest import fixtures

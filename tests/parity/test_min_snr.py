@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from gen.diffusion.ddpm import DDPM
-from gen.diffusion.denoiser import Prediction
 from gen.diffusion.objectives import Draws, MinSNRLoss, TimeSampler, VelocityMatching, min_snr
+from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import Linear
 from tests.parity.conftest import Fixture, fixtures
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gen.diffusion.ddpm import DDPM
-from gen.diffusion.denoiser import Prediction
+from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import VE, EDMFamily, Linear, Trigonometric
 from gen.sampling.grids import Grid, Karras, Spaced, Uniform
 from gen.sampling.integrate import Problem, integrate, states

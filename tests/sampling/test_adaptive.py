@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import norm
 
 from gen.diffusion.ddpm import DDPM
-from gen.diffusion.denoiser import Denoiser, Predict, Prediction
+from gen.diffusion.denoiser import Denoiser, Predict
+from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import EDM, VP, Linear, Trigonometric
 from gen.errors import GenError
 from gen.sampling.adaptive import AdaptiveGenerator, Dopri5
