@@ -76,7 +76,7 @@ def test_experiment(page, tmp_path):
 def test_solver(page):
     from tests.sampling.test_solvers import test_order_of_convergence
 
-    solver = config.from_json({"kind": "midpoint"})
+    solver = config.from_json({"kind": "adams-bashforth"})
     test_order_of_convergence(solver, Linear())
 
 

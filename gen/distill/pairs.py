@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from gen.data.caches import Cache, seal
 from gen.nn.conditions import class_count
 from gen.sampling.generator import DiffusionGenerator
-from gen.sampling.solvers import prior
+from gen.sampling.noise import prior
 from gen.training.indexed import ArrayWriter, run_indexed, sample_keys
 
 __all__ = ["store_pairs"]

@@ -22,7 +22,8 @@ from gen.sampling import likelihood
 from gen.sampling.generator import DenoiserGenerator, GeneratorParams, Sampler, changes, decode
 from gen.sampling.grids import Grid
 from gen.sampling.guidance import ClassifierFree
-from gen.sampling.solvers import Noise, prior
+from gen.sampling.integrate import Problem
+from gen.sampling.noise import prior
 from gen.training.task import Model
 
 __all__ = ["AdaptiveGenerator", "AdaptiveSampler", "Dopri5"]
@@ -77,17 +78,15 @@ class Dopri5:
         """
         grid, counted = Grid(_ends(process, start, end), process), []
 
-        def integrate(denoise: Denoise, x: jax.Array, grid: Grid, noise: Noise, cond: Cond, carry: Any) -> jax.Array:
-            del noise, carry
-            out, calls = self._solve(denoise, x, grid, cond)
+        def integrate(problem: Problem) -> jax.Array:
+            out, calls = self._solve(problem.denoise, problem.x, problem.grid, problem.cond)
             counted.append(calls)
             return out
 
-        solver: Any = integrate  # called as a solver is, without its other attributes
-
         def one(x: jax.Array, key: jax.Array, cond: Cond) -> tuple[jax.Array, jax.Array, jax.Array]:
             signs = jax.random.rademacher(key, (1, *x.shape), x.dtype)
-            log_p, latent = likelihood.log_likelihood(denoise, x[None], solver, grid, lambda i: signs, _batch(cond))
+            problem = Problem(denoise, x[None], grid, lambda i: signs, _batch(cond))
+            log_p, latent = likelihood.log_likelihood(problem, integrate)
             return log_p[0], latent[0], counted.pop()
 
         return jax.vmap(one)(x, keys, cond)

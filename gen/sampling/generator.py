@@ -15,7 +15,9 @@ from gen.nn.conditions import Conditions
 from gen.nn.network import Cond, Params
 from gen.sampling.grids import Explicit, Grid, Uniform
 from gen.sampling.guidance import ClassifierFree
-from gen.sampling.solvers import Heun, Renoise, per_sample_noise, prior, unit_noise
+from gen.sampling.integrate import Problem, integrate, nfe, states
+from gen.sampling.noise import per_sample_noise, prior, unit_noise
+from gen.sampling.solvers import Heun, Renoise
 from gen.training.task import Model
 
 __all__ = [
@@ -126,7 +128,7 @@ class Sampler:
 
     def nfe(self, process: Any) -> int:
         """Network calls per sample for a denoiser trained under `process` (a guided call counts once)."""
-        return self.solver.nfe(self.times(process))
+        return nfe(self.solver, self.times(process))
 
     def __call__(
         self,
@@ -149,8 +151,8 @@ class Sampler:
         grid = self.times(denoiser.process)
         x = prior(grid, keys, shape)
         guided = self.guided(denoiser, params, guide)
-        noise = per_sample_noise(keys, shape)
-        return self.solver(guided, x, grid, noise, cond, self.guidance.init(x), trajectory=trajectory)
+        problem = Problem(guided, x, grid, per_sample_noise(keys, shape), cond, self.guidance.init(x))
+        return states(self.solver, problem).x if trajectory else integrate(self.solver, problem)
 
     def guided(self, denoiser: Denoiser, params: Params, guide: Params | None = None) -> Denoise:
         """The guided Denoise on the clock of the sampled process; arguments as in a call."""

@@ -22,6 +22,7 @@ from gen.pretrained import lightningdit, rules
 from gen.pretrained.latent_shards import LatentShards
 from gen.sampling.grids import Grid, Uniform
 from gen.sampling.guidance import ClassifierFree
+from gen.sampling.integrate import Problem, nfe, states
 from gen.sampling.runge_kutta import RungeKutta
 from tests.parity.conftest import Fixture, fixtures
 from tests.parity.test_dit import nchw, nhwc
@@ -210,9 +211,9 @@ def test_sampling(fx: Fixture, key: str) -> None:
     fx.close(1.0 - times.times, f"{key}_t")
     denoise = guided(config, params, run)
     solver = SOLVERS[run["method"]]
-    states = jax.jit(lambda x: solver(denoise, x, times, None, cond, {}, trajectory=True))(z)
-    fx.close(nchw(jnp.concatenate([z[None], states])), f"{key}_traj")
-    assert solver.nfe(times) == run["network_calls"]
+    path = jax.jit(lambda x: states(solver, Problem(denoise, x, times, None, cond, {})).x)(z)
+    fx.close(nchw(jnp.concatenate([z[None], path])), f"{key}_traj")
+    assert nfe(solver, times) == run["network_calls"]
 
 
 @pytest.mark.parametrize(("fx", "key"), ADAPTIVE)
@@ -225,12 +226,10 @@ def test_adaptive_runs(fx: Fixture, key: str) -> None:
     points = np.arange(coarse.steps * parts + 1) / parts
     fine = Grid(np.interp(points, np.arange(coarse.steps + 1), coarse.times), Linear())
     denoise = guided(config, params, run)
-    states = jax.jit(lambda x: RungeKutta("rk4")(denoise, x, fine, None, cond, {}, trajectory=True))(z)[
-        parts - 1 :: parts
-    ]
+    path = jax.jit(lambda x: states(RungeKutta("rk4"), Problem(denoise, x, fine, None, cond, {})).x)(z)
     # as the fixture's description says: guidance that switches on is a jump in the drift
     rtol = 3e-2 if run["cfg_interval"] else 1e-2 if run["rtol"] > 1e-5 else 1e-4
-    fx.close(nchw(jnp.concatenate([z[None], states])), f"{key}_traj", rtol=rtol, atol=0.0)
+    fx.close(nchw(jnp.concatenate([z[None], path[parts - 1 :: parts]])), f"{key}_traj", rtol=rtol, atol=0.0)
 
 
 @pytest.mark.parametrize("fx", fixtures("lightningdit-sampling*"), ids=str)

@@ -17,6 +17,7 @@ from gen.diffusion.train import DenoiserTask
 from gen.pretrained import rules, sit
 from gen.sampling.grids import Grid, Uniform
 from gen.sampling.guidance import ClassifierFree, Interval
+from gen.sampling.integrate import Problem, integrate
 from gen.sampling.sde import EulerMaruyama
 from gen.sampling.solvers import Euler, Heun
 from tests.parity.conftest import Fixture, fixtures
@@ -100,6 +101,6 @@ def test_sampling(fx: Fixture, kind: str, guided: bool) -> None:
     solver: Any = {"ode_euler": Euler(), "ode_heun": Heun(), "sde": EulerMaruyama("linear")}[kind]
     draws = jnp.asarray(nhwc(fx.io["sde_noise"]))
     x, cond = jnp.asarray(nhwc(fx.io["sample_z"])), {"label": jnp.asarray(fx.io["sample_y"])}
-    out = jax.jit(lambda x: solver(denoise, x, grid, lambda i: draws[i], cond, {}))(x)
+    out = jax.jit(lambda x: integrate(solver, Problem(denoise, x, grid, lambda i: draws[i], cond, {})))(x)
     plain = "sde_plain" if kind == "sde" else kind
     fx.close(nchw(out), f"{kind}_cfg" if guided else plain)

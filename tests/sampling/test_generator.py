@@ -16,7 +16,8 @@ from gen.sampling.adaptive import AdaptiveSampler, Dopri5
 from gen.sampling.edm_samplers import ablation_sampler, edm_sampler
 from gen.sampling.generator import DiffusionGenerator, FewSteps, OneStepGenerator, Sampler
 from gen.sampling.grids import Explicit, Karras, Respaced, Uniform
-from gen.sampling.solvers import DDIM, EDMStochastic, Heun, Renoise, per_sample_noise, unit_noise
+from gen.sampling.noise import per_sample_noise, unit_noise
+from gen.sampling.solvers import DDIM, EDMStochastic, Heun, Renoise
 from gen.training.task import Model
 from tests.sampling.mixture import MixtureNet, distance, keys
 
