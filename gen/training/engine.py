@@ -35,6 +35,7 @@ from gen.training.sharding import (
     make_mesh,
     mesh_sizes,
     microbatch_count,
+    place,
     replicated,
     shardings,
 )
@@ -214,7 +215,7 @@ def train(
             if main and not path.exists():
                 save_arrays(path, tree)
         stack.enter_context(jax.set_mesh(mesh))
-        frozen = jax.device_put(dict(frozen or {}), shardings(dict(frozen or {}), mesh, config.engine.mesh.shard_from))
+        frozen = place(dict(frozen or {}), shardings(dict(frozen or {}), mesh, config.engine.mesh.shard_from))
         run = _Run(config, outdir, mesh, frozen, checkpoints, tuple(hooks), stop_after or config.steps)
         stack.callback(run.close)
         stack.enter_context(run.signals())
