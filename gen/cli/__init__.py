@@ -168,7 +168,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 def _lost_interrupt(lost: Any) -> None:
     """Ctrl-C that arrived inside a destructor, which Python would drop."""
     if isinstance(lost.exc_value, KeyboardInterrupt):
-        _leave(_INTERRUPTED)
+        _leave(_interruption())
     sys.__unraisablehook__(lost)
 
 

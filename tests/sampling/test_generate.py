@@ -199,7 +199,7 @@ def test_further_seeds_add_to_a_folder(tmp_path, reference):
     assert sum(made) == 10
     assert read_note(out)["seeds"] == "20-29"
     with pytest.raises(GenError, match="holds seed 25 as class 2, not 1"):
-        make(out, [24, 25, 31], labels=np.asarray([1, 1, 0], np.int32))
+        generate(Counting(), PARAMS, seeds=[24, 25], labels=np.asarray([1, 1], np.int32), out=out, batch=1, label="")
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "x.JPEG", "x.gif", "x.npy", "x.tar"])
