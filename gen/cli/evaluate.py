@@ -226,11 +226,12 @@ def _subject(
     fixed: Mapping[str, Any],
 ) -> tuple[Any, dict[str, str]]:
     """(source, what is said of it) of a run, sampled as the protocol's `fixed` fields want it, or of stored images."""
-    from gen.cli.images import open_images, parse_seeds
+    from gen.cli.images import open_images
     from gen.cli.opening import describe, open_run
     from gen.config import fingerprint, to_json
     from gen.metrics.sources import LABEL_RULES, generated
     from gen.nn.conditions import class_count
+    from gen.sampling.seeds import parse_range
 
     if not (Path(what) / "config.json").is_file():
         if overrides or seeds or any(value is not None for value in changes.values()):
@@ -239,7 +240,7 @@ def _subject(
             )
         return open_images(what, network, **known), {"name": what}
     loaded = open_run(Path(what), weights, settings=changes, overrides=overrides)
-    wanted = parse_seeds(seeds or f"0-{(count or 1797) - 1}")
+    wanted = parse_range(seeds or f"0-{(count or 1797) - 1}")
     rule, number = known["rule"] or fixed.get("labels", "seed mod classes"), class_count(loaded.generator.conditions)
     if rule not in LABEL_RULES:
         raise GenError(f"unknown label rule '{rule}'; expected one of {', '.join(LABEL_RULES)}")

@@ -104,9 +104,9 @@ def prepare(
     Raises:
       GenError: an unknown preset, key or value; an input that is missing or no run.
     """
-    from gen.cli.images import parse_seeds
     from gen.cli.overrides import override
     from gen.experiments import build, find
+    from gen.sampling.seeds import parse_range
 
     find(preset)
     given = {name: path for name, path in inputs.items() if path is not None}
@@ -124,7 +124,7 @@ def prepare(
     }
     asked = {name: value for name, value in (short or {}).items() if value is not None}
     if "profile" in asked:
-        window = parse_seeds(asked["profile"], "steps")
+        window = parse_range(asked["profile"], "steps")
         asked["profile"] = [window.start, window.stop - 1]
     known = tuple((path, str(value)) for name, value in asked.items() for path in paths[name])
     recipe = dataclasses.replace(recipe, config=override(recipe.config, [*known, *overrides]))

@@ -1,6 +1,7 @@
 """``gen sample``."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,13 +43,15 @@ def sample(
       gen sample runs/demo/student --out grid.png
       gen sample runs/demo/student --seeds 0-1796 --out samples.npz
       gen sample runs/demo/teacher --seeds 0-9 --class 7 --steps 10 --solver euler --cfg-scale 2 --out sevens/
+      gen sample runs/demo/student --seeds 0-9,20,30-39 --out some/
       gen sample runs/edm2-s --guide runs/edm2-xs --cfg-scale 2.1
 
     Args:
       run: a run folder of a teacher or student.
       out: where to write; RUN/samples by default.
-      seeds: FIRST-LAST, both included, or one number.
-      label: one class for all, or several in turn; all classes in turn (seed mod number of classes) by default.
+      seeds: ranges FIRST-LAST, both included, and single numbers, separated by commas; further seeds add to a folder.
+      label: one class (its number, or its name where the run knows it) for all, or several in turn; all classes in
+        turn (seed mod number of classes) by default.
       batch: images at a time; changes nothing but speed and memory.
       steps: number of solver steps.
       solver: a solver from gen list solver, or dopri5, which chooses its steps itself.
@@ -59,20 +62,26 @@ def sample(
       step: a kept checkpoint's step; the last by default.
       multihost: the job that this process belongs to.
     """
-    from gen.cli.images import parse_seeds
+    import jax
+    import numpy as np
+
     from gen.nn.conditions import make_conditions
     from gen.sampling.generate import generate
+    from gen.sampling.sample_files import sample_form
+    from gen.sampling.seeds import parse_seeds
     from gen.training.sharding import make_mesh
 
-    wanted = parse_seeds(seeds)
     start(multihost)
+    wanted, where = parse_seeds(seeds), out or run / "samples"
+    sample_form(where)
     settings = {"steps": steps, "solver": solver, "grid": grid, "guidance": guidance}
     loaded = open_run(run, weights, step, settings=settings, overrides=overrides, guide=guide)
     given = {"label": parse_labels(label, wanted)}
-    labels = make_conditions(loaded.generator.conditions, _array(wanted), given).get("label")
-    print(describe(loaded))
+    labels = make_conditions(loaded.generator.conditions, np.asarray(wanted), given).get("label")
+    first = jax.process_index() == 0
+    if first:
+        print(describe(loaded))
     began = time.perf_counter()
-    where = out or run / "samples"
     calls = generate(
         loaded.generator,
         loaded.params,
@@ -86,21 +95,38 @@ def sample(
     seconds = time.perf_counter() - began
     if calls is not None:
         print(f"{calls.mean():.1f} network calls per image, measured ({calls.min()} to {calls.max()})")
-    print(f"{len(wanted)} images in {seconds:.1f} s ({len(wanted) / seconds:.1f} images/s, compile included): {where}")
+    if first:
+        print(
+            f"{len(wanted)} images in {seconds:.1f} s ({len(wanted) / seconds:.1f} images/s, compile included): {where}"
+        )
 
 
-def parse_labels(text: str | None, seeds: range) -> Any:
-    """Labels of seeds: None for the default, one number for all, or several in turn. Raises GenError otherwise."""
+def parse_labels(text: str | None, seeds: Sequence[int], names: Sequence[str] | None = None) -> Any:
+    """Labels of seeds: None for the default, one number for all, or several in turn.
+
+    Args:
+      text: numbers or names of classes, separated by commas.
+      seeds: seed s gets number s mod (how many there are).
+      names: the names of the classes, in order, where they are known.
+
+    Raises GenError for a word that is neither a number nor a known name.
+    """
     if text is None:
         return None
-    words = text.split(",")
-    if not all(word.strip().isdecimal() for word in words):
-        raise GenError(f"class '{text}' is not a number; write --class 7, or several in turn: --class 3,5,8")
-    numbers = [int(word) for word in words]
+    numbers = [_class(word.strip(), names) for word in text.split(",")]
     return numbers[0] if len(numbers) == 1 else [numbers[seed % len(numbers)] for seed in seeds]
 
 
-def _array(seeds: range) -> Any:
-    import numpy as np
+def _class(word: str, names: Sequence[str] | None) -> int:
+    from gen.config import suggest
 
-    return np.arange(seeds.start, seeds.stop)
+    if names and word in names:
+        return list(names).index(word)
+    if word.isdecimal():
+        return int(word)
+    if names:
+        raise GenError(f"no class is called '{word}'; {suggest(word, names)}")
+    raise GenError(
+        f"class '{word}' is not a number, and this run knows no names of its classes; write --class 7, or several in "
+        "turn: --class 3,5,8"
+    )

@@ -3,7 +3,7 @@
 A cache is made in two moves, both safe to repeat: an indexed job writes the rows (`gen.training.indexed`), and
 `seal` checks them, measures the normaliser and writes ``cache.json``, without which the folder is no cache::
 
-    run_indexed(encode, count, batch=256, writer=ArrayWriter(path, count, identity), arguments=params)
+    run_indexed(encode, range(count), batch=256, writer=ArrayWriter(path, count, identity), arguments=params)
     cache = seal(path, tokenizer=..., data=source.identity())
 """
 

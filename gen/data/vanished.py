@@ -19,8 +19,6 @@ T = TypeVar("T")
 class Stalled(GenError):
     """No record came for `STALL` seconds. The threads that wait for it cannot be ended: leave by `os._exit`."""
 
-    stuck = True
-
     def __init__(self, what: str) -> None:
         super().__init__(
             f"no data for {STALL:.0f} s, while reading {what}; check that the disk or network folder answers, then "

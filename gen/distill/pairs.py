@@ -53,5 +53,7 @@ def store_pairs(
 
     writer = ArrayWriter(path, count, origin)
     if not (path / "cache.json").exists():
-        run_indexed(draw, count, batch=min(batch, count), writer=writer, arguments=params, mesh=mesh, label="pairs")
+        run_indexed(
+            draw, range(count), batch=min(batch, count), writer=writer, arguments=params, mesh=mesh, label="pairs"
+        )
     return seal(path, tokenizer=origin, data=f"seed {SEED}", shift=(0.0,), scale=(1.0,))

@@ -84,7 +84,7 @@ def encode_images(
     writer = ArrayWriter(path, len(source), f"{made_by} {made_from}")
     run_indexed(
         latents,
-        len(source),
+        range(len(source)),
         batch=batch,
         writer=writer,
         arguments={"params": params, "others": others},

@@ -26,7 +26,7 @@ from gen.training.logging import MetricsLog, StatusLine, write_picture
 from gen.training.meter import Meter, Reading, Skipped
 from gen.training.program import Compiled, Placement
 from gen.training.run import RunConfig, semantic, settle_config
-from gen.training.sharding import batch_sharding, make_mesh, microbatch_count, replicated, shardings
+from gen.training.sharding import batch_sharding, make_mesh, microbatch_count, place, replicated, shardings
 from gen.training.task import Frozen, Stage, State
 
 __all__ = ["Hook", "Interrupted", "train"]
@@ -115,8 +115,9 @@ def train(
             if main and not path.exists():
                 save_arrays(path, tree)
         stack.enter_context(jax.set_mesh(mesh))
-        frozen = jax.device_put(dict(frozen or {}), shardings(dict(frozen or {}), mesh, config.engine.mesh.shard_from))
-        artifacts = jax.device_put(dict(artifacts or {}), replicated(mesh))
+        frozen = place(dict(frozen or {}), shardings(dict(frozen or {}), mesh, config.engine.mesh.shard_from))
+        artifacts = dict(artifacts or {})
+        artifacts = place(artifacts, jax.tree.map(lambda _: replicated(mesh), artifacts))
         run = _Run(config, outdir, mesh, frozen, artifacts, checkpoints, tuple(hooks), stop_after or config.steps)
         stack.callback(run.close)
         stack.enter_context(run.signals())

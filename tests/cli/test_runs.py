@@ -27,6 +27,7 @@ from gen import (
 )
 from gen.cli import main
 from gen.cli.opening import open_run
+from gen.cli.sample import parse_labels
 from gen.config import KINDS, config_class, to_json
 from gen.diffusion.denoiser import Denoiser
 from gen.errors import GenError
@@ -134,6 +135,14 @@ def test_sampler_flags_and_paths_change_the_sampler(
     assert {"000000.png", "000001.png"} <= {p.name for p in out.iterdir()}
 
 
+def test_classes_by_name() -> None:
+    names = ("cat", "dog", "2")
+    assert parse_labels("dog", range(4), names) == 1
+    assert parse_labels("dog,0,2", [5, 3, 7], names) == [2, 1, 0]  # a name goes before a number
+    with pytest.raises(GenError, match="no class is called 'dgo'; did you mean 'dog'"):
+        parse_labels("dgo", range(4), names)
+
+
 def test_adaptive_steps_are_counted(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Against fine fixed steps from the same noise."""
     flags = ["--seeds", "0-3", "--cfg-scale", "2"]
@@ -224,9 +233,15 @@ def test_every_solver_is_named_by_its_kind(run: Path, kind: str) -> None:
     ("flags", "message"),
     [
         (["--class", "10"], "label 10 is out of range; this model has classes 0 to 9"),
-        (["--class", "cat"], "class 'cat' is not a number; write --class 7"),
+        (
+            ["--class", "cat"],
+            "class 'cat' is not a number, and this run knows no names of its classes; write",
+        ),
         (["--seeds", "9-3"], "seeds '9-3' are not a range; write FIRST-LAST such as 0-63"),
         (["--seeds", "a"], "seeds 'a' are not a range"),
+        (["--seeds", "0,5,x"], "seeds 'x' are not a range"),
+        (["--seeds", "0-7,5"], "seeds '0-7,5' name one seed twice"),
+        (["--out", "x.jpg"], "samples are not written as .jpg (x.jpg); write .png"),
         (["--solver", "hein"], "unknown solver 'hein'; did you mean 'heun'?"),
         (["--steps", "0"], "steps"),
         (
