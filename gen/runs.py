@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen import arrays
 from gen.config import fingerprint, suggest
 from gen.errors import GenError
 from gen.nn.conditions import make_conditions
 from gen.nn.network import param_shapes
 from gen.sampling.generate import quantise
-from gen.training.checkpoints import latest_step, load_arrays
+from gen.training.checkpoints import latest_step
 from gen.training.indexed import sample_keys
 from gen.training.run import RunConfig, load_config, load_run
 
@@ -182,7 +183,7 @@ def load(path: str | Path, *, weights: Weights = "ema", step: int | None = None)
     """
     path = Path(path)
     config = read_config(path)
-    params = {file.stem: load_arrays(file) for file in sorted((path / "artifacts").glob("*.safetensors"))}
+    params = {file.stem: arrays.load(file) for file in sorted((path / "artifacts").glob("*.safetensors"))}
     if not config.stages:
         loaded = Loaded(path, config, params, "raw", 0)
     else:
@@ -203,8 +204,7 @@ def _check_shapes(loaded: Loaded) -> None:
     for role, owner in {**owners, **({} if generator is None else generator.networks)}.items():
         if role not in loaded.params:
             continue
-        wanted = jax.tree.map(lambda leaf: leaf.shape, param_shapes(owner), is_leaf=lambda v: hasattr(v, "shape"))
-        pairs = (_by_path(wanted), _by_path(jax.tree.map(np.shape, loaded.params[role])))
+        pairs = [_shapes(tree) for tree in (param_shapes(owner), loaded.params[role])]
         wrong = next((p for p in sorted({*pairs[0], *pairs[1]}) if pairs[0].get(p) != pairs[1].get(p)), None)
         if wrong is not None:
             found, want = (pair.get(wrong, "nothing") for pair in reversed(pairs))
@@ -214,6 +214,5 @@ def _check_shapes(loaded: Loaded) -> None:
             )
 
 
-def _by_path(shapes: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=lambda v: isinstance(v, tuple))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): shape for path, shape in leaves}
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {path: np.shape(leaf) for path, leaf in arrays.flatten(tree).items()}

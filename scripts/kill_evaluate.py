@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from gen import arrays
 from gen.config import to_json
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.denoiser import Denoiser, Predict
@@ -26,7 +27,6 @@ from gen.nn.network import Network
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.sampling.grids import Uniform
 from gen.sampling.solvers import Euler
-from gen.training.checkpoints import save_arrays
 from gen.training.run import RunConfig
 from gen.training.task import Model
 
@@ -45,7 +45,7 @@ def write_run(folder: Path) -> None:
     rng = np.random.default_rng(0)
     params = Network(network).init(jax.random.key(0))
     params = jax.tree.map(lambda a: np.float32(a + 0.1 * rng.standard_normal(a.shape)), params)
-    save_arrays(folder / "artifacts" / "net.safetensors", params)
+    arrays.save(folder / "artifacts" / "net.safetensors", params)
     (folder / "config.json").write_text(
         json.dumps(to_json(RunConfig("tiny", models={"net": Model(generator.denoiser)}, sampler=sampler)))
     )

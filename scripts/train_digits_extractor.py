@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from safetensors.numpy import save
 
+from gen import arrays
 from gen.data import loader
 from gen.data.augment import RandomAffine
 from gen.data.sources import digits
@@ -53,8 +53,8 @@ def main(out: Path) -> None:
     features = np.asarray(network(params, jnp.asarray(train.arrays["image"]))["features"], np.float64)
     final = {name: np.asarray(array, np.float32) for name, array in params.items()}
     final["mean"], final["std"] = (v.astype(np.float32) for v in (features.mean(0), features.std(0)))
-    data_bytes = save(final, metadata={"data": train.identity(), "accuracy": accuracies(network, final, train, test)})
-    out.write_bytes(data_bytes)
+    arrays.save(out, final, {"data": train.identity(), "accuracy": accuracies(network, final, train, test)})
+    data_bytes = out.read_bytes()
     print(f"parameters {sum(v.size for v in final.values())}  smallest std {final['std'].min():.4f}")
     print(f"{out}: {len(data_bytes)} bytes, sha256 {hashlib.sha256(data_bytes).hexdigest()}")
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import gen
+from gen import arrays
 from gen.cli import main
 from gen.config import from_json, to_json
 from gen.data.caches import seal
@@ -20,7 +21,6 @@ from gen.features.dinov2 import DINOv2Config
 from gen.nn.network import Network
 from gen.pretrained.dinov2 import IMPORTER as DINOV2
 from gen.pretrained.latent_shards import LatentShards
-from gen.pretrained.readers import write_weights
 from gen.training.budget import abstract_states
 from gen.training.engine import train
 from gen.training.logging import read_metrics
@@ -55,11 +55,11 @@ def shards(folder: Path, count: int = 3, shape: tuple[int, ...] = (2, 4, 4)) -> 
     rng = np.random.default_rng(0)
     folder.mkdir(exist_ok=True)
     for rank in range(2):
-        arrays = {
+        rows = {
             name: rng.normal(size=(count + rank, *shape)).astype(np.float32) for name in ("latents", "latents_flip")
         }
         labels = np.arange(count + rank, dtype=np.int64) + 10 * rank
-        write_weights(folder / f"latents_rank{rank:02d}_shard000.safetensors", {**arrays, "labels": labels})
+        arrays.write(folder / f"latents_rank{rank:02d}_shard000.safetensors", {**rows, "labels": labels})
     return folder
 
 
@@ -124,9 +124,9 @@ def test_repa_from_images_and_an_encoder(tmp_path: Path, capsys: pytest.CaptureF
 
     zipped = image_zip(tmp_path / "images.zip", 32)
     encoder = DINOv2Config(28, 14, 64, 1, 1, 16)
-    write_weights(tmp_path / "vae.safetensors", official("sd-vae", VAE))
+    arrays.write(tmp_path / "vae.safetensors", official("sd-vae", VAE))
     drawn = jax.jit(Network(encoder).init)(jax.random.key(0))
-    write_weights(tmp_path / "dino.safetensors", DINOV2.save(encoder, drawn))
+    arrays.write(tmp_path / "dino.safetensors", DINOV2.save(encoder, drawn))
     vae, cache = str(tmp_path / "vae"), str(tmp_path / "cache")
     flags = ["--network.size", "32", "--network.groups", "2"]
     assert main(["convert", str(tmp_path / "vae.safetensors"), "--out", vae, *flags]) == 0
@@ -191,7 +191,7 @@ class TestLatentShards:
         with pytest.raises(GenError, match="no latent shards in"):
             LatentShards(str(tmp_path)).source()
         shards(tmp_path)
-        write_weights(tmp_path / "z.safetensors", {"latents": np.zeros((1, 2, 4, 4), np.float32)})
+        arrays.write(tmp_path / "z.safetensors", {"latents": np.zeros((1, 2, 4, 4), np.float32)})
         with pytest.raises(GenError, match=r"z.safetensors has no latents_flip; expected a shard with"):
             LatentShards(str(tmp_path)).source()
         shards(tmp_path / "other", shape=(3, 4, 4))

@@ -80,12 +80,12 @@ def _import(
     normalizer: str | None,
     overrides: Any,
 ) -> None:
+    from gen import arrays
     from gen.config import fingerprint, to_json
     from gen.files import write_json
     from gen.nn.network import count
     from gen.pretrained import diffusers, rules
     from gen.pretrained.readers import read_state
-    from gen.training.checkpoints import save_arrays
     from gen.training.run import RunConfig
     from gen.training.task import Model
 
@@ -108,16 +108,16 @@ def _import(
     origin = f"{importer.name} weights {source.name}"
     generator = None if importer.generator is None else importer.generator(network)
     origins: dict[str, str] = {}
-    arrays: dict[str, tuple[Any, str]] = {importer.role: (params, origin)}
+    held: dict[str, tuple[Any, str]] = {importer.role: (params, origin)}
     if vae is not None or normalizer is not None:
         generator, decoding = _joined(importer, generator, vae, normalizer)
-        arrays |= decoding
+        held |= decoding
         origins = {role: where for role, (_, where) in decoding.items()}
     models: dict[str, Model] = {importer.role: Model(network if generator is None else generator.denoiser)}
     sampling = {} if generator is None else {"sampler": generator.sampler, "tokenizer": generator.tokenizer}
     config = RunConfig(origin, frozen=origins, models=models, **sampling)
-    for role, (tree, where) in arrays.items():
-        save_arrays(out / "artifacts" / f"{role}.safetensors", tree, {"origin": where})
+    for role, (tree, where) in held.items():
+        arrays.save(out / "artifacts" / f"{role}.safetensors", tree, {"origin": where})
     write_json(out / "config.json", to_json(config))
     print(f"{count(params):,} parameters, network {fingerprint(network)}; written to {out}")
 
@@ -158,8 +158,8 @@ def _options(overrides: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 
 
 def _export(run: Path, out: Path, system: str | None) -> None:
+    from gen import arrays
     from gen.pretrained import rules
-    from gen.pretrained.readers import write_weights
     from gen.runs import load
 
     if out.suffix != ".safetensors":
@@ -170,5 +170,5 @@ def _export(run: Path, out: Path, system: str | None) -> None:
     importer = rules.system(system, {})
     network = loaded.tokenizer if importer.role == "tokenizer" else loaded.denoiser.network
     weights = importer.save(network, loaded.params[importer.role])
-    write_weights(out, weights)
+    arrays.write(out, weights)
     print(f"{len(weights)} arrays under the names of {system}, {loaded.weights} weights; written to {out}")

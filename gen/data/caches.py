@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from gen.arrays import digest
 from gen.data import loader
-from gen.data.sources import ArraySource, array_identity
+from gen.data.sources import ArraySource
 from gen.data.stores import load_arrays
 from gen.errors import GenError
 
@@ -157,7 +158,7 @@ def seal(
         **{name: [float(value) for value in values] for name, values in normalizer.items()},
         "tokenizer": tokenizer,
         "data": data,
-        "identity": array_identity({**arrays, **normalizer, "made from": made_from}),
+        "identity": digest({**arrays, **normalizer, "made from": made_from}),
     }
     _write(path / "cache.json", head)
     return Cache(str(path))

@@ -2,19 +2,19 @@
 
 import dataclasses
 import functools
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import resources
 from typing import Literal
 
 import numpy as np
 
+from gen.arrays import digest
 from gen.data import loader
 from gen.data.loader import Source
 from gen.data.vanished import mapped_files, still_there
 from gen.errors import GenError
 
-__all__ = ["ArraySource", "Digits", "Source", "array_identity", "digits"]
+__all__ = ["ArraySource", "Digits", "Source", "digits"]
 
 
 class ArraySource:
@@ -52,7 +52,7 @@ class ArraySource:
 
     def identity(self) -> str:
         """Fingerprint of the content; reads everything."""
-        return array_identity(self.arrays)
+        return digest(self.arrays)
 
 
 _NARROW = {np.dtype(np.int64): np.int32, np.dtype(np.uint64): np.uint32, np.dtype(np.float64): np.float32}
@@ -60,17 +60,6 @@ _NARROW = {np.dtype(np.int64): np.int32, np.dtype(np.uint64): np.uint32, np.dtyp
 
 def _narrowed(array: np.ndarray) -> np.ndarray:
     return array.astype(_NARROW.get(array.dtype, array.dtype), copy=False)
-
-
-def array_identity(arrays: Mapping[str, np.ndarray], rows: int = 65536) -> str:
-    """SHA-256 (16 hex digits) of named arrays: names, dtypes, shapes and bytes, read `rows` at a time."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
-        for first in range(0, len(array), rows):
-            digest.update(np.ascontiguousarray(array[first : first + rows]).tobytes())
-    return digest.hexdigest()[:16]
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from gen.arrays import digest
 from gen.data.transforms import FORMATS, MAX_PIXELS, decode, decode_pixels, encode_png
 from gen.data.vanished import mapped_files, still_there
 from gen.errors import GenError
@@ -95,12 +96,10 @@ class ArrayStore(Store):
     """Images (N, H, W, C) uint8 in an array."""
 
     def __init__(self, path: str, images: np.ndarray, label: np.ndarray | None, text: np.ndarray | None) -> None:
-        from gen.data.sources import array_identity  # which imports Grain
-
         self.images, self.files = images, mapped_files(images)
         names = [f"{i:08d}.png" for i in range(len(images))]
         super().__init__(path, names, self._png, label, text)
-        self._identity = functools.partial(array_identity, {"image": images})
+        self._identity = functools.partial(digest, {"image": images})
 
     def image(self, index: int, channels: int = 3) -> Image.Image:
         """Image `index` as RGB (channels 3) or L (1)."""

@@ -15,23 +15,39 @@ __all__ = ["DDPM"]
 
 @functools.lru_cache(maxsize=16)
 def _ddpm_betas(
-    schedule: str, steps: int, offset: float, max_beta: float, ends: tuple[float, float] | None
+    schedule: str,
+    steps: int,
+    offset: float,
+    max_beta: float,
+    ends: tuple[float, float] | None,
+    table: tuple[float, ...],
+    zero_snr: bool,
 ) -> np.ndarray:
-    if schedule == "linear":
+    if schedule == "given":
+        betas = np.asarray(table, np.float64)
+    elif schedule == "linear":
         start, end = ends or (1e-4 * 1000 / steps, 0.02 * 1000 / steps)
-        return np.linspace(start, end, steps, dtype=np.float64)
-    if schedule == "scaled-linear":
+        betas = np.linspace(start, end, steps, dtype=np.float64)
+    elif schedule == "scaled-linear":
         start, end = ends or (0.00085, 0.012)
-        return np.linspace(start**0.5, end**0.5, steps, dtype=np.float64) ** 2
-    u = np.arange(steps + 1, dtype=np.float64) / steps
-    abar = np.cos((u + offset) / (1.0 + offset) * np.pi / 2) ** 2
-    return np.minimum(1.0 - abar[1:] / abar[:-1], max_beta)
+        betas = np.linspace(start**0.5, end**0.5, steps, dtype=np.float64) ** 2
+    else:
+        u = np.arange(steps + 1, dtype=np.float64) / steps
+        abar = np.cos((u + offset) / (1.0 + offset) * np.pi / 2) ** 2
+        betas = np.minimum(1.0 - abar[1:] / abar[:-1], max_beta)
+    if zero_snr:
+        alpha = np.sqrt(np.cumprod(1.0 - betas))
+        alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+        betas = 1.0 - np.append(alpha[0], alpha[1:] / alpha[:-1]) ** 2
+    return betas
 
 
 @functools.lru_cache(maxsize=16)
 def _ddpm_log_alpha(*chain: Any) -> np.ndarray:
-    """log alpha at t = 0, 1/T, ..., 1 (T + 1 entries, the first 0)."""
-    return np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-_ddpm_betas(*chain)))])
+    """log alpha at t = 0, 1/T, ..., 1 (T + 1 entries, the first 0); an end in pure noise repeats the entry before."""
+    betas = _ddpm_betas(*chain)
+    finite = np.where(betas < 1.0, betas, 0.0)
+    return np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-finite))])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,35 +59,52 @@ class DDPM:
     ``cosine`` (Nichol & Dhariwal 2021, "squaredcos_cap_v2"; `offset` and `max_beta` are its s and its cap),
     ``scaled-linear`` (latent diffusion). `ends` are the first and the last beta of the two linear schedules; None
     takes the published ones, 1e-4 and 0.02 times 1000 / steps for ``linear``, 0.00085 and 0.012 for ``scaled-linear``.
+    ``given`` takes the betas of `table` as they are.
 
-    Raises GenError for another schedule, for a chain without steps, and for ends out of range or on the cosine.
+    With `zero_snr` the chain ends in pure noise (Lin et al. 2023, arXiv 2305.08891, algorithm 1): alpha is shifted to
+    be 0 there and scaled to keep its first value; within the last step alpha, not its logarithm, is interpolated. A
+    network that predicts eps says nothing about the data there: it has to predict v or x.
+
+    Raises GenError for another schedule, for a chain without steps, for ends out of range or on a schedule that has
+    none, and for a table that is out of range or not as long as the chain.
     """
 
-    schedule: Literal["linear", "cosine", "scaled-linear"] = "linear"
+    schedule: Literal["linear", "cosine", "scaled-linear", "given"] = "linear"
     steps: int = 1000
     offset: float = 0.008
     max_beta: float = 0.999
     ends: tuple[float, float] | None = None
+    table: tuple[float, ...] = ()
+    zero_snr: bool = False
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("linear", "cosine", "scaled-linear"):
-            raise GenError(f"DDPM schedule is {self.schedule!r}; expected linear, cosine or scaled-linear")
-        if self.steps < 1:
-            raise GenError(f"DDPM chain of {self.steps} steps; expected at least 1")
+        if self.schedule not in ("linear", "cosine", "scaled-linear", "given"):
+            raise GenError(f"DDPM schedule is {self.schedule!r}; expected linear, cosine, scaled-linear or given")
+        least = 2 if self.zero_snr else 1
+        if self.steps < least:
+            raise GenError(f"DDPM chain of {self.steps} steps; expected at least {least}")
         if self.offset < 0.0 or not 0.0 < self.max_beta < 1.0:
             raise GenError(
                 f"DDPM chain with offset {self.offset:g} and max_beta {self.max_beta:g}; expected at least 0, and "
                 "between 0 and 1"
             )
-        if self.ends is not None and (self.schedule == "cosine" or not 0.0 < self.ends[0] <= self.ends[1] < 1.0):
+        bare = self.schedule in ("cosine", "given")
+        if self.ends is not None and (bare or not 0.0 < self.ends[0] <= self.ends[1] < 1.0):
             raise GenError(
                 f"{self.schedule} DDPM chain with betas from {self.ends[0]:g} to {self.ends[1]:g}; expected "
-                "0 < first <= last < 1, and none for cosine"
+                "0 < first <= last < 1, and none for cosine and given"
             )
+        if len(self.table) != (self.steps if self.schedule == "given" else 0):
+            raise GenError(
+                f"{self.schedule} DDPM chain of {self.steps} steps with a table of {len(self.table)} betas; expected "
+                "one beta per step for given, and no table for the others"
+            )
+        if not all(0.0 < beta < 1.0 for beta in self.table):
+            raise GenError("the table of a DDPM chain has betas outside of 0 to 1; give those that it was trained with")
 
     @property
-    def _chain(self) -> tuple[str, int, float, float, tuple[float, float] | None]:
-        return self.schedule, self.steps, self.offset, self.max_beta, self.ends
+    def _chain(self) -> tuple[Any, ...]:
+        return self.schedule, self.steps, self.offset, self.max_beta, self.ends, self.table, self.zero_snr
 
     @property
     def t_min(self) -> float:
@@ -115,17 +148,31 @@ class DDPM:
         low = xp.clip(xp.floor(self.index(t) + 1.0), 0, self.steps - 1).astype(int)
         return (xp.asarray(steps) if xp is np else jnp.asarray(steps, jnp.float32))[low]
 
+    def _left(self, t: Time) -> Any:
+        """What is left of alpha within a last step that ends in pure noise: from 1 to 0; 1 before."""
+        xp = array_module(t)
+        return xp.clip(self.steps - 1.0 - self.index(t), 0.0, 1.0)
+
     def alpha(self, t: Time) -> Any:
-        return array_module(t).exp(self._log_alpha(t))
+        alpha = array_module(t).exp(self._log_alpha(t))
+        return alpha * self._left(t) if self.zero_snr else alpha
 
     def sigma(self, t: Time) -> Any:
-        xp = array_module(t)
-        return xp.sqrt(-xp.expm1(2.0 * self._log_alpha(t)))
+        xp, log_alpha = array_module(t), self._log_alpha(t)
+        if self.zero_snr:  # sqrt(1 - alpha^2), exact at both ends
+            log_alpha = xp.where(self._left(t) < 1.0, log_alpha + xp.log(xp.maximum(self._left(t), 1e-30)), log_alpha)
+        return xp.sqrt(-xp.expm1(2.0 * log_alpha))
 
     def dalpha(self, t: Time) -> Any:
-        return self._slope(t) * self.alpha(t)
+        xp = array_module(t)
+        rate = self._slope(t) * self.alpha(t)
+        if not self.zero_snr:
+            return rate
+        return xp.where(self.index(t) >= self.steps - 2, -self.steps * xp.exp(self._log_alpha(t)), rate)
 
     def dsigma(self, t: Time) -> Any:
+        if self.zero_snr:
+            return -self.dalpha(t) * self.alpha(t) / self.sigma(t)
         return -self._slope(t) * self.alpha(t) ** 2 / self.sigma(t)
 
     def logsnr(self, t: Time) -> Any:
@@ -136,9 +183,16 @@ class DDPM:
         log_alpha = -0.5 * xp.logaddexp(xp.zeros_like(value), -value)
         table = _ddpm_log_alpha(*self._chain)
         times = np.arange(self.steps + 1) / self.steps
+        if self.zero_snr:
+            table, times = table[:-1], times[:-1]
         if xp is np:
-            return np.interp(-log_alpha, -table, times)
-        return jnp.interp(-log_alpha, jnp.asarray(-table, jnp.float32), jnp.asarray(times, jnp.float32))
+            found = np.interp(-log_alpha, -table, times)
+        else:
+            found = jnp.interp(-log_alpha, jnp.asarray(-table, jnp.float32), jnp.asarray(times, jnp.float32))
+        if not self.zero_snr:
+            return found
+        last = float(table[-1])
+        return xp.where(log_alpha < last, 1.0 - xp.exp(xp.minimum(log_alpha - last, 0.0)) / self.steps, found)
 
     def at(self, u: Any) -> Any:
         """Uniform over the chain: index floor(u * steps), as the discrete losses draw it."""

@@ -11,8 +11,8 @@ from importlib import resources
 
 import jax
 import jax.numpy as jnp
-from safetensors.numpy import load as load_safetensors
 
+from gen import arrays
 from gen.errors import GenError
 from gen.nn.network import Params
 
@@ -85,16 +85,16 @@ class DigitsExtractor:
     def load(self) -> Params:
         """The weights that come with the package. Raises GenError when the file is missing or altered."""
         try:
-            data = resources.files("gen.features").joinpath("digits.safetensors").read_bytes()
+            with resources.as_file(resources.files("gen.features").joinpath("digits.safetensors")) as path:
+                if hashlib.sha256(path.read_bytes()).hexdigest() != _SHA256:
+                    raise GenError(
+                        "the digits extractor's weights (gen/features/digits.safetensors) are not those of this "
+                        f"version; expected sha256 {_SHA256[:16]}..., install the package again"
+                    )
+                return {name: jnp.asarray(array) for name, array in arrays.load(path).items()}
         except OSError as error:
             reason = error.strerror or str(error)
             raise GenError(f"cannot read the digits extractor's weights: {reason}; install the package again") from None
-        if hashlib.sha256(data).hexdigest() != _SHA256:
-            raise GenError(
-                "the digits extractor's weights (gen/features/digits.safetensors) are not those of this version; "
-                f"expected sha256 {_SHA256[:16]}..., install the package again"
-            )
-        return {name: jnp.asarray(array) for name, array in load_safetensors(data).items()}
 
     def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
         """images (B, 8, 8, 1) float32 on the 0..255 grid -> "features" (B, 64), "logits" (B, 10) float32."""

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gen.arrays import flatten
 from gen.errors import GenError
 from gen.features.resize import cubic, resize, resize_host
-from gen.features.weights import Converted, flat, network_of
+from gen.features.weights import Converted, network_of
 from gen.nn.attention import Attention
 from gen.nn.layers import MLP, linear, patchify, run_stack, stack
 from gen.nn.network import Network, Params, param_shapes
@@ -223,7 +224,7 @@ class DINOv2Extractor(Converted):
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See `Converted`."""
-        return {name: value.shape for name, value in flat(param_shapes(self.network)).items()}
+        return {name: value.shape for name, value in flatten(param_shapes(self.network)).items()}
 
     def fit(self, image: np.ndarray) -> np.ndarray:
         """One image (H, W, 3) of any size resized on the host to (size, size, 3) float32, which a call takes as is."""

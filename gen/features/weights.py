@@ -5,27 +5,22 @@ Files get there by ``gen convert`` alone; nothing is ever downloaded.
 
 import abc
 import functools
-import hashlib
 import json
 import os
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 
+from gen import arrays
 from gen.config import from_json, to_json
 from gen.errors import GenError
 from gen.nn.network import Params
-from gen.training.checkpoints import load_arrays, save_arrays
 
 __all__ = [
     "Converted",
     "cache_path",
-    "content_fingerprint",
-    "flat",
     "identity_of",
     "load_weights",
     "network_of",
@@ -41,58 +36,37 @@ def cache_path(name: str) -> Path:
     return Path(home).expanduser() / "gen" / "weights" / f"{name}.safetensors"
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dict as one dict of "/"-joined paths, sorted."""
-    out: dict[str, Any] = {}
-    for key in sorted(tree):
-        value = tree[key]
-        out |= flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return out
-
-
-def content_fingerprint(params: Params) -> str:
-    """SHA-256 (16 hex digits) of names, shapes, types and values: one network, one text, whatever file it came in."""
-    digest = hashlib.sha256()
-    for name, value in sorted(flat(params).items()):
-        array = np.ascontiguousarray(value)
-        digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:16]
-
-
 def store_weights(path: str | Path, params: Params, *, origin: str, published: str = "", network: Any = None) -> str:
     """Writes a network's weights with their identity; returns that identity.
 
     Args:
       origin: the file they came from, for the reader of the header.
       published: the name of the published weights, when the file was verified to hold them; by default the identity
-        is `content_fingerprint`.
+        is `gen.arrays.digest` of the parameters: one network, one text, whatever file it came in.
       network: the configuration, where one family comes in several sizes: `network_of` gives it back.
     """
-    content = content_fingerprint(params)
+    content = arrays.digest(arrays.flatten(params))
     identity = published or content
     described = {} if network is None else {"network": json.dumps(to_json(network))}
-    save_arrays(path, params, {"origin": origin, "content": content, "identity": identity} | described)
+    arrays.save(path, params, {"origin": origin, "content": content, "identity": identity} | described)
     return identity
 
 
 @functools.lru_cache(maxsize=64)
 def _header(path: str, modified: int) -> Mapping[str, str]:
-    with open(path, "rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(min(size, 1 << 24))).get("__metadata__", {})
+    header = arrays.metadata(path)
     if not {"content", "identity"} <= set(header):
-        raise ValueError("it has no identity")
-    return {str(k): str(v) for k, v in header.items()}
+        raise GenError(f"{path} is not a file of converted weights (it has no identity)")
+    return header
 
 
 def _read_header(path: Path, hint: str) -> Mapping[str, str]:
     try:
         return _header(str(path), path.stat().st_mtime_ns)
-    except FileNotFoundError:
+    except OSError:
         raise GenError(f"no weights at {path}; {hint}") from None
-    except (OSError, ValueError, struct.error, AttributeError) as error:
-        raise GenError(f"{path} is not a file of converted weights ({error}); {hint}") from None
+    except GenError as error:
+        raise GenError(f"{error}; {hint}") from None
 
 
 def identity_of(path: Path, hint: str) -> str:
@@ -116,8 +90,8 @@ def load_weights(path: Path, hint: str) -> dict[str, Any]:
     Raises GenError for a missing, damaged or altered file; `hint` says how to get a sound one.
     """
     content = _read_header(path, hint)["content"]
-    params = load_arrays(path)
-    if content_fingerprint(params) != content:
+    params = arrays.load(path)
+    if arrays.digest(arrays.flatten(params)) != content:
         raise GenError(f"the weights in {path} are not those that were converted; {hint}")
     return params
 
@@ -180,6 +154,6 @@ class Converted(abc.ABC):
     def load(self) -> Params:
         """The weights. Raises GenError when the file is missing, damaged or another network's."""
         params = load_weights(self.path, self.hint)
-        if {name: tuple(value.shape) for name, value in flat(params).items()} != self.shapes():
+        if {name: tuple(value.shape) for name, value in arrays.flatten(params).items()} != self.shapes():
             raise GenError(f"{self.path} does not hold the {self.name} network that it should; {self.hint}")
         return params

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gen.data.sources import array_identity
+from gen.arrays import digest
 from gen.errors import GenError
 from gen.features.extractor import Extractor
 from gen.metrics.onepass import Progress, collect
@@ -32,7 +32,7 @@ def with_texts(source: ImageSet, texts: np.ndarray) -> ImageSet:
     """
     if len(texts) != source.count:
         raise GenError(f"{len(texts)} captions for {source.count} samples; expected one for each, in their order")
-    identity = array_identity({"texts": texts})
+    identity = digest({"texts": texts})
     read = source.read
     if read is not None:
         changes: dict[str, Any] = {"read": lambda indices: {**read(indices), "text": texts[indices]}}

@@ -18,6 +18,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from gen.arrays import map_paths
 from gen.errors import GenError
 from gen.features.resize import resize
 from gen.nn.layers import linear
@@ -241,14 +242,14 @@ def _fresh(network: _Network, key: jax.Array) -> Params:
     shapes: Params = param_shapes(network)
     noise, taken = jax.random.normal(key, (count(shapes),)), 0
 
-    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    def draw(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         nonlocal taken
         values = noise[taken : (taken := taken + leaf.size)].reshape(leaf.shape)
         if leaf.ndim > 1:
             return values * np.sqrt(2 * leaf.shape[-1] / leaf.size)
-        return jnp.full(leaf.shape, 1.0 if path[-1].key == "scale" else 0.0, jnp.float32)
+        return jnp.full(leaf.shape, 1.0 if path.endswith("/scale") else 0.0, jnp.float32)
 
-    params: Params = jax.tree_util.tree_map_with_path(draw, shapes)
+    params: Params = map_paths(draw, shapes)
     return params
 
 

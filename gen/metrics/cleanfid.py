@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen.arrays import flatten
 from gen.errors import GenError
 from gen.features.inception import SIZE, Inception
-from gen.features.weights import flat
 from gen.metrics.protocol import Result
 from gen.metrics.reference import Reference
 from gen.metrics.sources import QUANTISERS, ImageSet
@@ -86,7 +86,7 @@ def _import_torchvision() -> None:
 def state_dict(params: Params) -> dict[str, np.ndarray]:
     """Our folded weights under the names of the .pth file: kernels OIHW float32, batch norms that only add the bias."""
     weights: dict[str, np.ndarray] = {}
-    for name, array in flat(params).items():
+    for name, array in flatten(params).items():
         layer, _, part = name.rpartition("/")
         path, value = layer.replace("/", "."), np.asarray(array, np.float32)
         if layer == "fc":

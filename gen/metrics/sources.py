@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.data.sources import array_identity
+from gen.arrays import digest
 from gen.data.stores import ArrayStore, Store
 from gen.data.vanished import ahead
 from gen.errors import GenError
@@ -125,7 +125,7 @@ def from_arrays(
         function=_rows,
         arguments=(),
         count=len(images),
-        identity=f"arrays {identity or array_identity(arrays)}",
+        identity=f"arrays {identity or digest(arrays)}",
         quantiser=quantiser,
         labels="none" if labels is None else rule,
         classes=_classes(labels),
@@ -235,7 +235,7 @@ def generated(
         arguments={"params": params, "seeds": np.asarray(seeds, np.int32)}
         | ({} if labels is None else {"label": np.asarray(labels, np.int32)}),
         count=len(seeds),
-        identity=identity if labels is None else f"{identity} labels {array_identity({'label': np.asarray(labels)})}",
+        identity=identity if labels is None else f"{identity} labels {digest({'label': np.asarray(labels)})}",
         quantiser=quantiser,
         labels="none" if labels is None else rule,
         classes=_classes(labels) if classes is None else classes,

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gen.arrays import unflatten
 from gen.errors import GenError
 from gen.features.inception import PUBLISHED, conv_shapes
 from gen.features.weights import cache_path, store_weights
 from gen.pretrained.nvidia_pickle import CLASS
 from gen.pretrained.readers import read_weights
-from gen.pretrained.rules import Arrays, nest
+from gen.pretrained.rules import Arrays
 
 __all__ = ["SHA256", "convert", "fold", "graph_name"]
 
@@ -152,7 +153,7 @@ def _folded(weights: Arrays, layout: _Layout, prefix: str) -> dict[str, Any]:
     params["fc/kernel"] = take(layout.head[0], (classes, 2048), layout.transposed, (1, 0)).astype(np.float32)
     params["fc/bias"] = take(layout.head[1], (classes,)).astype(np.float32)
     take.check()
-    return nest(params)
+    return unflatten(params)
 
 
 class _Taker:

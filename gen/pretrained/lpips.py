@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from gen.arrays import unflatten
 from gen.errors import GenError
 from gen.features.lpips import SCALE, SHIFT
 from gen.features.weights import cache_path, store_weights
 from gen.pretrained.readers import read_weights
-from gen.pretrained.rules import Arrays, nest
+from gen.pretrained.rules import Arrays
 
 __all__ = ["convert", "fold"]
 
@@ -49,7 +50,7 @@ def fold(weights: Arrays) -> tuple[str, dict[str, Any]]:
         raise GenError(
             f"this LPIPS file lacks {', '.join(lacking[:4])}; save the whole lpips.LPIPS(net=...).state_dict()"
         )
-    return net, nest({name: np.ascontiguousarray(array, np.float32) for name, array in params.items()})
+    return net, unflatten({name: np.ascontiguousarray(array, np.float32) for name, array in params.items()})
 
 
 def _trunk(weights: Arrays) -> str:

@@ -5,45 +5,24 @@ checked against the size of the file.
 """
 
 import io
-import json
-import math
 import struct
 import tarfile
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import ml_dtypes
 import numpy as np
 
+from gen import arrays
 from gen.errors import GenError
 from gen.pretrained.nvidia_pickle import read_modules
 from gen.pretrained.pickles import Storage, Tensor, read_pickle
 from gen.pretrained.torchscript import names as script_names
 from gen.pretrained.torchscript import state_dict as script_state
 
-__all__ = ["read_state", "read_weights", "write_weights"]
+__all__ = ["read_state", "read_weights"]
 
-_SAFE_TYPES: dict[str, Any] = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    "F8_E5M2": ml_dtypes.float8_e5m2,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U64": np.uint64,
-    "U32": np.uint32,
-    "U16": np.uint16,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_MAX_HEADER = 100_000_000  # the safetensors library's own limit
 # which entry of a training checkpoint is meant when the user does not say: averaged weights first
 _PREFERRED = ("ema", "ema_state_dict", "state_dict", "model", "module", "params")
 
@@ -73,7 +52,7 @@ def read_state(path: str | Path, key: str | None = None) -> tuple[dict[str, np.n
             if head[:1] == b"\x80" and head[1:2] in (b"\x03", b"\x04", b"\x05"):
                 return _pick(_read_modules(file, path), key, path)
             if path.suffix == ".safetensors" or _looks_safe(head, path):
-                return _pick(_read_safetensors(file, path), key, path)
+                return _pick(arrays.read(path), key, path)
     except FileNotFoundError:
         raise GenError(f"no weights file at {path}; check the path") from None
     except OSError as error:
@@ -83,77 +62,15 @@ def read_state(path: str | Path, key: str | None = None) -> tuple[dict[str, np.n
     raise GenError(f"{path} is neither safetensors, a torch .pt file nor a .pkl of modules; give one of these")
 
 
-def write_weights(path: str | Path, weights: Mapping[str, np.ndarray]) -> None:
-    """Writes a state dict as safetensors, in sorted order. Raises GenError for a type safetensors cannot hold."""
-    names = {np.dtype(v): k for k, v in _SAFE_TYPES.items()}
-    header, offset, arrays = {}, 0, []
-    for name in sorted(weights):
-        array = np.ascontiguousarray(weights[name])
-        if array.dtype not in names:
-            raise GenError(f"'{name}' is {array.dtype}, which safetensors cannot hold; convert it to a plain number")
-        shape, end = list(np.shape(weights[name])), offset + array.nbytes
-        header[name] = {"dtype": names[array.dtype], "shape": shape, "data_offsets": [offset, end]}
-        offset = end
-        arrays.append(array)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    partial = Path(path).with_name(Path(path).name + ".partial")
-    with partial.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for array in arrays:
-            file.write(array.tobytes())
-    partial.replace(path)
-
-
 def _damaged(path: Path, what: str) -> GenError:
     return GenError(f"{path} is damaged ({what}); download or write it again")
 
 
 def _looks_safe(head: bytes, path: Path) -> bool:
-    if len(head) < 8 or struct.unpack("<Q", head)[0] > min(_MAX_HEADER, path.stat().st_size - 8):
+    if len(head) < 8 or struct.unpack("<Q", head)[0] > path.stat().st_size - 8:
         return False
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return dict(pairs)
-
-
-def _read_safetensors(file: IO[bytes], path: Path) -> dict[str, np.ndarray]:
-    size = path.stat().st_size
-    length = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
-    if size < 8 or length > min(_MAX_HEADER, size - 8):
-        raise _damaged(path, f"its header claims {length} bytes, the file has {size}")
-    try:
-        header = json.loads(file.read(length), object_pairs_hook=_unique)
-        entries = {k: _safe_entry(k, v) for k, v in header.items() if k != "__metadata__"}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _damaged(path, f"unreadable header: {' '.join(str(error).split())[:100]}") from None
-    end = 0
-    for begin, stop, name in sorted((begin, stop, name) for name, (_, _, begin, stop) in entries.items()):
-        if begin != end:
-            raise _damaged(path, f"'{name}' overlaps its neighbour or leaves a gap")
-        end = stop
-    if size - 8 - length != end:
-        raise _damaged(path, f"{size - 8 - length} bytes of data, its header claims {end}")
-    base = 8 + length
-    data = np.memmap(path, np.uint8, "r", base, (end,)) if end else np.zeros(0, np.uint8)
-    return {k: data[a:b].view(dtype).reshape(shape) for k, (dtype, shape, a, b) in entries.items()}
-
-
-def _safe_entry(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
-    if entry["dtype"] not in _SAFE_TYPES:
-        raise ValueError(f"'{name}' has the unknown type {str(entry['dtype'])[:20]}")
-    dtype, shape = np.dtype(_SAFE_TYPES[entry["dtype"]]), tuple(entry["shape"])
-    begin, end = entry["data_offsets"]
-    if any(type(n) is not int or n < 0 for n in (*shape, begin, end)) or len(shape) > 32:
-        raise ValueError(f"'{name}' has sizes that are no sizes")
-    if end - begin != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"'{name}' has {end - begin} bytes for shape {shape}")
-    return dtype, shape, begin, end
 
 
 def _storage(value: Any, path: Path, found: dict[str, Storage]) -> Storage:

@@ -11,12 +11,13 @@ import importlib
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import jax
 import numpy as np
 
+from gen.arrays import flatten, unflatten
 from gen.config import from_json, suggest
 from gen.errors import GenError
 from gen.nn.network import param_shapes
@@ -211,7 +212,7 @@ def load(
     Raises GenError with the report in one line when anything is missing, unexpected, misshaped or new and not named.
     """
     report = Report()
-    targets = dict(_flatten(shapes))
+    targets = flatten(shapes)
     params: dict[str, Any] = {}
     taken: set[str] = set()
     for rule in rules:
@@ -241,7 +242,7 @@ def load(
                 report.fresh.append(path)
     if not report.clean:
         raise GenError(f"the weights do not fit: {report}; give the file this configuration was made for")
-    return nest(params), report
+    return unflatten(params), report
 
 
 def _names(rule: Rule, depth: int) -> list[tuple[str, ...]]:
@@ -283,7 +284,7 @@ def _take(
 
 def save(rules: Rules, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The official state dict of our parameters: the inverse of `load`."""
-    ours = dict(_flatten(params))
+    ours = flatten(params)
     weights: dict[str, np.ndarray] = {}
     for rule in rules:
         if isinstance(rule, Computed):
@@ -299,26 +300,6 @@ def save(rules: Rules, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if ours:
         raise GenError(f"the official format has no place for {', '.join(sorted(ours)[:4])}; export without them")
     return weights
-
-
-def _flatten(tree: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}/")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """ "/"-joined paths as nested dicts."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return tree
 
 
 def depth_of(weights: Arrays, pattern: str) -> int:

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from gen.arrays import digest, flatten
 from gen.config import fingerprint
 from gen.data.caches import Cache, seal
 from gen.data.loader import gathered
-from gen.data.sources import array_identity
 from gen.errors import GenError
 from gen.nn.network import Params
 from gen.tokenizers.base import Tokenizer
@@ -27,8 +27,9 @@ def tokenizer_identity(tokenizer: Tokenizer, params: Params) -> str:
 
 
 def _digest(params: Params) -> str:
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
-    return array_identity({jax.tree_util.keystr(path): np.atleast_1d(leaf) for path, leaf in leaves})
+    # paths are spelled as in the caches that exist: ['encoder']['conv_in']
+    leaves = flatten(jax.device_get(params)).items()
+    return digest({"".join(f"['{key}']" for key in path.split("/")): leaf for path, leaf in leaves})
 
 
 def encode_images(

@@ -1,4 +1,4 @@
-"""Checkpoints: Orbax for training state, safetensors for arrays that are passed on.
+"""Checkpoints of training state, by Orbax.
 
 A checkpoint is a folder ``<run>/checkpoints/<step>`` with the items ``params``, ``opt``, ``ema``, ``aux`` (each
 readable alone) and ``meta`` (JSON). It appears under its name only when it is whole.
@@ -8,7 +8,6 @@ import dataclasses
 import json
 import logging
 import shutil
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ import jax
 import numpy as np
 
 from gen.errors import GenError
-from gen.files import atomic, writing
+from gen.files import writing
 from gen.training.task import State
 
-__all__ = ["Checkpoints", "latest_step", "load_arrays", "load_meta", "load_weights", "save_arrays"]
+__all__ = ["Checkpoints", "latest_step", "load_meta", "load_weights"]
 
 _ITEMS = ("params", "opt", "ema", "aux")
 
@@ -221,91 +220,3 @@ def load_weights(run_dir: str | Path, step: int | None = None) -> State:
     return State(
         step=jax.numpy.asarray(meta["stage_step"], jax.numpy.int32), params=trees["params"], ema=trees.get("ema", {})
     )
-
-
-def save_arrays(path: str | Path, tree: Any, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a nested dict of arrays as one safetensors file, atomically.
-
-    Written by hand (length, JSON header, bytes) because the package's NumPy side has no bfloat16.
-
-    Args:
-      path: the file.
-      tree: nested dict with string keys; a name in the file is the keys joined by "/".
-      metadata: strings for the file's header.
-
-    Raises:
-      GenError: a key holds "/", a type the format lacks, or the file cannot be written.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    chunks, offset = [], 0
-    for name, value in sorted(_flatten(tree)):
-        array = np.asarray(jax.device_get(value))
-        if array.dtype.name not in _NAMES:
-            raise GenError(f"array {name} is {array.dtype}; safetensors holds {', '.join(_NAMES)}")
-        data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-        span = [offset, offset + len(data)]
-        header[name] = {"dtype": _NAMES[array.dtype.name], "shape": list(array.shape), "data_offsets": span}
-        offset = span[1]
-        chunks.append(data)
-    head = json.dumps(header).encode()
-    head += b" " * (-len(head) % 8)
-    atomic(path, lambda file: file.writelines([struct.pack("<Q", len(head)), head, *chunks]))
-
-
-def load_arrays(path: str | Path) -> dict[str, Any]:
-    """The nested dict of NumPy arrays that `save_arrays` wrote.
-
-    Raises:
-      GenError: missing, truncated or not a safetensors file.
-    """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise GenError(f"cannot read {path}: {error.strerror or error}; check the path") from error
-    out: dict[str, Any] = {}
-    try:
-        (size,) = struct.unpack_from("<Q", data)
-        header = json.loads(data[8 : 8 + size])
-        header.pop("__metadata__", None)
-        body = memoryview(data)[8 + size :]
-        if max((entry["data_offsets"][1] for entry in header.values()), default=0) != len(body):
-            raise ValueError("its length is not what its header says")
-        for name, entry in header.items():
-            start, stop = entry["data_offsets"]
-            *parents, leaf = name.split("/")
-            node = out
-            for key in parents:
-                node = node.setdefault(key, {})
-            # a copy: slices of the file may be misaligned, and callers may write into what they load
-            node[leaf] = np.frombuffer(bytearray(body[start:stop]), _DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GenError(f"{path} is not a whole safetensors file ({error}); make or fetch it again") from error
-    return out
-
-
-_NAMES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint64": "U64",
-    "uint32": "U32",
-    "uint16": "U16",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
-_DTYPES = {short: np.dtype(jax.numpy.dtype(name)) for name, short in _NAMES.items()}
-
-
-def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(tree, Mapping):
-        return [(prefix[:-1], tree)]
-    for key in tree:
-        if not isinstance(key, str) or "/" in key or not key:
-            raise GenError(f"array name {prefix}{key!r} is not a string without '/'; rename the parameter")
-    return [pair for key, value in tree.items() for pair in _flatten(value, f"{prefix}{key}/")]

@@ -16,11 +16,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from gen import arrays
 from gen.config import fingerprint
 from gen.errors import GenError
 from gen.files import RunLock, atomic
 from gen.training.budget import abstract_states, describe, device_bytes, held, refuse
-from gen.training.checkpoints import Checkpoints, save_arrays
+from gen.training.checkpoints import Checkpoints
 from gen.training.checks import batches, check_batch, check_data, check_run, close, drawable
 from gen.training.logging import MetricsLog, StatusLine, write_picture
 from gen.training.meter import Meter, Reading, Skipped
@@ -113,7 +114,7 @@ def train(
         for role, tree in (artifacts or {}).items():
             path = outdir / "artifacts" / f"{role}.safetensors"
             if main and not path.exists():
-                save_arrays(path, tree)
+                arrays.save(path, tree)
         stack.enter_context(jax.set_mesh(mesh))
         frozen = place(dict(frozen or {}), shardings(dict(frozen or {}), mesh, config.engine.mesh.shard_from))
         artifacts = dict(artifacts or {})
@@ -431,8 +432,8 @@ class _Leg:
         text = f"{error}; lower the learning rate or clip gradients"
         if run.main and all(array.is_fully_addressable for array in reading.batch.values()):
             path = run.outdir / f"nonfinite-step-{reading.step}.npz"
-            arrays: dict[str, Any] = {key: np.asarray(value) for key, value in reading.batch.items()}
-            atomic(path, lambda file: np.savez(file, **arrays, step=reading.step))
+            rows: dict[str, Any] = {key: np.asarray(value) for key, value in reading.batch.items()}
+            atomic(path, lambda file: np.savez(file, **rows, step=reading.step))
             text += f"; the last batch is in {path}"
         at = run.checkpoints.latest()
         return GenError(text if at is None else f"{text}; checkpoint {at} is good")

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gen.arrays import flatten, map_paths
 from gen.errors import GenError
 
 __all__ = [
@@ -83,7 +84,7 @@ def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int], shard_from
     Small arrays stay whole. Optimiser moments and averages have the shapes of their parameters, hence their layout.
 
     Args:
-      path: the array's place in the tree, as text (`jax.tree_util.keystr`).
+      path: the array's path in the tree (`gen.arrays.flatten`).
       shape: its shape.
       sizes: mesh axis sizes by name.
       shard_from: number of elements below which an array is kept whole.
@@ -112,17 +113,17 @@ def _cut(path: str, shape: tuple[int, ...], sizes: Mapping[str, int], shard_from
 def shardings(tree: Any, mesh: Mesh, shard_from: int = 2**16) -> Any:
     """The tree of NamedShardings that `spec` gives for a tree of arrays or shapes."""
 
-    def rule(path: Any, leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, spec(jax.tree_util.keystr(path), leaf.shape, mesh.shape, shard_from))
+    def rule(path: str, leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, spec(path, leaf.shape, mesh.shape, shard_from))
 
-    return jax.tree_util.tree_map_with_path(rule, tree)
+    return map_paths(rule, tree)
 
 
 def bytes_per_device(tree: Any, sizes: Mapping[str, int], shard_from: int = 2**16) -> int:
     """Bytes one device holds of a tree of arrays or shapes, under the rule, on a mesh of these axis sizes."""
     total = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        names, _ = _cut(jax.tree_util.keystr(path), leaf.shape, sizes, shard_from)
+    for path, leaf in flatten(tree).items():
+        names, _ = _cut(path, leaf.shape, sizes, shard_from)
         parts = math.prod(sizes[name] for name in names)
         total += leaf.size * leaf.dtype.itemsize // parts
     return total
@@ -131,8 +132,8 @@ def bytes_per_device(tree: Any, sizes: Mapping[str, int], shard_from: int = 2**1
 def cut_parts(tree: Any, sizes: Mapping[str, int], shard_from: int = 2**16) -> dict[tuple[int, ...], int]:
     """Into how many parts the rule cuts the arrays of each shape in a tree of arrays or shapes; only those it cuts."""
     parts: dict[tuple[int, ...], int] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        names, _ = _cut(jax.tree_util.keystr(path), leaf.shape, sizes, shard_from)
+    for path, leaf in flatten(tree).items():
+        names, _ = _cut(path, leaf.shape, sizes, shard_from)
         if names:
             parts[tuple(leaf.shape)] = math.prod(sizes[name] for name in names)
     return parts

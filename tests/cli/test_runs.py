@@ -24,6 +24,7 @@ from gen import (
     RunConfig,
     Sampler,
     Uniform,
+    arrays,
 )
 from gen.cli import main
 from gen.cli.opening import open_run
@@ -39,7 +40,6 @@ from gen.sampling.grids import Explicit
 from gen.sampling.guidance import Autoguidance
 from gen.sampling.solvers import Renoise
 from gen.training import engine
-from gen.training.checkpoints import load_arrays, save_arrays
 from gen.training.indexed import sample_keys
 from gen.training.task import Model
 
@@ -59,7 +59,7 @@ def write_run(path: Path, network: DiTConfig = NETWORK) -> Path:
     params = jax.tree.map(
         lambda a: np.asarray(a) + 0.1 * np.random.default_rng(a.size).standard_normal(a.shape), params
     )
-    save_arrays(path / "artifacts" / "net.safetensors", jax.tree.map(np.float32, params))
+    arrays.save(path / "artifacts" / "net.safetensors", jax.tree.map(np.float32, params))
     (path / "config.json").write_text(json.dumps(to_json(published(GENERATOR))))
     return path
 
@@ -173,7 +173,7 @@ def test_guidance_without_a_null_class_is_told_before_anything_is_made(
         generator = dataclasses.replace(GENERATOR, denoiser=dataclasses.replace(GENERATOR.denoiser, network=network))
         (copy / "config.json").write_text(json.dumps(to_json(published(generator))))
         drawn = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), param_shapes(network))
-        save_arrays(copy / "artifacts" / "net.safetensors", drawn)
+        arrays.save(copy / "artifacts" / "net.safetensors", drawn)
         assert expected in fails(capsys, "sample", copy, "--sampler.guidance", settings)
         assert not (copy / "samples").exists()
 
@@ -203,9 +203,9 @@ def test_students_take_the_steps_they_support(copy: Path, capsys: pytest.Capture
 
 def test_a_weaker_run_guides(run: Path, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its prediction is extrapolated from, as by the sampler in Python."""
-    weak = load_arrays(copy / "artifacts" / "net.safetensors")
+    weak = arrays.load(copy / "artifacts" / "net.safetensors")
     weak = jax.tree.map(lambda a: np.asarray(0.5 * a), weak)
-    save_arrays(copy / "artifacts" / "net.safetensors", weak)
+    arrays.save(copy / "artifacts" / "net.safetensors", weak)
     args = ["sample", run, "--seeds", "0-2", "--guide", copy]
     assert main([*map(str, args), "--cfg-scale", "3", "--out", str(tmp_path / "x.npz")]) == 0
     guided = dataclasses.replace(GENERATOR.sampler, guidance=Autoguidance(3.0))
@@ -315,11 +315,11 @@ def test_evaluate_run_and_images_alike(copy: Path, tmp_path: Path, capsys: pytes
 
 def test_convert_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from gen.pretrained import rules
-    from gen.pretrained.readers import read_weights, write_weights
+    from gen.pretrained.readers import read_weights
 
     network = dataclasses.replace(NETWORK, channels=4, patch=2, learned_variance=True)
     params = Network(network).init(jax.random.key(1))
-    write_weights(tmp_path / "official.safetensors", rules.system("dit", {}).save(network, params))
+    arrays.write(tmp_path / "official.safetensors", rules.system("dit", {}).save(network, params))
     source = tmp_path / "official.safetensors"
     assert "number of attention heads" in fails(capsys, "convert", source, "--out", tmp_path / "r")
     args = ["convert", str(source), "--out", str(tmp_path / "r"), "--network.heads", "2"]
@@ -334,9 +334,8 @@ def test_convert_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_convert_refuses_what_it_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from gen.pretrained.readers import write_weights
 
-    write_weights(tmp_path / "x.safetensors", {"a": np.zeros(2, np.float32)})
+    arrays.write(tmp_path / "x.safetensors", {"a": np.zeros(2, np.float32)})
     (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 broken")
     args = ["--out", tmp_path / "r"]
     assert "none of the known systems" in fails(capsys, "convert", tmp_path / "x.safetensors", *args)

@@ -6,7 +6,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from gen.config import from_json, to_json
-from gen.data.sources import ArraySource, Digits, array_identity, digits
+from gen.data.sources import ArraySource, Digits, digits
 from gen.data.stores import load_arrays
 from gen.errors import GenError
 
@@ -48,14 +48,6 @@ def test_array_source_gathers_and_checks_lengths() -> None:
         ArraySource(a=np.zeros(3), b=np.zeros(4))
     with pytest.raises(GenError, match="got none"):
         ArraySource()
-
-
-def test_identity_sees_content_names_types_and_shapes_but_not_the_reading() -> None:
-    a = np.arange(12, dtype=np.int32)
-    same = array_identity({"a": a})
-    assert array_identity({"a": a.copy()}, rows=5) == same
-    others = [{"b": a}, {"a": a.astype(np.int64)}, {"a": a.reshape(6, 2)}, {"a": a[::-1]}, {"a": a, "b": a}]
-    assert len({same, *map(array_identity, others)}) == len(others) + 1
 
 
 def test_digits_config() -> None:

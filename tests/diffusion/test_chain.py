@@ -1,5 +1,7 @@
 """The DDPM chain against closed forms."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,42 @@ def test_first_and_last_beta(schedule, power) -> None:
     np.testing.assert_allclose(np.diff(betas**power, 2), 0.0, atol=1e-12)
     published = {"linear": (1e-4, 0.02), "scaled-linear": (0.00085, 0.012)}[schedule]
     np.testing.assert_array_equal(DDPM(schedule).betas, DDPM(schedule, ends=published).betas)
+
+
+def test_given_betas_are_taken_as_they_are() -> None:
+    betas = tuple(DDPM("linear", 50).betas)
+    given = DDPM("given", 50, table=betas)
+    np.testing.assert_array_equal(given.betas, betas)
+    np.testing.assert_array_equal(given.alpha(np.linspace(0, 1, 9)), DDPM("linear", 50).alpha(np.linspace(0, 1, 9)))
+    for wrong in ({"steps": 49}, {"schedule": "linear"}, {"table": (*betas[:-1], 1.0)}, {"table": ()}):
+        with pytest.raises(GenError, match="table"):
+            dataclasses.replace(given, **wrong)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "scaled-linear"])
+def test_zero_terminal_snr(schedule) -> None:
+    plain, process = DDPM(schedule, 50), DDPM(schedule, 50, zero_snr=True)
+    # algorithm 1 of Lin et al. 2023, line by line
+    root = np.sqrt(np.cumprod(1.0 - plain.betas))
+    first, last = root[0], root[-1]
+    root = (root - last) * first / (first - last)
+    np.testing.assert_allclose(np.cumprod(1.0 - process.betas), root**2, atol=1e-15)
+    t = process.time(np.arange(50))
+    np.testing.assert_allclose(process.alpha(t), root, atol=1e-12)
+    assert (process.alpha(1.0), process.sigma(1.0), process.logsnr(1.0)) == (0.0, 1.0, -np.inf)
+    # everything stays finite and consistent within the last step, for NumPy and JAX alike
+    t = np.linspace(0.905, 0.999, 37)
+    np.testing.assert_allclose(process.alpha(t) ** 2 + process.sigma(t) ** 2, 1.0, rtol=1e-12)
+    np.testing.assert_allclose(process.time_of(process.logsnr(t)), t, rtol=1e-9)
+    for name in ("alpha", "sigma"):
+        rate = (getattr(process, name)(t + 1e-7) - getattr(process, name)(t - 1e-7)) / 2e-7
+        np.testing.assert_allclose(getattr(process, "d" + name)(t), rate, rtol=1e-5, atol=1e-8)
+    for name in ("alpha", "sigma", "dalpha", "dsigma"):
+        ours = getattr(process, name)(jnp.asarray([0.5, 0.99, 1.0]))
+        np.testing.assert_allclose(ours, getattr(process, name)(np.array([0.5, 0.99, 1.0])), rtol=2e-5, atol=1e-6)
+    assert float(process.time_of(jnp.asarray(-np.inf))) == 1.0
+    tables = Chain(process, (0, 20, 49)).tables
+    assert all(np.isfinite(table).all() for table in tables.values())
 
 
 @pytest.mark.parametrize("kept", [(), KEPT])

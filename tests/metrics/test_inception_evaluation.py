@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gen import arrays
 from gen.cli import main
 from gen.features.inception import Inception
 from gen.metrics.protocol import Result
-from gen.pretrained.readers import write_weights
 from tests.features.test_inception import official
 
 pytestmark = pytest.mark.slow
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 def test_from_published_file_to_scores(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    write_weights(tmp_path / "net.safetensors", official())
+    arrays.write(tmp_path / "net.safetensors", official())
     assert main(["convert", "inception", str(tmp_path / "net.safetensors")]) == 0
     rng = np.random.default_rng(0)
     for name, channels in (("real", 3), ("fake", 1)):
@@ -46,7 +46,7 @@ def test_from_published_file_to_scores(tmp_path, monkeypatch, capsys):
 def test_accuracy_by_the_network_of_torchvision(tmp_path, monkeypatch, capsys):
     """Labels are chosen by the network's own order of classes: the first, the fifth and the sixth."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    write_weights(tmp_path / "net.safetensors", official(classes=1000))
+    arrays.write(tmp_path / "net.safetensors", official(classes=1000))
     assert main(["convert", "inception", str(tmp_path / "net.safetensors")]) == 0
     network = Inception("torchvision")
     pictures = np.random.default_rng(0).integers(0, 256, (8, 40, 44, 3), dtype=np.uint8)

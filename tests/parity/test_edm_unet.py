@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gen import arrays
 from gen.diffusion.backbones.edm_blocks import Conv, Style, UNetBlock
 from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig, SongUNetConfig
 from gen.diffusion.process import EDM, VE, VP
 from gen.nn.network import Network, param_shapes
 from gen.pretrained import edm
-from gen.pretrained.rules import load, nest, system
+from gen.pretrained.rules import load, system
 from gen.sampling.grids import snap
 from tests.parity.conftest import fixtures
 from tests.parity.toys import nchw, nhwc
@@ -162,7 +163,7 @@ def block_params(fx: Any, case: str) -> dict[str, Any]:
         if leaf == "weight" and not norm:
             leaf, value = "kernel", value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
         flat["/".join([*parents, "scale" if leaf == "weight" else leaf])] = jnp.asarray(value)
-    return nest(flat)
+    return arrays.unflatten(flat)
 
 
 @pytest.mark.parametrize(("fx", "case"), BLOCKS)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gen.pretrained.readers import write_weights
+from gen import arrays
 
 
 def dit_names(official: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -45,5 +45,5 @@ def component(folder: Path, cls: str, weights: dict[str, np.ndarray], **settings
     """A folder as save_pretrained writes it."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"_class_name": cls, **settings}))
-    write_weights(folder / "diffusion_pytorch_model.safetensors", weights)
+    arrays.write(folder / "diffusion_pytorch_model.safetensors", weights)
     return folder

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import gen
+from gen import arrays
 from gen.cli import main
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.backbones.edm2_unet import EDM2Config
@@ -16,7 +17,6 @@ from gen.diffusion.backbones.lamamba import LaMambaConfig
 from gen.diffusion.backbones.lightningdit import LightningDiTConfig
 from gen.nn.network import param_shapes
 from gen.pretrained import edm2
-from gen.pretrained.readers import write_weights
 from gen.pretrained.rules import system
 from gen.tokenizers.kl_vae import KLVAEConfig
 from tests.pretrained.layouts import component, dit_names
@@ -41,7 +41,7 @@ def official(name: str, config: Any) -> dict[str, np.ndarray]:
 
 
 def written(path: Path, weights: dict[str, np.ndarray]) -> str:
-    write_weights(path, weights)
+    arrays.write(path, weights)
     return str(path)
 
 

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gen import arrays
 from gen.config import from_json, to_json
 from gen.diffusion.backbones.dit import DiTConfig, dit
 from gen.errors import GenError
 from gen.nn.network import Network, count, param_shapes
 from gen.pretrained.dit import IMPORTER, config, generator, rules
-from gen.pretrained.readers import read_weights, write_weights
+from gen.pretrained.readers import read_weights
 from gen.pretrained.rules import system
 from gen.sampling.guidance import ClassifierFree
 
@@ -87,7 +88,7 @@ def test_refusals(weights) -> None:
 
 def test_from_file_to_samples(weights, tmp_path: Path) -> None:
     """File -> network -> official sampler, through JSON; a sample depends on its own key alone."""
-    write_weights(tmp_path / "w.safetensors", weights)
+    arrays.write(tmp_path / "w.safetensors", weights)
     network, params, _ = IMPORTER.load(read_weights(tmp_path / "w.safetensors"), TINY)
     made = generator(network, 4, ClassifierFree(2.0, channels=3))
     made = from_json(json.loads(json.dumps(to_json(made))))

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import gen
+from gen import arrays
 from gen.cli import main
 from gen.diffusion.backbones.aligned import AlignedConfig
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig, SongUNetConfig
-from gen.pretrained.readers import read_weights, write_weights
+from gen.pretrained.readers import read_weights
 from gen.pretrained.rules import SYSTEMS
 from tests.pretrained.test_decoder import DIT, EDM2, LAMAMBA, LIGHT, VAE, official
 from tests.pretrained.test_readers import HOSTILE, torch_zip
@@ -60,7 +61,7 @@ def test_every_system_is_here() -> None:
 def test_there_and_back(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What was matched is said; what was read is written again, bit for bit."""
     weights = official(name, TINY[name][0])
-    write_weights(tmp_path / "a.safetensors", weights)
+    arrays.write(tmp_path / "a.safetensors", weights)
     assert main(arguments(name, tmp_path / "a.safetensors", tmp_path / "run")) == 0
     assert f"{name}: {len(weights)} matched" in capsys.readouterr().out
     assert main(["convert", str(tmp_path / "run"), "--out", str(tmp_path / "back.safetensors")]) == 0
@@ -80,7 +81,7 @@ def test_other_tensors_are_refused_by_name(name: str, tmp_path: Path, capsys: py
         "unexpected": weights | {"stranger.weight": np.zeros(3, np.float32)},
     }
     for what, content in changed.items():
-        write_weights(tmp_path / f"{what}.safetensors", content)
+        arrays.write(tmp_path / f"{what}.safetensors", content)
         capsys.readouterr()
         assert main(arguments(name, tmp_path / f"{what}.safetensors", tmp_path / "none")) == 2
         err = capsys.readouterr().err
@@ -99,7 +100,7 @@ def test_other_tensors_are_refused_by_name(name: str, tmp_path: Path, capsys: py
     ],
 )
 def test_from_file_to_samples(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_weights(tmp_path / "a.safetensors", official(name, TINY[name][0]))
+    arrays.write(tmp_path / "a.safetensors", official(name, TINY[name][0]))
     assert main(arguments(name, tmp_path / "a.safetensors", tmp_path / "run")) == 0
     loaded = gen.load(tmp_path / "run")
     out = tmp_path / "x.npz"

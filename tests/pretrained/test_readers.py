@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from gen import arrays
 from gen.errors import GenError
-from gen.pretrained.readers import read_state, read_weights, write_weights
+from gen.pretrained.readers import read_state, read_weights
 
 DATA = Path(__file__).parent / "data"
 EXPECTED = {
@@ -106,18 +107,18 @@ def test_picks_the_average_from_a_training_checkpoint() -> None:
 
 
 def test_safetensors_agree_with_the_library(tmp_path: Path) -> None:
-    arrays = {k: np.ascontiguousarray(v).reshape(v.shape) for k, v in EXPECTED.items() if k != "bfloat16"}
-    save_file(arrays, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
-    write_weights(tmp_path / "ours.safetensors", EXPECTED)
+    plain = {k: np.ascontiguousarray(v).reshape(v.shape) for k, v in EXPECTED.items() if k != "bfloat16"}
+    save_file(plain, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    arrays.write(tmp_path / "ours.safetensors", EXPECTED)
     theirs, ours = read_weights(tmp_path / "theirs.safetensors"), read_weights(tmp_path / "ours.safetensors")
-    assert theirs.keys() == arrays.keys()
+    assert theirs.keys() == plain.keys()
     assert ours.keys() == EXPECTED.keys()
     for key, expected in EXPECTED.items():
         for found in (ours, theirs) if key in theirs else (ours,):
             assert found[key].dtype == expected.dtype
             np.testing.assert_array_equal(found[key], expected)
     back = load_file(tmp_path / "ours.safetensors")
-    assert all(np.array_equal(back[k], v) for k, v in arrays.items())
+    assert all(np.array_equal(back[k], v) for k, v in plain.items())
 
 
 def test_handmade_zip_reads_like_a_real_one(tmp_path: Path) -> None:
@@ -248,7 +249,7 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["bare.pt", "legacy.pt", "train.pt", "s.safetensors"])
 def test_every_truncation_and_many_damages_end_in_one_line(file: str, tmp_path: Path) -> None:
-    write_weights(tmp_path / "s.safetensors", {"a": np.ones((2, 3), np.float32), "b": np.zeros(4, np.int64)})
+    arrays.write(tmp_path / "s.safetensors", {"a": np.ones((2, 3), np.float32), "b": np.zeros(4, np.int64)})
     whole = (DATA / file if file.endswith(".pt") else tmp_path / file).read_bytes()
     path = tmp_path / f"damaged{Path(file).suffix}"
     rng = random.Random(0)
@@ -269,13 +270,3 @@ def test_every_truncation_and_many_damages_end_in_one_line(file: str, tmp_path: 
             messages.append(str(error))
     assert messages
     assert not any("\n" in message for message in messages)
-
-
-def test_written_header_is_aligned_and_sorted(tmp_path: Path) -> None:
-    write_weights(tmp_path / "w.safetensors", {"b": np.zeros(1, np.uint8), "a": np.ones(3, np.float32)})
-    raw = (tmp_path / "w.safetensors").read_bytes()
-    length = struct.unpack("<Q", raw[:8])[0]
-    assert length % 8 == 0
-    assert list(json.loads(raw[8 : 8 + length])) == ["a", "b"]
-    with pytest.raises(GenError, match="'c' is complex64"):
-        write_weights(tmp_path / "c.safetensors", {"c": np.zeros(1, np.complex64)})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gen.errors import GenError
-from gen.training.checkpoints import Checkpoints, latest_step, load_arrays, load_meta, load_weights, save_arrays
+from gen.training.checkpoints import Checkpoints, latest_step, load_meta, load_weights
 from gen.training.optim import OptimConfig, begin
 from gen.training.task import State
 
@@ -79,43 +79,3 @@ def test_a_full_disk_is_seen_before_saving(tmp_path: Path, monkeypatch: pytest.M
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(GenError, match="no finished checkpoint"):
         load_weights(tmp_path)
-
-
-def test_arrays_round_trip(tmp_path: Path) -> None:
-    tree = {
-        "enc": {"w": jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3), "ids": np.arange(3, dtype=np.int64)},
-        "scale": np.float32(2.5),
-        "mask": np.asarray([True, False]),
-        "none": np.zeros((0, 3), np.float16),
-    }
-    path = tmp_path / "a.safetensors"
-    save_arrays(path, tree, {"from": "test"})
-    back = load_arrays(path)
-    assert jax.tree.structure(back) == jax.tree.structure(tree)
-    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
-    back["enc"]["w"][0] = 0  # writable
-
-
-def test_arrays_are_read_by_the_format_s_own_package(tmp_path: Path) -> None:
-    from safetensors import safe_open
-
-    save_arrays(tmp_path / "a.safetensors", {"a": {"b": np.arange(6.0).reshape(2, 3)}}, {"k": "v"})
-    with safe_open(tmp_path / "a.safetensors", "np") as file:
-        np.testing.assert_array_equal(file.get_tensor("a/b"), np.arange(6.0).reshape(2, 3))
-        assert file.metadata() == {"k": "v"}
-
-
-def test_bad_arrays(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    with pytest.raises(GenError, match="without '/'"):
-        save_arrays(path, {"a/b": np.ones(2)})
-    save_arrays(path, {"a": np.ones(100)})
-    whole = path.read_bytes()
-    for broken in (whole[:-8], whole[:20], b"", b"x" * 64, whole.replace(b'"F64"', b'"F32"')):
-        path.write_bytes(broken)
-        with pytest.raises(GenError, match="not a whole safetensors file"):
-            load_arrays(path)
-    with pytest.raises(GenError, match="cannot read"):
-        load_arrays(tmp_path / "none.safetensors")

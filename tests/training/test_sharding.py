@@ -32,13 +32,13 @@ def test_a_mesh_that_does_not_fit_is_refused(config: MeshConfig) -> None:
 
 def test_rule() -> None:
     both = ("tensor", "fsdp")
-    assert spec("['w']", (64, 256), SIZES, 1) == P(None, both)  # the widest axis
-    assert spec("['w']", (256, 64), SIZES, 1) == P(both, None)
-    assert spec("['blocks']['w']", (512, 64, 256), SIZES, 1) == P(None, None, both)  # never the layer axis
-    assert spec("['w']", (64, 256), SIZES, 2**16) == P()  # small
-    assert spec("['w']", (63, 5), SIZES, 1) == P()  # nothing divides
-    assert spec("['w']", (6, 9), SIZES, 1) == P("tensor", None)
-    assert spec("['w']", (6, 9), {"data": 1, "fsdp": 3, "tensor": 1}, 1) == P(None, "fsdp")
+    assert spec("w", (64, 256), SIZES, 1) == P(None, both)  # the widest axis
+    assert spec("w", (256, 64), SIZES, 1) == P(both, None)
+    assert spec("blocks/w", (512, 64, 256), SIZES, 1) == P(None, None, both)  # never the layer axis
+    assert spec("w", (64, 256), SIZES, 2**16) == P()  # small
+    assert spec("w", (63, 5), SIZES, 1) == P()  # nothing divides
+    assert spec("w", (6, 9), SIZES, 1) == P("tensor", None)
+    assert spec("w", (6, 9), {"data": 1, "fsdp": 3, "tensor": 1}, 1) == P(None, "fsdp")
 
 
 def test_bytes_per_device_follows_the_rule() -> None:
