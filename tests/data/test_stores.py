@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gen.data import stores
 from gen.data.convert import Copy, convert
-from gen.data.stores import open_store
+from gen.data.stores import open_store, tars
 from gen.errors import GenError
 from scripts.fuzz_readers import LAYOUTS, damaged, original, place, read_all
 from tests.data.files import edm_zip, folder, picture, png, tar
@@ -33,7 +33,7 @@ def test_folder_has_a_class_per_folder(tmp_path: Path) -> None:
     store = open_store(tmp_path / "a")
     assert store.label is not None
     assert store.label.tolist() == [0, 0, 0, 1, 1, 1]
-    assert (store.class_names, store.ignored) == (["c0", "c1"], ["notes.txt"])
+    assert (store.class_names, store.ignored) == (("c0", "c1"), ["notes.txt"])
     np.testing.assert_array_equal(np.asarray(store.image(1)), picture(2))
 
 
@@ -61,7 +61,7 @@ def test_tar_shards_are_indexed_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert store.label is not None
     assert store.label.tolist() == [3, 4]
     np.testing.assert_array_equal(np.asarray(store.image(1)), picture(1))
-    monkeypatch.delattr(stores, "_scan_tar")
+    monkeypatch.delattr(tars, "_scan")
     assert open_store(tmp_path).identity() == store.identity()
     tar(tmp_path / "1.tar", {"k.png": png(picture(7)), "k.cls": b"0", "more.png": png(picture(8)), "more.cls": b"1"})
     with pytest.raises(NameError):  # changed, so it is scanned
@@ -229,7 +229,7 @@ def test_hugging_face_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                  {"id": [7, 8, 9], "picture": cells, "kind": [1, 0, 1]})  # fmt: skip
     store = open_store("hf:pets:test")
     assert store.label is not None
-    assert (store.label.tolist(), store.class_names) == ([1, 0, 1], ["cat", "dog"])
+    assert (store.label.tolist(), store.class_names) == ([1, 0, 1], ("cat", "dog"))
     for index in range(2):
         np.testing.assert_array_equal(np.asarray(store.image(index)), picture(index))
         assert store.read(index)[0] == ".png"  # which its name does not say
@@ -273,7 +273,7 @@ def test_array_records_refuse_forked_processes(tmp_path: Path, monkeypatch: pyte
     convert(source, tmp_path / "a.array_record", Copy())
     store = open_store(tmp_path / "a.array_record")
     assert store.read(2) == source.read(2)
-    monkeypatch.setattr(stores.os, "getpid", lambda: -1)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
     with pytest.raises(GenError, match="opened before this process was forked; start worker processes by spawn"):
         store.image(0)
 
@@ -286,7 +286,7 @@ def test_archives_on_a_lost_disk_are_named(tmp_path: Path, monkeypatch: pytest.M
     def lost(*args: object) -> bytes:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(stores.os, "pread", lost)
+    monkeypatch.setattr(os, "pread", lost)
     for store, name in ((zipped, "a.zip"), (shard, "a.tar")):
         with pytest.raises(
             GenError, match=rf"cannot read .*{name} \(.*\); check that the disk or network folder is there"
