@@ -99,7 +99,7 @@ READ: dict[str, tuple[Callable[[Path], Path], list[str], list[int] | None, str]]
         None,
         "",
     ),
-    "images beside class folders": (lambda p: written(p, *TWO, "a.png"), ["a.png", *TWO], None, ""),
+    "images beside class folders": (lambda p: written(p, *TWO, "a.png"), ["a.png", *TWO], None, "the first a.png"),
     "a linked class folder": (
         lambda p: linked(written(p, "in/cat/1.png", "other/1.png") / "in", "dog", "../other"),
         [*TWO],

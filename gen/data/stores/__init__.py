@@ -2,8 +2,7 @@
 
 `open_store` tells them apart by name and content. Nothing in a file is executed, no name inside an archive becomes a
 path on disk, and sizes are checked before memory is taken. What is no image of the data is never counted in silence:
-each kind of stray is read, left out and said, or refused by name; the tables stand where names are judged (`strays`),
-where classes come from (`classes`), and in the file of each format.
+each kind of stray is read, left out and said, or refused by name (docs/data.md).
 """
 
 import functools

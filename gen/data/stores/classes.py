@@ -1,14 +1,4 @@
-"""Classes of image files: dataset.json, classes.txt, and folders with a class each.
-
-| images lie in | classes |
-|---|---|
-| a folder each class (cat/1.png, dog/2.png) | the folders in the order of their names, with these names |
-| folders whose names are all numbers | in the order of the numbers (2 before 10); said unless they are 0, 1, 2 ... |
-| one folder that holds such folders (photos/cat/1.png) | the folders within, and said |
-| folders by thousands (00000/img00000000.png, 01000/01234.png) | none: EDM's and FFHQ's way to store many files |
-| folders and beside them (cat/1.png, 2.png) | none; what needs classes is told of the first image beside |
-| train/, val/, test/ | refused: splits are no classes; one of them is to be given |
-"""
+"""Classes of image files: dataset.json, classes.txt, and folders with a class each (the table is in docs/data.md)."""
 
 import dataclasses
 import json
@@ -88,7 +78,7 @@ def of_dataset_json(data: bytes, names: Sequence[str], where: str) -> Classes:
 
 
 def of_folders(names: Sequence[str], where: str) -> Classes:
-    """Classes of images by the folders that they lie in, by the table above.
+    """Classes of images by the folders that they lie in, as docs/data.md tabulates.
 
     Args:
       names: of the images, with "/" between folders.
@@ -101,7 +91,7 @@ def of_folders(names: Sequence[str], where: str) -> Classes:
     if beside:
         inside = len(names) - len(beside)
         reason = f": {len(beside)} images lie beside the class folders, the first {beside[0]}"
-        return Classes(unlabelled=reason if inside else "")
+        return Classes(notes=(f"{where}: no classes{reason}",), unlabelled=reason) if inside else Classes()
     notes: tuple[str, ...] = ()
     while True:
         tops = sorted({part[0] for part in parts})

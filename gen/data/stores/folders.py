@@ -1,11 +1,4 @@
-"""Folders of image files.
-
-| what | becomes |
-|---|---|
-| links to files and to folders | followed |
-| a link to nothing; a folder linked into itself; a pipe or device with an image's name | refused by name |
-| a folder that may not be read | refused by name |
-"""
+"""Folders of image files. Links are followed; a link to nothing, and what is no regular file, is refused by name."""
 
 import os
 import stat

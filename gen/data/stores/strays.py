@@ -1,14 +1,7 @@
-"""What lies among images in real data sets, by its name, and what becomes of it.
+"""Which files among images are read, left out, or refused, by their names (the table is in docs/data.md).
 
-| what | becomes |
-|---|---|
-| .png .apng .jpg .jpeg .jpe .jfif .webp .avif .bmp .ppm .pgm .pbm .pnm .gif .tif .tiff, in any case | read |
-| photographs of other kinds (.heic .jxl .jp2 .tga .exr, raw files of cameras) | refused by name |
-| hidden files and folders; what systems leave (__MACOSX, Thumbs.db, @eaDir, lost+found ...) | left out |
-| grid.png beside the samples.json of ``gen sample``: a sheet of the samples, not one of them | left out, and said |
-| all other files (texts, archives, videos) | left out, and said |
-
-``gen data inspect`` lists everything that is left out.
+Hidden files and what operating systems leave are left out. Other files that are no images are left out as well, and
+said. Photographs of kinds that are not read are refused, since leaving them out would give fewer images.
 """
 
 from collections.abc import Iterable, Sequence
@@ -43,7 +36,7 @@ def is_stray(name: str) -> bool:
 
 
 def sorted_out(names: Iterable[str], where: str) -> tuple[list[str], list[str]]:
-    """(images, files that are left out), each in the order given, by the table above.
+    """(images, files that are left out), each in the order given, by their names.
 
     Raises GenError for a photograph of a kind that is not read: leaving it out would give fewer images.
     """

@@ -1,11 +1,8 @@
 """Hugging Face data sets: tables with a column of images.
 
-| in the table | becomes |
-|---|---|
-| one column of images | the images; of several, one must be named, since the others may be masks or edits |
-| a column of classes (ClassLabel) | labels with the names of the classes; of several, one must be named |
-| else whole numbers under "label" or "labels" | labels |
-| else lists of numbers, or lists of such lists, under "text" or "embedding" | text |
+Of several columns of images, one must be named, since the others may be masks or edits; likewise of several columns of
+classes (ClassLabel). Without such a column, whole numbers under "label" or "labels" are the classes, and lists of
+numbers (or of lists of numbers, one for each token) under "text" or "embedding" the text.
 """
 
 import re

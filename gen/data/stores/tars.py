@@ -2,15 +2,8 @@
 
 A name is KEY and one ending, so that keys may hold dots (n01440764.10026.jpg). A file whose key goes on after that of
 another image (s.mask.png beside s.jpg) is a further field of that sample, as WebDataset names them: it is left out and
-said, unless it has a label of its own.
-
-| in a shard | becomes |
-|---|---|
-| KEY.cls (a number), KEY.json ({"label": n}) | the class |
-| KEY.npy: a vector (D,), or tokens (T, D) of any T | the text |
-| two images of one key (KEY.jpg and KEY.png; KEY.a.jpg and KEY.b.jpg with one KEY.cls) | refused by name |
-| folders with a class each, without labels beside the images | classes, as in a folder |
-| a link instead of an image | refused by name |
+said, unless it has a label of its own. A label also belongs to the one image whose key goes on after it (s.image.jpg
+with s.cls).
 """
 
 import collections
