@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from gen.errors import GenError
 
-__all__ = ["RunLock", "atomic", "read_json", "reading", "write_json", "writing"]
+__all__ = ["RunLock", "atomic", "read_json", "reading", "settle", "write_json", "writing"]
 
 
 @contextlib.contextmanager
@@ -61,6 +61,18 @@ def atomic(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(name)
             raise
+
+
+def settle(partial: str | Path, path: str | Path) -> None:
+    """Gives a file, or a folder of whole files, that was written under the name `partial` its final name `path`.
+
+    A file's bytes are on the disk before it has that name. Raises GenError when the disk does not take them.
+    """
+    with writing(path):
+        if os.path.isfile(partial):
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(partial, path)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -160,18 +160,13 @@ def encode(
 
 def _records(data: str, channels: int) -> tuple[Any, str]:
     """(records by index, their fingerprint); images on disk are read a batch at a time."""
-    from gen.cli.images import read_images
     from gen.data.images import Images
-    from gen.data.sources import ArraySource, digits
+    from gen.data.sources import digits
     from gen.data.stores import open_store
 
     name, _, split = data.partition(":")
     if name == "digits":
         rows = digits(split or "all")  # type: ignore[arg-type]  # refuses other splits
-        return rows, rows.identity()
-    if data.endswith(".npz"):
-        images, labels = read_images(data)
-        rows = ArraySource(image=images) if labels is None else ArraySource(image=images, label=labels)
         return rows, rows.identity()
     store = open_store(data)
     stored = Images(

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
 import struct
@@ -27,7 +26,7 @@ from gen.data.stores import Store
 from gen.data.transforms import Crop, Filter, encode_png, fit
 from gen.data.vanished import ahead
 from gen.errors import GenError
-from gen.files import atomic, write_json, writing
+from gen.files import atomic, settle, write_json, writing
 
 __all__ = ["Copy", "Encode", "convert", "split_rows"]
 
@@ -228,7 +227,7 @@ def _begin(out: Path, job: dict[str, Any]) -> Path:
 
 
 def _end(partial: Path, out: Path) -> None:
-    os.replace(partial, out)
+    settle(partial, out)
     out.with_name(out.name + ".partial.json").unlink(missing_ok=True)
 
 
@@ -275,7 +274,6 @@ class ZipSink:
         self.zip.writestr(zipfile.ZipInfo("dataset.json", DATE), json.dumps(described))
         self.zip.close()
         self.file.flush()
-        os.fsync(self.file.fileno())
         _end(self.partial, self.out)
 
     def close(self) -> None:
@@ -362,9 +360,7 @@ class Shards:
         self.tar.close()
         self.tar = None
         temporary = self._path(self.number).with_suffix(".tmp")
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, self._path(self.number))
+        settle(temporary, self._path(self.number))
 
     def finish(self) -> None:
         """Closes the last shard and moves the folder to its name."""
@@ -395,21 +391,20 @@ class RecordSink:
         except ImportError:
             raise GenError(f"{out} needs the package array_record; pip install array_record") from None
         self.out, self.store, self.rows = out, store, rows
+        self.class_names = store.class_names
         self.partial = _begin(out, job)
         self.writer: Any = ArrayRecordWriter(str(self.partial), "group_size:1")
 
     def write(self, position: int, extension: str, data: bytes) -> None:
         """One record."""
         head = {"name": _member(position, extension), "label": _value(self.store, self.rows[position])}
-        if position == 0 and self.store.class_names:
-            head["class_names"] = list(self.store.class_names)
+        if self.class_names:  # the first record carries them
+            head["class_names"], self.class_names = list(self.class_names), None
         self.writer.write(json.dumps(head).encode() + b"\n" + data)
 
     def finish(self) -> None:
         """Writes the index and moves the file to its name."""
         self.close()
-        with open(self.partial, "rb") as file:
-            os.fsync(file.fileno())
         _end(self.partial, self.out)
 
     def close(self) -> None:

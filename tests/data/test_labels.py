@@ -5,16 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from gen.data.caches import seal
 from gen.data.images import Images, Zipped
 from gen.data.labels import check_classes, missing_classes
-from gen.data.loader import batches, expect
+from gen.data.loader import batches, expect, gathered
 from gen.data.sources import ArraySource, Digits
 from gen.data.stores import open_store
 from gen.errors import GenError
+from gen.training.indexed import ArrayWriter, run_indexed
 from tests.data.files import edm_zip, folder, picture, png, tar
 
 FLAG = "--stages.0.task.denoiser.network.num_classes"
@@ -119,17 +121,21 @@ def test_text_is_a_sequence_with_its_mask(tmp_path: Path) -> None:
     np.testing.assert_array_equal(batch["text"][:, :4], text[[2, 0]])
     with pytest.raises(GenError, match=r"has text of shape \(4, 3\); the model takes sequences of up to 3 tokens"):
         Images(str(tmp_path / "a.npz"), labels="text", length=3).source()
+
+    def encode(arguments: Any, indices: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
+        rows = dict(arguments[1])
+        return rows | {"latent": rows.pop("image").mean(axis=(1, 2))}
+
     path = tmp_path / "cache"
-    path.mkdir()
-    np.save(path / "latent.npy", np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32))
-    np.save(path / "text.npy", text)
-    np.save(path / "text_mask.npy", mask)
-    cache = seal(path, tokenizer="t", data="d").source()
-    expect("cache", cache, text=(4, 3), text_mask=(4,))
+    writer = ArrayWriter(path, 6, "i")
+    run_indexed(encode, 6, batch=4, writer=writer, arguments={}, read=lambda indices: gathered(source, indices))
+    cache = seal(path, tokenizer="t", data="d", class_names=source.class_names).source()
+    expect("cache", cache, text=(5, 3), text_mask=(5,))
     batch = next(batches(cache, batch=6, seed=0))
+    assert batch["text"].dtype == np.float16
     for row in range(6):
-        at = int(np.argmax((text == batch["text"][row]).all(axis=(1, 2))))
-        np.testing.assert_array_equal(batch["text_mask"][row], mask[at])
+        at = int(np.argmax((text == batch["text"][row, :4]).all(axis=(1, 2))))
+        np.testing.assert_array_equal(batch["text_mask"][row, :4], mask[at])
     filled = ArraySource(text=text)[0]  # an encoder that always fills its length needs no mask
     assert filled["text_mask"].tolist() == [True] * 4
 

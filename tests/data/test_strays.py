@@ -72,7 +72,7 @@ READ: dict[str, tuple[Callable[[Path], Path], list[str], list[int] | None, str]]
         lambda p: written(p, "000000.png", "000001.png", "grid.png", "samples.json"),
         ["000000.png", "000001.png"],
         None,
-        "samples.json, grid.png",
+        "images of it: grid.png",
     ),
     "a picture called grid": (lambda p: written(p, "000000.png", "grid.png"), ["000000.png", "grid.png"], None, ""),
     "numbered class folders": (
@@ -120,12 +120,6 @@ READ: dict[str, tuple[Callable[[Path], Path], list[str], list[int] | None, str]]
         ["pets/cat/1.png", "pets/dog/1.png"],
         [0, 1],
         "all images lie in pets/",
-    ),
-    "names of classes": (
-        lambda p: zipped(p, "0/1.png", "1/1.png", classes__txt="cat\ndog\n"),
-        ["0/1.png", "1/1.png"],
-        [0, 1],
-        "classes",
     ),
     "keys with dots": (
         lambda p: shard(p, "n01.1.png", "n01.2.png", **{"n01.1": 4, "n01.2": 5}),

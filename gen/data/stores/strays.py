@@ -14,6 +14,7 @@ EXTENSIONS: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm",
 EXTENSIONS += (".jfif", ".jpe", ".avif", ".apng", ".pbm", ".pnm")
 OTHER_PHOTOGRAPHS: tuple[str, ...] = (".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".tga", ".exr", ".hdr")
 OTHER_PHOTOGRAPHS += (".qoi", ".pfm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".rw2", ".orf", ".pef", ".srw")
+DESCRIPTIONS = ("dataset.json", "classes.txt", "samples.json")  # they say what the images are
 SYSTEM: tuple[str, ...] = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "#recycle")
 SYSTEM += ("$recycle.bin", "system volume information", "lost+found")
 
@@ -45,6 +46,8 @@ def sorted_out(names: Iterable[str], where: str) -> tuple[list[str], list[str]]:
     for name in names:
         if is_stray(name):
             ignored.append(name)
+        elif name in DESCRIPTIONS:
+            continue
         elif is_image(name):
             images.append(name)
         elif ending(name) in OTHER_PHOTOGRAPHS:
@@ -54,7 +57,7 @@ def sorted_out(names: Iterable[str], where: str) -> tuple[list[str], list[str]]:
             )
         else:
             ignored.append(name)
-    if "grid.png" in images and "samples.json" in ignored:
+    if "grid.png" in images and "samples.json" in names:  # a sheet of the samples
         images.remove("grid.png")
         ignored.append("grid.png")
     return images, ignored
@@ -62,7 +65,7 @@ def sorted_out(names: Iterable[str], where: str) -> tuple[list[str], list[str]]:
 
 def said(ignored: Sequence[str], where: str) -> list[str]:
     """The sentence about files that are left out and that nobody would expect among images; [] for none."""
-    named = [name for name in ignored if not is_stray(name) and name != "dataset.json"]
+    named = [name for name in ignored if not is_stray(name)]
     if not named:
         return []
     first = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")

@@ -48,7 +48,7 @@ def open_zip(path: Path) -> Store:
         names,
         read,
         **classes.known(),
-        ignored=[name for name in ignored if name != "dataset.json"],
+        ignored=ignored,
         notes=[*said(ignored, str(path)), *classes.notes],
         content=f"{[members[name].CRC for name in names]}",
     )
