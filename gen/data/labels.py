@@ -78,7 +78,7 @@ def fits(label: np.ndarray, classes: int, title: Callable[[int], str], flag: str
     if not beyond.any():
         return
     row, largest = int(np.argmax(beyond)), int(np.max(label))
-    advice = f"train with {flag} {largest + 1}" if flag else "use data of these classes"
+    advice = f"train with {flag} {largest + 1}" if flag else "use data of these classes, or a model of more"
     if largest == classes and int(np.min(label)) == 1:
         advice = f"the labels count from 1, subtract 1, or {advice}"
     raise GenError(

@@ -267,6 +267,25 @@ def test_labels_of_hugging_face_data_sets(monkeypatch: pytest.MonkeyPatch) -> No
         open_store("hf:pets:test")
 
 
+def test_one_of_several_columns_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [[{"bytes": png(picture(2 * i + c))} for i in range(2)] for c in range(2)]
+    features = {"image": Image(False), "mask": Image(False), "fine": ClassLabel(), "coarse": ClassLabel()}
+    columns = {"image": cells[0], "mask": cells[1], "fine": [0, 1], "coarse": [1, 1]}
+    hugging_face(monkeypatch, features, columns)
+    for place, message in (
+        ("hf:pets:test", "several columns of images: image, mask; name the one that is meant"),
+        ("hf:pets:test:mask", "several columns of classes: fine, coarse"),
+        ("hf:pets:test:masks:fine", "no column 'masks'; it has image, mask, fine, coarse"),
+        ("hf:pets:test:mask:fine:more", "names no data set"),
+    ):
+        with pytest.raises(GenError, match=message):
+            open_store(place)
+    store = open_store("hf:pets:test:mask:coarse")
+    np.testing.assert_array_equal(store.pixels(1), picture(3))
+    assert store.label is not None
+    assert store.label.tolist() == [1, 1]
+
+
 def test_array_records_refuse_forked_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The native reader's threads do not survive a fork: it would wait for them for ever."""
     source = open_store(edm_zip(tmp_path / "a.zip", [[name, 0] for name in NAMES]))

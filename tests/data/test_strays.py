@@ -72,7 +72,7 @@ READ: dict[str, tuple[Callable[[Path], Path], list[str], list[int] | None, str]]
         lambda p: written(p, "000000.png", "000001.png", "grid.png", "samples.json"),
         ["000000.png", "000001.png"],
         None,
-        "images of it: grid.png",
+        "none of its images: grid.png",
     ),
     "a picture called grid": (lambda p: written(p, "000000.png", "grid.png"), ["000000.png", "grid.png"], None, ""),
     "numbered class folders": (

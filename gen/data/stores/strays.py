@@ -69,4 +69,4 @@ def said(ignored: Sequence[str], where: str) -> list[str]:
     if not named:
         return []
     first = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
-    return [f"{where}: left out, as they are no images of it: {first} (gen data inspect lists all)"]
+    return [f"{where}: left out, since they are none of its images: {first} (gen data inspect lists all)"]
