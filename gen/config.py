@@ -132,6 +132,8 @@ KINDS: dict[str, dict[str, str]] = {
     "data": {
         "digits": "gen.data.sources:Digits",
         "cache": "gen.data.caches:Cache",
+        "token-cache": "gen.data.caches:TokenCache",
+        "bit-cache": "gen.data.caches:BitCache",
         "images": "gen.data.images:Images",
         "arrays": "gen.data.images:Arrays",
         "zipped": "gen.data.images:Zipped",

@@ -63,9 +63,12 @@ Examples:
 gen COMMAND --help explains one command."""
 
 
-def overview() -> str:
-    """The text of ``gen --help``."""
-    rows = "\n".join(f"  {name:<13} {line}" for name, (_, line) in COMMANDS.items())
+def overview(group: Sequence[str] = ()) -> str:
+    """The text of ``gen --help``, or of a group's, such as ``gen data --help``."""
+    rows = "\n".join(f"  {name:<13} {COMMANDS[name][1]}" for name in group or COMMANDS)
+    if group:
+        name = group[0].split()[0]
+        return f"usage: gen {name} COMMAND [OPTIONS]\n\nCommands:\n{rows}\n\ngen {group[0]} --help explains one."
     return (
         "usage: gen COMMAND [OPTIONS]\n\nImage generation: tokenizers, diffusion models, distillation, evaluation."
         f"\n\nCommands:\n{rows}\n\n{EXAMPLES}"
@@ -151,6 +154,11 @@ def _command(args: list[str]) -> int:
         return 0
     if " ".join(args[:2]) in COMMANDS:  # data convert ...
         args[:2] = [" ".join(args[:2])]
+    elif group := [command for command in COMMANDS if command.startswith(f"{args[0]} ")]:
+        if args[1:] and args[1] not in ("-h", "--help", "help"):
+            raise GenError(f"unknown command '{args[0]} {args[1]}'; {suggest(f'{args[0]} {args[1]}', group)}")
+        print(overview(group))
+        return 0 if args[1:] else 2
     if args[0] not in COMMANDS:
         raise GenError(f"unknown command '{args[0]}'; {suggest(args[0], COMMANDS)} (gen --help shows all)")
     run = parse(args[0], args[1:])

@@ -38,8 +38,9 @@ def convert(
       gen data convert photos.zip shards --size 256 --quality 95
 
     Args:
-      source: a folder, .zip, .tar, folder of .tar, .npz, .npy, .array_record, or hf:NAME:SPLIT.
-      out: NAME.zip (EDM's layout; alone keeps the names of classes), NAME.array_record, or a folder for tar shards.
+      source: a folder, .zip, .tar, folder of .tar, .npz, .npy, .array_record, or hf:NAME:SPLIT:IMAGES:LABELS (the
+        columns where there are several).
+      out: NAME.zip (EDM's layout), NAME.array_record, or a folder for tar shards.
       size: side of the square images; without it they keep their sizes.
       crop: adm (box halving, bicubic, centre), center (centre square, resized once) or squeeze (no crop).
       filter: of center and squeeze.
@@ -95,12 +96,14 @@ def inspect(
         counts = found.classes.values()
         print(f"{len(counts)} classes, labels 0 to {max(found.classes)}, {min(counts)} to {max(counts)} images each")
         for number, count in list(found.classes.items())[:names]:
-            known = store.class_names if store.class_names and number < len(store.class_names) else None
-            print(f"  class {number}{f' ({known[number]})' if known else ''}: {count}")
+            known = f" ({store.class_names[number]})" if store.class_names else ""
+            print(f"  class {number}{known}: {count}")
+    elif store.text is not None and store.text_mask is not None:
+        print(f"text of up to {store.text_mask.shape[1]} tokens of {store.text.shape[-1]} numbers for each")
     elif store.text is not None:
         print(f"one vector of {store.text.shape[1]} numbers for each")
     else:
-        print("no labels")
+        print(f"no labels{store.unlabelled}")
     for (width, height), count in list(found.sizes.items())[:names]:
         print(f"  {width} x {height}: {count}")
     if len(found.sizes) > 1:
@@ -108,7 +111,7 @@ def inspect(
     for what, count in found.treated.items():
         print(f"when read: {what}, {count} images")
     groups = [" = ".join(group) for group in found.duplicates]
-    for title, lines in (("duplicates", groups), ("broken", found.broken), ("not images", found.ignored)):
+    for title, lines in (("duplicates", groups), ("broken", found.broken), ("left out", found.ignored)):
         print(f"{title}: {len(lines) or 'none'}")
         for line in lines[:names]:
             print(f"  {line}")

@@ -120,6 +120,8 @@ def _npz(path: Path) -> tuple[Any, Any]:
 
     import numpy as np
 
+    from gen.data.labels import checked
+
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if name in ("arr_0", "arr_1")}
@@ -130,7 +132,7 @@ def _npz(path: Path) -> tuple[Any, Any]:
         given = "has no arr_0" if images is None else f"holds {images.dtype} {images.shape}"
         raise GenError(f"{path} {given}; expected arr_0 as uint8 (N, H, W, C)")
     labels = arrays.get("arr_1")
-    return images, None if labels is None else labels.astype(np.int32)
+    return images, None if labels is None else checked(labels, lambda row: f"image {row} of {path}")
 
 
 def _folder(path: Path) -> Any:

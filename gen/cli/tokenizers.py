@@ -160,16 +160,20 @@ def encode(
 
 def _records(data: str, channels: int) -> tuple[Any, str]:
     """(records by index, their fingerprint); images on disk are read a batch at a time."""
-    from gen.cli.images import read_images
     from gen.data.images import Images
-    from gen.data.sources import ArraySource
+    from gen.data.sources import digits
     from gen.data.stores import open_store
 
-    if data.partition(":")[0] == "digits" or data.endswith(".npz"):
-        images, labels = read_images(data)
-        rows = ArraySource(image=images) if labels is None else ArraySource(image=images, label=labels)
+    name, _, split = data.partition(":")
+    if name == "digits":
+        rows = digits(split or "all")  # type: ignore[arg-type]  # refuses other splits
         return rows, rows.identity()
-    stored = Images(data, channels=channels, labels="none" if open_store(data).label is None else "class")
+    store = open_store(data)
+    stored = Images(
+        data,
+        channels=channels,
+        labels="class" if store.label is not None else "none" if store.text is None else "text",
+    )
     return stored.source(), stored.identity()
 
 

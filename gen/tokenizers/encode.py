@@ -93,4 +93,4 @@ def encode_images(
         label=label,
         read=lambda indices: gathered(source, indices),
     )
-    return seal(path, tokenizer=made_by, data=made_from)
+    return seal(path, tokenizer=made_by, data=made_from, class_names=source.class_names)
