@@ -143,6 +143,7 @@ KINDS: dict[str, dict[str, str]] = {
         "inception": "gen.features.inception:Inception",
         "dinov2": "gen.features.dinov2:DINOv2Extractor",
         "clip": "gen.features.clip:CLIPExtractor",
+        "lite": "gen.features.efficientnet_lite:EfficientNetLite",
     },
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
