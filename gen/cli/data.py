@@ -1,13 +1,12 @@
 """``gen data``: convert, inspect, split."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from gen.errors import GenError
+from gen.progress import Bar
 
 __all__ = ["convert", "inspect", "split"]
 
@@ -60,7 +59,7 @@ def convert(
         threads=threads,
         shard=shard,
         skip_broken=skip_broken,
-        on_image=_progress("convert"),
+        on_image=Bar("convert"),
     )
     for message in dropped:
         print(f"left out: {message}")
@@ -89,7 +88,7 @@ def inspect(
     from gen.data.stores import open_store
 
     store = open_store(source)
-    found = inspection.inspect(store, _progress("inspect"))
+    found = inspection.inspect(store, Bar("inspect"))
     print(f"{found.count} images in {source} (identity {store.identity()})")
     if store.label is not None:
         counts = found.classes.values()
@@ -151,15 +150,5 @@ def split(
             raise GenError(f"{out} exists; remove it or give another output")
     store = open_store(source)
     for out, rows in zip((held_out, rest), split_rows(store, count, seed), strict=True):
-        written, _ = convert(store, out, Copy(), rows=rows.tolist(), on_image=_progress(f"split {out}"))
+        written, _ = convert(store, out, Copy(), rows=rows.tolist(), on_image=Bar(f"split {out}"))
         print(f"{written} images written to {out}")
-
-
-def _progress(label: str) -> Callable[[int, int], None]:
-    """Done and total on stderr, rewritten in place; nothing unless stderr is a terminal."""
-
-    def show(done: int, count: int) -> None:
-        if sys.stderr.isatty() and (done == count or done % 64 == 0):
-            print(f"\r{label}: {done} of {count}\x1b[K", end="\n" if done == count else "", file=sys.stderr)
-
-    return show

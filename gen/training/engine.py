@@ -21,9 +21,10 @@ from gen.config import fingerprint, from_json, to_json
 from gen.errors import GenError
 from gen.files import RunLock, atomic, read_json, write_json
 from gen.nn.network import count
+from gen.progress import StatusLine, duration
 from gen.training.checkpoints import Checkpoints, latest_step, load_meta, load_weights, save_arrays
 from gen.training.liveness import temporaries
-from gen.training.logging import MetricsLog, StatusLine, duration, write_picture
+from gen.training.logging import MetricsLog, write_picture
 from gen.training.memory import Memory, device_bytes, held, refuse, remat_choices, stage_memory
 from gen.training.optim import microbatches
 from gen.training.sharding import (
