@@ -34,9 +34,10 @@ import numpy as np
 from gen.diffusion.backbones.dit import dit
 from gen.diffusion.backbones.edm_unet import SongUNetConfig
 from gen.diffusion.backbones.lightningdit import lightningdit
+from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, EDMPrecondition, Predict
 from gen.diffusion.objectives import EDMLoss, VelocityMatching
-from gen.diffusion.process import DDPM, EDM, Linear
+from gen.diffusion.process import EDM, Linear
 from gen.diffusion.train import DenoiserTask
 from gen.nn.network import count
 from gen.pretrained import dit as official_dit

@@ -31,7 +31,7 @@ from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.process import Linear
 from gen.features.digits import DigitsExtractor
 from gen.metrics.onepass import collect
-from gen.metrics.sources import LABEL_RULES, QUANTISERS, Source, from_store, generated
+from gen.metrics.sources import LABEL_RULES, QUANTISERS, ImageSet, from_store, generated
 from gen.metrics.statistics import Accuracy, Statistic, basic_statistics
 from gen.nn.network import Network
 from gen.sampling.generator import DiffusionGenerator, Sampler
@@ -45,7 +45,7 @@ SIDE = 64  # pixels of the stored images
 SIZES = (10_000, 100_000)
 
 
-def tiny_generator(count: int, steps: int = 4) -> Source:
+def tiny_generator(count: int, steps: int = 4) -> ImageSet:
     """A DiT with random weights that makes 8x8 images."""
     network = DiTConfig(size=(8, 8), channels=1, patch=2, width=64, depth=4, heads=4, num_classes=10)
     generator = DiffusionGenerator(
@@ -81,7 +81,7 @@ def gathered(limit: int = 10_000) -> dict[str, Statistic]:
     return basic_statistics(DigitsExtractor(), True, limit) | {"accuracy": Accuracy()}
 
 
-def bare(source: Source, params: Any, step: Callable[..., Any]) -> None:
+def bare(source: ImageSet, params: Any, step: Callable[..., Any]) -> None:
     """Makes samples and features batch by batch."""
     pending = None
     for first in range(0, source.count, BATCH):
@@ -124,7 +124,7 @@ def peak(kind: str, count: int) -> None:
     enable_compile_cache()
     seen = [0.0]
     if kind == "generated":
-        source: Source = tiny_generator(count, steps=1)
+        source: ImageSet = tiny_generator(count, steps=1)
         extractor: Any = DigitsExtractor()
     else:
         extractor = Projection()

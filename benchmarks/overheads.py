@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from backbones import seconds, tie_to_cores
 
 from gen.diffusion.backbones.dit import DiTConfig, dit
+from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, Predict
-from gen.diffusion.process import DDPM, Linear
+from gen.diffusion.process import Linear
 from gen.diffusion.train import DenoiserTask
 from gen.nn.layers import Remat
 from gen.sampling.generator import Sampler

@@ -10,9 +10,9 @@ unguided, XL/2 19.5, L/2 23.3, B/2 43.5 (`dit_b2`), S/2 68.4. Not reproduced her
 """
 
 from gen.diffusion.backbones.dit import DiTConfig, dit
+from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.objectives import DDPMLoss
-from gen.diffusion.process import DDPM
 from gen.experiments import Recipe
 from gen.experiments._latents import latent_recipe, smoke_recipe
 from gen.runs import Loaded

@@ -22,7 +22,7 @@ from gen.diffusion.objectives import EDMLoss
 from gen.diffusion.process import EDM
 from gen.diffusion.train import DenoiserTask
 from gen.experiments import Recipe
-from gen.sampling.edm import edm_sampler
+from gen.sampling.edm_samplers import edm_sampler
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.training.ema import Constant, HalfLife
 from gen.training.engine import EngineConfig, RunConfig

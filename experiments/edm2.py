@@ -64,7 +64,7 @@ def _recipe(
     """A run on data of the given standard deviation; noise levels are the paper's times deviation / 0.5."""
     unit = deviation / 0.5
     low, high = 0.002 * unit, 80.0 * unit
-    denoiser = Denoiser(network, EDM(low, high, sigma_data=deviation), EDMPrecondition(deviation))
+    denoiser = Denoiser(network, EDM(low, high, sigma_data=deviation), EDMPrecondition())
     sampler = Sampler(EDMStochastic(), Karras(7.0, low, high), sampling)
     shape = (network.size, network.size, network.channels)
     generator = DiffusionGenerator(denoiser, shape, sampler, None if decoder is None else decoder.tokenizer)

@@ -10,9 +10,9 @@ DiT's parameter counts; nothing is known of their scores. Not reproduced here ye
 """
 
 from gen.diffusion.backbones.lamamba import LaMambaConfig, lamamba
+from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.objectives import DDPMLoss
-from gen.diffusion.process import DDPM
 from gen.experiments import Recipe
 from gen.experiments._latents import latent_recipe, smoke_recipe
 from gen.runs import Loaded

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gen.config import from_json, to_json
     from gen.diffusion.backbones.dit import DiTConfig
+    from gen.diffusion.ddpm import DDPM
     from gen.diffusion.denoiser import Denoiser, EDMPrecondition, Predict
-    from gen.diffusion.process import DDPM, EDM, VE, VP, Linear, Trigonometric
+    from gen.diffusion.process import EDM, VE, VP, Linear, Trigonometric
     from gen.errors import GenError
     from gen.runs import Loaded, load
     from gen.sampling.generator import DiffusionGenerator, OneStepGenerator, Sampler
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 _NAMES = {
     "gen.config": ("from_json", "to_json"),
     "gen.diffusion.backbones.dit": ("DiTConfig",),
+    "gen.diffusion.ddpm": ("DDPM",),
     "gen.diffusion.denoiser": ("Denoiser", "EDMPrecondition", "Predict"),
-    "gen.diffusion.process": ("DDPM", "EDM", "Linear", "Trigonometric", "VE", "VP"),
+    "gen.diffusion.process": ("EDM", "Linear", "Trigonometric", "VE", "VP"),
     "gen.errors": ("GenError",),
     "gen.runs": ("Loaded", "load"),
     "gen.sampling.generator": ("DiffusionGenerator", "OneStepGenerator", "Sampler"),

@@ -8,8 +8,9 @@ import pytest
 
 from gen import config
 from gen.config import KINDS, config_class, fingerprint, from_json, kind_of, kinds, to_json
+from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, Predict
-from gen.diffusion.process import DDPM, Linear
+from gen.diffusion.process import Linear
 from gen.errors import GenError
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.sampling.guidance import ClassifierFree

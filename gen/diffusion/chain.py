@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.diffusion.denoiser import Prediction
-from gen.diffusion.process import DDPM, expand
+from gen.diffusion.ddpm import DDPM
+from gen.diffusion.prediction import Prediction
+from gen.diffusion.process import expand
 from gen.errors import GenError
 from gen.nn.network import Cond
 

@@ -12,138 +12,23 @@ from typing import Any, Literal, Protocol
 import jax
 import jax.numpy as jnp
 
-from gen.diffusion.process import DDPM, EDM, Process, expand, pair
+from gen.diffusion.ddpm import DDPM
+from gen.diffusion.objectives import VelocityMatching
+from gen.diffusion.prediction import Denoise, Prediction, PredictionKind
+from gen.diffusion.process import EDM, Process, expand, pair
 from gen.errors import GenError
 from gen.nn.network import Cond, Network, Params
 
 __all__ = [
     "Clock",
-    "Denoise",
     "Denoiser",
     "EDMPrecondition",
     "Parameterization",
     "Predict",
-    "Prediction",
-    "PredictionKind",
     "drop",
 ]
 
-PredictionKind = Literal["x", "eps", "v", "velocity", "score"]
 Clock = Literal["time", "reversed", "index", "nearest-index", "log-half-level"]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What a denoiser says about x_t. All arrays are shaped like `x`.
-
-    Attributes:
-      value: the prediction, in the quantity named by `kind`.
-      x: the noisy input x_t.
-      t: its time, a scalar or (B,), on the clock of `process`.
-      extra: further outputs by name: ``variance`` (learned variance, raw), feature taps.
-      process: the process under which the conversions hold.
-      kind: x (data), eps (noise), v (alpha eps - sigma x), velocity (d x_t / d t) or score.
-    """
-
-    value: jax.Array
-    x: jax.Array
-    t: jax.Array
-    extra: Mapping[str, Any]
-    process: Process = dataclasses.field(metadata={"static": True})
-    kind: PredictionKind = dataclasses.field(metadata={"static": True})
-
-    @property
-    def denoised(self) -> jax.Array:
-        """E[x | x_t]."""
-        a, s = pair(self.process, self.t, self.x)
-        match self.kind:
-            case "x":
-                return self.value
-            case "eps":
-                return (self.x - s * self.value) / a
-            case "v":
-                return (a * self.x - s * self.value) / (a * a + s * s)
-            case "score":
-                return (self.x + s * s * self.value) / a
-            case "velocity":
-                da, ds = self._rates()
-                return (ds * self.x - s * self.value) / (a * ds - s * da)
-
-    @property
-    def eps(self) -> jax.Array:
-        """E[eps | x_t]."""
-        a, s = pair(self.process, self.t, self.x)
-        match self.kind:
-            case "eps":
-                return self.value
-            case "x":
-                return (self.x - a * self.value) / s
-            case "v":
-                return (s * self.x + a * self.value) / (a * a + s * s)
-            case "score":
-                return -s * self.value
-            case "velocity":
-                da, ds = self._rates()
-                return (a * self.value - da * self.x) / (a * ds - s * da)
-
-    @property
-    def velocity(self) -> jax.Array:
-        """d x_t / d t of the probability flow, on the clock of `process` (time 0 = data)."""
-        if self.kind == "velocity":
-            return self.value
-        da, ds = self._rates()
-        if self.kind == "x":
-            # written around the data prediction: exact where alpha is 1 and at sigma -> 0 the caller stops
-            a, s = pair(self.process, self.t, self.x)
-            return da * self.value + ds * (self.x - a * self.value) / s
-        if self.kind in ("eps", "score"):
-            a, s = pair(self.process, self.t, self.x)
-            return da / a * self.x + (ds - da * s / a) * self.eps
-        return da * self.denoised + ds * self.eps
-
-    @property
-    def score(self) -> jax.Array:
-        """Gradient of log p(x_t): -eps / sigma."""
-        return self.value if self.kind == "score" else -self.eps / pair(self.process, self.t, self.x)[1]
-
-    def with_denoised(self, x: jax.Array) -> "Prediction":
-        """The same prediction with its denoised image replaced (clipping, guidance in data space)."""
-        return dataclasses.replace(self, value=x, kind="x")
-
-    def with_value(self, value: jax.Array) -> "Prediction":
-        """The same kind of prediction with another value (guidance in the network's own space)."""
-        return dataclasses.replace(self, value=value)
-
-    def as_kind(self, kind: PredictionKind) -> jax.Array:
-        """This prediction's value in another quantity."""
-        match kind:
-            case "x":
-                return self.denoised
-            case "eps":
-                return self.eps
-            case "velocity":
-                return self.velocity
-            case "score":
-                return self.score
-            case "v":
-                a, s = pair(self.process, self.t, self.x)
-                return self.value if self.kind == "v" else a * self.eps - s * self.denoised
-
-    def _rates(self) -> tuple[jax.Array, jax.Array]:
-        return expand(self.process.dalpha(self.t), self.x), expand(self.process.dsigma(self.t), self.x)
-
-
-class Denoise(Protocol):
-    """A denoiser with its parameters bound, as solvers and guidance see it.
-
-    ``step`` is the solver's step index (int32 scalar), for step-dependent guidance; ``carry`` is guidance
-    state threaded through the sampler's scan (APG's momentum), ``()`` where there is none.
-    """
-
-    def __call__(
-        self, x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any
-    ) -> tuple[Prediction, Any]: ...
 
 
 class Parameterization(Protocol):
@@ -233,29 +118,31 @@ def _nearest_index(process: DDPM, t: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class EDMPrecondition:
-    """EDM preconditioning (Karras et al. 2022, table 1): D = c_skip x + c_out F(c_in x; ln(sigma) / 4)."""
+    """EDM preconditioning (Karras et al. 2022, table 1): D = c_skip x + c_out F(c_in x; ln(sigma) / 4).
 
-    sigma_data: float = 0.5
+    The deviation of the data that the scalings assume, sigma_data, is the process's.
+    """
 
     def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         if not isinstance(process, EDM):
             raise GenError(
                 f"EDM preconditioning needs the edm process, not {type(process).__name__}; use that, or predict x"
             )
-        return expand(jax.lax.rsqrt(t**2 + self.sigma_data**2), x) * x, 0.25 * jnp.log(t)
+        return expand(jax.lax.rsqrt(t**2 + process.sigma_data**2), x) * x, 0.25 * jnp.log(t)
 
-    def _scales(self, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        total = t**2 + self.sigma_data**2
-        return expand(self.sigma_data**2 / total, x), expand(t * self.sigma_data * jax.lax.rsqrt(total), x)
+    def _scales(self, process: Any, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        data = process.sigma_data
+        total = t**2 + data**2
+        return expand(data**2 / total, x), expand(t * data * jax.lax.rsqrt(total), x)
 
     def prediction(
         self, process: Process, raw: jax.Array, x: jax.Array, t: jax.Array, extra: Mapping[str, Any]
     ) -> Prediction:
-        skip, out = self._scales(x, t)
+        skip, out = self._scales(process, x, t)
         return Prediction(skip * x + out * raw, x, t, extra, process, "x")
 
     def target(self, process: Process, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
-        skip, out = self._scales(x, t)
+        skip, out = self._scales(process, x, t)
         return (x - skip * (x + expand(t, x) * eps)) / out
 
 
@@ -267,15 +154,20 @@ def drop(network: Network, params: Params, cond: Cond, mask: jax.Array) -> Cond:
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """network + process + parameterization. Static and hashable: parameters are passed to every call.
+    """network + process + parameterization + native loss. Static and hashable: parameters are passed to every call.
 
     Attributes:
       network: the config of a backbone (a frozen dataclass with ``build(rngs)``).
+      process: what noises the data, and the clock that callers speak.
+      parameterization: what the network's raw output means.
+      objective: the loss that the model is natively trained with (`gen.diffusion.objectives`). Pretraining uses it, and
+        so does every method that trains another model of the same kind (a fake score, a policy).
     """
 
     network: Any
     process: Any
     parameterization: Any = Predict()
+    objective: Any = VelocityMatching()
 
     @property
     def net(self) -> Network:

@@ -7,7 +7,7 @@ function that trains, and a distiller can train its fake score with the teacher'
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import erf
 
 from gen.diffusion.chain import Chain, Variance, mean_over_data
-from gen.diffusion.denoiser import Prediction, PredictionKind
+from gen.diffusion.prediction import Prediction, PredictionKind
 from gen.diffusion.process import EDM, expand, pair
 from gen.errors import GenError
 from gen.nn.network import Cond
@@ -60,7 +60,15 @@ class Draws:
 
 
 class Objective(Protocol):
-    """The native training loss of a denoiser."""
+    """The native training loss of a denoiser.
+
+    Attributes:
+      taps: features of the network that the loss reads from the prediction's ``extra``.
+      inputs: names of the batch's arrays that the loss reads from the condition, beside what the network takes.
+    """
+
+    taps: tuple[str, ...]
+    inputs: tuple[str, ...]
 
     def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
         """Draws times and noise for a batch x (B, ..., C)."""
@@ -161,6 +169,9 @@ class VelocityMatching:
     cosine: float = 0.0
     weight: Literal["none", "cosmap", "sigma-sqrt"] = "none"
 
+    taps: ClassVar[tuple[str, ...]] = ()
+    inputs: ClassVar[tuple[str, ...]] = ()
+
     def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
         time_key, eps_key = jax.random.split(key)
         return Draws(self.times(time_key, process, x.shape[0]), jax.random.normal(eps_key, x.shape))
@@ -214,6 +225,9 @@ class MinSNRLoss:
     gamma: float = 5.0
     times: TimeSampler = TimeSampler()
 
+    taps: ClassVar[tuple[str, ...]] = ()
+    inputs: ClassVar[tuple[str, ...]] = ()
+
     def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
         time_key, eps_key = jax.random.split(key)
         return Draws(self.times(time_key, process, x.shape[0]), jax.random.normal(eps_key, x.shape))
@@ -259,8 +273,13 @@ class Aligned:
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """The network's outputs that `evaluate` must return as well."""
+        """The projections, which `evaluate` must return as well."""
         return tuple(f"aligned_{i}" for i in range(self.encoders))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The encoders' features."""
+        return tuple(f"encoder_{i}" for i in range(self.encoders))
 
     def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
         """The inner objective's draws."""
@@ -311,6 +330,9 @@ class DDPMLoss:
     variance: Variance = "learned"
     bound_weight: float = 1.0
     kept: tuple[int, ...] = ()
+
+    taps: ClassVar[tuple[str, ...]] = ()
+    inputs: ClassVar[tuple[str, ...]] = ()
 
     def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
         """Uniform over the steps of the chain. Raises GenError for a process other than ddpm."""
@@ -363,6 +385,9 @@ class EDMLoss:
     mean: float = -1.2
     std: float = 1.2
 
+    taps: ClassVar[tuple[str, ...]] = ()
+    inputs: ClassVar[tuple[str, ...]] = ()
+
     def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
         """Log-normal noise levels."""
         time_key, eps_key = jax.random.split(key)
@@ -389,6 +414,9 @@ class Uncertain:
     """
 
     inner: Any = EDMLoss()
+
+    taps: ClassVar[tuple[str, ...]] = ()
+    inputs: ClassVar[tuple[str, ...]] = ()
 
     def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
         """The inner loss's draws."""

@@ -6,7 +6,6 @@ loss; JAX times give JAX values. All functions act elementwise on `t`.
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any, Literal, Protocol
 
@@ -16,7 +15,21 @@ import numpy as np
 
 from gen.errors import GenError
 
-__all__ = ["DDPM", "EDM", "VE", "VP", "EDMFamily", "Linear", "Process", "Trigonometric", "expand", "pair"]
+__all__ = [
+    "EDM",
+    "VE",
+    "VP",
+    "EDMFamily",
+    "Linear",
+    "Process",
+    "Time",
+    "Trigonometric",
+    "array_module",
+    "as_times",
+    "expand",
+    "logsnr_of",
+    "pair",
+]
 
 Time = Any  # float, np.ndarray (float64) or jax.Array
 
@@ -61,13 +74,21 @@ class Process(Protocol):
         ...
 
 
-def _xp(t: Any) -> Any:
+def array_module(t: Any) -> Any:
     """jax.numpy for JAX arrays, numpy in float64 for everything else."""
     return jnp if isinstance(t, jax.Array) else np
 
 
-def _in(t: Any) -> Any:
+def as_times(t: Any) -> Any:
+    """Times as an array: JAX arrays as they are, everything else in NumPy's float64."""
     return t if isinstance(t, jax.Array) else np.asarray(t, np.float64)
+
+
+def logsnr_of(process: Any, t: Time) -> Any:
+    """log(alpha^2 / sigma^2) from the two scales; infinite where one of them is 0."""
+    xp = array_module(t)
+    with np.errstate(divide="ignore"):
+        return 2.0 * (xp.log(process.alpha(t)) - xp.log(process.sigma(t)))
 
 
 def expand(t: Any, x: Any) -> Any:
@@ -93,29 +114,29 @@ class Linear:
     t_max = 1.0
 
     def alpha(self, t: Time) -> Any:
-        return 1.0 - _in(t)
+        return 1.0 - as_times(t)
 
     def sigma(self, t: Time) -> Any:
-        return self.sigma_min + (1.0 - self.sigma_min) * _in(t)
+        return self.sigma_min + (1.0 - self.sigma_min) * as_times(t)
 
     def dalpha(self, t: Time) -> Any:
-        return _xp(t).full_like(_in(t), -1.0)
+        return array_module(t).full_like(as_times(t), -1.0)
 
     def dsigma(self, t: Time) -> Any:
-        return _xp(t).full_like(_in(t), 1.0 - self.sigma_min)
+        return array_module(t).full_like(as_times(t), 1.0 - self.sigma_min)
 
     def logsnr(self, t: Time) -> Any:
-        return _logsnr(self, t)
+        return logsnr_of(self, t)
 
     def time_of(self, logsnr: Any) -> Any:
-        xp = _xp(logsnr)
-        value = xp.clip(_in(logsnr), -80.0, 80.0)  # pure noise and clean data have infinite values
+        xp = array_module(logsnr)
+        value = xp.clip(as_times(logsnr), -80.0, 80.0)  # pure noise and clean data have infinite values
         # (1 - t) / (m + (1 - m) t) = r  =>  t = (1 - m r) / (1 + (1 - m) r), written with e = 1 / r
         e = xp.exp(-0.5 * value)
         return xp.clip((e - self.sigma_min) / (e + 1.0 - self.sigma_min), 0.0, 1.0)
 
     def at(self, u: Any) -> Any:
-        return _in(u)
+        return as_times(u)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +147,10 @@ class Trigonometric:
     t_max = 1.0
 
     def alpha(self, t: Time) -> Any:
-        return _xp(t).sin(0.5 * math.pi * (1.0 - _in(t)))  # exactly 0 at t = 1, as the cosine is not
+        return array_module(t).sin(0.5 * math.pi * (1.0 - as_times(t)))  # exactly 0 at t = 1, as the cosine is not
 
     def sigma(self, t: Time) -> Any:
-        return _xp(t).sin(0.5 * math.pi * _in(t))
+        return array_module(t).sin(0.5 * math.pi * as_times(t))
 
     def dalpha(self, t: Time) -> Any:
         return -0.5 * math.pi * self.sigma(t)
@@ -138,14 +159,14 @@ class Trigonometric:
         return 0.5 * math.pi * self.alpha(t)
 
     def logsnr(self, t: Time) -> Any:
-        return _logsnr(self, t)
+        return logsnr_of(self, t)
 
     def time_of(self, logsnr: Any) -> Any:
-        xp = _xp(logsnr)
-        return 2.0 / math.pi * xp.arctan(xp.exp(-0.5 * _in(logsnr)))
+        xp = array_module(logsnr)
+        return 2.0 / math.pi * xp.arctan(xp.exp(-0.5 * as_times(logsnr)))
 
     def at(self, u: Any) -> Any:
-        return _in(u)
+        return as_times(u)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,18 +182,18 @@ class VP:
     t_max: float = 1.0
 
     def _log_alpha(self, t: Time) -> Any:
-        t = _in(t)
+        t = as_times(t)
         return -(t**2) * (self.beta_max - self.beta_min) / 4 - t * self.beta_min / 2
 
     def alpha(self, t: Time) -> Any:
-        return _xp(t).exp(self._log_alpha(t))
+        return array_module(t).exp(self._log_alpha(t))
 
     def sigma(self, t: Time) -> Any:
-        xp = _xp(t)
+        xp = array_module(t)
         return xp.sqrt(-xp.expm1(2.0 * self._log_alpha(t)))
 
     def _half_beta(self, t: Time) -> Any:
-        return 0.5 * (self.beta_min + _in(t) * (self.beta_max - self.beta_min))
+        return 0.5 * (self.beta_min + as_times(t) * (self.beta_max - self.beta_min))
 
     def dalpha(self, t: Time) -> Any:
         return -self._half_beta(t) * self.alpha(t)
@@ -181,10 +202,10 @@ class VP:
         return self._half_beta(t) * self.alpha(t) ** 2 / self.sigma(t)
 
     def logsnr(self, t: Time) -> Any:
-        return _logsnr(self, t)
+        return logsnr_of(self, t)
 
     def time_of(self, logsnr: Any) -> Any:
-        xp, value = _xp(logsnr), _in(logsnr)
+        xp, value = array_module(logsnr), as_times(logsnr)
         slope = self.beta_max - self.beta_min
         minus2log = xp.logaddexp(xp.zeros_like(value), -value)  # -log alpha^2 = log(1 + 1 / snr)
         minus2log = xp.minimum(minus2log, 0.5 * slope + self.beta_min)  # lower SNRs than the process has
@@ -193,140 +214,7 @@ class VP:
         return xp.clip(t, 0.0, 1.0)
 
     def at(self, u: Any) -> Any:
-        return self.t_min + (self.t_max - self.t_min) * _in(u)
-
-
-@functools.lru_cache(maxsize=16)
-def _ddpm_betas(
-    schedule: str, steps: int, offset: float, max_beta: float, ends: tuple[float, float] | None
-) -> np.ndarray:
-    if schedule == "linear":
-        start, end = ends or (1e-4 * 1000 / steps, 0.02 * 1000 / steps)
-        return np.linspace(start, end, steps, dtype=np.float64)
-    if schedule == "scaled-linear":
-        start, end = ends or (0.00085, 0.012)
-        return np.linspace(start**0.5, end**0.5, steps, dtype=np.float64) ** 2
-    u = np.arange(steps + 1, dtype=np.float64) / steps
-    abar = np.cos((u + offset) / (1.0 + offset) * np.pi / 2) ** 2
-    return np.minimum(1.0 - abar[1:] / abar[:-1], max_beta)
-
-
-@functools.lru_cache(maxsize=16)
-def _ddpm_log_alpha(*chain: Any) -> np.ndarray:
-    """log alpha at t = 0, 1/T, ..., 1 (T + 1 entries, the first 0)."""
-    return np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-_ddpm_betas(*chain)))])
-
-
-@dataclasses.dataclass(frozen=True)
-class DDPM:
-    """The discrete chain of DDPM as a process: index i of the chain is time t = (i + 1) / steps.
-
-    t = 0 is clean data (abar_{-1} = 1). Between the table's entries log alpha is interpolated linearly, so
-    any continuous solver runs on it; at the entries it is exact. Schedules: ``linear`` (Ho et al. 2020),
-    ``cosine`` (Nichol & Dhariwal 2021, "squaredcos_cap_v2"; `offset` and `max_beta` are its s and its cap),
-    ``scaled-linear`` (latent diffusion). `ends` are the first and the last beta of the two linear schedules; None
-    takes the published ones, 1e-4 and 0.02 times 1000 / steps for ``linear``, 0.00085 and 0.012 for ``scaled-linear``.
-
-    Raises GenError for another schedule, for a chain without steps, and for ends out of range or on the cosine.
-    """
-
-    schedule: Literal["linear", "cosine", "scaled-linear"] = "linear"
-    steps: int = 1000
-    offset: float = 0.008
-    max_beta: float = 0.999
-    ends: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        if self.schedule not in ("linear", "cosine", "scaled-linear"):
-            raise GenError(f"DDPM schedule is {self.schedule!r}; expected linear, cosine or scaled-linear")
-        if self.steps < 1:
-            raise GenError(f"DDPM chain of {self.steps} steps; expected at least 1")
-        if self.offset < 0.0 or not 0.0 < self.max_beta < 1.0:
-            raise GenError(
-                f"DDPM chain with offset {self.offset:g} and max_beta {self.max_beta:g}; expected at least 0, and "
-                "between 0 and 1"
-            )
-        if self.ends is not None and (self.schedule == "cosine" or not 0.0 < self.ends[0] <= self.ends[1] < 1.0):
-            raise GenError(
-                f"{self.schedule} DDPM chain with betas from {self.ends[0]:g} to {self.ends[1]:g}; expected "
-                "0 < first <= last < 1, and none for cosine"
-            )
-
-    @property
-    def _chain(self) -> tuple[str, int, float, float, tuple[float, float] | None]:
-        return self.schedule, self.steps, self.offset, self.max_beta, self.ends
-
-    @property
-    def t_min(self) -> float:
-        return 1.0 / self.steps
-
-    @property
-    def t_max(self) -> float:
-        return 1.0
-
-    @property
-    def betas(self) -> np.ndarray:
-        """(steps,) float64: beta_i of the chain."""
-        return _ddpm_betas(*self._chain)
-
-    def time(self, index: Any) -> Any:
-        """The time of chain index `index` (0 .. steps - 1; -1 is clean data)."""
-        return (_in(index) + 1.0) / self.steps
-
-    def index(self, t: Time) -> Any:
-        """The chain index of time t as a real number; within 1e-3 of an integer it is that integer.
-
-        The snap undoes the rounding of t to float32, so that networks see the very index they were trained on.
-        """
-        xp = _xp(t)
-        raw = _in(t) * self.steps - 1.0
-        near = xp.round(raw)
-        return xp.where(xp.abs(raw - near) < 1e-3, near, raw)
-
-    def _log_alpha(self, t: Time) -> Any:
-        xp = _xp(t)
-        table = _ddpm_log_alpha(*self._chain)
-        position = self.index(t) + 1.0
-        low = xp.clip(xp.floor(position), 0, self.steps - 1).astype(int)
-        weight = position - low
-        table_xp = xp.asarray(table) if xp is np else jnp.asarray(table, jnp.float32)
-        return table_xp[low] + weight * (table_xp[low + 1] - table_xp[low])
-
-    def _slope(self, t: Time) -> Any:
-        xp = _xp(t)
-        steps = np.diff(_ddpm_log_alpha(*self._chain)) * self.steps
-        low = xp.clip(xp.floor(self.index(t) + 1.0), 0, self.steps - 1).astype(int)
-        return (xp.asarray(steps) if xp is np else jnp.asarray(steps, jnp.float32))[low]
-
-    def alpha(self, t: Time) -> Any:
-        return _xp(t).exp(self._log_alpha(t))
-
-    def sigma(self, t: Time) -> Any:
-        xp = _xp(t)
-        return xp.sqrt(-xp.expm1(2.0 * self._log_alpha(t)))
-
-    def dalpha(self, t: Time) -> Any:
-        return self._slope(t) * self.alpha(t)
-
-    def dsigma(self, t: Time) -> Any:
-        return -self._slope(t) * self.alpha(t) ** 2 / self.sigma(t)
-
-    def logsnr(self, t: Time) -> Any:
-        return _logsnr(self, t)
-
-    def time_of(self, logsnr: Any) -> Any:
-        xp, value = _xp(logsnr), _in(logsnr)
-        log_alpha = -0.5 * xp.logaddexp(xp.zeros_like(value), -value)
-        table = _ddpm_log_alpha(*self._chain)
-        times = np.arange(self.steps + 1) / self.steps
-        if xp is np:
-            return np.interp(-log_alpha, -table, times)
-        return jnp.interp(-log_alpha, jnp.asarray(-table, jnp.float32), jnp.asarray(times, jnp.float32))
-
-    def at(self, u: Any) -> Any:
-        """Uniform over the chain: index floor(u * steps), as the discrete losses draw it."""
-        xp = _xp(u)
-        return (xp.clip(xp.floor(_in(u) * self.steps), 0, self.steps - 1) + 1.0) / self.steps
+        return self.t_min + (self.t_max - self.t_min) * as_times(u)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,26 +239,26 @@ class VE:
         return self.sigma_max
 
     def alpha(self, t: Time) -> Any:
-        return _xp(t).ones_like(_in(t))
+        return array_module(t).ones_like(as_times(t))
 
     def sigma(self, t: Time) -> Any:
-        return _in(t)
+        return as_times(t)
 
     def dalpha(self, t: Time) -> Any:
-        return _xp(t).zeros_like(_in(t))
+        return array_module(t).zeros_like(as_times(t))
 
     def dsigma(self, t: Time) -> Any:
-        return _xp(t).ones_like(_in(t))
+        return array_module(t).ones_like(as_times(t))
 
     def logsnr(self, t: Time) -> Any:
-        return _logsnr(self, t)
+        return logsnr_of(self, t)
 
     def time_of(self, logsnr: Any) -> Any:
-        return _xp(logsnr).exp(-0.5 * _in(logsnr))
+        return array_module(logsnr).exp(-0.5 * as_times(logsnr))
 
     def at(self, u: Any) -> Any:
         """Geometric between sigma_min and sigma_max."""
-        return self.sigma_min * (self.sigma_max / self.sigma_min) ** _in(u)
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** as_times(u)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,7 +275,7 @@ class EDM(VE):
 
     def at(self, u: Any) -> Any:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        return (low + _in(u) * (high - low)) ** self.rho
+        return (low + as_times(u) * (high - low)) ** self.rho
 
 
 @dataclasses.dataclass(frozen=True)
@@ -419,7 +307,7 @@ class EDMFamily:
         return float(self._time(np.float64(self.sigma_max)))
 
     def _level(self, t: Time) -> Any:
-        xp, t = _xp(t), _in(t)
+        xp, t = array_module(t), as_times(t)
         match self.schedule:
             case "vp":
                 return xp.sqrt(xp.expm1(0.5 * self.beta_d * t**2 + self.beta_min * t))
@@ -429,7 +317,7 @@ class EDMFamily:
                 return t
 
     def _dlevel(self, t: Time) -> Any:
-        xp, t = _xp(t), _in(t)
+        xp, t = array_module(t), as_times(t)
         level = self._level(t)
         match self.schedule:
             case "vp":
@@ -440,7 +328,7 @@ class EDMFamily:
                 return xp.ones_like(t)
 
     def _time(self, level: Any) -> Any:
-        xp = _xp(level)
+        xp = array_module(level)
         match self.schedule:
             case "vp":
                 rise = xp.log1p(level**2)  # = beta_d t^2 / 2 + beta_min t; the rationalised root
@@ -452,32 +340,28 @@ class EDMFamily:
 
     def alpha(self, t: Time) -> Any:
         level = self._level(t)
-        return 1.0 / _xp(t).sqrt(1.0 + level**2) if self.scaling == "vp" else _xp(t).ones_like(level)
+        return 1.0 / array_module(t).sqrt(1.0 + level**2) if self.scaling == "vp" else array_module(t).ones_like(level)
 
     def sigma(self, t: Time) -> Any:
         return self.alpha(t) * self._level(t)
 
     def dalpha(self, t: Time) -> Any:
         level = self._level(t)
-        return -level * self._dlevel(t) * self.alpha(t) ** 3 if self.scaling == "vp" else _xp(t).zeros_like(level)
+        return (
+            -level * self._dlevel(t) * self.alpha(t) ** 3 if self.scaling == "vp" else array_module(t).zeros_like(level)
+        )
 
     def dsigma(self, t: Time) -> Any:
         return self.dalpha(t) * self._level(t) + self.alpha(t) * self._dlevel(t)
 
     def logsnr(self, t: Time) -> Any:
-        xp = _xp(t)
+        xp = array_module(t)
         with np.errstate(divide="ignore"):
             return -2.0 * xp.log(self._level(t))
 
     def time_of(self, logsnr: Any) -> Any:
-        return self._time(_xp(logsnr).exp(-0.5 * _in(logsnr)))
+        return self._time(array_module(logsnr).exp(-0.5 * as_times(logsnr)))
 
     def at(self, u: Any) -> Any:
         """Uniform between t_min and t_max."""
-        return self.t_min + (self.t_max - self.t_min) * _in(u)
-
-
-def _logsnr(process: Any, t: Time) -> Any:
-    xp = _xp(t)
-    with np.errstate(divide="ignore"):
-        return 2.0 * (xp.log(process.alpha(t)) - xp.log(process.sigma(t)))
+        return self.t_min + (self.t_max - self.t_min) * as_times(u)

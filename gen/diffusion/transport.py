@@ -6,14 +6,14 @@ The official clock runs from noise at 0 to data at 1; everything here is on our 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.diffusion.denoiser import PredictionKind
 from gen.diffusion.objectives import Draws, Evaluate, TimeSampler, mean_over_data, noised
+from gen.diffusion.prediction import PredictionKind
 from gen.errors import GenError
 from gen.nn.network import Cond
 
@@ -98,6 +98,9 @@ class NoiseMatching:
 
     weight: Literal["none", "velocity", "likelihood"] = "none"
     times: TimeSampler = TimeSampler()
+
+    taps: ClassVar[tuple[str, ...]] = ()
+    inputs: ClassVar[tuple[str, ...]] = ()
 
     def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
         time_key, eps_key = jax.random.split(key)

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.diffusion.denoiser import Denoiser, Prediction
+from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.objectives import Draws, VelocityMatching, noised
+from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import pair
 from gen.errors import GenError
 from gen.nn.adversarial import logistic_discriminator_loss, logistic_generator_loss

@@ -15,13 +15,13 @@ from gen.data.sources import array_identity
 from gen.errors import GenError
 from gen.features.extractor import Extractor
 from gen.metrics.onepass import Progress, collect
-from gen.metrics.sources import Source
+from gen.metrics.sources import ImageSet
 from gen.metrics.statistics import Features, basic_statistics, finalised
 
 __all__ = ["with_images", "with_texts"]
 
 
-def with_texts(source: Source, texts: np.ndarray) -> Source:
+def with_texts(source: ImageSet, texts: np.ndarray) -> ImageSet:
     """A source whose sample i carries the embedding of its caption, for the CLIP score.
 
     Args:
@@ -54,15 +54,15 @@ class _Captioned:
 
 
 def with_images(
-    source: Source,
+    source: ImageSet,
     name: str,
-    images: Source,
+    images: ImageSet,
     extractor: Extractor,
     *,
     batch: int = 256,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
-) -> Source:
+) -> ImageSet:
     """A source with real images beside it: "training" or "heldout". All of them are kept on the host.
 
     Args:

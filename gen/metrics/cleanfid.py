@@ -21,7 +21,7 @@ from gen.features.inception import SIZE, Inception
 from gen.features.weights import flat
 from gen.metrics.protocol import Result
 from gen.metrics.reference import Reference
-from gen.metrics.sources import QUANTISERS, Source
+from gen.metrics.sources import QUANTISERS, ImageSet
 from gen.nn.network import Params
 
 __all__ = ["Unresized", "features", "pictures", "require", "second_opinion", "state_dict"]
@@ -102,7 +102,7 @@ def state_dict(params: Params) -> dict[str, np.ndarray]:
     return weights
 
 
-def pictures(source: Source, count: int) -> Iterator[np.ndarray]:
+def pictures(source: ImageSet, count: int) -> Iterator[np.ndarray]:
     """The first `count` images of a source, one by one: (H, W, 3) uint8, quantised as for evaluation.
 
     Stored images have to come from a source opened for `Unresized`.
@@ -171,7 +171,7 @@ def _tensorflow_resize(images: Any) -> Any:
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def second_opinion(result: Result, samples: Source, real: Source | Reference, extractor: Inception) -> Result:
+def second_opinion(result: Result, samples: ImageSet, real: ImageSet | Reference, extractor: Inception) -> Result:
     """A result with clean-fid's values beside ours: ``cleanfid_frechet_distance``, and ``cleanfid_kid`` where KID is.
 
     Args:
@@ -188,8 +188,8 @@ def second_opinion(result: Result, samples: Source, real: Source | Reference, ex
 
     params = extractor.load()
     fake = features(pictures(samples, result.protocol.count), extractor, params)
-    rows = features(pictures(real, real.count), extractor, params) if isinstance(real, Source) else real.features
-    mean, covariance = _moments(rows) if isinstance(real, Source) else (real.mean, real.covariance)
+    rows = features(pictures(real, real.count), extractor, params) if isinstance(real, ImageSet) else real.features
+    mean, covariance = _moments(rows) if isinstance(real, ImageSet) else (real.mean, real.covariance)
     values = {"cleanfid_frechet_distance": fid.frechet_distance(*_moments(fake), mean, covariance)}
     if "kid" in result.values:
         limit = result.protocol.neighbour_limit

@@ -16,7 +16,7 @@ from gen.metrics.measures import Scores, check_extras, extra_statistics, score
 from gen.metrics.onepass import Progress, Tally, collect, merge_tallies
 from gen.metrics.protocol import Protocol, Result, departures, preset
 from gen.metrics.reference import Reference
-from gen.metrics.sources import Source
+from gen.metrics.sources import ImageSet
 from gen.metrics.statistics import Features, Statistic, basic_statistics, finalised
 
 __all__ = ["Evaluation", "Settings", "evaluate", "part_of"]
@@ -70,7 +70,7 @@ class Evaluation:
         preset, measures that cannot be had.
     """
 
-    source: Source
+    source: ImageSet
     reference: Reference
     extractor: Extractor
     settings: Settings = Settings()
@@ -180,7 +180,7 @@ class Evaluation:
 
 
 def evaluate(
-    source: Source,
+    source: ImageSet,
     reference: Reference,
     extractor: Extractor,
     settings: Settings = Settings(),
@@ -225,7 +225,7 @@ def part_of(count: int, number: int, parts: int) -> range:
     return range(count * (number - 1) // parts, count * number // parts)
 
 
-def _check(protocol: Protocol, reference: Reference, source: Source, force: bool) -> None:
+def _check(protocol: Protocol, reference: Reference, source: ImageSet, force: bool) -> None:
     for name in () if force else _SHARED:
         ours, theirs = getattr(protocol, name), getattr(reference.protocol, name)
         if ours != theirs:

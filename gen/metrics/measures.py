@@ -24,7 +24,7 @@ from gen.metrics.neighbours import manifold
 from gen.metrics.pairs import Pairs
 from gen.metrics.protocol import Protocol
 from gen.metrics.reference import Reference
-from gen.metrics.sources import Source
+from gen.metrics.sources import ImageSet
 from gen.metrics.statistics import Accuracy, Features, Statistic
 
 __all__ = [
@@ -78,7 +78,7 @@ class Measure:
 
 
 # what a measure may need -> (whether it is there, what to say and do when it is not)
-_NEEDS: dict[str, tuple[Callable[[Extractor, Source, Reference], bool], str]] = {
+_NEEDS: dict[str, tuple[Callable[[Extractor, ImageSet, Reference], bool], str]] = {
     "real features": (
         lambda extractor, source, reference: len(reference.features) > 0,
         "needs the features of real images, which the reference does not hold; make one from images with gen reference",
@@ -338,7 +338,7 @@ MEASURES: dict[str, Measure] = {
 }
 
 
-def _chosen(extractor: Extractor, source: Source, reference: Reference, extra: Sequence[str]) -> dict[str, Measure]:
+def _chosen(extractor: Extractor, source: ImageSet, reference: Reference, extra: Sequence[str]) -> dict[str, Measure]:
     """Those that are asked for, and those that need not be asked for where they can be had."""
 
     def there(measure: Measure) -> bool:
@@ -347,7 +347,7 @@ def _chosen(extractor: Extractor, source: Source, reference: Reference, extra: S
     return {name: m for name, m in MEASURES.items() if (name in extra if m.asked else there(m))}
 
 
-def check_extras(extractor: Extractor, source: Source, reference: Reference, extra: Sequence[str]) -> None:
+def check_extras(extractor: Extractor, source: ImageSet, reference: Reference, extra: Sequence[str]) -> None:
     """Raises GenError for a name that is not in `MEASURES`, or a measure whose needs are not met."""
     for name in extra:
         if name not in MEASURES:
@@ -359,7 +359,7 @@ def check_extras(extractor: Extractor, source: Source, reference: Reference, ext
 
 
 def extra_statistics(
-    extractor: Extractor, source: Source, reference: Reference, protocol: Protocol, extra: Sequence[str]
+    extractor: Extractor, source: ImageSet, reference: Reference, protocol: Protocol, extra: Sequence[str]
 ) -> dict[str, Statistic]:
     """What the measures of an evaluation need gathered, beside what every evaluation gathers."""
     chosen = _chosen(extractor, source, reference, extra).values()
@@ -369,7 +369,7 @@ def extra_statistics(
 def score(
     found: Found,
     extractor: Extractor,
-    source: Source,
+    source: ImageSet,
     reference: Reference,
     protocol: Protocol,
     extra: Sequence[str] = (),

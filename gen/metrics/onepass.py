@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from gen.errors import GenError
 from gen.features.extractor import Extractor, accepts
 from gen.files import atomic
-from gen.metrics.sources import QUANTISERS, Source
+from gen.metrics.sources import QUANTISERS, ImageSet
 from gen.metrics.statistics import Accumulator, Statistic
 from gen.training.indexed import padded_block, placed
 from gen.training.sharding import batch_sharding, microbatch_count, replicated
@@ -96,7 +96,7 @@ def merge_tallies(tallies: Sequence[Tally], statistics: Mapping[str, Statistic])
 
 
 def collect(
-    source: Source,
+    source: ImageSet,
     extractor: Extractor,
     statistics: Mapping[str, Statistic],
     *,
@@ -161,7 +161,7 @@ def _span(batch: int) -> int:
 
 
 def _runner(
-    source: Source, extractor: Extractor, statistics: Mapping[str, Statistic], batch: int, mesh: Mesh | None
+    source: ImageSet, extractor: Extractor, statistics: Mapping[str, Statistic], batch: int, mesh: Mesh | None
 ) -> Callable[[int, int, Callable[[int], None]], dict[str, Accumulator]]:
     """Loads what is needed and gives ``run(first, stop, report)``: the accumulators of those samples, on device."""
     params, arguments = placed(extractor.load(), mesh), placed(source.arguments, mesh)
@@ -263,7 +263,7 @@ def _whole(rows: jax.Array) -> jax.Array:
     return jnp.isfinite(rows).all(tuple(range(1, rows.ndim)))
 
 
-def _shapes(source: Source, extractor: Extractor, params: Any, batch: int) -> Mapping[str, Any]:
+def _shapes(source: ImageSet, extractor: Extractor, params: Any, batch: int) -> Mapping[str, Any]:
     """Shapes of what statistics see; checks the images against the extractor before anything is compiled."""
     arguments = source.arguments
     if source.read is not None:
@@ -279,7 +279,7 @@ def _shapes(source: Source, extractor: Extractor, params: Any, batch: int) -> Ma
     return result
 
 
-def _check(source: Source, indices: range, batch: int, mesh: Mesh | None) -> None:
+def _check(source: ImageSet, indices: range, batch: int, mesh: Mesh | None) -> None:
     if not len(indices) or indices.step != 1 or indices.start < 0 or indices.stop > source.count:
         raise GenError(
             f"samples {indices.start}..{indices.stop - 1} asked of a source with {source.count}; expected a range "

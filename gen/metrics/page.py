@@ -13,7 +13,7 @@ from gen.metrics.neighbours import nearest
 from gen.metrics.protocol import Result
 from gen.metrics.reference import Reference
 from gen.metrics.report import Report, heading
-from gen.metrics.sources import Source
+from gen.metrics.sources import ImageSet
 
 __all__ = ["class_rows", "closest_real", "distance_by_count", "evaluation_page"]
 
@@ -33,7 +33,7 @@ def evaluation_page(
     result: Result,
     found: Mapping[str, Any],
     reference: Reference,
-    real: Source | None = None,
+    real: ImageSet | None = None,
     details: Mapping[str, Any] = MappingProxyType({}),
 ) -> Report:
     """The page.
@@ -102,7 +102,7 @@ def closest_real(found: Mapping[str, Any], reference: Reference) -> tuple[np.nda
     return nearest(found["features"][: len(found["pictures"])], reference.features)
 
 
-def _closest(page: Report, found: Mapping[str, Any], reference: Reference, real: Source | None) -> None:
+def _closest(page: Report, found: Mapping[str, Any], reference: Reference, real: ImageSet | None) -> None:
     distances, indices = closest_real(found, reference)
     order = np.argsort(distances, kind="stable")[:_SHOWN]
     text = (

@@ -17,7 +17,7 @@ from gen.features.extractor import Extractor
 from gen.files import atomic
 from gen.metrics.onepass import Progress, collect
 from gen.metrics.protocol import Protocol
-from gen.metrics.sources import Source
+from gen.metrics.sources import ImageSet
 from gen.metrics.statistics import basic_statistics, finalised
 
 __all__ = ["Reference", "make_reference"]
@@ -106,7 +106,7 @@ class Reference:
 
 def make_reference(
     name: str,
-    source: Source,
+    source: ImageSet,
     extractor: Extractor,
     *,
     split: str = "",

@@ -15,7 +15,7 @@ from gen.errors import GenError
 from gen.features.extractor import Extractor
 from gen.training.indexed import sample_keys
 
-__all__ = ["LABEL_RULES", "QUANTISERS", "Source", "balanced_labels", "from_arrays", "from_store", "generated"]
+__all__ = ["LABEL_RULES", "QUANTISERS", "ImageSet", "balanced_labels", "from_arrays", "from_store", "generated"]
 
 # float images in [-1, 1] -> integers 0..255, still float32
 QUANTISERS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -28,7 +28,7 @@ _LABELS_SEED = 1  # of random labels; the images' noise has seed 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class ImageSet:
     """Images by index.
 
     Attributes:
@@ -94,13 +94,13 @@ def from_arrays(
     rule: str = "given",
     seeds: str = "",
     identity: str = "",
-) -> Source:
+) -> ImageSet:
     """A source of stored images; they may be memory-mapped, and only a batch of them is ever on the device.
 
     Args:
       images: (N, H, W, C) uint8, or float in [-1, 1] to be quantised by `quantiser`.
       labels: (N,) integers, or None.
-      quantiser, seeds: see `Source`.
+      quantiser, seeds: see `ImageSet`.
       rule: the rule behind the labels.
       identity: of the images where it is known; found by reading them all otherwise.
 
@@ -121,7 +121,7 @@ def from_arrays(
                 "expected one integer per image"
             )
         arrays["label"] = np.asarray(labels, np.int32)
-    return Source(
+    return ImageSet(
         function=_rows,
         arguments=(),
         count=len(images),
@@ -142,7 +142,7 @@ def from_store(
     rule: str = "given",
     seeds: str = "",
     one_size: bool = False,
-) -> Source:
+) -> ImageSet:
     """A source of image files, decoded a batch at a time by several threads.
 
     Images of any size are taken by an extractor that has a method ``fit`` (one image (H, W, C) uint8 -> float32 of the
@@ -151,7 +151,7 @@ def from_store(
     Args:
       store: the files, with or without classes.
       extractor: the network they are for: decides the number of channels and the size.
-      quantiser, seeds: see `Source`.
+      quantiser, seeds: see `ImageSet`.
       rule: the rule behind the labels.
       one_size: all images are known to have one size: they are resized on the device.
 
@@ -182,7 +182,7 @@ def from_store(
         labels = {} if store.label is None else {"label": store.label[indices]}
         return {"image" if fit is None else "levels": np.stack(images)[where]} | labels
 
-    return Source(
+    return ImageSet(
         function=_rows,
         arguments=(),
         count=len(store),
@@ -205,7 +205,7 @@ def generated(
     classes: int | None = None,
     rule: str = "given",
     quantiser: str = "round",
-) -> Source:
+) -> ImageSet:
     """A source that draws its images: any generator.
 
     Args:
@@ -230,7 +230,7 @@ def generated(
         )
 
     named = f"{seeds.start}-{seeds[-1]}" + ("" if seeds.step == 1 else f" by {seeds.step}")
-    return Source(
+    return ImageSet(
         function=_Draw(sample),
         arguments={"params": params, "seeds": np.asarray(seeds, np.int32)}
         | ({} if labels is None else {"label": np.asarray(labels, np.int32)}),

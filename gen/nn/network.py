@@ -5,6 +5,7 @@ rebuilt inside jitted functions from parameters that are always passed in. Share
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -12,10 +13,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-__all__ = ["Cond", "Network", "NetworkConfig", "Params", "count", "param_shapes", "tree_copy"]
+__all__ = ["Buffer", "Cond", "Network", "NetworkConfig", "Params", "count", "param_shapes", "tree_copy"]
 
 Params = Mapping[str, Any]  # nested plain dict of arrays; stacked blocks hold their layers on axis 0
 Cond = Mapping[str, jax.Array]  # conditioning by name: label (B,) int32, text (B, T, D), ...
+
+
+class Buffer(nnx.Variable[jax.Array]):
+    """An array of a network that no gradient trains: fixed frequencies, codebook averages, batch statistics.
+
+    It stands among the parameters, so that checkpoints and imports hold it, but has no gradient, no weight decay and no
+    optimiser state. `Network.buffers` says which arrays these are.
+    """
 
 
 class NetworkConfig(Protocol):
@@ -37,9 +46,14 @@ class Network:
     config: Any
 
     def init(self, key: jax.Array) -> Params:
-        """Freshly drawn parameters as a nested plain dict of float32 arrays."""
+        """Freshly drawn parameters and buffers as one nested plain dict of float32 arrays."""
         module = self.config.build(nnx.Rngs(params=key))
-        return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+        return nnx.to_pure_dict(nnx.state(module, (nnx.Param, Buffer)))
+
+    @property
+    def buffers(self) -> frozenset[str]:
+        """Paths of the `Buffer`s in the parameters, joined by "/"; allocates nothing."""
+        return _structure(self.config)[1]
 
     def apply(self, params: Params, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
         """Calls `method` of the module holding `params`; pure, to be used under `jax.jit`."""
@@ -59,17 +73,15 @@ class Network:
 
     def module(self, params: Params) -> Any:
         """The NNX module holding `params` (live arrays or tracers)."""
-        return nnx.merge(_graphdef(self.config), params)
+        return nnx.merge(_structure(self.config)[0], params)
 
 
-_GRAPHDEFS: dict[Any, Any] = {}
-
-
-def _graphdef(config: Any) -> Any:
-    if config not in _GRAPHDEFS:
-        module = nnx.eval_shape(lambda: config.build(nnx.Rngs(0)))
-        _GRAPHDEFS[config] = nnx.graphdef(module)
-    return _GRAPHDEFS[config]
+@functools.cache
+def _structure(config: Any) -> tuple[Any, frozenset[str]]:
+    """The static structure of `config`'s module, and the paths of its buffers."""
+    module = nnx.eval_shape(lambda: config.build(nnx.Rngs(0)))
+    buffers = nnx.to_flat_state(nnx.state(module, Buffer))
+    return nnx.graphdef(module), frozenset("/".join(map(str, path)) for path, _ in buffers)
 
 
 def param_shapes(config: Any) -> Any:

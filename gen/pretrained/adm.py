@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig, Layer
+from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, Predict
-from gen.diffusion.process import DDPM
 from gen.errors import GenError
 from gen.pretrained.rules import SAME, Arrays, Importer, Rule, Rules, Transform, convolution, linear
 from gen.sampling.generator import DiffusionGenerator, Sampler

@@ -4,11 +4,11 @@ import math
 from typing import Any
 
 from gen.diffusion.backbones.dit import DiTConfig
+from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, Predict
-from gen.diffusion.process import DDPM
 from gen.errors import GenError
 from gen.nn.layers import sincos_positions
-from gen.pretrained.rules import SAME, Arrays, Constant, Importer, Rule, Rules, depth_of, linear, patches
+from gen.pretrained.rules import SAME, Arrays, Computed, Importer, Rule, Rules, depth_of, linear, patches
 from gen.pretrained.sdvae import SCALED
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.sampling.grids import Respaced
@@ -32,7 +32,7 @@ def frame(config: DiTConfig) -> Rules:
     """The rows that DiT shares with its relatives: everything but the MLPs."""
     positions = sincos_positions(config.grid, config.width)[None]
     return [
-        Constant("pos_embed", positions),
+        Computed("pos_embed", positions),
         Rule("x_embedder.proj.weight", "patch/kernel", patches(config.patch)),
         Rule("x_embedder.proj.bias", "patch/bias"),
         *linear("t_embedder.mlp.0", "time/fc1"),

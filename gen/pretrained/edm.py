@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig, SongUNetConfig
+from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, EDMPrecondition, Predict
-from gen.diffusion.process import DDPM, EDM, VE, VP
+from gen.diffusion.process import EDM, VE, VP
 from gen.errors import GenError
-from gen.pretrained.rules import SAME, Arrays, Constant, Importer, Rule, Rules, convolution, linear
-from gen.sampling.edm import edm_sampler
+from gen.pretrained.rules import SAME, Arrays, Computed, Importer, Rule, Rules, convolution, linear
+from gen.sampling.edm_samplers import edm_sampler
 from gen.sampling.generator import DiffusionGenerator
 
 __all__ = [
@@ -37,7 +38,7 @@ UNetConfig = SongUNetConfig | DhariwalUNetConfig
 
 def rules(config: UNetConfig, prefix: str = "model.") -> Rules:
     """The table of official names for a configuration; `prefix` is that of the wrapped network."""
-    table: list[Rule | Constant] = []
+    table: list[Rule | Computed] = []
     song = isinstance(config, SongUNetConfig)
     if isinstance(config, SongUNetConfig) and config.embedding == "fourier":
         table.append(Rule("map_noise.freqs", "map/freqs", SAME))
@@ -57,18 +58,18 @@ def rules(config: UNetConfig, prefix: str = "model.") -> Rules:
 _OUT = ("norm", "conv")
 
 
-def _renamed(rule: Rule | Constant, prefix: str, names: dict[str, str]) -> Rule | Constant:
+def _renamed(rule: Rule | Computed, prefix: str, names: dict[str, str]) -> Rule | Computed:
     """With the prefix; DhariwalUNet keeps its last two layers outside of the decoder."""
     assert isinstance(rule.official, str)
     stem, dot, leaf = rule.official.rpartition(".")
     return dataclasses.replace(rule, official=prefix + names.get(stem, stem) + dot + leaf)
 
 
-def _layer_rules(config: UNetConfig, official: str, row: Any) -> list[Rule | Constant]:
+def _layer_rules(config: UNetConfig, official: str, row: Any) -> list[Rule | Computed]:
     ours = official.replace(".", "/")
     taps = config.style.taps
     f = np.asarray(taps, np.float64) / sum(taps)
-    filters = Constant(f"{official}.resample_filter", np.outer(f, f)[None, None].astype(np.float32))
+    filters = Computed(f"{official}.resample_filter", np.outer(f, f)[None, None].astype(np.float32))
     match row.kind:
         case "norm":
             return [*_norm(official, ours)]
@@ -77,7 +78,7 @@ def _layer_rules(config: UNetConfig, official: str, row: Any) -> list[Rule | Con
         case "conv" | "skip" | "residual" | "out":
             return [*convolution(official, ours), *([filters] if row.up or row.down else [])]
     sampled = row.up or row.down
-    table: list[Rule | Constant] = [*_norm(f"{official}.norm0", f"{ours}/norm0")]
+    table: list[Rule | Computed] = [*_norm(f"{official}.norm0", f"{ours}/norm0")]
     table += [*convolution(f"{official}.conv0", f"{ours}/conv0"), *convolution(f"{official}.conv1", f"{ours}/conv1")]
     table += [*linear(f"{official}.affine", f"{ours}/affine"), *_norm(f"{official}.norm1", f"{ours}/norm1")]
     if config.times == 2:
@@ -181,7 +182,7 @@ def precondition(
     """
     match wrapper:
         case "EDMPrecond":
-            return Denoiser(network, EDM(sigma_data=sigma_data), EDMPrecondition(sigma_data))
+            return Denoiser(network, EDM(sigma_data=sigma_data), EDMPrecondition())
         case "VPPrecond":
             process = VP(beta_min, beta_min + beta_d, t_min=epsilon_t)
             return Denoiser(network, process, Predict("eps", scale=M - 1.0))
@@ -227,7 +228,7 @@ def generator(wrapper: str) -> Callable[[UNetConfig], DiffusionGenerator]:
 def _chain_rules(config: UNetConfig) -> Rules:
     """With the chain's noise levels, which the iDDPM wrapper stores."""
     u = np.asarray(levels(precondition("iDDPMPrecond", config)), np.float32)
-    return [Constant("u", u, atol=1e-5 * float(u.max())), *rules(config)]
+    return [Computed("u", u, atol=1e-5 * float(u.max())), *rules(config)]
 
 
 def _importer(name: str, wrapper: str, mark: str, table: Callable[[UNetConfig], Rules] = rules) -> Importer:

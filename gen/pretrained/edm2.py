@@ -11,7 +11,7 @@ from gen.diffusion.denoiser import Denoiser, EDMPrecondition
 from gen.diffusion.process import EDM
 from gen.errors import GenError
 from gen.pretrained.rules import CONV, LINEAR, Arrays, Importer, Rule, Rules, depth_of
-from gen.sampling.edm import edm_sampler
+from gen.sampling.edm_samplers import edm_sampler
 from gen.sampling.generator import DiffusionGenerator
 from gen.tokenizers.base import Affine
 

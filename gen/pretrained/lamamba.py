@@ -10,7 +10,7 @@ from gen.pretrained import dit
 from gen.pretrained.mamba import scan2d_rules
 from gen.pretrained.rules import (
     Arrays,
-    Constant,
+    Computed,
     Importer,
     Rule,
     Rules,
@@ -53,12 +53,12 @@ def buffers(official: str, grid: tuple[int, int], window: int, shift: int) -> Ru
     """What a block's file holds and we compute: index of the bias table, and the mask of shifted windows."""
     sides = (min(window, grid[0]), min(window, grid[1]))
     shifts = tuple(shift if n > window else 0 for n in grid)
-    found: list[Rule | Constant] = [
-        Constant(f"{official}attn.relative_position_index", relative_index(sides), optional=True)
+    found: list[Rule | Computed] = [
+        Computed(f"{official}attn.relative_position_index", relative_index(sides), optional=True)
     ]
     if any(shifts):
         mask = window_mask(grid, sides, (shifts[0], shifts[1]))
-        found.append(Constant(f"{official}attn_mask", mask, optional=True))
+        found.append(Computed(f"{official}attn_mask", mask, optional=True))
     return found
 
 
@@ -70,7 +70,7 @@ def rules(config: LaMambaConfig) -> Rules:
     for i in range(STAGES):
         stage = STAGES - 1 - i
         stages.append((f"layers_up.{i}", f"up_{i}", stage, depths[stage] + config.extra, True))
-    table: list[Rule | Constant] = [
+    table: list[Rule | Computed] = [
         Rule("pos_embed", "positions", _FIRST),
         *linear("t_embedder.mlp.0", "time/fc1"),
         *linear("t_embedder.mlp.2", "time/fc2"),

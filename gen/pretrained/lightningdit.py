@@ -11,7 +11,7 @@ from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.process import Linear
 from gen.errors import GenError
 from gen.pretrained.dit import dimensions, frame
-from gen.pretrained.rules import Arrays, Constant, Importer, Rule, Rules, linear
+from gen.pretrained.rules import Arrays, Computed, Importer, Rule, Rules, linear
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.sampling.grids import Uniform
 from gen.sampling.guidance import ClassifierFree, Interval
@@ -31,7 +31,7 @@ def rules(config: LightningDiTConfig) -> Rules:
     ]
     if config.rope:
         cos, sin = axial_rotation(config.grid, config.head_dim)
-        table += [Constant("feat_rope.freqs_cos", cos), Constant("feat_rope.freqs_sin", sin)]
+        table += [Computed("feat_rope.freqs_cos", cos), Computed("feat_rope.freqs_sin", sin)]
     if config.rmsnorm:
         table += [Rule(f"blocks.{{i}}.{name}.weight", f"blocks/{name}/scale") for name in ("norm1", "norm2")]
         table.append(Rule("final_layer.norm_final.weight", "norm_final/scale"))

@@ -27,7 +27,7 @@ __all__ = [
     "LINEAR",
     "SAME",
     "SYSTEMS",
-    "Constant",
+    "Computed",
     "Importer",
     "Report",
     "Rule",
@@ -126,7 +126,7 @@ class Rule:
 
 
 @dataclasses.dataclass(frozen=True)
-class Constant:
+class Computed:
     """An array that official files store and we compute: compared on load, written again on save.
 
     Attributes:
@@ -140,7 +140,7 @@ class Constant:
     optional: bool = False
 
 
-Rules = Sequence[Rule | Constant]
+Rules = Sequence[Rule | Computed]
 
 
 def linear(official: str, ours: str, bias: bool = True) -> list[Rule]:
@@ -215,8 +215,8 @@ def load(
     params: dict[str, Any] = {}
     taken: set[str] = set()
     for rule in rules:
-        if isinstance(rule, Constant):
-            _check_constant(rule, weights, report)
+        if isinstance(rule, Computed):
+            _check_computed(rule, weights, report)
             taken.add(rule.official)
             continue
         if rule.ours not in targets:
@@ -248,7 +248,7 @@ def _names(rule: Rule, depth: int) -> list[tuple[str, ...]]:
     return [tuple(name.replace("{i}", str(i)) for name in rule.names) for i in range(depth)]
 
 
-def _check_constant(rule: Constant, weights: Arrays, report: Report) -> None:
+def _check_computed(rule: Computed, weights: Arrays, report: Report) -> None:
     value = np.asarray(rule.value)
     if rule.official not in weights:
         if not rule.optional:
@@ -286,7 +286,7 @@ def save(rules: Rules, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     ours = dict(_flatten(params))
     weights: dict[str, np.ndarray] = {}
     for rule in rules:
-        if isinstance(rule, Constant):
+        if isinstance(rule, Computed):
             weights[rule.official] = np.asarray(rule.value)
             continue
         if rule.ours not in ours:

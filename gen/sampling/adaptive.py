@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.diffusion.denoiser import Denoise, Denoiser, PredictionKind
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.prediction import Denoise, PredictionKind
 from gen.diffusion.transport import interval
 from gen.errors import GenError
 from gen.nn.network import Cond

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.diffusion.denoiser import Denoise, Denoiser, Prediction
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.prediction import Denoise, Prediction
 from gen.nn.network import Cond, Params
 from gen.sampling.grids import Grid, Uniform
 from gen.sampling.guidance import ClassifierFree

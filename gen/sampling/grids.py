@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.diffusion.process import DDPM
+from gen.diffusion.ddpm import DDPM
 from gen.errors import GenError
 
 __all__ = [
-    "Chain",
+    "ChainLevels",
     "Explicit",
     "Grid",
     "GridConfig",
@@ -244,7 +244,7 @@ def _same(has: int, steps: int, what: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Chain:
+class ChainLevels:
     """The levels of a DDPM chain within a range, evenly spaced by index from the noisy end, then clean data.
 
     EDM's "iDDPM" discretisation (Karras et al. 2022, table 1). Needs the ddpm process; see `Matched` for others.

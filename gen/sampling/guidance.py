@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import jax
 import jax.numpy as jnp
 
-from gen.diffusion.denoiser import Denoise, Prediction, PredictionKind
+from gen.diffusion.prediction import Denoise, Prediction, PredictionKind
 from gen.diffusion.process import expand, pair
 from gen.errors import GenError
 from gen.nn.network import Cond

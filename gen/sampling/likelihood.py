@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gen.diffusion.denoiser import Denoise, Prediction
+from gen.diffusion.prediction import Denoise, Prediction
 from gen.nn.network import Cond
 from gen.sampling.grids import Grid
 from gen.sampling.solvers import Noise, Solver

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.diffusion.denoiser import Denoise
+from gen.diffusion.prediction import Denoise
 from gen.errors import GenError
 from gen.nn.network import Cond
 from gen.sampling.grids import Grid, snap

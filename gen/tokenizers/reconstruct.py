@@ -20,7 +20,7 @@ from gen.metrics.onepass import Progress, collect
 from gen.metrics.pairs import Pairs, pair_scores
 from gen.metrics.protocol import Protocol, Result
 from gen.metrics.reference import make_reference
-from gen.metrics.sources import QUANTISERS, Source
+from gen.metrics.sources import QUANTISERS, ImageSet
 from gen.metrics.statistics import Features, Statistic, finalised
 from gen.nn.network import Params
 from gen.tokenizers.base import Tokenizer
@@ -75,12 +75,12 @@ class _Function:
 def reconstructions(
     tokenizer: Tokenizer,
     params: Params,
-    images: Source,
+    images: ImageSet,
     *,
     identity: str,
     quantiser: str = "round",
     lpips: Sequence[str] = (),
-) -> Source:
+) -> ImageSet:
     """The images of a source after encoding (the posterior's mode) and decoding, with the scores of every pair.
 
     Args:
@@ -121,8 +121,8 @@ class Reconstructed:
 
 
 def evaluate_reconstruction(
-    made: Source,
-    images: Source,
+    made: ImageSet,
+    images: ImageSet,
     extractor: Extractor | None,
     *,
     name: str,

@@ -7,8 +7,9 @@ import pytest
 from scipy.stats import norm
 
 from gen.diffusion.chain import Chain, bits_per_dimension, discretised_nll, gaussian_kl
-from gen.diffusion.denoiser import Prediction
-from gen.diffusion.process import DDPM, Linear
+from gen.diffusion.ddpm import DDPM
+from gen.diffusion.prediction import Prediction
+from gen.diffusion.process import Linear
 from gen.errors import GenError
 
 KEPT = (0, 3, 10, 499, 999)

@@ -10,7 +10,8 @@ import pytest
 from gen.config import from_json, to_json
 from gen.diffusion.backbones.aligned import AlignedConfig
 from gen.diffusion.backbones.dit import DiTConfig
-from gen.diffusion.denoiser import Denoiser, Predict, Prediction
+from gen.diffusion.ddpm import DDPM
+from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.objectives import (
     Aligned,
     Draws,
@@ -21,7 +22,8 @@ from gen.diffusion.objectives import (
     cosine_similarity,
     lognormal_levels,
 )
-from gen.diffusion.process import DDPM, EDM, Linear, expand
+from gen.diffusion.prediction import Prediction
+from gen.diffusion.process import EDM, Linear, expand
 from gen.diffusion.train import DenoiserTask
 from gen.errors import GenError
 from gen.nn.network import param_shapes

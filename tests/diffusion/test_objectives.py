@@ -10,9 +10,11 @@ import pytest
 
 from gen.config import from_json, to_json
 from gen.diffusion.chain import Chain
-from gen.diffusion.denoiser import EDMPrecondition, Predict, Prediction
+from gen.diffusion.ddpm import DDPM
+from gen.diffusion.denoiser import EDMPrecondition, Predict
 from gen.diffusion.objectives import DDPMLoss, Draws, EDMLoss, TimeSampler, VelocityMatching
-from gen.diffusion.process import DDPM, EDM, VE, Linear, Trigonometric, expand
+from gen.diffusion.prediction import Prediction
+from gen.diffusion.process import EDM, VE, Linear, Trigonometric, expand
 from gen.errors import GenError
 
 X = jax.random.normal(jax.random.key(0), (64, 3, 3, 2))

@@ -8,9 +8,11 @@ import pytest
 
 from gen.config import from_json, to_json
 from gen.diffusion.backbones.dit import DiTConfig
-from gen.diffusion.denoiser import Denoiser, Predict, Prediction
+from gen.diffusion.ddpm import DDPM
+from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.objectives import noised
-from gen.diffusion.process import DDPM, EDM, Linear
+from gen.diffusion.prediction import Prediction
+from gen.diffusion.process import EDM, Linear
 from gen.distill.dmd2 import DMD2Task, Levels, backward_simulation, matching_gradient, matching_loss, sample_norm
 from gen.distill.kd import KDTask
 from gen.errors import GenError

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.metrics.sources import Source
+from gen.metrics.sources import ImageSet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,4 +71,4 @@ def poisoned(count, index):
     """Images of which one has a NaN pixel."""
     pixels = images(count).astype(np.float32) / 127.5 - 1
     pixels[index, 2, 3, 1] = np.nan
-    return Source(lambda a, i: {"image": a[i]}, pixels, count, "poisoned")
+    return ImageSet(lambda a, i: {"image": a[i]}, pixels, count, "poisoned")

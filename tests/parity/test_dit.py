@@ -14,9 +14,10 @@ import gen
 from gen import cli
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.chain import Chain, Variance, bits_per_dimension
-from gen.diffusion.denoiser import Denoiser, Predict, Prediction
+from gen.diffusion.ddpm import DDPM
+from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.objectives import DDPMLoss, Draws
-from gen.diffusion.process import DDPM
+from gen.diffusion.prediction import Prediction
 from gen.nn.layers import patchify, sincos_positions, sinusoid
 from gen.nn.network import Network
 from gen.pretrained import dit

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, EDMPrecondition, Predict
 from gen.diffusion.objectives import DDPMLoss, Draws, EDMLoss
-from gen.diffusion.process import DDPM, EDM
+from gen.diffusion.process import EDM
 from gen.distill.dmd2 import DMD2Draws, DMD2Task, Levels, backward_simulation, matching_gradient, sample_norm
 from gen.nn.adversarial import ConvHead
 from gen.sampling.guidance import ClassifierFree
@@ -139,7 +140,7 @@ def test_edm(fx: Fixture) -> None:
     process = EDM(c["sigma_min"], c["sigma_max"], c["rho"], c["sigma_data"])
     steps = c["num_train_timesteps"]
     task = DMD2Task(
-        Denoiser(toy(fx, nets["teacher"]), process, EDMPrecondition(c["sigma_data"])),
+        Denoiser(toy(fx, nets["teacher"]), process, EDMPrecondition()),
         objective=EDMLoss(),
         times=(c["conditioning_sigma"],),
         noise_scale=c["conditioning_sigma"],

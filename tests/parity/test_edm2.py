@@ -13,12 +13,13 @@ import pytest
 import gen
 from gen import cli
 from gen.diffusion.backbones.edm2_unet import EDM2Config, mp_cat, mp_silu, mp_sum, normalize, pixel_norm
-from gen.diffusion.denoiser import Denoiser, EDMPrecondition, Prediction
+from gen.diffusion.denoiser import Denoiser, EDMPrecondition
 from gen.diffusion.objectives import Draws, EDMLoss, Uncertain
+from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import EDM
 from gen.pretrained.edm2 import IMPORTER
 from gen.pretrained.readers import read_weights
-from gen.sampling.edm import edm_sampler
+from gen.sampling.edm_samplers import edm_sampler
 from gen.sampling.guidance import Autoguidance
 from gen.training.indexed import sample_keys
 from tests.parity.conftest import Fixture, fixtures
@@ -54,7 +55,7 @@ def model(fx: Fixture) -> tuple[EDM2Config, dict[str, Any]]:
 
 def denoiser(fx: Fixture, config: EDM2Config) -> Denoiser:
     sigma_data = fx.config.get("sigma_data", 0.5)
-    return Denoiser(config, EDM(sigma_data=sigma_data), EDMPrecondition(sigma_data))
+    return Denoiser(config, EDM(sigma_data=sigma_data), EDMPrecondition())
 
 
 def labels(fx: Fixture) -> dict[str, jax.Array]:
@@ -95,10 +96,10 @@ class TestNetwork:
         assert cli.main(["convert", file, "--out", run, "--network.head_width", heads]) == 0
         loaded = gen.load(run)
         net, cond = loaded.params["net"], labels(fx)
-        assert loaded.denoiser.parameterization == EDMPrecondition(0.5)  # of every published network
-        parameterization = EDMPrecondition(fx.config.get("sigma_data", 0.5))
+        assert loaded.denoiser == Denoiser(loaded.denoiser.network, EDM(sigma_data=0.5), EDMPrecondition())
+        process = EDM(sigma_data=fx.config.get("sigma_data", 0.5))
         network = model(fx)[0]  # with what arrays do not tell
-        denoise = dataclasses.replace(loaded.denoiser, network=network, parameterization=parameterization)
+        denoise = dataclasses.replace(loaded.denoiser, network=network, process=process)
         prediction = jax.jit(denoise)(net, nhwc(fx.io["x_noisy"]), jnp.asarray(fx.io["sigma"]), cond)
         fx.close(nchw(prediction.denoised), "D")
         assert loaded.generator.nfe == 63

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.diffusion.denoiser import Prediction
 from gen.diffusion.objectives import Draws, EDMLoss, noised
+from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import EDM, VE, VP
 from gen.diffusion.transport import NoiseMatching
 from tests.parity.conftest import fixtures

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.diffusion.denoiser import Prediction
-from gen.sampling.edm import ablation_sampler, edm_sampler
+from gen.diffusion.prediction import Prediction
+from gen.sampling.edm_samplers import ablation_sampler, edm_sampler
 from tests.parity.conftest import fixtures
 
 CASES = [pytest.param(fx, case, id=f"{fx}-{case}") for fx in fixtures("edm-sampler*") for case in fx.config["cases"]]

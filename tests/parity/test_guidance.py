@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.diffusion.denoiser import Prediction, PredictionKind
+from gen.diffusion.prediction import Prediction, PredictionKind
 from gen.diffusion.process import Linear
 from gen.sampling.guidance import AdaptiveProjected, Autoguidance, ClassifierFree, Interval, ZeroStar
 from tests.parity.conftest import Fixture, fixtures

@@ -24,7 +24,7 @@ def check_family(fx: Fixture, name: str, family: dict) -> None:
     c = fx.config
     net = Toy(c["channels"], c["toy_C"], c["toy_M"], c["num_classes"])
     if family["schedule"] == "edm":
-        process, parameterization = EDM(sigma_data=c["sigma_data"]), EDMPrecondition(c["sigma_data"])
+        process, parameterization = EDM(sigma_data=c["sigma_data"]), EDMPrecondition()
     else:
         process, parameterization = Linear(), Predict("velocity")
     several = f"{name}_ids" in fx.io

@@ -13,8 +13,8 @@ from flax import nnx
 
 from gen.config import from_json, to_json
 from gen.diffusion.backbones.lamamba import Block, LaMambaConfig, relative_index, window_mask
+from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, Predict
-from gen.diffusion.process import DDPM
 from gen.nn.mamba import merge_orders, scan_orders
 from gen.nn.network import Network, param_shapes
 from gen.pretrained import lamamba

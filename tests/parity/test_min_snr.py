@@ -4,9 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.diffusion.denoiser import Prediction
+from gen.diffusion.ddpm import DDPM
 from gen.diffusion.objectives import Draws, MinSNRLoss, TimeSampler, VelocityMatching, min_snr
-from gen.diffusion.process import DDPM, Linear
+from gen.diffusion.prediction import Prediction
+from gen.diffusion.process import Linear
 from tests.parity.conftest import Fixture, fixtures
 
 KINDS = {"x": "x", "epsilon": "eps", "v": "v"}

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.diffusion.denoiser import Predict, Prediction
+from gen.diffusion.denoiser import Predict
 from gen.diffusion.objectives import Draws, VelocityMatching
+from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import VP, Linear, Trigonometric, expand
 from gen.diffusion.transport import NoiseMatching, diffusion, forward_sde, interval
 from tests.parity.conftest import fixtures

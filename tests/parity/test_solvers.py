@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.diffusion.denoiser import Prediction
-from gen.diffusion.process import DDPM, VE, EDMFamily, Linear, Trigonometric
+from gen.diffusion.ddpm import DDPM
+from gen.diffusion.prediction import Prediction
+from gen.diffusion.process import VE, EDMFamily, Linear, Trigonometric
 from gen.sampling.grids import Grid, Karras, Spaced, Uniform
 from gen.sampling.multistep import DPMSolver, UniPC
 from gen.sampling.solvers import DDIM, Euler, Heun, Renoise

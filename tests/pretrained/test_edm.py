@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from gen.diffusion.backbones.edm_unet import SongUNetConfig
-from gen.diffusion.process import DDPM
+from gen.diffusion.ddpm import DDPM
 from gen.nn.network import Network
 from gen.pretrained import edm
-from gen.sampling.edm import ablation_sampler
+from gen.sampling.edm_samplers import ablation_sampler
 
 
 @pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1), (2, 3, 3, 2), (1, 5, 10, 10, 5, 1)])

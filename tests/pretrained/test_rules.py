@@ -10,7 +10,7 @@ from gen.pretrained.rules import (
     CONV,
     LINEAR,
     SYSTEMS,
-    Constant,
+    Computed,
     Importer,
     Rule,
     Rules,
@@ -26,7 +26,7 @@ from gen.pretrained.rules import (
 from gen.tokenizers.kl_vae import KLVAEConfig
 
 RULES: Rules = [
-    Constant("table", np.arange(3.0, dtype=np.float32)),
+    Computed("table", np.arange(3.0, dtype=np.float32)),
     *linear("blocks.{i}.fc", "blocks/fc"),
     Rule(("blocks.{i}.q.weight", "blocks.{i}.k.weight"), "blocks/qk", joined(2)),
     *convolution("conv", "conv", bias=False),
@@ -141,7 +141,7 @@ def test_constants_may_be_optional(weights, shapes) -> None:
     del weights["table"]
     with pytest.raises(GenError, match="1 missing"):
         load(RULES, weights, shapes)
-    optional = [Constant("table", np.arange(3.0), optional=True), *RULES[1:]]
+    optional = [Computed("table", np.arange(3.0), optional=True), *RULES[1:]]
     load(optional, weights, shapes)
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from scipy.integrate import solve_ivp
 from scipy.special import ndtr
 
-from gen.diffusion.denoiser import Prediction
+from gen.diffusion.prediction import Prediction
 
 WEIGHTS, MEANS, STDS = (0.3, 0.5, 0.2), (-1.0, 0.4, 1.5), (0.25, 0.4, 0.2)
 

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from gen.diffusion.denoiser import Denoiser, Predict, Prediction
-from gen.diffusion.process import DDPM, EDM, VP, Linear, Trigonometric
+from gen.diffusion.ddpm import DDPM
+from gen.diffusion.denoiser import Denoiser, Predict
+from gen.diffusion.prediction import Prediction
+from gen.diffusion.process import EDM, VP, Linear, Trigonometric
 from gen.errors import GenError
 from gen.sampling.adaptive import AdaptiveGenerator, Dopri5
-from gen.sampling.edm import edm_sampler
+from gen.sampling.edm_samplers import edm_sampler
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.sampling.grids import Respaced, Uniform
 from gen.sampling.guidance import AdaptiveProjected

@@ -9,10 +9,11 @@ import pytest
 
 from gen.config import from_json, to_json
 from gen.diffusion.backbones.dit import DiTConfig
+from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, Predict
-from gen.diffusion.process import DDPM, EDM, VP, Linear, Trigonometric
+from gen.diffusion.process import EDM, VP, Linear, Trigonometric
 from gen.sampling.adaptive import AdaptiveGenerator, Dopri5
-from gen.sampling.edm import ablation_sampler, edm_sampler
+from gen.sampling.edm_samplers import ablation_sampler, edm_sampler
 from gen.sampling.generator import DiffusionGenerator, OneStepGenerator, Sampler
 from gen.sampling.grids import Explicit, Karras, Respaced, Uniform
 from gen.sampling.solvers import DDIM, EDMStochastic, Heun, Renoise, per_sample_noise, unit_noise

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from gen.config import KINDS, config_class, from_json, to_json
-from gen.diffusion.process import DDPM, EDM, VE, VP, EDMFamily, Linear, Trigonometric
+from gen.diffusion.ddpm import DDPM
+from gen.diffusion.process import EDM, VE, VP, EDMFamily, Linear, Trigonometric
 from gen.errors import GenError
 from gen.sampling.grids import (
-    Chain,
+    ChainLevels,
     Explicit,
     Karras,
     Matched,
@@ -24,7 +25,7 @@ EXAMPLES = {
     "karras": (Karras(), EDM()),
     "respaced": (Respaced(), DDPM()),
     "explicit": (Explicit((1.0, 0.7, 0.4, 0.2, 0.0)), Linear()),
-    "chain": (Chain(), DDPM("cosine")),
+    "chain": (ChainLevels(), DDPM("cosine")),
     "spaced": (Spaced(), DDPM()),
     "matched": (Matched(Uniform(), VP()), VE(sigma_max=200.0)),
     "snapped": (Snapped(Karras(sigma_min=0.1), (0.1, 1.0, 3.0, 9.0, 20.0, 80.0)), EDM()),
@@ -149,10 +150,10 @@ def test_inversion_runs_from_the_first_noisy_time():
         (lambda: Explicit((1.2, 0.0))(Linear(), 1), "lower the grid's noise end"),
         (lambda: Explicit((float("nan"), 0.0))(Linear(), 1), "not finite"),
         (lambda: Explicit((1.0,))(Linear(), 0), "at least a start and an end"),
-        (lambda: Chain()(Linear(), 3), "needs the ddpm process"),
+        (lambda: ChainLevels()(Linear(), 3), "needs the ddpm process"),
         (lambda: Spaced()(Linear(), 3), "needs the ddpm process"),
         (lambda: Spaced("evenly")(DDPM(), 3), "expected linspace, leading or trailing"),
-        (lambda: Chain(sigma_min=1.0, sigma_max=1.01)(DDPM(), 30), "levels in the range"),
+        (lambda: ChainLevels(sigma_min=1.0, sigma_max=1.01)(DDPM(), 30), "levels in the range"),
         (lambda: Snapped(Karras(), (1.0, 10.0))(EDM(), 8), "does not fall strictly"),
     ],
 )

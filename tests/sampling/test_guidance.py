@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from gen.config import from_json, to_json
-from gen.diffusion.denoiser import Denoiser, Predict, Prediction
-from gen.diffusion.process import DDPM, EDM, VP, Linear
+from gen.diffusion.ddpm import DDPM
+from gen.diffusion.denoiser import Denoiser, Predict
+from gen.diffusion.prediction import Prediction
+from gen.diffusion.process import EDM, VP, Linear
 from gen.errors import GenError
 from gen.sampling.generator import Sampler
 from gen.sampling.grids import Karras, Uniform

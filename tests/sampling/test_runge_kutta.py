@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.diffusion.denoiser import Prediction
+from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import Linear
 from gen.errors import GenError
 from gen.sampling.grids import Grid, Uniform

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from gen.config import KINDS, config_class, from_json, to_json
-from gen.diffusion.denoiser import Prediction
-from gen.diffusion.process import DDPM, EDM, VP, Linear, Trigonometric
+from gen.diffusion.ddpm import DDPM
+from gen.diffusion.prediction import Prediction
+from gen.diffusion.process import EDM, VP, Linear, Trigonometric
 from gen.errors import GenError
 from gen.sampling.grids import Explicit, Grid, Karras, Respaced, Uniform, inversion
 from gen.sampling.multistep import DPMSolver, UniPC

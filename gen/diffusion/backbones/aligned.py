@@ -12,6 +12,7 @@ from flax import nnx
 
 from gen.diffusion.backbones.backbone import Output
 from gen.errors import GenError
+from gen.nn.conditions import Conditions
 from gen.nn.layers import linear
 from gen.nn.network import Cond
 
@@ -39,9 +40,46 @@ class AlignedConfig:
             raise GenError("no encoder to align with; give the widths of their features, or leave the projectors out")
 
     @property
+    def size(self) -> Any:
+        """The backbone's."""
+        return self.network.size
+
+    @property
+    def channels(self) -> int:
+        """The backbone's."""
+        return int(self.network.channels)
+
+    @property
     def num_classes(self) -> int:
-        """Number of labels of the backbone."""
+        """The backbone's."""
         return int(self.network.num_classes)
+
+    @property
+    def times(self) -> int:
+        """The backbone's."""
+        return int(self.network.times)
+
+    @property
+    def null_class(self) -> bool:
+        """The backbone's."""
+        return bool(self.network.null_class)
+
+    @property
+    def dropout(self) -> float:
+        """The backbone's."""
+        return float(self.network.dropout)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The backbone's."""
+        shape: tuple[int, ...] = self.network.shape
+        return shape
+
+    @property
+    def conditions(self) -> Conditions:
+        """The backbone's."""
+        conditions: Conditions = self.network.conditions
+        return conditions
 
     def build(self, rngs: nnx.Rngs) -> "AlignedNetwork":
         """The module with freshly drawn parameters."""

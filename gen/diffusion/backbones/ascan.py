@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gen.config import suggest
+from gen.diffusion.backbones.backbone import BackboneConfig
 from gen.diffusion.backbones.dit import Block as AttentionBlock
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.backbones.staged import Staged
@@ -43,7 +44,7 @@ _zeros = nnx.initializers.zeros_init()
 
 
 @dataclasses.dataclass(frozen=True)
-class AsCANConfig:
+class AsCANConfig(BackboneConfig):
     """An AsCAN-style U-Net. The defaults are its B for 256 px latents.
 
     Attributes:

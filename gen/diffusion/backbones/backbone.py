@@ -11,9 +11,10 @@ from flax import nnx
 
 from gen.config import suggest
 from gen.errors import GenError
+from gen.nn.conditions import Conditions, label
 from gen.nn.network import Cond
 
-__all__ = ["Backbone", "Call", "Output", "UNetBackbone"]
+__all__ = ["Backbone", "BackboneConfig", "Call", "Output", "UNetBackbone", "UNetConfig"]
 
 Output = tuple[jax.Array, dict[str, jax.Array]]
 
@@ -30,6 +31,45 @@ class Call:
     stop: bool
 
 
+class BackboneConfig:
+    """What the configuration of every backbone shows, so that no caller needs to know which one it is.
+
+    Attributes:
+      size: sides of one input.
+      channels: of one input.
+      num_classes: number of labels, 0 for an unconditional network.
+      times: number of times in a call: 1, or 2 for flow maps.
+      null_class: whether the network has an unconditional input to train and to guide with.
+      dropout: share of activations that training drops; where it is positive the condition "dropout" brings the keys.
+    """
+
+    size: Any
+    channels: int
+    num_classes: int
+    times: Any
+    null_class: bool = True
+    dropout: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input, channels last."""
+        return (*self.size, self.channels)
+
+    @property
+    def conditions(self) -> Conditions:
+        """What the network is conditioned on beside its times."""
+        return label(self.num_classes)
+
+
+class UNetConfig(BackboneConfig):
+    """The same for networks of square inputs, whose `size` is one number."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(size, size, channels)."""
+        return (self.size, self.size, self.channels)
+
+
 class Backbone(nnx.Module):
     """A network that a denoiser evaluates: called with a noisy input, its times and conditions.
 
@@ -43,7 +83,8 @@ class Backbone(nnx.Module):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one input, channels last."""
-        return (*self.config.size, self.config.channels)
+        shape: tuple[int, ...] = self.config.shape
+        return shape
 
     @abc.abstractmethod
     def features(self) -> list[str]:
@@ -66,7 +107,7 @@ class Backbone(nnx.Module):
         """The same condition with the null label num_classes; GenError where the network knows none."""
         if not self.config.num_classes:
             raise GenError(f"this {self.title} is unconditional; sample with guidance 1 and train with dropout 0")
-        if not getattr(self.config, "null_class", True):
+        if not self.config.null_class:
             raise GenError(
                 f"this {self.title} has no null class; train it with null_class=True or sample with guidance 1"
             )
@@ -120,11 +161,6 @@ class UNetBackbone(Backbone):
 
     It takes any image that can be halved as often, square or not; attention stays at the levels that have it.
     """
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(size, size, channels)."""
-        return (self.config.size, self.config.size, self.config.channels)
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raises GenError for an input of other channels, or one that cannot be halved so often."""

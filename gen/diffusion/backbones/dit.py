@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gen.config import suggest
-from gen.diffusion.backbones.backbone import Backbone, Call, Output
+from gen.diffusion.backbones.backbone import Backbone, BackboneConfig, Call, Output
 from gen.errors import GenError
 from gen.nn.layers import (
     MLP,
@@ -46,7 +46,7 @@ _zeros = nnx.initializers.zeros_init()
 
 
 @dataclasses.dataclass(frozen=True)
-class DiTConfig:
+class DiTConfig(BackboneConfig):
     """A DiT. The defaults are DiT-XL/2 for 256 px latents.
 
     Attributes:

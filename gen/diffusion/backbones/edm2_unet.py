@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gen.config import suggest
-from gen.diffusion.backbones.backbone import Call, Output, UNetBackbone
+from gen.diffusion.backbones.backbone import Call, Output, UNetBackbone, UNetConfig
 from gen.errors import GenError
 from gen.nn.convolution import convolution
 from gen.nn.layers import dropout
-from gen.nn.network import Cond, Params
+from gen.nn.network import Buffer, Cond, Params
 from gen.training.sharding import constrain
 
 __all__ = [
@@ -100,7 +100,7 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
-class EDM2Config:
+class EDM2Config(UNetConfig):
     """An EDM2 U-Net. The defaults are EDM2-S for 512 px latents (64 x 64 x 4).
 
     Attributes:
@@ -247,12 +247,12 @@ class MPConv(nnx.Module):
 class Fourier(nnx.Module):
     """sqrt(2) cos(t f + phi) with fixed random f ~ 2 pi N(0, 1), phi ~ 2 pi U(0, 1) (eq. 75); (B,) -> (B, width).
 
-    The two tables belong to the parameters, since checkpoints hold them, but no gradient reaches them.
+    The two tables are buffers: checkpoints hold them, and training leaves them alone.
     """
 
     def __init__(self, width: int, rngs: nnx.Rngs) -> None:
-        self.freqs = nnx.Param(2.0 * math.pi * jax.random.normal(rngs.params(), (width,)))
-        self.phases = nnx.Param(2.0 * math.pi * jax.random.uniform(rngs.params(), (width,)))
+        self.freqs = Buffer(2.0 * math.pi * jax.random.normal(rngs.params(), (width,)))
+        self.phases = Buffer(2.0 * math.pi * jax.random.uniform(rngs.params(), (width,)))
 
     def __call__(self, t: jax.Array) -> jax.Array:
         freqs, phases = (jax.lax.stop_gradient(v[...]) for v in (self.freqs, self.phases))

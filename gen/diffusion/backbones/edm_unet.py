@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gen.diffusion.backbones.backbone import Call, Output, UNetBackbone
+from gen.diffusion.backbones.backbone import Call, Output, UNetBackbone, UNetConfig
 from gen.diffusion.backbones.edm_blocks import BOX, Conv, GroupNorm, Linear, Style, UNetBlock, law_of
 from gen.errors import GenError
-from gen.nn.network import Cond
+from gen.nn.network import Buffer, Cond
 from gen.training.sharding import constrain
 
 __all__ = ["DhariwalUNetConfig", "Layer", "SongUNetConfig", "UNet"]
@@ -45,7 +45,7 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
-class _UNetConfig:
+class _UNetConfig(UNetConfig):
     """What both families share.
 
     Attributes:
@@ -405,7 +405,7 @@ class SongMapping(nnx.Module):
         law, width = law_of(*config.style.law), config.width * config.noise
         emb = config.width * config.emb
         if config.embedding == "fourier":
-            self.freqs = nnx.Param(16.0 * jax.random.normal(rngs.params(), (width // 2,)))
+            self.freqs = Buffer(16.0 * jax.random.normal(rngs.params(), (width // 2,)))
         if config.num_classes:
             self.label = Linear(config.num_classes, width, law, 0.0, rngs)
         if config.augment:

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from gen.config import suggest
+from gen.diffusion.backbones.backbone import BackboneConfig
 from gen.diffusion.backbones.staged import Staged
 from gen.errors import GenError
 from gen.nn.layers import (
@@ -43,7 +44,7 @@ _zeros = nnx.initializers.zeros_init()
 
 
 @dataclasses.dataclass(frozen=True)
-class LaMambaConfig:
+class LaMambaConfig(BackboneConfig):
     """A LaMamba-Diff. The defaults are XL for 256 px latents.
 
     Attributes:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from gen.config import suggest
 from gen.diffusion.backbones.dit import DiTConfig, dit
-from gen.diffusion.denoiser import Predict, PredictionKind
+from gen.diffusion.denoiser import Predict
+from gen.diffusion.prediction import PredictionKind
 from gen.errors import GenError
 
 __all__ = ["parameterization", "sit"]

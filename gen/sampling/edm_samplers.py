@@ -7,9 +7,10 @@ steps), to be used on any denoiser.
 import math
 from typing import Any, Literal
 
-from gen.diffusion.process import DDPM, EDM, VE, VP, EDMFamily
+from gen.diffusion.ddpm import DDPM
+from gen.diffusion.process import EDM, VE, VP, EDMFamily
 from gen.sampling.generator import Sampler
-from gen.sampling.grids import Chain, Karras, Matched, Snapped, Uniform
+from gen.sampling.grids import ChainLevels, Karras, Matched, Snapped, Uniform
 from gen.sampling.solvers import EDMStochastic
 
 __all__ = ["ablation_sampler", "edm_sampler"]
@@ -82,7 +83,7 @@ def ablation_sampler(
     grid: Any = {
         "vp": Matched(Uniform(), VP(beta_min, beta_min + beta_d, t_min=epsilon_s)),
         "ve": Matched(Uniform(), VE(low, high)),
-        "iddpm": Matched(Chain(low, high), DDPM("cosine", M, C_2, 1.0 - C_1)),
+        "iddpm": Matched(ChainLevels(low, high), DDPM("cosine", M, C_2, 1.0 - C_1)),
         "edm": Karras(rho, low, high),
     }[discretization]
     process = EDMFamily(schedule, scaling, low, 2.0 * high, beta_min, beta_d)
