@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import tyro
 
 from gen.errors import GenError
+from gen.progress import Bar
 
 __all__ = ["reference"]
 
@@ -45,7 +46,7 @@ def reference(
       quantiser: how the images became 8-bit, where it is known.
       batch: images at a time; does not change the statistics.
     """
-    from gen.cli.evaluate import open_extractor, progress_line
+    from gen.cli.extractors import open_extractor
     from gen.cli.images import open_images
     from gen.metrics.reference import make_reference
     from gen.training.sharding import make_mesh
@@ -68,7 +69,7 @@ def reference(
             batch=batch,
             mesh=make_mesh(),
             partial=partial,
-            progress=progress_line(what),
+            progress=Bar(what),
         )
     made.save(out)
     partial.unlink(missing_ok=True)
@@ -95,7 +96,7 @@ def _published(
     """Published statistics, with the features of the images in the same file."""
     import dataclasses
 
-    from gen.cli.evaluate import open_extractor
+    from gen.cli.extractors import open_extractor
     from gen.cli.images import open_images
     from gen.metrics.reference import make_reference
     from gen.pretrained.references import read_published

@@ -8,6 +8,7 @@ import tyro
 
 from gen.cli.start import start
 from gen.errors import GenError
+from gen.progress import Bar
 
 __all__ = ["encode", "reconstruct"]
 
@@ -52,7 +53,7 @@ def reconstruct(
       batch: images at a time; does not change the scores.
     """
     from gen.cli.compare import show
-    from gen.cli.evaluate import open_extractor, progress_line
+    from gen.cli.extractors import open_extractor
     from gen.cli.images import open_images
     from gen.config import fingerprint
     from gen.metrics.evaluate import Settings
@@ -86,7 +87,7 @@ def reconstruct(
         keep=out is not None,
         batch=batch,
         mesh=make_mesh(),
-        progress=progress_line(data),
+        progress=Bar(data),
         subject={"name": str(run), "weights": loaded.weights, "step": str(loaded.step)},
     )
     scores = scores or run / "reconstruction.json"

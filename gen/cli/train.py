@@ -137,7 +137,7 @@ def _monitored(recipe: Any, outdir: Path, training: Training, reference: str) ->
     """The recipe that keeps its best checkpoint, and the hook; writes the protocol of its numbers to monitor.json."""
     import jax
 
-    from gen.cli.evaluate import open_extractor, open_reference
+    from gen.cli.extractors import open_extractor, open_reference
     from gen.config import to_json
     from gen.files import write_json
     from gen.metrics.monitor import METRIC, monitor

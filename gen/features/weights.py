@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import numpy as np
@@ -129,6 +129,7 @@ class Converted(abc.ABC):
     """
 
     weights: str
+    modes: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abc.abstractmethod
