@@ -12,8 +12,8 @@ __all__ = ["convert", "inspect", "split"]
 
 
 def convert(
-    source: Annotated[str, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     /,
     *,
     size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None,
@@ -22,7 +22,7 @@ def convert(
     grey: bool = False,
     quality: Annotated[int | None, tyro.conf.arg(metavar="1-100")] = None,
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    shard: int = 4096,
+    shard: Annotated[int, tyro.conf.arg(metavar="N")] = 4096,
     skip_broken: bool = False,
 ) -> None:
     """Turns images of any layout into one file or folder that training reads quickly.
@@ -67,11 +67,11 @@ def convert(
 
 
 def inspect(
-    source: Annotated[str, tyro.conf.Positional],
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
     /,
     *,
     preview: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None,
-    names: int = 10,
+    names: Annotated[int, tyro.conf.arg(metavar="N")] = 10,
 ) -> None:
     """Looks at every image once: counts, classes, sizes, duplicates and broken files by name.
 
@@ -120,13 +120,13 @@ def inspect(
 
 
 def split(
-    source: Annotated[str, tyro.conf.Positional],
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
     /,
     *,
     held_out: Annotated[Path, tyro.conf.arg(metavar="OUT")],
     rest: Annotated[Path, tyro.conf.arg(metavar="OUT")],
     count: Annotated[int, tyro.conf.arg(metavar="N")],
-    seed: int = 0,
+    seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0,
 ) -> None:
     """Divides a data set in two: N images held out, each class with its share, and the rest; files byte for byte.
 

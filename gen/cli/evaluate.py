@@ -18,7 +18,7 @@ __all__ = ["evaluate"]
 
 
 def evaluate(
-    what: Annotated[str, tyro.conf.Positional],
+    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|IMAGES")],
     /,
     *,
     reference: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None,
@@ -29,9 +29,9 @@ def evaluate(
     label_rule: Annotated[str | None, tyro.conf.arg(metavar="RULE")] = None,
     quantiser: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     neighbours: Annotated[int | None, tyro.conf.arg(metavar="K")] = None,
-    measures: tuple[str, ...] = (),
+    measures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = (),
     backend: Literal["gen", "cleanfid"] = "gen",
-    batch: int = 256,
+    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 256,
     steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     solver: Annotated[str | None, tyro.conf.arg(metavar="KIND")] = None,
     grid: Annotated[str | None, tyro.conf.arg(metavar="KIND")] = None,
@@ -41,7 +41,7 @@ def evaluate(
     training: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None,
     heldout: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None,
     part: Annotated[str | None, tyro.conf.arg(metavar="K/M")] = None,
-    compare: tuple[Path, ...] = (),
+    compare: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="JSON")] = (),
     force: bool = False,
     out: Annotated[Path | None, tyro.conf.arg(metavar="JSON")] = None,
     multihost: Multihost = ALONE,

@@ -12,16 +12,16 @@ __all__ = ["reference"]
 
 
 def reference(
-    what: Annotated[str, tyro.conf.Positional],
+    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES|FILE")],
     /,
     *,
     out: Annotated[Path, tyro.conf.arg(metavar="NPZ")],
-    extractor: str = "inception",
+    extractor: Annotated[str, tyro.conf.arg(metavar="NAME")] = "inception",
     publisher: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    name: str = "",
-    split: str = "",
+    name: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
+    split: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
     quantiser: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    batch: int = 256,
+    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 256,
 ) -> None:
     """Statistics of real images, written with their protocol, for gen evaluate --reference.
 

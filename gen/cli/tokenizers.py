@@ -14,19 +14,19 @@ __all__ = ["encode", "reconstruct"]
 
 
 def reconstruct(
-    run: Annotated[Path, tyro.conf.Positional],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     /,
     *,
-    data: str = "digits:test",
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")] = "digits:test",
     extractor: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     lpips: tuple[Literal["alex", "vgg", "squeeze"], ...] = (),
     protocol: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    split: str = "",
+    split: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
     quantiser: Literal["round", "truncate"] = "round",
-    measures: tuple[str, ...] = (),
+    measures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = (),
     out: Annotated[Path | None, tyro.conf.arg(metavar="NPZ")] = None,
     scores: Annotated[Path | None, tyro.conf.arg(metavar="JSON")] = None,
-    batch: int = 256,
+    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 256,
 ) -> None:
     """Sends images through a tokenizer and back, and scores what comes back: PSNR, SSIM, LPIPS, rFID.
 
@@ -109,14 +109,14 @@ def _save(out: Path, images: Any, labels: Any) -> None:
 
 
 def encode(
-    run: Annotated[Path, tyro.conf.Positional],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     /,
     *,
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
-    data: str = "digits:train",
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")] = "digits:train",
     align: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    batch: int = 256,
+    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 256,
 ) -> None:
     """Encodes images once into a cache of latents, with the normaliser that generators train under.
 
