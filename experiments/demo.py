@@ -33,6 +33,7 @@ from gen.errors import GenError
 from gen.experiments import Recipe
 from gen.features.digits import DigitsExtractor
 from gen.files import read_json, write_json
+from gen.metrics.curves import logged
 from gen.metrics.evaluate import evaluate
 from gen.metrics.image import psnr
 from gen.metrics.memorisation import memorisation
@@ -400,21 +401,8 @@ def write_report(
     page.results(scores.results)
     page.section("Training")
     for name in ("tokenizer", "teacher", "student"):
-        page.curves(_curves(out / name), f"{name}: loss", log=True)
+        page.curves(logged(read_metrics(out / name))["loss"], f"{name}: loss", log=True)
     page.table(
         ["stage", "seconds"], [[name, value] for name, value in seconds.items()], "Time per stage on this machine."
     )
     page.write(out / "report.html")
-
-
-def _curves(run_dir: Path) -> dict[str, tuple[list[float], list[float]]]:
-    """Loss curves of a run, one per stage and program."""
-    series: dict[str, tuple[list[float], list[float]]] = {}
-    for record in read_metrics(run_dir):
-        for key, value in record.items():
-            if key.split("/")[-1] == "loss" and isinstance(value, float):
-                name = record["stage"] if key == "loss" else f"{record['stage']}, {key.split('/')[0]}"
-                xs, ys = series.setdefault(name.replace("_", " "), ([], []))
-                xs.append(record["step"])
-                ys.append(value)
-    return series

@@ -143,9 +143,10 @@ KINDS: dict[str, dict[str, str]] = {
         "random-affine": "gen.data.augment:RandomAffine",
         "edm-augment": "gen.data.edm_augment:EDMAugment",
     },
-    "extractor": {
+    "extractor": {  # the first that fits and has its weights is taken where none is named
         "digits-extractor": "gen.features.digits:DigitsExtractor",
         "inception": "gen.features.inception:Inception",
+        "lite": "gen.features.efficientnet_lite:EfficientNetLite",
         "dinov2": "gen.features.dinov2:DINOv2Extractor",
         "clip": "gen.features.clip:CLIPExtractor",
     },

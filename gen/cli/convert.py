@@ -14,8 +14,8 @@ __all__ = ["convert"]
 
 
 def convert(
-    source: Annotated[Path, tyro.conf.Positional],
-    file: Annotated[Path | None, tyro.conf.Positional] = None,
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE|DIR|RUN|NETWORK")],
+    file: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[FILE]")] = None,
     /,
     *,
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
@@ -43,7 +43,7 @@ def convert(
 
     Args:
       source: a .safetensors, .pt, .pth or .pkl file, a diffusers folder, a run folder to export, or a feature network
-        (inception, dinov2, clip, clip-vocabulary, lpips).
+        (inception, lite, dinov2, clip, clip-vocabulary, lpips).
       file: the published file of that feature network.
       out: the run folder to make, or the .safetensors file to export to; needed unless SOURCE is a feature network.
       system: the published system (dit, ...); found by the names in the file by default.

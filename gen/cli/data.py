@@ -1,20 +1,19 @@
 """``gen data``: convert, inspect, split."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from gen.errors import GenError
+from gen.progress import Bar
 
 __all__ = ["convert", "inspect", "split"]
 
 
 def convert(
-    source: Annotated[str, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     /,
     *,
     size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None,
@@ -23,7 +22,7 @@ def convert(
     grey: bool = False,
     quality: Annotated[int | None, tyro.conf.arg(metavar="1-100")] = None,
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    shard: int = 4096,
+    shard: Annotated[int, tyro.conf.arg(metavar="N")] = 4096,
     skip_broken: bool = False,
 ) -> None:
     """Turns images of any layout into one file or folder that training reads quickly.
@@ -61,7 +60,7 @@ def convert(
         threads=threads,
         shard=shard,
         skip_broken=skip_broken,
-        on_image=_progress("convert"),
+        on_image=Bar("convert"),
     )
     for message in dropped:
         print(f"left out: {message}")
@@ -69,11 +68,11 @@ def convert(
 
 
 def inspect(
-    source: Annotated[str, tyro.conf.Positional],
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
     /,
     *,
     preview: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None,
-    names: int = 10,
+    names: Annotated[int, tyro.conf.arg(metavar="N")] = 10,
 ) -> None:
     """Looks at every image once: counts, classes, sizes, duplicates and broken files by name.
 
@@ -90,7 +89,7 @@ def inspect(
     from gen.data.stores import open_store
 
     store = open_store(source)
-    found = inspection.inspect(store, _progress("inspect"))
+    found = inspection.inspect(store, Bar("inspect"))
     print(f"{found.count} images in {source} (identity {store.identity()})")
     if store.label is not None:
         counts = found.classes.values()
@@ -124,13 +123,13 @@ def inspect(
 
 
 def split(
-    source: Annotated[str, tyro.conf.Positional],
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
     /,
     *,
     held_out: Annotated[Path, tyro.conf.arg(metavar="OUT")],
     rest: Annotated[Path, tyro.conf.arg(metavar="OUT")],
     count: Annotated[int, tyro.conf.arg(metavar="N")],
-    seed: int = 0,
+    seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0,
 ) -> None:
     """Divides a data set in two: N images held out, each class with its share, and the rest; files byte for byte.
 
@@ -154,15 +153,5 @@ def split(
             raise GenError(f"{out} exists; remove it or give another output")
     store = open_store(source)
     for out, rows in zip((held_out, rest), split_rows(store, count, seed), strict=True):
-        written, _ = convert(store, out, Copy(), rows=rows.tolist(), on_image=_progress(f"split {out}"))
+        written, _ = convert(store, out, Copy(), rows=rows.tolist(), on_image=Bar(f"split {out}"))
         print(f"{written} images written to {out}")
-
-
-def _progress(label: str) -> Callable[[int, int], None]:
-    """Done and total on stderr, rewritten in place; nothing unless stderr is a terminal."""
-
-    def show(done: int, count: int) -> None:
-        if sys.stderr.isatty() and (done == count or done % 64 == 0):
-            print(f"\r{label}: {done} of {count}\x1b[K", end="\n" if done == count else "", file=sys.stderr)
-
-    return show

@@ -19,7 +19,7 @@ AXES = ("data", "fsdp", "tensor")  # as in gen.training.sharding, which imports 
 
 
 def info(
-    what: Annotated[str, tyro.conf.Positional],
+    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET|RUN")],
     /,
     *,
     mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,

@@ -6,21 +6,22 @@ from typing import Annotated, Any
 import tyro
 
 from gen.errors import GenError
+from gen.progress import Bar
 
 __all__ = ["reference"]
 
 
 def reference(
-    what: Annotated[str, tyro.conf.Positional],
+    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES|FILE")],
     /,
     *,
     out: Annotated[Path, tyro.conf.arg(metavar="NPZ")],
-    extractor: str = "inception",
+    extractor: Annotated[str, tyro.conf.arg(metavar="NAME")] = "inception",
     publisher: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    name: str = "",
-    split: str = "",
+    name: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
+    split: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
     quantiser: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    batch: int = 256,
+    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 256,
 ) -> None:
     """Statistics of real images, written with their protocol, for gen evaluate --reference.
 
@@ -45,7 +46,7 @@ def reference(
       quantiser: how the images became 8-bit, where it is known.
       batch: images at a time; does not change the statistics.
     """
-    from gen.cli.evaluate import open_extractor, progress_line
+    from gen.cli.extractors import open_extractor
     from gen.cli.images import open_images
     from gen.metrics.reference import make_reference
     from gen.training.sharding import make_mesh
@@ -68,7 +69,7 @@ def reference(
             batch=batch,
             mesh=make_mesh(),
             partial=partial,
-            progress=progress_line(what),
+            progress=Bar(what),
         )
     made.save(out)
     partial.unlink(missing_ok=True)
@@ -95,7 +96,7 @@ def _published(
     """Published statistics, with the features of the images in the same file."""
     import dataclasses
 
-    from gen.cli.evaluate import open_extractor
+    from gen.cli.extractors import open_extractor
     from gen.cli.images import open_images
     from gen.metrics.reference import make_reference
     from gen.pretrained.references import read_published

@@ -17,13 +17,13 @@ Number = Annotated[float | None, tyro.conf.arg(metavar="X")]
 
 
 def sample(
-    run: Annotated[Path, tyro.conf.Positional],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     /,
     *,
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
-    seeds: str = "0-63",
+    seeds: Annotated[str, tyro.conf.arg(metavar="SEEDS")] = "0-63",
     label: Annotated[str | None, tyro.conf.arg(name="class", metavar="K[,K...]")] = None,
-    batch: int = 64,
+    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 64,
     steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     solver: Annotated[str | None, tyro.conf.arg(metavar="KIND")] = None,
     grid: Annotated[str | None, tyro.conf.arg(metavar="KIND")] = None,

@@ -8,24 +8,25 @@ import tyro
 
 from gen.cli.start import start
 from gen.errors import GenError
+from gen.progress import Bar
 
 __all__ = ["encode", "reconstruct"]
 
 
 def reconstruct(
-    run: Annotated[Path, tyro.conf.Positional],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     /,
     *,
-    data: str = "digits:test",
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")] = "digits:test",
     extractor: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     lpips: tuple[Literal["alex", "vgg", "squeeze"], ...] = (),
     protocol: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    split: str = "",
+    split: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
     quantiser: Literal["round", "truncate"] = "round",
-    measures: tuple[str, ...] = (),
+    measures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = (),
     out: Annotated[Path | None, tyro.conf.arg(metavar="NPZ")] = None,
     scores: Annotated[Path | None, tyro.conf.arg(metavar="JSON")] = None,
-    batch: int = 256,
+    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 256,
 ) -> None:
     """Sends images through a tokenizer and back, and scores what comes back: PSNR, SSIM, LPIPS, rFID.
 
@@ -52,7 +53,7 @@ def reconstruct(
       batch: images at a time; does not change the scores.
     """
     from gen.cli.compare import show
-    from gen.cli.evaluate import open_extractor, progress_line
+    from gen.cli.extractors import open_extractor
     from gen.cli.images import open_images
     from gen.config import fingerprint
     from gen.metrics.evaluate import Settings
@@ -86,7 +87,7 @@ def reconstruct(
         keep=out is not None,
         batch=batch,
         mesh=make_mesh(),
-        progress=progress_line(data),
+        progress=Bar(data),
         subject={"name": str(run), "weights": loaded.weights, "step": str(loaded.step)},
     )
     scores = scores or run / "reconstruction.json"
@@ -108,14 +109,14 @@ def _save(out: Path, images: Any, labels: Any) -> None:
 
 
 def encode(
-    run: Annotated[Path, tyro.conf.Positional],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     /,
     *,
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
-    data: str = "digits:train",
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")] = "digits:train",
     align: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    batch: int = 256,
+    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 256,
 ) -> None:
     """Encodes images once into a cache of latents, with the normaliser that generators train under.
 

@@ -50,7 +50,9 @@ How = Annotated[Training, tyro.conf.arg(name="")]  # its fields are flags of the
 
 
 def demo(
-    outdir: Path = Path("runs/demo"), smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False, seed: int = 0
+    outdir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/demo"),
+    smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0,
 ) -> None:
     """Trains a tokenizer, a flow transformer and its one-step student on handwritten digits, and scores them.
 
@@ -76,7 +78,7 @@ def train(
     /,
     *,
     outdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
-    data: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None,
+    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None,
     teacher: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
     training: How = USUAL,
@@ -134,7 +136,7 @@ def _monitored(recipe: Any, outdir: Path, training: Training, reference: str) ->
     """The recipe that keeps its best checkpoint, and the hook; writes the protocol of its numbers to monitor.json."""
     import jax
 
-    from gen.cli.evaluate import open_extractor, open_reference
+    from gen.cli.extractors import open_extractor, open_reference
     from gen.config import to_json
     from gen.files import write_json
     from gen.metrics.monitor import METRIC, monitor
@@ -162,7 +164,7 @@ def distill(
     *,
     teacher: Annotated[Path, tyro.conf.arg(metavar="RUN")],
     outdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
-    data: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None,
+    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None,
     pairs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     training: How = USUAL,
     multihost: Multihost = ALONE,

@@ -101,7 +101,7 @@ def convert(
       threads: that decode and encode; as many as there are processors by default. The bytes do not depend on it.
       skip_broken: leave images out that cannot be read instead of stopping at the first.
       shard: images per tar file.
-      on_image: called as (images done, images in all).
+      on_image: called as (images done, images in all), at the start and after each image.
 
     Returns (number of images written, messages of those left out).
 
@@ -129,6 +129,8 @@ def convert(
         out.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(kinds[out.suffix]()) as sink:
             done = sink.done
+            if on_image is not None:
+                on_image(done, len(chosen))
             for position, extension, data in _made(store, chosen, sink.next, maker, threads, skip_broken, dropped):
                 sink.write(position, extension, data)
                 done += 1

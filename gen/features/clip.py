@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -205,6 +205,8 @@ class CLIPExtractor(Converted):
         values, the middle square cut out, embeddings as they come.
       weights: a file made by ``gen convert clip``; the model's in the per-user cache by default.
     """
+
+    modes: ClassVar[tuple[str, ...]] = tuple(MODES)
 
     mode: str = "cmmd"
     weights: str = ""

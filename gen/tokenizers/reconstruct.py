@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,8 @@ class Pixels:
     Attributes:
       image: (H, W, C) of the images.
     """
+
+    modes: ClassVar[tuple[str, ...]] = ()
 
     image: tuple[int, int, int]
     name: str = "none"

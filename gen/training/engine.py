@@ -20,10 +20,11 @@ from gen import arrays
 from gen.config import fingerprint
 from gen.errors import GenError
 from gen.files import RunLock, atomic
+from gen.progress import StatusLine
 from gen.training.budget import abstract_states, describe, device_bytes, held, refuse
 from gen.training.checkpoints import Checkpoints
 from gen.training.checks import batches, check_batch, check_data, check_run, close, drawable
-from gen.training.logging import MetricsLog, StatusLine, write_picture
+from gen.training.logging import MetricsLog, write_picture
 from gen.training.meter import Meter, Reading, Skipped
 from gen.training.program import Compiled, Placement
 from gen.training.run import RunConfig, semantic, settle_config

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import shutil
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +21,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from gen.errors import GenError
 from gen.files import atomic, read_json, write_json, writing
+from gen.progress import Bar
 from gen.training.sharding import batch_sharding, microbatch_count, place, replicated
 
 __all__ = [
     "ArrayWriter",
-    "ProgressLine",
     "Writer",
     "agreed",
     "padded_block",
@@ -105,7 +104,8 @@ def run_indexed(
     parts = _parts(batch, mesh)
     batch = max(parts, min(batch, -(-count // parts) * parts))
     row = int(agreed(np.asarray(writer.next if jax.process_index() == 0 else 0, np.int32)))
-    progress = ProgressLine(label if jax.process_index() == 0 else "", count, row)
+    progress = Bar(label if jax.process_index() == 0 else "")
+    progress(row, count)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         arguments = placed(arguments, mesh)
         program = jax.jit(function, out_shardings=None if mesh is None else batch_sharding(mesh))
@@ -127,7 +127,7 @@ def run_indexed(
                 row += rows
             if pending:
                 _deliver(pending, numbers, writer)
-                progress(pending[0] + pending[1])
+                progress(pending[0] + pending[1], count)
                 if on_batch is not None:
                     on_batch(pending[0] + pending[1], count)
             pending = running
@@ -196,35 +196,6 @@ def _deliver(made: tuple[int, int, Mapping[str, jax.Array]], numbers: np.ndarray
                 )
     if jax.process_index() == 0:
         writer.write(first, fetched)
-
-
-class ProgressLine:
-    """Done, rate and ETA on stderr: rewritten in place on a terminal, else a plain line now and then.
-
-    Args:
-      label: what the line says; "" for no line.
-      count: how many there are.
-      done: how many were done before.
-    """
-
-    def __init__(self, label: str, count: int, done: int):
-        self.label, self.count = label, count
-        self.terminal = sys.stderr.isatty()
-        self.first, self.began = done, time.monotonic()
-        self.shown = self.began
-        if label and done:
-            print(f"{label}: going on at {done} of {count}", file=sys.stderr, flush=True)
-
-    def __call__(self, done: int) -> None:
-        now = time.monotonic()
-        last = done == self.count
-        if not self.label or not (last or now - self.shown > (0.2 if self.terminal else 10)):
-            return
-        self.shown = now
-        rate = (done - self.first) / max(now - self.began, 1e-9)
-        text = f"{self.label}: {done} of {self.count}, {rate:.1f}/s, ETA {(self.count - done) / rate:.0f} s"
-        end = "\n" if last or not self.terminal else ""
-        print(f"\r{text}\x1b[K" if self.terminal else text, end=end, file=sys.stderr, flush=True)
 
 
 class ArrayWriter:

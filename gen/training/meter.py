@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from gen.errors import GenError
-from gen.training.logging import duration
+from gen.progress import duration
 
 __all__ = ["Meter", "Reading", "Skipped"]
 

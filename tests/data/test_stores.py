@@ -272,14 +272,14 @@ def test_one_of_several_columns_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     features = {"image": Image(False), "mask": Image(False), "fine": ClassLabel(), "coarse": ClassLabel()}
     columns = {"image": cells[0], "mask": cells[1], "fine": [0, 1], "coarse": [1, 1]}
     hugging_face(monkeypatch, features, columns)
-    for place, message in (
+    for named, message in (
         ("hf:pets:test", "several columns of images: image, mask; name the one that is meant"),
         ("hf:pets:test:mask", "several columns of classes: fine, coarse"),
         ("hf:pets:test:masks:fine", "no column 'masks'; it has image, mask, fine, coarse"),
         ("hf:pets:test:mask:fine:more", "names no data set"),
     ):
         with pytest.raises(GenError, match=message):
-            open_store(place)
+            open_store(named)
     store = open_store("hf:pets:test:mask:coarse")
     np.testing.assert_array_equal(store.pixels(1), picture(3))
     assert store.label is not None
