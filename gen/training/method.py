@@ -153,7 +153,7 @@ class Method(abc.ABC):
             raise GenError(f"the data hold {', '.join(found) or 'nothing'}; expected {wanted} {self.shape}")
         if found[name] != self.shape:
             advice = f"give data of that shape, or a network of size and channels like {found[name]}"
-            if name == "image" and self.shape[-1] not in (1, 3):
+            if name == "image" and (len(self.shape) != 3 or self.shape[-1] not in (1, 3)):
                 advice = "encode the images with a tokenizer first (gen encode TOKENIZER --data IMAGES --out LATENTS)"
             raise GenError(f"the data are {name}s {found[name]}, and the model takes {self.shape}; {advice}")
         for name, condition in self.conditions.items():

@@ -1,10 +1,10 @@
 """Every setting of every smoke preset is overridden: what training, previews, sampling and evaluation build is one."""
 
+import json
 import typing
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -20,9 +20,7 @@ from gen.training.run import RunConfig
 from tests.test_edm_presets import image_zip
 from tests.test_teacher_presets import cached
 
-SMOKE = sorted(
-    name for name in presets() if name.endswith("-smoke") and "student" not in name and "cifar10-t" not in name
-)
+SMOKE = sorted(n for n in presets() if n.endswith("-smoke") and "student" not in n and "cifar10-t" not in n)
 # settings that name a thing outside the configuration, or say how a run is carried out and never what is built
 OUTSIDE = ("engine.", "name", "frozen.", ".data.", ".name")
 
@@ -60,33 +58,38 @@ def choices(config: Any, path: str) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
 
 
-def shapes(network: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.shape, param_shapes(network))
-
-
+@pytest.mark.parametrize("built", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["said", "built"])
 @pytest.mark.parametrize("name", SMOKE)
-def test_an_override_reaches_everything_or_is_refused(name: str, tmp_path: Path) -> None:
+def test_an_override_reaches_everything_or_is_refused(name: str, built: bool, tmp_path: Path) -> None:
+    """`built`: as far as the shapes of every network, which a run takes before its first step."""
     base: RunConfig = recipe(name, tmp_path).config
-    built = {shapes_of: shapes(shapes_of) for shapes_of in (base.generator().denoiser.network,)}
-    changed, refused = 0, []
+    changed, refused = 0, 0
     for path, text in leaves(base):
         if any(part in path for part in OUTSIDE) or path == "stages.0.steps":
             continue
-        value = from_json(__import__("json").loads(text))
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:  # the kind of a component, whose own settings follow
+            continue
         for new in another(value, choices(base, path)):
             try:
                 config = override(base, [(path, new)])
-            except GenError as error:
-                reason = str(error)
+            except GenError:
                 continue
             break
         else:
-            refused.append(f"{path}: {reason}")
+            refused += 1
             continue
         if config == base:
             continue
-        changed += 1
         trained = config.stages[-1].task.models()["net"].config
+        try:
+            if built and trained.network != base.generator().denoiser.network:
+                param_shapes(trained.network)
+        except GenError:
+            refused += 1
+            continue
+        changed += 1
         stored = from_json(to_json(config), RunConfig)  # what sampling and evaluation read from config.json
         loaded = Loaded(tmp_path, stored, {}, "ema", 0)
         for generator in (config.generator(config.stages[0]), stored.generator(), loaded.generator):
@@ -94,12 +97,8 @@ def test_an_override_reaches_everything_or_is_refused(name: str, tmp_path: Path)
             assert generator.sampler == config.sampler, path
             assert generator.shape == trained.network.shape, path
         assert loaded.denoiser == trained
-        if trained.network not in built:
-            built[trained.network] = shapes(trained.network)
-        assert shapes(config.stages[0].task.parts[0].network) == built[trained.network]
-    assert changed > 20
-    # a component is replaced as a whole; what cannot be changed alone says so
-    assert all("expected" in line or "must" in line or "not " in line for line in refused), refused
+        assert config.stages[0].task.parts[0].network == trained.network
+    assert changed > max(20, refused)
 
 
 def test_the_faults_that_had_three_homes(tmp_path: Path) -> None:

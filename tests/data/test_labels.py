@@ -128,7 +128,7 @@ def test_text_is_a_sequence_with_its_mask(tmp_path: Path) -> None:
 
     path = tmp_path / "cache"
     writer = ArrayWriter(path, 6, "i")
-    run_indexed(encode, 6, batch=4, writer=writer, arguments={}, read=lambda indices: gathered(source, indices))
+    run_indexed(encode, range(6), batch=4, writer=writer, arguments={}, read=lambda indices: gathered(source, indices))
     cache = seal(path, tokenizer="t", data="d", class_names=source.class_names).source()
     expect("cache", cache, text=(5, 3), text_mask=(5,))
     batch = next(batches(cache, batch=6, seed=0))

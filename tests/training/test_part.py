@@ -10,7 +10,7 @@ from flax import nnx
 
 from gen.arrays import flatten
 from gen.errors import GenError
-from gen.nn.network import Buffer, Network
+from gen.nn.network import Buffer, Network, Projected
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
 from gen.training.part import Aux, Part, begin, keep_if, microbatches, warm_start
@@ -33,13 +33,16 @@ class Regression:
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return _Regression(self, rngs)
 
-    def project(self, params: Any) -> Any:
-        return {**params, "w": params["w"] / jnp.linalg.norm(params["w"])} if self.unit else params
+
+class _Unit(Projected):
+    @staticmethod
+    def project(value: jax.Array) -> jax.Array:
+        return value / jnp.linalg.norm(value)
 
 
 class _Regression(nnx.Module):
     def __init__(self, config: Regression, rngs: nnx.Rngs) -> None:
-        self.w = nnx.Param(jax.random.normal(rngs.params(), (config.size,)))
+        self.w = (_Unit if config.unit else nnx.Param)(jax.random.normal(rngs.params(), (config.size,)))
         self.b = nnx.Param(jnp.ones(()))
         if config.centred:
             self.mean = Buffer(jnp.full((config.size,), 0.25))
