@@ -16,6 +16,7 @@ from gen.errors import GenError
 from gen.nn.conditions import make_conditions
 from gen.nn.network import param_shapes
 from gen.sampling.generate import quantise
+from gen.sampling.noise import decode_keys
 from gen.training.checkpoints import latest_step
 from gen.training.indexed import sample_keys
 from gen.training.run import RunConfig, load_config, load_run
@@ -114,21 +115,42 @@ class Loaded:
             out.append(np.asarray(images)[: len(numbers) - start])
         return np.concatenate(out)
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """Latents (the posterior's mode, raw scale) of images (N, H, W, C) uint8."""
+    def encode(self, images: np.ndarray, *, cond: Mapping[str, Any] | None = None) -> np.ndarray:
+        """What a cache keeps of images (N, H, W, C) uint8: latents (the mode, raw scale), token ids, or bits.
+
+        Args:
+          cond: the tokenizer's conditions by name, one value for all images or one each.
+        """
         tokenizer = self.tokenizer
         expected = tuple(tokenizer.spec.image)
         if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1:] != expected:
             given = f"{images.dtype} {images.shape}"
             raise GenError(f"images are {given}; this tokenizer takes uint8 (N, {', '.join(map(str, expected))})")
-        return np.asarray(_encoder(tokenizer)(self.params["tokenizer"], images))
+        numbers = np.arange(len(images), dtype=np.int32)
+        made = make_conditions(tokenizer.spec.conditions, numbers, cond)
+        return np.asarray(_encoder(tokenizer)(self.params["tokenizer"], images, numbers, made))
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Images (N, H, W, C) uint8 of raw latents (N, ...)."""
+    def decode(
+        self,
+        stored: np.ndarray,
+        *,
+        seeds: Sequence[int] | None = None,
+        cond: Mapping[str, Any] | None = None,
+        options: Any = None,
+    ) -> np.ndarray:
+        """Images (N, H, W, C) uint8 of what `encode` gives: raw latents, ids or bits (N, *spec.shape).
+
+        Args:
+          seeds: of decoders that sample, one per image; 0 to N - 1 by default.
+          cond: the tokenizer's conditions by name.
+          options: settings of a decoder that samples; None for its own.
+        """
         tokenizer = self.tokenizer
-        if tuple(latents.shape[1:]) != tuple(tokenizer.spec.shape):
-            raise GenError(f"latents are {latents.shape}; this tokenizer decodes (N, {tokenizer.spec.shape})")
-        return np.asarray(_decoder(tokenizer)(self.params["tokenizer"], latents))
+        if tuple(stored.shape[1:]) != tuple(tokenizer.spec.shape):
+            raise GenError(f"{stored.shape} is not what this tokenizer decodes: (N, {tokenizer.spec.shape})")
+        numbers = np.arange(len(stored), dtype=np.int32) if seeds is None else np.asarray(list(seeds), np.int32)
+        made = make_conditions(tokenizer.spec.conditions, numbers, cond)
+        return np.asarray(_decoder(tokenizer, options)(self.params["tokenizer"], stored, numbers, made))
 
     @property
     def origin(self) -> str:
@@ -147,12 +169,22 @@ def _sampler(generator: Any) -> Callable[..., jax.Array]:
 
 @functools.lru_cache(maxsize=8)
 def _encoder(tokenizer: Any) -> Callable[..., jax.Array]:
-    return jax.jit(lambda params, images: tokenizer.encode(params, images.astype(jnp.float32) / 127.5 - 1.0).mode())
+    def encode(params: Any, images: jax.Array, seeds: jax.Array, cond: Any) -> jax.Array:
+        keys = sample_keys(0, seeds)
+        stored: jax.Array = tokenizer.encode(params, images / 127.5 - 1.0, cond=cond, keys=keys).stored
+        return stored
+
+    return jax.jit(encode)
 
 
 @functools.lru_cache(maxsize=8)
-def _decoder(tokenizer: Any) -> Callable[..., jax.Array]:
-    return jax.jit(lambda params, latents: quantise(tokenizer.decode(params, latents)))
+def _decoder(tokenizer: Any, options: Any) -> Callable[..., jax.Array]:
+    def decode(params: Any, stored: jax.Array, seeds: jax.Array, cond: Any) -> jax.Array:
+        codes = stored if tokenizer.spec.kind == "continuous" else tokenizer.embed(params, stored)
+        keys = decode_keys(sample_keys(0, seeds))
+        return quantise(tokenizer.decode(params, codes, cond=cond, keys=keys, options=options))
+
+    return jax.jit(decode)
 
 
 def read_config(path: str | Path) -> RunConfig:

@@ -124,6 +124,7 @@ class AdaptiveSampler:
       guidance: without memory from call to call.
       process, guide: as in `gen.sampling.generator.Sampler`.
       start: the time of the noise end; None for that of the process.
+      decoding: as in `gen.sampling.generator.Sampler`.
     """
 
     solver: Dopri5 = Dopri5()
@@ -131,12 +132,13 @@ class AdaptiveSampler:
     process: Any = None
     guide: Any = None
     start: float | None = None
+    decoding: Any = None
 
     @classmethod
     def of(cls, sampler: Sampler, denoiser: Denoiser, solver: Dopri5) -> "AdaptiveSampler":
         """From the noise of `sampler`, under its guidance."""
         start = float(sampler.times(denoiser.process).times[0])
-        return cls(solver, sampler.guidance, sampler.process, sampler.guide, start)
+        return cls(solver, sampler.guidance, sampler.process, sampler.guide, start, sampler.decoding)
 
     def changed(self, **settings: Any) -> "AdaptiveSampler":
         """With the settings ``solver`` and ``guidance`` that are not None. Raises GenError for steps or a grid."""
@@ -173,6 +175,11 @@ class AdaptiveGenerator(DenoiserGenerator):
         return guide
 
     @property
+    def options(self) -> Any:
+        """The sampler's."""
+        return self.sampler.decoding
+
+    @property
     def nfe(self) -> None:
         """Measured, not stated."""
 
@@ -199,7 +206,8 @@ class AdaptiveGenerator(DenoiserGenerator):
         x, calls = self.sampler.solver.integrate(denoise, x, process, start, end, cond)
         if end > 0.0:
             x, calls = denoise(x, jnp.float32(end), cond, jnp.int32(0), {})[0].denoised, calls + 1
-        return decode(self.tokenizer, params, x), calls
+        images = decode(self.tokenizer, params, x, keys=keys, cond=cond, options=self.options)
+        return images, calls
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """See `gen.sampling.generator.Generator`."""

@@ -16,7 +16,7 @@ from gen.nn.network import Cond, Params
 from gen.sampling.grids import Explicit, Grid, Uniform
 from gen.sampling.guidance import ClassifierFree
 from gen.sampling.integrate import Problem, integrate, nfe, states
-from gen.sampling.noise import per_sample_noise, prior, unit_noise
+from gen.sampling.noise import decode_keys, per_sample_noise, prior, unit_noise
 from gen.sampling.solvers import Heun, Renoise
 from gen.training.task import Model
 
@@ -50,7 +50,7 @@ class Generator(Protocol):
 
     @property
     def conditions(self) -> Conditions:
-        """What it is conditioned on, by name."""
+        """What it is conditioned on, by name; what its decoder takes as well."""
         ...
 
     @property
@@ -102,6 +102,7 @@ class Sampler:
       process: the process that is integrated; None for the one the denoiser was trained under. Another one sees
         the denoiser by equal log-SNR (`Denoiser.under`).
       guide: the weaker denoiser of autoguidance; None where it differs from the sampled one in parameters only.
+      decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
     """
 
     solver: Any = Heun()
@@ -110,6 +111,7 @@ class Sampler:
     guidance: Any = ClassifierFree()
     process: Any = None
     guide: Any = None
+    decoding: Any = None
 
     def changed(self, **settings: Any) -> "Sampler":
         """With the settings ``steps``, ``solver``, ``grid``, ``guidance`` that are not None; a number is a scale.
@@ -139,6 +141,7 @@ class Sampler:
         cond: Cond,
         *,
         guide: Params | None = None,
+        scale: float | None = None,
         trajectory: bool = False,
     ) -> jax.Array:
         """Samples (B, *shape); with `trajectory` the states after each step, (N, B, *shape).
@@ -147,9 +150,10 @@ class Sampler:
           params: the denoiser's parameters.
           keys: (B,) typed PRNG keys; sample i depends on keys[i] and cond alone.
           guide: parameters of the weaker denoiser, for autoguidance.
+          scale: standard deviation of the noise at the start; None for sigma at the grid's first time.
         """
         grid = self.times(denoiser.process)
-        x = prior(grid, keys, shape)
+        x = prior(grid, keys, shape) if scale is None else scale * unit_noise(keys, shape)
         guided = self.guided(denoiser, params, guide)
         problem = Problem(guided, x, grid, per_sample_noise(keys, shape), cond, self.guidance.init(x))
         return states(self.solver, problem).x if trajectory else integrate(self.solver, problem)
@@ -187,6 +191,11 @@ class DenoiserGenerator:
         return None
 
     @property
+    def options(self) -> Any:
+        """Settings of the tokenizer's decoder."""
+        return None
+
+    @property
     def latent(self) -> tuple[int, ...]:
         """Shape of what the network makes."""
         shape: tuple[int, ...] = self.denoiser.network.shape
@@ -200,8 +209,8 @@ class DenoiserGenerator:
     @property
     def conditions(self) -> Conditions:
         """See `Generator`."""
-        conditions: Conditions = self.denoiser.network.conditions
-        return conditions
+        decoder = {} if self.tokenizer is None else self.tokenizer.spec.conditions
+        return {**decoder, **self.denoiser.network.conditions}
 
     @property
     def networks(self) -> Mapping[str, Any]:
@@ -219,11 +228,13 @@ class DiffusionGenerator(DenoiserGenerator):
       denoiser: the sampled `Denoiser`.
       sampler: solver, grid, steps, guidance.
       tokenizer: a tokenizer config, or None for pixel models.
+      noise_scale: standard deviation of the noise at the start; None for sigma at the first time.
     """
 
     denoiser: Denoiser
     sampler: Sampler = Sampler()
     tokenizer: Any = None
+    noise_scale: float | None = None
 
     @property
     def nfe(self) -> int:
@@ -236,13 +247,20 @@ class DiffusionGenerator(DenoiserGenerator):
         guide: Denoiser | None = self.sampler.guide
         return guide
 
+    @property
+    def options(self) -> Any:
+        """The sampler's."""
+        return self.sampler.decoding
+
     def latents(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """The sampled latents (B, *latent) on the normalised scale the denoiser was trained on."""
-        return self.sampler(self.denoiser, params["net"], keys, self.latent, cond, guide=params.get("guide"))
+        guide, scale = params.get("guide"), self.noise_scale
+        return self.sampler(self.denoiser, params["net"], keys, self.latent, cond, guide=guide, scale=scale)
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """See `Generator`."""
-        return decode(self.tokenizer, params, self.latents(params, keys, cond))
+        latents = self.latents(params, keys, cond)
+        return decode(self.tokenizer, params, latents, keys=keys, cond=cond, options=self.options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,12 +273,14 @@ class OneStepGenerator(DenoiserGenerator):
       tokenizer: a tokenizer config, or None for pixel models.
       noise_scale: standard deviation of the noise that is evaluated; None for sigma(t), which is 80 for EDM's t = 80.
         Students that take unit noise for x_t at an earlier time t (DMD2's one-step SDXL) say 1.
+      options: settings of the tokenizer's decoder; None for its own.
     """
 
     denoiser: Denoiser
     t: float | None = None
     tokenizer: Any = None
     noise_scale: float | None = None
+    options: Any = None
 
     nfe = 1
 
@@ -274,12 +294,19 @@ class OneStepGenerator(DenoiserGenerator):
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """See `Generator`."""
-        return decode(self.tokenizer, params, self.latents(params, keys, cond))
+        latents = self.latents(params, keys, cond)
+        return decode(self.tokenizer, params, latents, keys=keys, cond=cond, options=self.options)
 
 
 @dataclasses.dataclass(frozen=True)
 class FewSteps:
-    """The sampler of distilled students: it has no settings, for a student's times are part of what was trained."""
+    """The sampler of distilled students, whose times are part of what was trained.
+
+    Attributes:
+      decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
+    """
+
+    decoding: Any = None
 
     def changed(self, **settings: Any) -> "FewSteps":
         """This sampler where no setting is given. Raises GenError otherwise."""
@@ -300,15 +327,28 @@ class FewSteps:
         if not model.times:
             raise GenError("this model has no times of a student; give it a sampler with a solver (sampler)")
         if len(model.times) == 1:
-            return OneStepGenerator(model.config, model.times[0], tokenizer, model.noise_scale)
-        if model.noise_scale is not None:
-            raise GenError("a student of several steps starts from the noise of its first time; leave noise_scale out")
-        sampler = Sampler(Renoise(), Explicit((*model.times, 0.0)), len(model.times))
-        return DiffusionGenerator(model.config, sampler, tokenizer)
+            return OneStepGenerator(model.config, model.times[0], tokenizer, model.noise_scale, self.decoding)
+        grid = Explicit((*model.times, 0.0))
+        sampler = Sampler(Renoise(), grid, len(model.times), decoding=self.decoding)
+        return DiffusionGenerator(model.config, sampler, tokenizer, model.noise_scale)
 
 
-def decode(tokenizer: Any, params: GeneratorParams, latents: jax.Array) -> jax.Array:
-    """Undoes the latent normaliser and decodes; the identity for pixel models."""
+def decode(
+    tokenizer: Any, params: GeneratorParams, latents: jax.Array, *, keys: jax.Array, cond: Cond, options: Any
+) -> jax.Array:
+    """Undoes the latent normaliser and decodes; the identity for pixel models.
+
+    Args:
+      keys: (B,) keys of the samples; a decoder that samples draws from a stream of its own.
+      cond, options: passed on to the tokenizer (`gen.tokenizers.base.Tokenizer`).
+    """
     if "normalizer" in params:
         latents = latents * params["normalizer"]["scale"] + params["normalizer"]["shift"]
-    return latents if tokenizer is None else tokenizer.decode(params["tokenizer"], latents)
+    if tokenizer is None:
+        return latents
+    wanted = {n for name, c in tokenizer.spec.conditions.items() for n in (name, c.mask)}
+    own = {name: value for name, value in cond.items() if name in wanted}
+    images: jax.Array = tokenizer.decode(
+        params["tokenizer"], latents, cond=own, keys=decode_keys(keys), options=options
+    )
+    return images

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 from gen.sampling.grids import Grid
 
-__all__ = ["Noise", "per_sample_noise", "prior", "unit_noise"]
+__all__ = ["Noise", "decode_keys", "per_sample_noise", "prior", "unit_noise"]
+
+_DECODE = 2**31 - 1  # beyond the number of any step
 
 Noise = Callable[[Any], jax.Array]  # noise(i) is step i's standard normal noise, shaped like x
 
@@ -30,3 +32,8 @@ def unit_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def prior(grid: Grid, keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The state from which a solver starts: sigma(times[0]) times `unit_noise`."""
     return jnp.asarray(grid.sigma[0], jnp.float32) * unit_noise(keys, shape)
+
+
+def decode_keys(keys: jax.Array) -> jax.Array:
+    """The keys (B,) that decoders draw from when they decode the samples of `keys`: a stream of their own."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, _DECODE))(keys)
