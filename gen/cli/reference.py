@@ -16,7 +16,7 @@ def reference(
     /,
     *,
     out: Annotated[Path, tyro.conf.arg(metavar="NPZ")],
-    extractor: Annotated[str, tyro.conf.arg(metavar="NAME")] = "inception",
+    extractor: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     publisher: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     name: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
     split: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
@@ -39,14 +39,15 @@ def reference(
       what: images (a folder, a .zip, an .npz with arr_0, digits:train), or published statistics (.npz with mu and
         sigma, .pkl).
       out: the .npz to write.
-      extractor: the feature network of images; inception:MODE with clean, legacy_tensorflow or legacy_pytorch.
+      extractor: the feature network of images; inception:MODE with clean, legacy_tensorflow or legacy_pytorch. The
+        first that takes the images and whose weights are here by default (see gen evaluate).
       publisher: whose statistics they are, where the file does not tell: adm, mar, edm, edm2, pytorch-fid, clean-fid.
       name: of the data, for tables; the file's name by default.
       split: which part of the data they are of; what is known of a publisher's files by default.
       quantiser: how the images became 8-bit, where it is known.
       batch: images at a time; does not change the statistics.
     """
-    from gen.cli.extractors import open_extractor
+    from gen.cli.extractors import find_extractor, stored_shape
     from gen.cli.images import open_images
     from gen.metrics.reference import make_reference
     from gen.training.sharding import make_mesh
@@ -56,9 +57,9 @@ def reference(
         raise GenError(f"a reference is an .npz file, not {out}; give a name that ends in .npz")
     held = _arrays_in(Path(what))
     if "mu" in held or Path(what).suffix == ".pkl":
-        made = _published(Path(what), extractor, publisher, name, split, batch, "arr_0" in held)
+        made = _published(Path(what), extractor or "inception", publisher, name, split, batch, "arr_0" in held)
     else:
-        network = open_extractor(extractor)
+        network = find_extractor(extractor, None, lambda: stored_shape(what))
         data, _, part = what.partition(":")
         made = make_reference(
             name or Path(data).name,

@@ -41,7 +41,7 @@ class Training:
     monitor: Annotated[str | None, tyro.conf.arg(metavar="REFERENCE")] = None
     monitor_every: Annotated[int, tyro.conf.arg(metavar="N")] = 5000
     monitor_count: Annotated[int, tyro.conf.arg(metavar="N")] = 5000
-    monitor_extractor: Annotated[str, tyro.conf.arg(metavar="NAME")] = "digits-extractor"
+    monitor_extractor: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
@@ -136,13 +136,14 @@ def _monitored(recipe: Any, outdir: Path, training: Training, reference: str) ->
     """The recipe that keeps its best checkpoint, and the hook; writes the protocol of its numbers to monitor.json."""
     import jax
 
-    from gen.cli.extractors import open_extractor, open_reference
+    from gen.cli.extractors import find_extractor, open_reference, stored_shape
     from gen.config import to_json
     from gen.files import write_json
     from gen.metrics.monitor import METRIC, monitor
     from gen.training.sharding import make_mesh
 
-    config, network, count = recipe.config, open_extractor(training.monitor_extractor), training.monitor_count
+    config, count = recipe.config, training.monitor_count
+    network = find_extractor(training.monitor_extractor, reference, lambda: stored_shape(reference))
     held, _ = open_reference(reference, network, 256, make_mesh(config.engine.mesh))
     hook, protocol = monitor(
         config,

@@ -223,7 +223,8 @@ def test_references_say_where_their_images_lay(reference: str, samples: Path, tm
     assert held.data[1] == held.identity
     assert json.loads(str(np.load(reference)["protocol"]))["split"] == "train"
     path = tmp_path / "moved.npz"
-    assert main(["reference", str(samples), "--extractor", "digits-extractor", "--out", str(path), *BATCH]) == 0
+    assert main(["reference", str(samples), "--out", str(path), *BATCH]) == 0
+    assert Reference.load(path).protocol.extractor == "digits"  # the first that takes such images
     samples.rename(tmp_path / "elsewhere.npz")
     try:
         out = tmp_path / "s.json"
