@@ -129,6 +129,7 @@ KINDS: dict[str, dict[str, str]] = {
     "data": {
         "digits": "gen.data.sources:Digits",
         "cache": "gen.data.caches:Cache",
+        "records": "gen.sampling.records:Records",
         "images": "gen.data.images:Images",
         "arrays": "gen.data.images:Arrays",
         "zipped": "gen.data.images:Zipped",

@@ -190,7 +190,7 @@ def distill(
       preset: a name from gen list; --preset NAME is the same.
       teacher: the teacher's run folder; its EMA weights are used.
       outdir: the run folder; runs/PRESET by default.
-      data: the data, latent cache or stored pairs, for presets that take them.
+      data: the data, latent cache or teacher records, for presets that take them.
       pairs: how many pairs of the teacher to store and train on; classes in turn.
       training: how it is trained.
       multihost: the job that this process belongs to.
@@ -220,22 +220,25 @@ def _store_pairs(preset: str, teacher: Path, folder: Path, count: int, multihost
 
     find(preset)
     start(multihost)
-    from gen.distill.pairs import store_pairs
-    from gen.runs import classes, load
+    import numpy as np
+
+    from gen.runs import labels_for, load
+    from gen.sampling.records import Solved, make_records
     from gen.training.sharding import make_mesh
 
     loaded = load(teacher)
     generator = loaded.generator
     if not hasattr(generator, "sampler"):
         raise GenError(f"{teacher} makes images in one step; give a teacher that a solver samples")
-    store_pairs(
-        generator,
+    make_records(
+        Solved(generator),
         loaded.params,
         folder,
         count=count,
-        origin=loaded.origin,
-        classes=classes(generator),
+        maker=loaded.origin,
+        cond=labels_for(generator, np.arange(count), None),
         mesh=make_mesh(),
+        label="pairs",
     )
 
 
