@@ -28,7 +28,6 @@ from gen.diffusion.process import Linear
 from gen.diffusion.train import DenoiserTask
 from gen.distill.dmd2 import DMD2Task
 from gen.distill.kd import KDTask
-from gen.distill.pairs import store_pairs
 from gen.errors import GenError
 from gen.experiments import Recipe
 from gen.features.digits import DigitsExtractor
@@ -44,6 +43,7 @@ from gen.metrics.sources import from_arrays
 from gen.runs import Loaded, load
 from gen.sampling.generator import FewSteps, Sampler
 from gen.sampling.guidance import ClassifierFree
+from gen.sampling.records import Records, Solved, make_records
 from gen.sampling.solvers import Euler, Heun
 from gen.tokenizers.encode import encode_images
 from gen.tokenizers.kl1d import KL1DConfig, Tower
@@ -150,7 +150,7 @@ def _teacher(tokenizer: Loaded, data: str, budget: Budget, seed: int) -> Recipe:
 
 
 def _student(teacher: Loaded, data: str, budget: Budget, seed: int) -> Recipe:
-    pairs = Cache(data)
+    pairs = Records(data, teacher.origin)
     expect(data, pairs.source(), latent=TOKENIZER.spec.shape, noise=TOKENIZER.spec.shape, label=())
     warmup = min(20, budget.regression // 2)
     regression = KDTask(
@@ -190,7 +190,7 @@ def run(outdir: str | Path = "runs/demo", *, smoke: bool = False, seed: int = 0)
     """The whole path, written to `outdir`; started again it goes on where it was, or says that all is done.
 
     Args:
-      outdir: gets tokenizer/, teacher/ and student/ (run folders), latents/ and pairs/ (caches), scores/ and
+      outdir: gets tokenizer/, teacher/ and student/ (run folders), latents/ (a cache), pairs/ (records), scores/ and
         report.html.
       smoke: a run of seconds that checks the path, not the quality.
       seed: of initial weights, data order and noise.
@@ -215,12 +215,14 @@ def run(outdir: str | Path = "runs/demo", *, smoke: bool = False, seed: int = 0)
         train(recipe.config, out / "teacher", frozen=recipe.frozen, artifacts=recipe.artifacts)
         teacher = load(out / "teacher")
     with clock("pairs"):
-        pairs = store_pairs(
-            teacher.generator,
+        pairs = make_records(
+            Solved(teacher.generator),
             teacher.params,
             out / "pairs",
             count=budget.pairs,
-            origin=teacher.origin,
+            maker=teacher.origin,
+            cond={"label": np.arange(budget.pairs, dtype=np.int32) % CLASSES},
+            label="pairs",
         )
     with clock("student"):
         recipe = _student(teacher, pairs.path, budget, seed)

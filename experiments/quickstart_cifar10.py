@@ -35,7 +35,6 @@ from gen.diffusion.process import Linear
 from gen.diffusion.train import DenoiserTask
 from gen.distill.dmd2 import DMD2Task
 from gen.distill.kd import KDTask
-from gen.distill.pairs import store_pairs
 from gen.errors import GenError
 from gen.experiments import Recipe
 from gen.files import atomic, write_json
@@ -44,6 +43,7 @@ from gen.metrics.report import mosaic
 from gen.runs import Loaded, load
 from gen.sampling.generator import FewSteps, Sampler
 from gen.sampling.guidance import ClassifierFree
+from gen.sampling.records import Records, Solved, make_records
 from gen.sampling.solvers import Heun
 from gen.tokenizers.encode import encode_images
 from gen.tokenizers.kl1d import KL1DConfig, Tower
@@ -110,7 +110,7 @@ def cifar10_teacher(tokenizer: Loaded, data: str) -> Recipe:
 
 def cifar10_student(teacher: Loaded, data: str) -> Recipe:
     """32x32 images: a one-step student by regression and DMD2 (data: stored pairs of the teacher)."""
-    return _student(GPU, teacher, Cache(data), 0)
+    return _student(GPU, teacher, Records(data, teacher.origin), 0)
 
 
 def cifar10_tokenizer_smoke(data: str) -> Recipe:
@@ -125,7 +125,7 @@ def cifar10_teacher_smoke(tokenizer: Loaded, data: str) -> Recipe:
 
 def cifar10_student_smoke(teacher: Loaded, data: str) -> Recipe:
     """A toy of cifar10-student, a minute on a CPU (data: stored pairs of the teacher)."""
-    return _student(SMOKE, teacher, Cache(data), 0)
+    return _student(SMOKE, teacher, Records(data, teacher.origin), 0)
 
 
 PRESETS = {
@@ -143,7 +143,7 @@ def run(data: str, outdir: str | Path = "runs/cifar10", *, smoke: bool = False, 
 
     Args:
       data: 32x32 images with classes: an EDM zip, or anything `gen.data.stores.open_store` reads.
-      outdir: gets tokenizer/, teacher/, student/ (run folders), latents/, pairs/ (caches), the pictures
+      outdir: gets tokenizer/, teacher/, student/ (run folders), latents/ (a cache), pairs/ (records), the pictures
         data.png, reconstructions.png, teacher.png, student.png, and results.json.
       smoke: seconds to minutes on a CPU.
       seed: of initial weights, data order and noise.
@@ -170,7 +170,15 @@ def run(data: str, outdir: str | Path = "runs/cifar10", *, smoke: bool = False, 
     teacher = load(out / "teacher")
     classes = teacher.denoiser.network.num_classes
     print("[4/5] pairs", flush=True)
-    pairs = store_pairs(teacher.generator, teacher.params, out / "pairs", count=budget.pairs, origin=teacher.origin)
+    pairs = make_records(
+        Solved(teacher.generator),
+        teacher.params,
+        out / "pairs",
+        count=budget.pairs,
+        maker=teacher.origin,
+        cond={"label": np.arange(budget.pairs, dtype=np.int32) % classes},
+        label="pairs",
+    )
     print("[5/5] student", flush=True)
     recipe = _student(budget, teacher, pairs, seed)
     train(recipe.config, out / "student", frozen=recipe.frozen, artifacts=recipe.artifacts)
@@ -256,7 +264,7 @@ def _teacher(budget: Budget, tokenizer: Loaded, latents: Cache, seed: int) -> Re
     return Recipe(config, artifacts=decoder)
 
 
-def _student(budget: Budget, teacher: Loaded, pairs: Cache, seed: int) -> Recipe:
+def _student(budget: Budget, teacher: Loaded, pairs: Records, seed: int) -> Recipe:
     """Of the teacher's network, tokenizer and guidance, whatever they are."""
     denoiser = teacher.denoiser
     shape = denoiser.network.shape

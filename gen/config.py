@@ -134,6 +134,7 @@ KINDS: dict[str, dict[str, str]] = {
         "cache": "gen.data.caches:Cache",
         "token-cache": "gen.data.caches:TokenCache",
         "bit-cache": "gen.data.caches:BitCache",
+        "records": "gen.sampling.records:Records",
         "images": "gen.data.images:Images",
         "arrays": "gen.data.images:Arrays",
         "zipped": "gen.data.images:Zipped",

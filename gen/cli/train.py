@@ -185,7 +185,7 @@ def distill(
       preset: a name from gen list; --preset NAME is the same.
       teacher: the teacher's run folder; its EMA weights are used.
       outdir: the run folder; runs/PRESET by default.
-      data: the data, latent cache or stored pairs, for presets that take them.
+      data: the data, latent cache or teacher records, for presets that take them.
       pairs: how many pairs of the teacher to store and train on; classes in turn.
       training: how it is trained.
       multihost: the job that this process belongs to.
@@ -215,10 +215,23 @@ def _store_pairs(preset: str, teacher: Path, folder: Path, count: int, multihost
 
     find(preset)
     start(multihost)
-    from gen.distill.pairs import store_pairs
+    import numpy as np
+
+    from gen.nn.conditions import make_conditions
     from gen.runs import load
+    from gen.sampling.records import Solved, make_records
     from gen.training.sharding import make_mesh
 
     loaded = load(teacher)
+    generator = loaded.generator
     loaded.config.sampler.changed(steps=count)  # students have no steps to store
-    store_pairs(loaded.generator, loaded.params, folder, count=count, origin=loaded.origin, mesh=make_mesh())
+    make_records(
+        Solved(generator),
+        loaded.params,
+        folder,
+        count=count,
+        maker=loaded.origin,
+        cond=make_conditions(generator.conditions, np.arange(count)),
+        mesh=make_mesh(),
+        label="pairs",
+    )

@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 
 from gen.errors import GenError
 from gen.sampling.generator import Generator, GeneratorParams
-from gen.sampling.sample_files import SampleWriter, sample_form, sample_writer
+from gen.sampling.sample_files import sample_form, sample_writer
 from gen.sampling.seeds import spell
-from gen.training.indexed import agreed, run_indexed, sample_keys
+from gen.training.indexed import Elsewhere, Writer, agreed, run_indexed, sample_keys
 
 __all__ = ["generate", "quantise"]
 
@@ -98,10 +98,10 @@ def generate(
         "rule": rule if "label" in cond else "none",
     }
     if jax.process_index() == 0:
-        writer = _Counting(sample_writer(Path(out), ending, list(map(int, seeds)), cond.get("label"), note))
-        order = np.asarray(writer.seeds, np.int32)
+        samples = sample_writer(Path(out), ending, list(map(int, seeds)), cond.get("label"), note)
+        writer, order = _Counting(samples), np.asarray(samples.seeds, np.int32)
     else:
-        writer, order = _Counting(_Nowhere()), np.zeros(len(seeds), np.int32)
+        writer, order = _Counting(Elsewhere()), np.zeros(len(seeds), np.int32)
     todo = agreed(order).tolist()
     run_indexed(make, todo, batch=batch, writer=writer, arguments=params, mesh=mesh, label=label, read=read)
     return np.concatenate(writer.calls) if writer.calls else None
@@ -133,28 +133,11 @@ def _bit_sums(leaves: list[jax.Array]) -> jax.Array:
     return jnp.stack([total(jnp.asarray(leaf)) for leaf in leaves]) if leaves else jnp.zeros(0, jnp.uint32)
 
 
-class _Nowhere:
-    """In place of a writer on processes other than the first."""
-
-    seeds: Sequence[int] = ()
-    next = 0
-
-    def write(self, first: int, arrays: dict[str, np.ndarray]) -> None:
-        """Never called."""
-
-    def close(self) -> None:
-        """Never called."""
-
-
 class _Counting:
     """Keeps the measured network calls and hands on the rest."""
 
-    def __init__(self, inner: SampleWriter) -> None:
+    def __init__(self, inner: Writer) -> None:
         self.inner, self.calls = inner, list[np.ndarray]()
-
-    @property
-    def seeds(self) -> Sequence[int]:
-        return self.inner.seeds
 
     @property
     def next(self) -> int:

@@ -1,6 +1,6 @@
 """Work over sample indices: sharded over the mesh and the processes, resumable, one compilation.
 
-Sampling, latent caching, teacher pairs and reconstructions are this one job with another function and writer.
+Sampling, latent caching, teacher records and reconstructions are this one job with another function and writer.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from gen.training.sharding import batch_sharding, microbatch_count, place, repli
 
 __all__ = [
     "ArrayWriter",
+    "Elsewhere",
     "Writer",
     "agreed",
     "padded_block",
@@ -59,6 +60,18 @@ class Writer(Protocol):
     def close(self) -> None:
         """All rows are written. May be called twice."""
         ...
+
+
+class Elsewhere:
+    """The writer of processes other than the first: it is never given a row."""
+
+    next = 0
+
+    def write(self, first: int, arrays: dict[str, np.ndarray]) -> None:
+        """Never called."""
+
+    def close(self) -> None:
+        """Never called."""
 
 
 def run_indexed(
