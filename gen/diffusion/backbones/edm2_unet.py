@@ -284,8 +284,7 @@ class EDM2Block(nnx.Module):
         self.conv_res0 = MPConv(inner, layer.outputs, 3, **shared)
         self.emb_linear = MPConv(max(config.widths), layer.outputs, 0, rngs=rngs)
         self.conv_res1 = MPConv(layer.outputs, layer.outputs, 3, **shared)
-        if layer.inputs != layer.outputs:
-            self.conv_skip = MPConv(layer.inputs, layer.outputs, 1, **shared)
+        self.conv_skip = MPConv(layer.inputs, layer.outputs, 1, **shared) if layer.inputs != layer.outputs else None
         if layer.heads:
             self.attn_qkv = MPConv(layer.outputs, 3 * layer.outputs, 1, **shared)
             self.attn_proj = MPConv(layer.outputs, layer.outputs, 1, **shared)
@@ -308,7 +307,7 @@ class EDM2Block(nnx.Module):
         return jnp.clip(x, -config.clip, config.clip)
 
     def _skip(self, x: jax.Array) -> jax.Array:
-        return self.conv_skip(x) if hasattr(self, "conv_skip") else x
+        return x if self.conv_skip is None else self.conv_skip(x)
 
     def _attend(self, x: jax.Array) -> jax.Array:
         """Cosine attention: q, k and v are normalised per head and position."""
