@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.prediction import Denoise, Prediction
+from gen.diffusion.denoiser import Controls, Denoiser
+from gen.diffusion.prediction import Denoise
 from gen.nn.network import Cond, Params
 from gen.sampling.grids import Grid, Uniform
 from gen.sampling.guidance import ClassifierFree
@@ -88,29 +88,23 @@ class Sampler:
         """
         grid = self.times(denoiser.process)
         x = prior(grid, keys, shape)
-        guided = self.guided(denoiser, params, guide)
+        guided = self.guided(denoiser, params, guide, grid.extras)
         problem = Problem(guided, x, grid, per_sample_noise(keys, shape), cond, self.guidance.init(x))
         return states(self.solver, problem).x if trajectory else integrate(self.solver, problem)
 
-    def guided(self, denoiser: Denoiser, params: Params, guide: Params | None = None) -> Denoise:
-        """The guided Denoise on the clock of the sampled process; arguments as in a call."""
+    def guided(
+        self, denoiser: Denoiser, params: Params, guide: Params | None = None, per_step: Controls | None = None
+    ) -> Denoise:
+        """The guided Denoise on the clock of the sampled process.
+
+        Args:
+          params, guide: as in a call.
+          per_step: the denoiser's controls by step, see `Denoiser.bind`.
+        """
         process = self.process or denoiser.process
-        weak = None if guide is None else _bound(self.guide or denoiser, guide, process)
-        bound = _bound(denoiser, params, process)
+        weak = None if guide is None else (self.guide or denoiser).under(process).bind(guide)
+        bound = denoiser.under(process).bind(params, per_step=per_step)
         return self.guidance(bound, lambda c: denoiser.net.apply(params, c, method="null"), weak)
-
-
-def _bound(denoiser: Denoiser, params: Params, process: Any) -> Denoise:
-    """The denoiser with these parameters on the clock of `process`."""
-    if process == denoiser.process:
-        return denoiser.bind(params)
-    seen = denoiser.under(process)
-
-    def denoise(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
-        del step
-        return seen(params, x, t, cond), carry
-
-    return denoise
 
 
 @dataclasses.dataclass(frozen=True)
