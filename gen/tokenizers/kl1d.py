@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gen.errors import GenError
-from gen.nn.layers import MLP, Attention, Remat, linear, patchify, run_stack, stack, unpatchify
+from gen.nn.attention import Attention
+from gen.nn.layers import MLP, Remat, linear, patchify, run_stack, stack, unpatchify
 from gen.nn.network import Network, Params
 from gen.tokenizers.base import Gaussian, TokenizerSpec
 from gen.training.sharding import constrain
@@ -130,7 +131,11 @@ class Trunk(nnx.Module):
         grid = jnp.concatenate([head, patches], axis=1) + self.positions[...]
         x = constrain(self.ln_pre(jnp.concatenate([grid, latents + self.latent_positions[...]], axis=1)))
         config = self.config
-        return run_stack(self.blocks, x, lambda b, x, _: constrain(b(x)), remat=config.remat, scan=config.scan)[0]
+
+        def call(block: Block, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return constrain(block(x)), None
+
+        return run_stack(self.blocks, x, call, remat=config.remat, scan=config.scan).x
 
 
 class KL1D(nnx.Module):

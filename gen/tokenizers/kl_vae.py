@@ -15,6 +15,7 @@ from flax import nnx
 
 from gen.config import suggest
 from gen.errors import GenError
+from gen.nn.attention import attention
 from gen.nn.convolution import convolution
 from gen.nn.network import Network, Params
 from gen.tokenizers.base import Gaussian, TokenizerSpec
@@ -204,7 +205,7 @@ class SelfAttention(nnx.Module):
         b, h, w, c = x.shape
         normed = self.norm(x)
         q, k, v = (part(normed).reshape(b, h * w, 1, c) for part in (self.q, self.k, self.v))
-        return x + self.proj(jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c))
+        return x + self.proj(attention(q, k, v).reshape(b, h, w, c))
 
 
 class Level(nnx.Module):

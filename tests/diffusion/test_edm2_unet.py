@@ -117,15 +117,6 @@ def test_taps_and_stop() -> None:
     np.testing.assert_array_equal(stopped, features["enc_4x4_block0"])
 
 
-def test_two_times() -> None:
-    config = dataclasses.replace(SINGLE, times=2)
-    params = lively(config)
-    x, label = jnp.ones((1, 8, 8, 1)), {"label": jnp.array([1])}
-    net = jax.jit(Network(config))
-    outs = [net(params, x, (jnp.zeros(1), jnp.full(1, s)), label)[0] for s in (0.0, 1.0)]
-    assert not np.allclose(*outs)
-
-
 def test_bfloat16_stays_close() -> None:
     params = lively()
     exact, _ = call(params)

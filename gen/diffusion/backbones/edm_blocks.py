@@ -14,8 +14,9 @@ import numpy as np
 from flax import nnx
 
 from gen.errors import GenError
+from gen.nn.attention import attention
 from gen.nn.convolution import convolution
-from gen.nn.layers import attend, dropout, matrix_product
+from gen.nn.layers import dropout, matrix_product
 
 __all__ = ["BOX", "FIR", "Conv", "GroupNorm", "Linear", "Style", "UNetBlock", "fir_down", "fir_up", "law_of"]
 
@@ -301,7 +302,7 @@ class UNetBlock(nnx.Module):
         # the projection's channels are ordered by head, then channel, then q, k, v
         qkv = self.qkv(self.norm2(x)).reshape(b, h * w, self.heads, c // self.heads, 3)
         q, k, v = (qkv[..., i] for i in range(3))
-        return attend(q, k, v).reshape(b, h, w, c)
+        return attention(q, k, v).reshape(b, h, w, c)
 
 
 def _cond(runs: Any, yes: Any, no: Any, *args: jax.Array) -> jax.Array:
