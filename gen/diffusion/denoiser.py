@@ -37,8 +37,11 @@ Clock = Literal["time", "reversed", "index", "nearest-index", "log-half-level"]
 class Parameterization(Protocol):
     """How a network is called and what comes out; see `Predict` and `EDMPrecondition`."""
 
-    def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(network input, network time (B,)) for x_t at our time t (B,). Raises GenError for an unsuitable process."""
+    def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """The network's input and its times, each (B,), for x_t at our time t (B,).
+
+        One time, or two for a flow map's network. Raises GenError for an unsuitable process.
+        """
         ...
 
     def prediction(
@@ -72,7 +75,7 @@ class Predict:
     sign: int = 1
     learned_variance: bool = False
 
-    def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         match self.clock:
             case "time":
                 clock = t
@@ -87,7 +90,7 @@ class Predict:
                         "'time'"
                     )
                 clock = process.index(t) if self.clock == "index" else _nearest_index(process, t)
-        return x, self.scale * clock
+        return x, (self.scale * clock,)
 
     def prediction(
         self, process: Process, raw: jax.Array, x: jax.Array, t: jax.Array, extra: Mapping[str, Any]
@@ -126,12 +129,12 @@ class EDMPrecondition:
     The deviation of the data that the scalings assume, sigma_data, is the process's.
     """
 
-    def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         if not isinstance(process, EDM):
             raise GenError(
                 f"EDM preconditioning needs the edm process, not {type(process).__name__}; use that, or predict x"
             )
-        return expand(jax.lax.rsqrt(t**2 + process.sigma_data**2), x) * x, 0.25 * jnp.log(t)
+        return expand(jax.lax.rsqrt(t**2 + process.sigma_data**2), x) * x, (0.25 * jnp.log(t),)
 
     def _scales(self, process: Any, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         data = process.sigma_data
@@ -197,8 +200,8 @@ class Denoiser:
           controls, taps: passed to the network; tapped features come back in ``extra``.
         """
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
-        inner, clock = self.parameterization.inputs(self.process, x, t)
-        raw, features = self.net(params, inner, (clock,), cond, controls=controls, taps=taps)
+        inner, times = self.parameterization.inputs(self.process, x, t)
+        raw, features = self.net(params, inner, times, cond, controls=controls, taps=taps)
         return self.parameterization.prediction(self.process, raw, x, t, features)
 
     def features(
@@ -206,8 +209,8 @@ class Denoiser:
     ) -> Mapping[str, jax.Array]:
         """Only the features named by `taps`; the network stops at the last of them."""
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
-        inner, clock = self.parameterization.inputs(self.process, x, t)
-        _, features = self.net(params, inner, (clock,), cond, taps=taps, stop=True)
+        inner, times = self.parameterization.inputs(self.process, x, t)
+        _, features = self.net(params, inner, times, cond, taps=taps, stop=True)
         return features
 
     def bind(self, params: Params, controls: Controls | None = None, per_step: Controls | None = None) -> Denoise:
