@@ -34,9 +34,16 @@ KINDS: dict[str, dict[str, str]] = {
     "denoiser": {
         "denoiser": "gen.diffusion.denoiser:Denoiser",
     },
+    "flow-map": {
+        "flow-map": "gen.diffusion.flowmap:FlowMap",
+    },
     "parameterization": {
         "predict": "gen.diffusion.denoiser:Predict",
         "edm-precondition": "gen.diffusion.denoiser:EDMPrecondition",
+        "average-velocity": "gen.diffusion.flowmap:AverageVelocity",
+        "jump": "gen.diffusion.flowmap:Jump",
+        "consistency": "gen.diffusion.flowmap:Consistency",
+        "diagonal": "gen.diffusion.flowmap:Diagonal",
     },
     "objective": {
         "velocity-matching": "gen.diffusion.objectives:VelocityMatching",
@@ -99,11 +106,13 @@ KINDS: dict[str, dict[str, str]] = {
     "generator": {
         "diffusion-generator": "gen.sampling.generator:DiffusionGenerator",
         "adaptive-generator": "gen.sampling.adaptive:AdaptiveGenerator",
+        "flow-map-generator": "gen.sampling.flowmaps:FlowMapGenerator",
         "one-step-generator": "gen.sampling.generator:OneStepGenerator",
     },
     "sampler": {
         "sampler": "gen.sampling.generator:Sampler",
         "few-steps": "gen.sampling.generator:FewSteps",
+        "flow-map-sampler": "gen.sampling.flowmaps:FlowMapSampler",
         "adaptive-sampler": "gen.sampling.adaptive:AdaptiveSampler",
     },
     "tokenizer": {

@@ -1,5 +1,6 @@
 """Generators: everything that makes images, as ``(params, keys, cond) -> images``."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -8,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.prediction import Denoise, Prediction
+from gen.diffusion.denoiser import Controls, Denoiser
+from gen.diffusion.prediction import Denoise
 from gen.errors import GenError
 from gen.nn.conditions import Conditions
 from gen.nn.network import Cond, Params
@@ -25,6 +26,7 @@ __all__ = [
     "DiffusionGenerator",
     "FewSteps",
     "Generator",
+    "LatentGenerator",
     "OneStepGenerator",
     "Sampler",
     "SamplerConfig",
@@ -154,36 +156,34 @@ class Sampler:
         """
         grid = self.times(denoiser.process)
         x = prior(grid, keys, shape) if scale is None else scale * unit_noise(keys, shape)
-        guided = self.guided(denoiser, params, guide)
+        guided = self.guided(denoiser, params, guide, grid.extras)
         problem = Problem(guided, x, grid, per_sample_noise(keys, shape), cond, self.guidance.init(x))
         return states(self.solver, problem).x if trajectory else integrate(self.solver, problem)
 
-    def guided(self, denoiser: Denoiser, params: Params, guide: Params | None = None) -> Denoise:
-        """The guided Denoise on the clock of the sampled process; arguments as in a call."""
+    def guided(
+        self, denoiser: Denoiser, params: Params, guide: Params | None = None, per_step: Controls | None = None
+    ) -> Denoise:
+        """The guided Denoise on the clock of the sampled process.
+
+        Args:
+          params, guide: as in a call.
+          per_step: the denoiser's controls by step, see `Denoiser.bind`.
+        """
         process = self.process or denoiser.process
-        weak = None if guide is None else _bound(self.guide or denoiser, guide, process)
-        bound = _bound(denoiser, params, process)
+        weak = None if guide is None else (self.guide or denoiser).under(process).bind(guide)
+        bound = denoiser.under(process).bind(params, per_step=per_step)
         return self.guidance(bound, lambda c: denoiser.net.apply(params, c, method="null"), weak)
 
 
-def _bound(denoiser: Denoiser, params: Params, process: Any) -> Denoise:
-    """The denoiser with these parameters on the clock of `process`."""
-    if process == denoiser.process:
-        return denoiser.bind(params)
-    seen = denoiser.under(process)
+class LatentGenerator(abc.ABC):
+    """What generators around one network share, whose samples a tokenizer decodes."""
 
-    def denoise(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
-        del step
-        return seen(params, x, t, cond), carry
-
-    return denoise
-
-
-class DenoiserGenerator:
-    """What generators around one denoiser share."""
-
-    denoiser: Denoiser
     tokenizer: Any
+
+    @property
+    @abc.abstractmethod
+    def network(self) -> Any:
+        """Configuration of the sampled network."""
 
     @property
     def guide(self) -> Denoiser | None:
@@ -198,7 +198,7 @@ class DenoiserGenerator:
     @property
     def latent(self) -> tuple[int, ...]:
         """Shape of what the network makes."""
-        shape: tuple[int, ...] = self.denoiser.network.shape
+        shape: tuple[int, ...] = self.network.shape
         return shape
 
     @property
@@ -210,14 +210,25 @@ class DenoiserGenerator:
     def conditions(self) -> Conditions:
         """See `Generator`."""
         decoder = {} if self.tokenizer is None else self.tokenizer.spec.conditions
-        return {**decoder, **self.denoiser.network.conditions}
+        return {**decoder, **self.network.conditions}
 
     @property
     def networks(self) -> Mapping[str, Any]:
         """See `Generator`."""
-        found = {"net": self.denoiser.network, "tokenizer": self.tokenizer}
+        found = {"net": self.network, "tokenizer": self.tokenizer}
         found["guide"] = None if self.guide is None else self.guide.network
         return {role: network for role, network in found.items() if network is not None}
+
+
+class DenoiserGenerator(LatentGenerator):
+    """A `LatentGenerator` whose network is a denoiser's."""
+
+    denoiser: Denoiser
+
+    @property
+    def network(self) -> Any:
+        """The denoiser's."""
+        return self.denoiser.network
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen.diffusion.prediction import Denoise, Prediction
+from gen.errors import GenError
 from gen.nn.network import Cond
 from gen.sampling.grids import Grid
 from gen.sampling.noise import Noise
@@ -120,6 +121,11 @@ def states(solver: Solver, problem: Problem) -> State:
 
 def _scan(solver: Solver, problem: Problem, *, every: bool) -> tuple[State, Any, np.ndarray]:
     """(last state, states after each row or None, the places of the rows that end a step)."""
+    for name, value in problem.grid.extras.items():
+        if len(value) != problem.grid.steps:
+            raise GenError(
+                f"the grid's '{name}' is for {len(value)} steps; expected one entry for each of {problem.grid.steps}"
+            )
     columns = dict(solver.rows(problem.grid))
     i = np.asarray(columns.pop("i", np.arange(problem.grid.steps)))
     passed = np.diff(i) > 0

@@ -19,7 +19,8 @@ from gen.config import KINDS, config_class
 from gen.data.caches import seal
 from gen.data.sources import Digits
 from gen.diffusion.denoiser import Denoiser, Predict
-from gen.diffusion.process import Linear
+from gen.diffusion.flowmap import Consistency, FlowMap
+from gen.diffusion.process import EDM, Linear
 from gen.errors import GenError
 from gen.nn.network import Network, Params
 from gen.tokenizers.kl1d import KL1DConfig, Tower
@@ -37,6 +38,7 @@ VOCABULARY: dict[str, Any] = {
     "process": Linear(),
     "denoiser": Denoiser(NETWORK, Linear(), Predict("velocity")),
     "teacher": Denoiser(NETWORK, Linear(), Predict("velocity")),
+    "flow_map": FlowMap(NETWORK, EDM(), Consistency()),
     "tokenizer": TOKENIZER,
     "parts": (Digits("train"),),
 }

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,8 @@ class Tiny(BackboneConfig):
     channels: int = 3
     width: int = 16
     classes: int = 3
-
-    size: ClassVar[tuple[int, ...]] = (4,)
-    times: ClassVar[int] = 1
+    times: int = 1
+    size: tuple[int, ...] = (4,)
 
     @property
     def num_classes(self) -> int:
@@ -45,7 +44,7 @@ class _Tiny(nnx.Module):
         taps: tuple[str, ...] = (),
         stop: bool = False,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        where = jax.nn.one_hot(cond["label"], self.config.classes + 1) + times[0][:, None]
+        where = jax.nn.one_hot(cond["label"], self.config.classes + 1) + sum(times)[:, None]
         h = jnp.tanh(self.inner(x) + self.label(where)[:, None])
         return (x if stop else self.outer(h)), dict.fromkeys(taps, h)
 

@@ -78,7 +78,7 @@ class TestNetwork:
         denoise = denoiser(fx, dataclasses.replace(config, remat=remat))
         x, sigma = nhwc(fx.io["x_noisy"]), jnp.asarray(fx.io["sigma"])
         cond = labels(fx)
-        inner, clock = denoise.parameterization.inputs(denoise.process, jnp.asarray(x), sigma)
+        inner, (clock,) = denoise.parameterization.inputs(denoise.process, jnp.asarray(x), sigma)
         raw, features = jax.jit(denoise.net)(params, inner, (clock,), cond)
         fx.close(nchw(raw), "F")
         fx.close(features["logvar"], "logvar")
