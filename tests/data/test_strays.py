@@ -93,6 +93,12 @@ READ: dict[str, tuple[Callable[[Path], Path], list[str], list[int] | None, str]]
         [0, 1],
         "all images lie in pets/",
     ),
+    "a folder without images": (
+        lambda p: written(p, *TWO, "bird/a.txt"),
+        [*TWO],
+        [0, 1],
+        "no images in bird: 1 folders",
+    ),
     "folders by thousands": (
         lambda p: written(p, "00000/img00000007.png", "00001/img00001000.png"),
         ["00000/img00000007.png", "00001/img00001000.png"],
