@@ -121,6 +121,7 @@ READ: dict[str, tuple[Callable[[Path], Path], list[str], list[int] | None, str]]
         "",
     ),
     "a zip by a Mac": (lambda p: zipped(p, *TWO, "__MACOSX/cat/._1.png"), [*TWO], [0, 1], ""),
+    "a zip by Windows": (lambda p: zipped(p, "cat\\1.png", "dog\\1.png"), [*TWO], [0, 1], ""),
     "a zip of a folder": (
         lambda p: zipped(p, "pets/cat/1.png", "pets/dog/1.png"),
         ["pets/cat/1.png", "pets/dog/1.png"],
