@@ -161,7 +161,7 @@ def encode(
 
 def _records(data: str, channels: int) -> tuple[Any, str]:
     """(records by index, their fingerprint); images on disk are read a batch at a time."""
-    from gen.data.images import Images
+    from gen.data.images import Images, Labels
     from gen.data.sources import digits
     from gen.data.stores import open_store
 
@@ -170,11 +170,9 @@ def _records(data: str, channels: int) -> tuple[Any, str]:
         rows = digits(split or "all")  # type: ignore[arg-type]  # refuses other splits
         return rows, rows.identity()
     store = open_store(data)
-    stored = Images(
-        data,
-        channels=channels,
-        labels="class" if store.label is not None else "none" if store.text is None else "text",
-    )
+    held = store.label is not None, store.text is not None
+    labels: dict[tuple[bool, bool], Labels] = {(True, True): "both", (True, False): "class", (False, True): "text"}
+    stored = Images(data, channels=channels, labels=labels.get(held, "none"))
     return stored.source(), stored.identity()
 
 

@@ -238,6 +238,12 @@ def _member(position: int, extension: str) -> str:
     return f"{position // 1000:05d}/img{position:08d}{extension}"
 
 
+def _simple(out: Path, store: Store) -> None:
+    """Raises GenError for what only tar shards hold: sequences of text, and classes beside text."""
+    if store.text_mask is not None or (store.text is not None and store.label is not None):
+        raise GenError(f"{out} cannot hold sequences of text, or text beside classes; give a folder for tar shards")
+
+
 def _value(store: Store, row: int) -> Any:
     """The label of a row as JSON has it: class, vector, or None."""
     if store.label is not None:
@@ -258,8 +264,7 @@ class ZipSink:
         self.zip = zipfile.ZipFile(self.file, "w")
         self.zip.filelist += members
         self.zip.NameToInfo |= {member.filename: member for member in members}
-        if store.text_mask is not None:
-            raise GenError(f"{out} cannot hold sequences of text; give a folder for tar shards")
+        _simple(out, store)
         self.done = len(members)
         self.next = 1 + _position(members[-1].filename) if members else 0
 
@@ -348,7 +353,7 @@ class Shards:
             features = io.BytesIO()
             np.save(features, text if self.store.text_mask is None else text[self.store.text_mask[row]])
             self._add(f"img{position:08d}.npy", features.getvalue())
-        elif self.store.label is not None:
+        if self.store.label is not None:
             self._add(f"img{position:08d}.cls", str(self.store.label[row]).encode())
 
     def _add(self, name: str, data: bytes) -> None:
@@ -393,6 +398,7 @@ class RecordSink:
         except ImportError:
             raise GenError(f"{out} needs the package array_record; pip install array_record") from None
         self.out, self.store, self.rows = out, store, rows
+        _simple(out, store)
         self.class_names = store.class_names
         self.partial = _begin(out, job)
         self.writer: Any = ArrayRecordWriter(str(self.partial), "group_size:1")

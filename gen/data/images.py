@@ -21,7 +21,7 @@ from gen.errors import GenError
 
 __all__ = ["Arrays", "ImageSource", "Images", "Zipped", "ZippedSource"]
 
-Labels = Literal["class", "text", "none"]
+Labels = Literal["class", "text", "both", "none"]
 
 
 class ImageSource:
@@ -46,15 +46,13 @@ class ImageSource:
         length: int | None = None,
     ):
         self.store, self.prepare, self.channels, self.shape = store, prepare, channels, shape
-        columns: dict[Labels, dict[str, np.ndarray | None]] = {
-            "class": {"label": store.label},
-            "text": {"text": store.text, "text_mask": store.text_mask},
-            "none": {},
-        }
-        self.rows = {name: array for name, array in columns[labels].items() if array is not None}
+        self.label = store.label if labels in ("class", "both") else None
+        self.class_names = store.class_names if labels in ("class", "both") else None
+        columns = {"label": self.label}
+        if labels in ("text", "both"):
+            columns |= {"text": store.text, "text_mask": store.text_mask}
+        self.rows = {name: array for name, array in columns.items() if array is not None}
         self.length = length
-        self.label = store.label if labels == "class" else None
-        self.class_names = tuple(store.class_names) if labels == "class" and store.class_names else None
         self.num_classes = class_count(self.label, self.class_names, store.title)
 
     def __len__(self) -> int:
@@ -71,10 +69,10 @@ class ImageSource:
                 f"{self.shape[1]} x {self.shape[0]}, set size and crop or convert the data (gen data convert)"
             )
         image = image.reshape(*image.shape[:2], self.channels)
-        return {"image": image} | {name: self._column(rows[index]) for name, rows in self.rows.items()}
+        return {"image": image} | {name: self._column(name, rows[index]) for name, rows in self.rows.items()}
 
-    def _column(self, value: np.ndarray) -> np.ndarray:
-        return np.asarray(value) if self.length is None else lengthened(value, self.length)
+    def _column(self, name: str, value: np.ndarray) -> np.ndarray:
+        return np.asarray(value) if self.length is None or name == "label" else lengthened(value, self.length)
 
     def gather(self, indices: np.ndarray) -> Record:
         """Records `indices` (B,) as one batch."""
@@ -100,7 +98,7 @@ class Images:
       filter: of "center" and "squeeze".
       flip: mirror half of the images, anew every epoch.
       channels: 3 or 1.
-      labels: "class", "text" or "none".
+      labels: "class", "text", "both" or "none".
       classes: number of classes the model knows; labels beyond are refused.
       width: numbers D per text vector or token that the model takes; others are refused.
       length: positions T of a text sequence that the model takes; shorter ones are padded, longer ones refused.
@@ -135,7 +133,7 @@ class Images:
     def store(self) -> Store:
         """The files, opened once. Raises GenError for labels that are missing or do not fit."""
         store = open_store(self.path)
-        if self.labels == "class":
+        if self.labels in ("class", "both"):
             if store.label is None:
                 raise GenError(
                     f"{self.path} has no class labels{store.unlabelled}; put the images of each class in a folder of "
@@ -143,7 +141,7 @@ class Images:
                 )
             if self.classes is not None:
                 fits(store.label, self.classes, store.title)
-        if self.labels == "text":
+        if self.labels in ("text", "both"):
             self._check_text(store.text)
         return store
 

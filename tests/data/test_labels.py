@@ -119,6 +119,9 @@ def test_text_is_a_sequence_with_its_mask(tmp_path: Path) -> None:
     assert (batch["text"].shape, batch["text"].dtype, batch["text_mask"].dtype) == ((2, 5, 3), np.float16, np.bool_)
     assert batch["text_mask"].sum(axis=1).tolist() == [3, 1]
     np.testing.assert_array_equal(batch["text"][:, :4], text[[2, 0]])
+    np.savez(tmp_path / "b.npz", image=np.stack([picture(0)]), text=text[:1], label=np.array([3]))
+    both = Images(str(tmp_path / "b.npz"), labels="both").source()[0]
+    assert (both["label"], both["text_mask"].tolist()) == (3, [True] * 4)
     with pytest.raises(GenError, match=r"has text of shape \(4, 3\); the model takes sequences of up to 3 tokens"):
         Images(str(tmp_path / "a.npz"), labels="text", length=3).source()
 

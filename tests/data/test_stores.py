@@ -113,7 +113,7 @@ def test_bad_containers_are_named(tmp_path: Path) -> None:
     with pytest.raises(GenError, match="no known kind of data"):
         open_store(tmp_path / "x.mp4")
     tar(tmp_path / "half.tar", {"a.png": b"x", "a.cls": b"1", "b.png": b"y"})
-    with pytest.raises(GenError, match=r"no label for 1 images, the first b\.png"):
+    with pytest.raises(GenError, match=r"no label for 1 images, the first b\.png; give one to all"):
         open_store(tmp_path / "half.tar")
     np.savez(tmp_path / "l.npz", image=np.zeros((3, 4, 4, 3), np.uint8), label=np.zeros(2, int))
     with pytest.raises(GenError, match=r"labels int64 \(2,\) for 3 images"):
@@ -272,14 +272,14 @@ def test_one_of_several_columns_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     features = {"image": Image(False), "mask": Image(False), "fine": ClassLabel(), "coarse": ClassLabel()}
     columns = {"image": cells[0], "mask": cells[1], "fine": [0, 1], "coarse": [1, 1]}
     hugging_face(monkeypatch, features, columns)
-    for named, message in (
+    for where, message in (
         ("hf:pets:test", "several columns of images: image, mask; name the one that is meant"),
         ("hf:pets:test:mask", "several columns of classes: fine, coarse"),
         ("hf:pets:test:masks:fine", "no column 'masks'; it has image, mask, fine, coarse"),
         ("hf:pets:test:mask:fine:more", "names no data set"),
     ):
         with pytest.raises(GenError, match=message):
-            open_store(named)
+            open_store(where)
     store = open_store("hf:pets:test:mask:coarse")
     np.testing.assert_array_equal(store.pixels(1), picture(3))
     assert store.label is not None

@@ -93,6 +93,12 @@ READ: dict[str, tuple[Callable[[Path], Path], list[str], list[int] | None, str]]
         [0, 1],
         "all images lie in pets/",
     ),
+    "a folder without images": (
+        lambda p: written(p, *TWO, "bird/a.txt"),
+        [*TWO],
+        [0, 1],
+        "no images in bird: 1 folders",
+    ),
     "folders by thousands": (
         lambda p: written(p, "00000/img00000007.png", "00001/img00001000.png"),
         ["00000/img00000007.png", "00001/img00001000.png"],
@@ -115,6 +121,7 @@ READ: dict[str, tuple[Callable[[Path], Path], list[str], list[int] | None, str]]
         "",
     ),
     "a zip by a Mac": (lambda p: zipped(p, *TWO, "__MACOSX/cat/._1.png"), [*TWO], [0, 1], ""),
+    "a zip by Windows": (lambda p: zipped(p, "cat\\1.png", "dog\\1.png"), [*TWO], [0, 1], ""),
     "a zip of a folder": (
         lambda p: zipped(p, "pets/cat/1.png", "pets/dog/1.png"),
         ["pets/cat/1.png", "pets/dog/1.png"],
@@ -260,8 +267,27 @@ def test_text_of_any_length_travels_in_shards(tmp_path: Path) -> None:
     holds(store)
     convert(store, tmp_path / "shards", Copy())
     holds(open_store(tmp_path / "shards"))
-    with pytest.raises(GenError, match="cannot hold sequences of text; give a folder for tar shards"):
+    with pytest.raises(GenError, match="cannot hold sequences of text, or text beside classes; give a folder"):
         convert(store, tmp_path / "o.zip", Copy())
+
+
+def test_a_class_and_text_of_one_image_are_both_kept(tmp_path: Path) -> None:
+    vector = io.BytesIO()
+    np.save(vector, np.ones(3, np.float32))
+    members = {"s.png": GOOD, "s.cls": b"2", "s.npy": vector.getvalue(), "s.json": b'{"label": 2, "caption": "a cat"}'}
+    store = open_store(tar(tmp_path / "a.tar", members))
+    assert store.label is not None
+    assert store.text is not None
+    assert (store.label.tolist(), store.text.tolist(), list(store.ignored)) == ([2], [[1, 1, 1]], [])
+    convert(store, tmp_path / "shards", Copy())
+    again = open_store(tmp_path / "shards")
+    assert again.label is not None
+    assert again.text is not None
+    assert (again.label.tolist(), again.text.tolist()) == ([2], [[1, 1, 1]])
+    with pytest.raises(GenError, match="give a folder for tar shards"):
+        convert(store, tmp_path / "o.array_record", Copy())
+    with pytest.raises(GenError, match=r"s\.json says 3, another file of the key 2; keep one"):
+        open_store(tar(tmp_path / "b.tar", members | {"s.json": b'{"label": 3}'}))
 
 
 def test_avif_is_read(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Folders of image files. Links are followed; a link to nothing, and what is no regular file, is refused by name."""
 
+import dataclasses
 import os
 import stat
 from pathlib import Path
@@ -41,9 +42,8 @@ def open_folder(path: Path) -> Store:
 def _files(path: Path) -> list[str]:
     """All files below `path`, with "/" between folders; folders that are strays are listed and not entered."""
     files: list[str] = []
-    inside: dict[str, tuple[tuple[int, int], ...]] = {
-        str(path): (_key(path),)
-    }  # folder -> itself and the folders around it
+    # The keys of a folder and of those around it, to see a link that leads back up.
+    inside: dict[str, tuple[tuple[int, int], ...]] = {str(path): (_key(path),)}
 
     def failed(error: OSError) -> None:
         raise GenError(
@@ -97,4 +97,9 @@ def _classes(path: Path, names: list[str]) -> Classes:
             classes = of_dataset_json(described.read_bytes(), names, str(path))
         else:
             classes = of_folders(names, str(path))
+            tops = {name.split("/")[0] for name in names}
+            empty = sorted(p.name for p in path.iterdir() if p.is_dir() and p.name not in tops and not is_stray(p.name))
+            if empty and classes.class_names:
+                note = f"{path}: no images in {', '.join(empty[:3])}: {len(empty)} folders get no label"
+                classes = dataclasses.replace(classes, notes=(*classes.notes, note))
         return renamed(classes, listed.read_bytes(), str(path)) if listed.exists() else classes

@@ -6,15 +6,17 @@ said, unless it has a label of its own. A label also belongs to the one image wh
 with s.cls).
 """
 
-import collections
 import contextlib
+import dataclasses
 import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from gen.data.stores.arrays import npy
 from gen.data.stores.base import MAX_FILE, Store, some_bytes, targets
@@ -34,7 +36,8 @@ Image = tuple[int, str, int, int]  # number of the shard, name, offset, bytes
 def open_tars(path: Path, shards: list[Path]) -> Store:
     """The images of one or more shards in their order; see `gen.data.stores.open_store`."""
     images: list[Image] = []
-    values: list[Any] = []
+    labels: list[int | None] = []
+    texts: list[np.ndarray | None] = []
     ignored: list[str] = []
     inner: list[str] = []
     files = [open(shard, "rb") for shard in shards]  # noqa: SIM115 - stay open as long as the store
@@ -50,19 +53,23 @@ def open_tars(path: Path, shards: list[Path]) -> Store:
         prefix = f"{shard.name}/" if len(shards) > 1 else ""
         found = _index(shard)
         ignored += [prefix + name for name in found["ignored"]]
-        for name, offset, size, value in found["images"]:
+        for name, offset, size, label, text in found["images"]:
             images.append((number, prefix + name, offset, size))
             inner.append(name)
-            if isinstance(value, list):  # where its .npy lies
-                value = npy(io.BytesIO(bytes_at(number, *value)), value[1], f"{shard}:{name}, its .npy", value[1])
-            values.append(value)
+            labels.append(label)
+            title = f"{shard}:{name}, its .npy"
+            texts.append(text and npy(io.BytesIO(bytes_at(number, *text)), text[1], title, text[1]))
     names = [name for _, name, _, _ in images]
 
     def read(index: int) -> bytes:
         number, _, offset, size = images[index]
         return bytes_at(number, offset, size)
 
-    classes = _classes(path, names, inner, values)
+    classes = of_folders(inner, str(path)) if all(label is None for label in labels) else Classes()
+    given: tuple[tuple[str, Sequence[Any]], ...] = (("label", labels), ("text", texts))
+    for what, values in given:
+        if any(value is not None for value in values):
+            classes = dataclasses.replace(classes, **_targets(str(path), what, names, values))
     if path.is_dir() and (listed := path / "classes.txt").exists():
         with reading(listed):
             classes = renamed(classes, listed.read_bytes(), str(path))
@@ -77,14 +84,13 @@ def open_tars(path: Path, shards: list[Path]) -> Store:
     )
 
 
-def _classes(path: Path, names: list[str], inner: list[str], values: list[Any]) -> Classes:
-    labelled = sum(value is not None for value in values)
-    if not labelled:
-        return of_folders(inner, str(path))
-    if labelled < len(values):
-        first = names[next(row for row, value in enumerate(values) if value is None)]
-        raise GenError(f"{path} has no label for {len(values) - labelled} images, the first {first}; label all or none")
-    return Classes(**targets(values, lambda row: f"{path}:{names[row]}"))
+def _targets(where: str, what: str, names: list[str], values: Sequence[Any]) -> dict[str, Any]:
+    missing = [name for name, value in zip(names, values, strict=True) if value is None]
+    if missing:
+        raise GenError(
+            f"{where} has no {what} for {len(missing)} images, the first {missing[0]}; give one to all, or to none"
+        )
+    return targets(values, lambda row: f"{where}:{names[row]}")
 
 
 def _index(shard: Path) -> dict[str, Any]:
@@ -104,9 +110,10 @@ def _index(shard: Path) -> dict[str, Any]:
 
 
 def _scan(shard: Path, length: int) -> dict[str, Any]:
-    """ "images": [[name, offset, bytes, class, or [offset, bytes] of a .npy, or None]]; "ignored": names."""
+    """ "images": [[name, offset, bytes, class or None, [offset, bytes] of its .npy or None]]; "ignored": names."""
     images: dict[str, list[Any]] = {}
-    values: dict[str, Any] = {}
+    labels: dict[str, int] = {}
+    texts: dict[str, list[int]] = {}
     others: list[str] = []
     try:
         with tarfile.open(shard, "r:") as archive:
@@ -127,28 +134,30 @@ def _scan(shard: Path, length: int) -> dict[str, Any]:
                         raise GenError(f"{shard}:{name} has {member.size} bytes; expected at most {MAX_FILE}")
                     if key in images:
                         raise GenError(f"{shard} has two images for the key {key}; give each its own name")
-                    images[key] = [name, member.offset_data, member.size, None]
-                elif extension.lower() in (".cls", ".json", ".npy") and member.size <= MAX_FIELD:
-                    value: Any = [member.offset_data, member.size]
-                    if extension.lower() != ".npy":
-                        file = archive.extractfile(member)
-                        value = _label(file.read() if file else b"", extension.lower(), f"{shard}:{name}")
-                    values[key] = values.get(key) if value is None else value
+                    images[key] = [name, member.offset_data, member.size]
+                elif extension.lower() == ".npy" and member.size <= MAX_FIELD:
+                    texts[key] = [member.offset_data, member.size]
+                elif extension.lower() in (".cls", ".json") and member.size <= MAX_FIELD:
+                    file = archive.extractfile(member)
+                    label = _label(file.read() if file else b"", extension.lower(), f"{shard}:{name}")
+                    if label is not None and labels.setdefault(key, label) != label:
+                        raise GenError(f"{shard}:{name} says {label}, another file of the key {labels[key]}; keep one")
                 else:
                     others.append(name)
     except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
         raise GenError(f"{shard} is no readable tar ({error}); copy or make it again") from None
     _, ignored = sorted_out(others, str(shard))
-    further = [key for key in images if key not in values and any(p in images for p in _prefixes(key))]
+    own = labels.keys() | texts.keys()
+    further = [key for key in images if key not in own and any(shorter in images for shorter in _prefixes(key))]
     ignored += [images.pop(key)[0] for key in further]
-    taken = collections.Counter[str]()
-    for key, image in images.items():
-        label = next((p for p in (key, *_prefixes(key)) if p in values), None)
-        image[3] = None if label is None else values[label]
-        if label is not None:
-            taken[label] += 1
-            if taken[label] > 1:
-                raise GenError(f"{shard} has two images for the key {label}, {image[0]} and another; give each a label")
+    beside: tuple[Mapping[str, Any], ...] = (labels, texts)
+    for values in beside:
+        owners: dict[str, str] = {}
+        for key, image in images.items():
+            owner = next((one for one in (key, *_prefixes(key)) if one in values), None)
+            image.append(None if owner is None else values[owner])
+            if owner is not None and owners.setdefault(owner, key) != key:
+                raise GenError(f"{shard} has two images for the key {owner}, {image[0]} and another; give each its own")
     return {"images": list(images.values()), "ignored": ignored}
 
 

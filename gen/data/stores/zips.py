@@ -23,12 +23,13 @@ def open_zip(path: Path) -> Store:
     """The images in a zip in the order of their names; see `gen.data.stores.open_store`."""
     try:
         with zipfile.ZipFile(path) as archive:
-            listed = [info for info in archive.infolist() if info.filename and not info.is_dir()]
+            listed = [info for info in archive.infolist() if info.filename and info.filename[-1] not in "/\\"]
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
         raise GenError(f"{path} is no readable zip ({error}); copy or make it again") from None
-    members = {info.filename: info for info in listed}
+    paths = [info.filename.replace("\\", "/") for info in listed]  # some programs on Windows write them so
+    members = dict(zip(paths, listed, strict=True))
     if len(members) < len(listed):
-        twice = next(info.filename for info in listed if members[info.filename] is not info)
+        twice = next(place for place, info in zip(paths, listed, strict=True) if members[place] is not info)
         raise GenError(f"{path} holds two files {twice}; pack it again with one file of each name")
     file = open(path, "rb")  # noqa: SIM115 - stays open as long as the store
     names, ignored = sorted_out(sorted(members), str(path))
