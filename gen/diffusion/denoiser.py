@@ -82,6 +82,8 @@ class Predict:
     learned_variance: bool = False
 
     def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        if isinstance(process, DDPM) and process.zero_snr and self.output in ("eps", "score"):
+            raise GenError(f"a chain that ends in pure noise has no data in its {self.output} there; predict v or x")
         match self.clock:
             case "time":
                 clock = t

@@ -226,7 +226,7 @@ class Scan2D(nnx.Module):
       state: numbers of state per channel.
       expand: inner width over width.
       rank: of the step sizes' projection; ceil(width / 16) when None.
-      conv: side of the depthwise convolution, odd.
+      conv: side of the depthwise convolution, odd; 1 for none.
       conv_bias: whether it has a bias.
     """
 
@@ -250,8 +250,8 @@ class Scan2D(nnx.Module):
         inner, directions = int(expand * width), DIRECTIONS[order]
         self.in_proj = linear(width, 2 * inner, bias=False, dtype=dtype, rngs=rngs)
         taps = _uniform(conv**2)
-        self.conv = nnx.Param(taps(rngs.params(), (conv, conv, inner)))
-        self.conv_bias = nnx.Param(taps(rngs.params(), (inner,))) if conv_bias else None
+        self.conv = nnx.Param(taps(rngs.params(), (conv, conv, inner))) if conv > 1 else None
+        self.conv_bias = nnx.Param(taps(rngs.params(), (inner,))) if conv > 1 and conv_bias else None
         self.x_proj = nnx.Param(_uniform(inner)(rngs.params(), (directions, inner, self.rank + 2 * state)))
         self.dt_proj = nnx.Param(_uniform(self.rank)(rngs.params(), (directions, self.rank, inner)))
         self.dt_bias = nnx.Param(step_bias(rngs.params(), (directions, inner)))
@@ -271,8 +271,9 @@ class Scan2D(nnx.Module):
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The convolved map (b, H, W, inner) to be scanned, and the gate."""
         x, z = jnp.split(self.in_proj(x), 2, axis=-1)
-        pad = self.conv.shape[0] // 2
-        x = depthwise(x, self.conv[...], ((pad, pad), (pad, pad)))
+        if self.conv is not None:
+            pad = self.conv.shape[0] // 2
+            x = depthwise(x, self.conv[...], ((pad, pad), (pad, pad)))
         return jax.nn.silu(x if self.conv_bias is None else x + self.conv_bias[...].astype(x.dtype)), jax.nn.silu(z)
 
     def scan(self, u: jax.Array, delta: jax.Array, B: jax.Array, C: jax.Array) -> jax.Array:

@@ -14,10 +14,12 @@ import numpy as np
 from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig, Layer
 from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, Predict
+from gen.diffusion.objectives import DDPMLoss
 from gen.errors import GenError
 from gen.pretrained.rules import SAME, Arrays, Importer, Rule, Rules, Transform, convolution, linear
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.sampling.grids import Respaced
+from gen.sampling.guidance import Clip
 from gen.sampling.solvers import Ancestral
 
 __all__ = ["IMPORTER", "NEW_IMPORTER", "config", "generator", "rules"]
@@ -46,6 +48,8 @@ def rules(config: DhariwalUNetConfig, *, new_order: bool = False) -> Rules:
     encoder, decoder = config.plans
     for number, row in enumerate(encoder):
         name = f"input_blocks.{number}"
+        if row.kind == "pool":
+            continue
         if row.kind == "conv":
             table += convolution(f"{name}.0{'.op' if row.down else ''}", f"enc/{row.name}")
         else:
@@ -61,6 +65,8 @@ def rules(config: DhariwalUNetConfig, *, new_order: bool = False) -> Rules:
             table += _norm("out.0", ours)
         elif row.kind == "out":
             table += convolution("out.2", ours)
+        elif row.kind == "pool":
+            continue
         elif row.kind == "conv":  # the last part of the block before
             table += convolution(f"output_blocks.{number}.{place}.conv", ours)
         elif row.up:  # likewise
@@ -138,11 +144,13 @@ def config(
 
 def _config(weights: Arrays, size: int | None, head_width: int, heads: int | None) -> DhariwalUNetConfig:
     emb, width = weights["time_embed.0.weight"].shape
-    inputs = len({name.split(".")[1] for name in weights if name.startswith("input_blocks.")})
+    numbers = {int(name.split(".")[1]) for name in weights if name.startswith("input_blocks.")}
+    inputs = max(numbers) + 1
+    pooled = inputs - len(numbers)  # levels that end without weights
     # each level but the last ends in a convolution, or its decoder in a second residual block behind the first
     plain = sum(name.startswith("input_blocks.") and name.endswith(".op.weight") for name in weights)
     ups = [name for name in weights if name.startswith("output_blocks.") and name.endswith(".in_layers.0.weight")]
-    levels = (plain or sum(name.split(".")[2] != "0" for name in ups)) + 1
+    levels = (pooled or plain or sum(name.split(".")[2] != "0" for name in ups)) + 1
     blocks = inputs // levels - 1
     first = [1 + level * (blocks + 1) for level in range(levels)]
     outputs = [weights[f"input_blocks.{n}.0.out_layers.3.weight"].shape[0] for n in first]
@@ -150,13 +158,19 @@ def _config(weights: Arrays, size: int | None, head_width: int, heads: int | Non
     size = _SIZES.get(mult) if size is None else size
     if size is None:
         raise GenError(f"ADM networks with level widths {outputs} were not published; give the image size (size)")
+    channels, out_channels = weights["input_blocks.0.0.weight"].shape[1], weights["out.2.weight"].shape[0]
+    if channels == 6:
+        raise GenError(
+            "this network takes 6 channels: an upsampler, to which a small image is given beside x; no support"
+        )
     adaptive = weights["input_blocks.1.0.emb_layers.1.weight"].shape[0] == 2 * outputs[0]
     if heads is None:
-        heads = 4 if mult == (1, 1, 2, 3, 4) or (plain and adaptive) else int(plain > 0)
+        older = bool(plain or pooled)
+        heads = 4 if mult == (1, 1, 2, 3, 4) or (older and adaptive) else int(older)
     return DhariwalUNetConfig(
         size=size,
-        channels=weights["input_blocks.0.0.weight"].shape[1],
-        out_channels=weights["out.2.weight"].shape[0],
+        channels=channels,
+        out_channels=out_channels,
         num_classes=weights["label_emb.weight"].shape[0] if "label_emb.weight" in weights else 0,
         width=width,
         mult=mult,
@@ -167,21 +181,24 @@ def _config(weights: Arrays, size: int | None, head_width: int, heads: int | Non
         heads=heads,
         groups=32,
         adaptive=adaptive,
-        resample="convolution" if plain else "blocks",
+        resample="pooling" if pooled else "convolution" if plain else "blocks",
     )
 
 
 def generator(network: DhariwalUNetConfig) -> DiffusionGenerator:
     """The official sampler: 250 ancestral steps, learned variance; the cosine chain up to 64 px, else the linear one.
 
+    Denoised images are clipped to [-1, 1] at every step, as the sampling scripts do (``clip_denoised``).
     improved-diffusion's cosine chains have 4000 steps, of which its unconditional networks see a quarter of the index.
     """
     learned, small = network.out_channels == 2 * network.channels, network.size <= 64
-    older = small and network.resample == "convolution"
+    older = small and network.resample != "blocks"
     chain = DDPM("cosine" if small else "linear", 4000 if older else 1000)
     scale = 0.25 if older and not network.num_classes else 1.0
-    denoiser = Denoiser(network, chain, Predict("eps", clock="index", scale=scale, learned_variance=learned))
-    sampler = Sampler(Ancestral("learned" if learned else "large"), Respaced(), 250)
+    # both codes weigh the variational term by the length of the chain over 1000
+    loss = DDPMLoss(variance="learned" if learned else "large", bound_weight=chain.steps / 1000)
+    denoiser = Denoiser(network, chain, Predict("eps", clock="index", scale=scale, learned_variance=learned), loss)
+    sampler = Sampler(Ancestral("learned" if learned else "large"), Respaced(), 250, Clip())
     return DiffusionGenerator(denoiser, sampler)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from gen.data.caches import Cache
 from gen.errors import GenError
 from gen.pretrained import diffusers
+from gen.pretrained.exports import Described, described
 from gen.pretrained.readers import read_weights
-from gen.pretrained.rules import system
+from gen.pretrained.systems import locate
 from gen.runs import load
 from gen.sampling.generator import DiffusionGenerator
 
@@ -45,13 +46,19 @@ def read_decoder(path: Path) -> Decoder:
     options: dict[str, Any] = {}
     normalizer = None
     if path.is_dir():
-        weights, options, normalizer = diffusers.component(path)
+        held = diffusers.component(path)
+        weights, options, normalizer = held.weights, held.options, held.normalizer
     else:
         weights = read_weights(path)
-    importer = system(None, weights)
-    if importer.role != "tokenizer":
-        raise GenError(f"{path} holds a {importer.name} network, no autoencoder; give one as --vae")
-    config, params, _ = importer.load(weights, importer.infer(weights, **options))
+    try:
+        found = locate(None, weights, "tokenizer")
+    except GenError as error:
+        raise GenError(f"{path} holds no autoencoder for --vae: {error}") from None
+    importer, weights = found.importer, found.weights
+    said = Described() if path.is_dir() else described(path)
+    normalizer = normalizer or said.normalizer
+    network = said.network if said.system == importer.name else importer.infer(weights, **options)
+    config, params, _ = importer.load(weights, network)
     return Decoder(config, params, f"{importer.name} weights {path.name}", normalizer)
 
 

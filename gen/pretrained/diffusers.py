@@ -7,7 +7,9 @@ diffusers evaluates the time features at the frequencies 10000^(-k / 127), the o
 published weights were trained with the latter, and we evaluate those.
 """
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,24 @@ from gen.pretrained.rules import (
     linear,
     patches,
 )
+from gen.pretrained.schedulers import read_scheduler
 
-__all__ = ["IMPORTER", "component", "config", "is_folder", "rules"]
+__all__ = ["IMPORTER", "Component", "component", "config", "is_folder", "rules"]
 
-_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+_STEM = "diffusion_pytorch_model"
+_ENDS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+# settings of a component that our networks have no choice for: what a config.json may say
+_FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "DiTTransformer2DModel": {
+        "norm_type": ("ada_norm_zero",),
+        "activation_fn": ("gelu-approximate",),
+        "attention_bias": (True,),
+        "norm_elementwise_affine": (False,),
+        "cross_attention_dim": (None,),
+    },
+    "AutoencoderKL": {"act_fn": ("silu",)},
+}
+_FIXED["Transformer2DModel"] = _FIXED["DiTTransformer2DModel"]
 _VECTORS = joined(3, SAME)
 
 
@@ -105,9 +121,31 @@ def config(weights: Arrays, *, size: int = 32, heads: int | None = None) -> DiTC
     return dit.config(known, heads=heads)
 
 
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """What the folder of one component holds.
+
+    Attributes:
+      weights: its state dict.
+      file: where they stood: the file, or the index of several.
+      entry: the folder that was taken where the pipeline has two ("transformer_ema"), else "".
+      options: for its importer, from config.json.
+      normalizer: of an autoencoder, the published one of its latents: "shift" and "scale" (C,) float32, raw latents
+        are normalised * scale + shift; else None.
+      scheduler: of a pipeline's network, the settings of its sampler (`gen.pretrained.schedulers`); else None.
+    """
+
+    weights: Arrays
+    file: Path
+    entry: str
+    options: dict[str, Any]
+    normalizer: dict[str, np.ndarray] | None
+    scheduler: dict[str, Any] | None
+
+
 def is_folder(path: Path) -> bool:
     """Whether `path` is a folder of diffusers: a pipeline, or one component of it."""
-    return _settings(path) is not None or _settings(path / "transformer") is not None
+    return any(_settings(place) is not None for place in (path, path / "transformer", path / "transformer_ema"))
 
 
 def _settings(folder: Path) -> dict[str, Any] | None:
@@ -119,35 +157,70 @@ def _settings(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and "_class_name" in found else None
 
 
-def component(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, np.ndarray] | None]:
-    """What a component's folder (a pipeline's ``transformer``) holds.
+def component(folder: Path, key: str | None = None) -> Component:
+    """What a component's folder holds; of a pipeline, its network.
 
-    Returns:
-      its state dict; the options for its importer that its config.json tells; and, of an autoencoder, the published
-      normaliser of its latents: "shift" and "scale" (C,) float32, raw latents are normalised * scale + shift.
+    Args:
+      folder: a component, or a pipeline with ``transformer/``, beside which training scripts keep the averaged weights
+        in ``transformer_ema/``: they are taken where they are.
+      key: which of the two instead.
 
-    Raises GenError when config.json or the weights are missing, or the component is none that we know.
+    Raises GenError when config.json or the weights are missing, the component is none that we know, or its settings
+    describe another network than ours.
     """
-    folder = folder / "transformer" if _settings(folder) is None else folder
+    entry, pipeline = "", folder
+    if _settings(folder) is None:
+        places = [name for name in ("transformer_ema", "transformer") if _settings(folder / name) is not None]
+        if not places or (key is not None and key not in places):
+            raise GenError(
+                f"{folder} has no {key or 'transformer'} with a config.json of diffusers; give a pipeline's folder"
+            )
+        entry = places[0] if key is None else key
+        folder, entry = folder / entry, entry if len(places) > 1 else ""
+    elif key is not None:
+        raise GenError(f"{folder} is one component, without an entry '{key}'; leave out --key")
     settings = _settings(folder)
-    if settings is None:
-        raise GenError(f"{folder} has no config.json of diffusers; give the folder of a pipeline or of its component")
-    file = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    if file is None:
-        raise GenError(f"{folder} has no {_WEIGHTS[0]}; give the folder with the weights")
+    assert settings is not None
+    kind = settings["_class_name"]
+    if kind not in _FIXED:
+        raise GenError(f"{folder} holds a {kind}; expected a DiTTransformer2DModel or AutoencoderKL")
+    for name, allowed in _FIXED[kind].items():
+        if name in settings and settings[name] not in allowed:
+            raise GenError(
+                f"{folder} has {name} {settings[name]!r} in config.json; ours has {allowed[0]!r}: not this network"
+            )
+    file = _file(folder)
     weights = read_weights(file)
-    match settings["_class_name"]:
-        case "DiTTransformer2DModel" | "Transformer2DModel":
-            told = {"size": settings.get("sample_size", 32), "heads": settings.get("num_attention_heads", 16)}
-            return weights, told, None
-        case "AutoencoderKL":
-            channels = int(settings.get("latent_channels", 4))
-            normalizer = {
-                "shift": np.full(channels, settings.get("shift_factor") or 0.0, np.float32),
-                "scale": np.full(channels, 1.0 / (settings.get("scaling_factor") or 0.18215), np.float32),
-            }
-            return weights, {"groups": settings.get("norm_num_groups", 32)}, normalizer
-    raise GenError(f"{folder} holds a {settings['_class_name']}; expected a DiTTransformer2DModel or AutoencoderKL")
+    if kind == "AutoencoderKL":
+        return Component(
+            weights, file, entry, {"groups": settings.get("norm_num_groups", 32)}, _normalizer(settings), None
+        )
+    told = {"size": settings.get("sample_size", 32), "heads": settings.get("num_attention_heads", 16)}
+    return Component(weights, file, entry, told, None, read_scheduler(pipeline) if pipeline != folder else None)
+
+
+def _normalizer(settings: dict[str, Any]) -> dict[str, np.ndarray]:
+    """(z - mean) / std, then (z - shift_factor) * scaling_factor, as pipelines apply them before the network."""
+    channels = int(settings.get("latent_channels", 4))
+    mean = np.broadcast_to(np.asarray(settings.get("latents_mean") or 0.0, np.float64).reshape(-1), channels)
+    deviation = np.broadcast_to(np.asarray(settings.get("latents_std") or 1.0, np.float64).reshape(-1), channels)
+    shift, factor = settings.get("shift_factor") or 0.0, settings.get("scaling_factor") or 0.18215
+    return {"shift": (mean + deviation * shift).astype(np.float32), "scale": (deviation / factor).astype(np.float32)}
+
+
+def _file(folder: Path) -> Path:
+    """The weights of a component: in full precision where the folder has several, whole or as the index of parts."""
+    whole = [folder / f"{_STEM}{end}" for end in _ENDS if (folder / f"{_STEM}{end}").is_file()]
+    if whole:
+        return whole[0]
+    parts = re.compile(r"-\d+-of-\d+")
+    names = sorted(p.name for p in folder.glob(f"{_STEM}.*") if p.name.endswith(_ENDS) and not parts.search(p.name))
+    variants = sorted({name.removeprefix(f"{_STEM}.").partition(".")[0] for name in names})
+    if len(variants) > 1:
+        raise GenError(f"{folder} has weights of the variants {', '.join(variants)}; leave the one that is meant there")
+    if not names:
+        raise GenError(f"{folder} has no {_STEM}.safetensors; give the folder with the weights")
+    return folder / names[0]
 
 
 IMPORTER = Importer(

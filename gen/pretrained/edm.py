@@ -15,7 +15,9 @@ import numpy as np
 from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig, SongUNetConfig
 from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, EDMPrecondition, Predict
+from gen.diffusion.objectives import DDPMLoss, EDMLoss
 from gen.diffusion.process import EDM, VE, VP
+from gen.diffusion.transport import NoiseMatching
 from gen.errors import GenError
 from gen.pretrained.rules import SAME, Arrays, Computed, Importer, Rule, Rules, convolution, linear
 from gen.sampling.edm_samplers import edm_sampler
@@ -182,16 +184,16 @@ def precondition(
     """
     match wrapper:
         case "EDMPrecond":
-            return Denoiser(network, EDM(sigma_data=sigma_data), EDMPrecondition())
+            return Denoiser(network, EDM(sigma_data=sigma_data), EDMPrecondition(), EDMLoss())
         case "VPPrecond":
             process = VP(beta_min, beta_min + beta_d, t_min=epsilon_t)
-            return Denoiser(network, process, Predict("eps", scale=M - 1.0))
+            return Denoiser(network, process, Predict("eps", scale=M - 1.0), NoiseMatching())
         case "VEPrecond":
             low, high = 0.02 if sigma_min is None else sigma_min, 100.0 if sigma_max is None else sigma_max
-            return Denoiser(network, VE(low, high), Predict("eps", clock="log-half-level", sign=-1))
+            return Denoiser(network, VE(low, high), Predict("eps", clock="log-half-level", sign=-1), NoiseMatching())
         case "iDDPMPrecond":
             chain = DDPM("cosine", M, C_2, 1.0 - C_1)
-            return Denoiser(network, chain, Predict("eps", clock="nearest-index", learned_variance=True))
+            return Denoiser(network, chain, Predict("eps", clock="nearest-index", learned_variance=True), DDPMLoss())
     raise GenError(f"unknown preconditioning '{wrapper}'; expected EDMPrecond, VPPrecond, VEPrecond or iDDPMPrecond")
 
 

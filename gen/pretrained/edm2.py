@@ -8,6 +8,7 @@ import numpy as np
 
 from gen.diffusion.backbones.edm2_unet import EDM2Config, Layer
 from gen.diffusion.denoiser import Denoiser, EDMPrecondition
+from gen.diffusion.objectives import EDMLoss, Uncertain
 from gen.diffusion.process import EDM
 from gen.errors import GenError
 from gen.pretrained.rules import CONV, LINEAR, Arrays, Importer, Rule, Rules, depth_of
@@ -73,11 +74,14 @@ def config(weights: Arrays, *, head_width: int = 64) -> EDM2Config:
         sizes = sorted({int(m[1]) for m in map(re.compile(r"unet\.enc\.(\d+)x").match, weights) if m}, reverse=True)
         top = f"unet.enc.{sizes[0]}x{sizes[0]}"
         widths = tuple(weights[f"unet.enc.{s}x{s}_block0.conv_res1.weight"].shape[0] for s in sizes)
+        emb, noise = weights["unet.emb_noise.weight"].shape
         return EDM2Config(
             size=sizes[0],
             channels=weights[f"{top}_conv.weight"].shape[1] - 1,
             num_classes=weights["unet.emb_label.weight"].shape[1] if "unet.emb_label.weight" in weights else 0,
             widths=widths,
+            noise=0 if noise == widths[0] else noise,
+            emb=0 if emb == max(widths) else emb,
             blocks=depth_of(weights, f"{top}_block{{i}}.conv_res0.weight"),
             attention=tuple(s for s in sizes if f"unet.enc.{s}x{s}_block0.attn_qkv.weight" in weights),
             head_width=head_width,
@@ -99,7 +103,9 @@ def generator(config: EDM2Config, steps: int = 32, guidance: Any = None) -> Diff
     sampler = edm_sampler(steps)
     if guidance is not None:
         sampler = dataclasses.replace(sampler, guidance=guidance)
-    denoiser = Denoiser(config, EDM(), EDMPrecondition())
+    # noise levels of the published runs (train_edm2.py): on latents, and on pixels
+    loss = EDMLoss(-0.4, 1.0) if config.channels == 4 else EDMLoss(-0.8, 1.6)
+    denoiser = Denoiser(config, EDM(), EDMPrecondition(), Uncertain(loss) if config.uncertainty else loss)
     return DiffusionGenerator(denoiser, sampler)
 
 

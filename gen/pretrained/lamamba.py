@@ -32,7 +32,7 @@ def _norm(official: str, ours: str) -> Rules:
     return [Rule(f"{official}.weight", f"{ours}/scale"), Rule(f"{official}.bias", f"{ours}/bias")]
 
 
-def block_rules(official: str, ours: str, *, projected: bool, conv_bias: bool) -> Rules:
+def block_rules(official: str, ours: str, *, projected: bool, conv_bias: bool, conv: int = 3) -> Rules:
     """The table of a block without its buffers; the prefixes end in "." and "/"."""
     return [
         *(linear(f"{official}condition_projection", f"{ours}cond") if projected else []),
@@ -40,7 +40,7 @@ def block_rules(official: str, ours: str, *, projected: bool, conv_bias: bool) -
         *_norm(f"{official}norm", f"{ours}norm1"),
         *_norm(f"{official}norm_swin", f"{ours}norm2"),
         *_norm(f"{official}norm2", f"{ours}norm3"),
-        *scan2d_rules(f"{official}op.", f"{ours}scan/", conv_bias),
+        *scan2d_rules(f"{official}op.", f"{ours}scan/", conv_bias, conv),
         *linear(f"{official}attn.qkv", f"{ours}attn/qkv"),
         *linear(f"{official}attn.proj", f"{ours}attn/proj"),
         Rule(f"{official}attn.relative_position_bias_table", f"{ours}attn/bias"),
@@ -86,7 +86,8 @@ def rules(config: LaMambaConfig) -> Rules:
     ]
     for official, ours, stage, depth, projected in stages:
         prefix = f"{official}.blocks."
-        table += block_rules(f"{prefix}{{i}}.", f"{ours}/", projected=projected, conv_bias=config.conv_bias)
+        bias, side = config.conv_bias, config.conv
+        table += block_rules(f"{prefix}{{i}}.", f"{ours}/", projected=projected, conv_bias=bias, conv=side)
         for j in range(depth):
             shift = config.window // 2 if j % 2 else 0
             table += buffers(f"{prefix}{j}.", config.grids[stage], config.window, shift)
@@ -120,6 +121,11 @@ def config(weights: Arrays, *, order: Order = "snake") -> LaMambaConfig:
 
     Raises GenError when a needed array is missing or not shaped as in a LaMamba.
     """
+    if any(".skip_conv." in name for name in weights):
+        raise GenError(
+            "this LaMamba joins its skips by a convolution (skip_concat), whose published code mixes up pixels and "
+            "channels and normalises by batch; that variant is not supported: give one that adds its skips"
+        )
     try:
         return _config(weights, order)
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
@@ -151,7 +157,7 @@ def _config(weights: Arrays, order: Order) -> LaMambaConfig:
         state=weights[f"{first}op.A_logs"].shape[1],
         expand=_ratio(weights[f"{wide}op.x_proj_weight"].shape[2], widest),
         rank=ranks[0] if len(set(ranks)) == 1 and ranks[-1] != math.ceil(widest / 16) else None,
-        conv=weights[f"{first}op.conv2d.weight"].shape[-1],
+        conv=weights[f"{first}op.conv2d.weight"].shape[-1] if f"{first}op.conv2d.weight" in weights else 1,
         conv_bias=f"{first}op.conv2d.bias" in weights,
         mlp_ratio=_ratio(weights[f"{wide}mlp.fc1.weight"].shape[0], widest),
         merging=_merging_kind(weights),

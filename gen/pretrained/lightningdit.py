@@ -8,6 +8,7 @@ import numpy as np
 from gen.diffusion.backbones.lightningdit import LightningDiTConfig, axial_rotation
 from gen.diffusion.backbones.sit import parameterization
 from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.objectives import TimeSampler, VelocityMatching
 from gen.diffusion.process import Linear
 from gen.errors import GenError
 from gen.pretrained.dit import dimensions, frame
@@ -43,17 +44,20 @@ def rules(config: LightningDiTConfig) -> Rules:
     return table
 
 
-def config(weights: Arrays, *, heads: int | None = None, null_class: bool = True) -> LightningDiTConfig:
+def config(
+    weights: Arrays, *, heads: int | None = None, null_class: bool = True, size: tuple[int, int] | None = None
+) -> LightningDiTConfig:
     """The configuration of a state dict, from its names and shapes.
 
     Args:
       heads: attention heads; needed for a width that was not published, unless the file has rotary tables or norms of
         q and k, which tell.
       null_class: whether the label table's last row is the null label.
+      size: (H, W) of the latents, which a file does not tell; square by default.
 
     Raises GenError when a needed array is missing or misshaped, or the heads are not known.
     """
-    sizes = dimensions(weights, null_class)
+    sizes = dimensions(weights, null_class, size)
     width = sizes["width"]
     switches: dict[str, Any] = {
         "rmsnorm": "blocks.0.norm1.weight" in weights,
@@ -110,7 +114,8 @@ def generator(config: LightningDiTConfig, steps: int = 249, guidance: Any = Clas
     Args:
       guidance: none by default; `guidance` gives the published one.
     """
-    denoiser = Denoiser(config, Linear(), parameterization(config))
+    loss = VelocityMatching(TimeSampler("logit-normal"), cosine=1.0)
+    denoiser = Denoiser(config, Linear(), parameterization(config), loss)
     sampler = Sampler(Euler(), Uniform(shift=1 / 0.3), steps, guidance)
     return DiffusionGenerator(denoiser, sampler)
 

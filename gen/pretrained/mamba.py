@@ -27,12 +27,13 @@ def mamba_rules(config: MambaConfig, official: str = "", ours: str = "") -> Rule
     ]
 
 
-def scan2d_rules(official: str, ours: str, conv_bias: bool) -> Rules:
-    """The table of one layer that scans along several directions."""
-    bias = [Rule(f"{official}conv2d.bias", f"{ours}conv_bias")] if conv_bias else []
+def scan2d_rules(official: str, ours: str, conv_bias: bool, conv: int = 3) -> Rules:
+    """The table of one layer that scans along several directions; a convolution of one pixel is none."""
+    kernel = [Rule(f"{official}conv2d.weight", f"{ours}conv", DEPTHWISE2D)] if conv > 1 else []
+    bias = [Rule(f"{official}conv2d.bias", f"{ours}conv_bias")] if conv > 1 and conv_bias else []
     return [
         *linear(f"{official}in_proj", f"{ours}in_proj", bias=False),
-        Rule(f"{official}conv2d.weight", f"{ours}conv", DEPTHWISE2D),
+        *kernel,
         *bias,
         Rule(f"{official}x_proj_weight", f"{ours}x_proj", _PER_DIRECTION),
         Rule(f"{official}dt_projs_weight", f"{ours}dt_proj", _PER_DIRECTION),

@@ -16,6 +16,21 @@ from gen.pretrained.pickles import Storage, Tensor, read_pickle
 __all__ = ["CLASS", "read_modules"]
 
 CLASS = "class:"  # before a module's class name, which stands among its arrays as an empty one
+# what a wrapper of EDM or EDM2 was made with, where it is not in the arrays: the published values, which we assume
+_PUBLISHED: dict[str, float] = {
+    "sigma_data": 0.5,
+    "beta_d": 19.9,
+    "beta_min": 0.1,
+    "epsilon_t": 1e-5,
+    "M": 1000,
+    "C_1": 0.001,
+    "C_2": 0.008,
+    "label_balance": 0.5,
+    "concat_balance": 0.5,
+    "res_balance": 0.3,
+    "attn_balance": 0.3,
+    "clip_act": 256,
+}
 _LIMIT = 100_000  # arrays of one module; the largest published ones have some thousands
 
 
@@ -46,7 +61,8 @@ def read_modules(stream: IO[bytes], where: str, storage: Callable[[bytes], Any])
     Args:
       where: names the file in error messages.
       storage: reads torch's own format, in which every tensor's bytes are nested.
-    Raises GenError for anything that such files never hold, and for a damaged stream.
+    Raises GenError for anything that such files never hold, for a damaged stream, and for a wrapper that was made with
+    other settings than the published ones.
     """
 
     def load(data: Any) -> Storage:
@@ -68,9 +84,12 @@ def read_modules(stream: IO[bytes], where: str, storage: Callable[[bytes], Any])
     content = read_pickle(stream, refuse, where, more)
     try:
         if isinstance(content, _Module):
-            return _state_dict(content)
+            return _state_dict(content, where)
         if isinstance(content, dict):
-            return {key: _state_dict(value) if isinstance(value, _Module) else value for key, value in content.items()}
+            return {
+                key: _state_dict(value, where) if isinstance(value, _Module) else value
+                for key, value in content.items()
+            }
     except (ValueError, TypeError, AttributeError) as error:
         raise GenError(f"{where} is damaged ({' '.join(str(error).split())[:100]}); download it again") from None
     return content
@@ -92,10 +111,18 @@ _OBJECTS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _state_dict(module: _Module) -> dict[str, Any]:
+def _state_dict(module: _Module, where: str) -> dict[str, Any]:
     """The arrays below a module by their dotted names."""
     found: dict[str, Any] = {}
     _collect(module, "", (), found)
+    if module.name.endswith("Precond") and isinstance(module.state, Mapping):
+        made = dict(_entries(module.state, "_init_kwargs"))
+        for name, published in _PUBLISHED.items():
+            if made.get(name, published) != published:
+                raise GenError(
+                    f"{where}: its {module.name} was made with {name} {str(made[name])[:20]}, published ones with "
+                    f"{published:g}: that variant is not supported"
+                )
     return {**found, CLASS + module.name: np.zeros(0, np.uint8)} if found else found
 
 

@@ -5,6 +5,7 @@ checked against the size of the file.
 """
 
 import io
+import re
 import struct
 import tarfile
 import zipfile
@@ -15,22 +16,26 @@ import numpy as np
 
 from gen import arrays
 from gen.errors import GenError
+from gen.files import read_json
+from gen.pretrained.containers import choose
 from gen.pretrained.nvidia_pickle import read_modules
-from gen.pretrained.pickles import Storage, Tensor, read_pickle
+from gen.pretrained.pickles import Storage, read_pickle
 from gen.pretrained.torchscript import names as script_names
 from gen.pretrained.torchscript import state_dict as script_state
 
 __all__ = ["read_state", "read_weights"]
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-# which entry of a training checkpoint is meant when the user does not say: averaged weights first
-_PREFERRED = ("ema", "ema_state_dict", "state_dict", "model", "module", "params")
+_SHARD = re.compile(r"-(\d+)-of-(\d+)\.\w+$")
 
 
 def read_weights(path: str | Path, key: str | None = None) -> dict[str, np.ndarray]:
     """The state dict in a .safetensors, .pt, .pth or .pkl file: official name -> array (read-only, as stored).
 
+    The names are those of the network: what wrappers add to them is taken away.
+
     Args:
+      path: the file; of weights cut into several files, their ``*.index.json``.
       key: which entry of a training checkpoint such as {"model", "ema", "opt", "args"}; the averaged weights by
         default (see `read_state`, which also tells the choice).
     Raises GenError naming the file for one that is missing, truncated, damaged, hostile, or holds no weights.
@@ -41,18 +46,43 @@ def read_weights(path: str | Path, key: str | None = None) -> dict[str, np.ndarr
 def read_state(path: str | Path, key: str | None = None) -> tuple[dict[str, np.ndarray], str]:
     """As `read_weights`, with the name of the entry that was taken ("" when the file is the state dict itself)."""
     path = Path(path)
+    if path.name.endswith(".index.json"):
+        return choose(_read_shards(path), key, path)
+    shard = _SHARD.search(path.name)
+    if shard is not None and int(shard[2]) > 1:
+        raise GenError(f"{path} is one of {int(shard[2])} files; give the .index.json beside them, or their folder")
+    return choose(_read_file(path), key, path)
+
+
+def _read_shards(index: Path) -> dict[str, Any]:
+    """The tensors of the files that an index of Hugging Face names: {"weight_map": {name: file}}."""
+    listed = read_json(index)
+    files = listed.get("weight_map") if isinstance(listed, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise GenError(f"{index} has no weight_map; give the index that save_pretrained wrote beside the weights")
+    names = sorted({str(file) for file in files.values()})
+    if strange := [name for name in names if Path(name).name != name]:
+        raise GenError(f"{index} names the file '{strange[0][:60]}' outside of its folder; refused")
+    shards = {name: _read_file(index.parent / name) for name in names}
+    if lost := [name for name, file in files.items() if name not in shards[str(file)]]:
+        raise GenError(f"{index.parent / str(files[lost[0]])} lacks '{lost[0]}' of {index.name}; fetch it again")
+    return {name: shards[str(file)][name] for name, file in files.items()}
+
+
+def _read_file(path: Path) -> Any:
+    """What one file holds: a state dict, or a training checkpoint with several."""
     try:
         with path.open("rb") as file:
             head = file.read(8)
             file.seek(0)
             if head[:4] == b"PK\x03\x04":
-                return _pick(_read_zip(file, path), key, path)
+                return _read_zip(file, path)
             if len(head) == 8 and (head[:2] == b"\x80\x02" and _is_legacy(file, path)):
-                return _pick(_read_legacy(file, path, path.stat().st_size), key, path)
+                return _read_legacy(file, path, path.stat().st_size)
             if head[:1] == b"\x80" and head[1:2] in (b"\x03", b"\x04", b"\x05"):
-                return _pick(_read_modules(file, path), key, path)
+                return _read_modules(file, path)
             if path.suffix == ".safetensors" or _looks_safe(head, path):
-                return _pick(arrays.read(path), key, path)
+                return arrays.read(path)
     except FileNotFoundError:
         raise GenError(f"no weights file at {path}; check the path") from None
     except OSError as error:
@@ -160,46 +190,3 @@ def _read_legacy(file: IO[bytes], path: Path, size: int) -> Any:
             raise _damaged(path, f"storage {key[:20]} is cut off")
         storage.data = np.frombuffer(file.read(nbytes), storage.dtype)
     return content
-
-
-def _tensors(entry: Any) -> dict[str, Any]:
-    """The tensors of a state dict by name; what is not a tensor (counters, nested dicts) is left out."""
-    if not isinstance(entry, dict):
-        return {}
-    return {k: v for k, v in entry.items() if isinstance(k, str) and (isinstance(v, np.ndarray | Tensor) or _late(v))}
-
-
-def _late(value: Any) -> bool:
-    return callable(getattr(value, "array", None))
-
-
-def _pick(content: Any, key: str | None, path: Path) -> tuple[dict[str, np.ndarray], str]:
-    if not isinstance(content, dict):
-        raise GenError(f"{path} holds a {type(content).__name__}, not a state dict; save model.state_dict() instead")
-    inner = {k: v for k, v in content.items() if isinstance(k, str) and _tensors(v)}
-    if key is not None and key not in inner:
-        raise GenError(
-            f"{path} has no weights under '{key[:60]}'; it has {', '.join(sorted(inner)) or 'one state dict'}"
-        )
-    if key is None:
-        named = [k for k in _PREFERRED if k in inner] or ([] if _tensors(content) else list(inner))
-        if len(named) > 1 and named[0] not in _PREFERRED:
-            names = ", ".join(sorted(named)[:8])
-            raise GenError(f"{path} holds weights under {names}; say which with key")
-        key = named[0] if named else None
-        if key is None and not _tensors(content):
-            raise GenError(f"{path} holds no weights; save model.state_dict() there")
-    chosen = _tensors(content if key is None else inner[key])
-    try:
-        state = {k: v if isinstance(v, np.ndarray) else v.array() for k, v in chosen.items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise _damaged(path, " ".join(str(error).split())[:100]) from None
-    return _unwrapped(state), key or ""
-
-
-def _unwrapped(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without the prefixes that data-parallel and compile wrappers put before every name."""
-    for prefix in ("module.", "_orig_mod."):
-        if state and all(name.startswith(prefix) for name in state):
-            return _unwrapped({name.removeprefix(prefix): v for name, v in state.items()})
-    return state

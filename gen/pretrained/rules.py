@@ -2,32 +2,32 @@
 
 A rule says how one of our arrays is made from official ones and back; both directions are exact, so that
 ``save(load(w)) == w``. ``{i}`` in a name runs over the blocks of a stack: ours carries the block on axis 0. A system
-joins the project as a module with an `Importer` and a row in `SYSTEMS`.
+joins the project as a module with an `Importer` and a row in `gen.pretrained.systems.SYSTEMS`.
 """
 
 import dataclasses
 import fnmatch
-import importlib
 import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import jax
+import ml_dtypes
 import numpy as np
 
 from gen.arrays import flatten, unflatten
 from gen.config import from_json, suggest
 from gen.errors import GenError
 from gen.nn.network import param_shapes
+from gen.pretrained.containers import some
 from gen.tokenizers.base import Affine
 
 __all__ = [
     "CONV",
     "LINEAR",
     "SAME",
-    "SYSTEMS",
     "Computed",
     "Importer",
     "Report",
@@ -39,28 +39,7 @@ __all__ = [
     "load",
     "patches",
     "save",
-    "system",
 ]
-
-# system -> where its Importer lives
-SYSTEMS: dict[str, str] = {
-    "dit": "gen.pretrained.dit:IMPORTER",
-    "dit-diffusers": "gen.pretrained.diffusers:IMPORTER",
-    "sit": "gen.pretrained.sit:IMPORTER",
-    "repa": "gen.pretrained.sit:REPA",
-    "lightningdit": "gen.pretrained.lightningdit:IMPORTER",
-    "lamamba": "gen.pretrained.lamamba:IMPORTER",
-    "edm2": "gen.pretrained.edm2:IMPORTER",
-    "sd-vae": "gen.pretrained.sdvae:DIFFUSERS",
-    "sd-vae-old": "gen.pretrained.sdvae:DIFFUSERS_OLD",
-    "kl-vae": "gen.pretrained.sdvae:COMPVIS",
-    "edm": "gen.pretrained.edm:IMPORTER",
-    "edm-vp": "gen.pretrained.edm:VP_IMPORTER",
-    "edm-ve": "gen.pretrained.edm:VE_IMPORTER",
-    "edm-iddpm": "gen.pretrained.edm:IDDPM_IMPORTER",
-    "adm": "gen.pretrained.adm:IMPORTER",
-    "adm-new-order": "gen.pretrained.adm:NEW_IMPORTER",
-}
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -241,7 +220,10 @@ def load(
             else:
                 report.fresh.append(path)
     if not report.clean:
-        raise GenError(f"the weights do not fit: {report}; give the file this configuration was made for")
+        raise GenError(
+            f"the weights do not fit: {report}; the file has {some(weights)}; give the file that this configuration "
+            "was made for"
+        )
     return unflatten(params), report
 
 
@@ -256,10 +238,18 @@ def _check_computed(rule: Computed, weights: Arrays, report: Report) -> None:
             report.missing.append(rule.official)
     elif weights[rule.official].shape != value.shape:
         report.misshaped.append(f"{rule.official} {weights[rule.official].shape} for {value.shape}")
-    elif not np.allclose(weights[rule.official].astype(np.float64), value, rtol=0.0, atol=rule.atol):
+    elif not _equal(weights[rule.official], value, rule.atol):
         report.misshaped.append(f"{rule.official} with other values than this configuration computes")
     else:
         report.matched.append(rule.official)
+
+
+def _equal(stored: np.ndarray, value: np.ndarray, atol: float) -> bool:
+    """Whether a file's array has these values, up to `atol` and to the rounding of the type that it is stored in."""
+    rtol = 0.0
+    if stored.dtype.itemsize < 4 and not np.issubdtype(stored.dtype, np.integer) and stored.dtype != bool:
+        value, rtol = value.astype(stored.dtype), float(ml_dtypes.finfo(stored.dtype).eps)
+    return np.allclose(stored.astype(np.float64), value.astype(np.float64), rtol=rtol, atol=atol)
 
 
 def _take(
@@ -314,7 +304,7 @@ class Importer:
     """A published system.
 
     Attributes:
-      name: its key in `SYSTEMS`.
+      name: its key in `gen.pretrained.systems.SYSTEMS`.
       signature: official names that only this system has together; a file with all of them is taken for one (for
         the system that asks for more, where one's names are among another's). Empty where names do not tell it from
         another system: the user then says which it is.
@@ -340,6 +330,11 @@ class Importer:
     normalizer: Affine | None = None
     alike: tuple[str, ...] = ()
 
+    @property
+    def network(self) -> Any:
+        """The type of the network configurations that it makes."""
+        return typing.get_type_hints(self.config)["return"]
+
     def infer(self, weights: Arrays, **options: Any) -> Any:
         """The network configuration of a state dict; GenError for an option that this system does not have."""
         hints = typing.get_type_hints(self.config)
@@ -347,7 +342,7 @@ class Importer:
         for name, value in options.items():
             if name not in known:
                 raise GenError(f"{self.name} weights have no option '{name}'; {suggest(name, known)}")
-            from_json(value, hints[name], name)
+            options[name] = from_json(value, hints[name], name)
         return self.config(weights, **options)
 
     def load(self, weights: Arrays, config: Any = None) -> tuple[Any, dict[str, Any], Report]:
@@ -359,26 +354,3 @@ class Importer:
     def save(self, config: Any, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The official state dict; exact inverse of `load`."""
         return save(self.rules(config), jax.device_get(params))
-
-
-def system(name: str | None, weights: Arrays) -> Importer:
-    """The importer called `name`, or the one whose signature the weights carry.
-
-    Raises GenError for an unknown name, and when no system, or more than one, fits.
-    """
-    if name is not None:
-        if name not in SYSTEMS:
-            raise GenError(f"unknown system '{name}'; {suggest(name, SYSTEMS)}")
-        return _importer(name)
-    found = [i for i in map(_importer, SYSTEMS) if i.signature and all(key in weights for key in i.signature)]
-    # the most telling one: a signature that says all that another says, and more
-    found = [i for i in found if not any(set(i.signature) < set(other.signature) for other in found)]
-    if len(found) != 1:
-        names = ", ".join(i.name for i in found) or "none of the known systems"
-        raise GenError(f"the names in the file fit {names}; say which system it is (known: {', '.join(SYSTEMS)})")
-    return found[0]
-
-
-def _importer(name: str) -> Importer:
-    module, _, attribute = SYSTEMS[name].partition(":")
-    return cast(Importer, getattr(importlib.import_module(module), attribute))

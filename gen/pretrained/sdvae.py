@@ -161,5 +161,5 @@ COMPVIS = _importer(
     "kl-vae",
     "compvis",
     ("encoder.norm_out.weight", "encoder.down.0.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight"),
-    ("loss.*", "foundation_model.*", "linear_proj.*", "model_ema.*"),
+    ("loss.*", "foundation_model.*", "linear_proj.*"),
 )

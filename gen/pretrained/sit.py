@@ -43,17 +43,22 @@ def generator(config: DiTConfig) -> DiffusionGenerator:
 
 
 def aligned_config(
-    weights: Arrays, *, heads: int | None = None, null_class: bool = True, encoder_depth: int = 8
+    weights: Arrays,
+    *,
+    heads: int | None = None,
+    null_class: bool = True,
+    size: tuple[int, int] | None = None,
+    encoder_depth: int = 8,
 ) -> AlignedConfig:
     """The configuration of a REPA state dict, from its shapes.
 
     Args:
-      heads, null_class: see `gen.pretrained.dit.config`.
+      heads, null_class, size: see `gen.pretrained.dit.config`.
       encoder_depth: the block, counted from 1, whose output is aligned; 8 for L and XL, 4 for B.
 
     Raises GenError for arrays missing or misshaped, and for a depth that the network does not have.
     """
-    network = dit.config(weights, heads=heads, null_class=null_class)
+    network = dit.config(weights, heads=heads, null_class=null_class, size=size)
     encoders = depth_of(weights, "projectors.{i}.0.weight")
     try:
         widths = tuple(weights[f"projectors.{i}.4.weight"].shape[0] for i in range(encoders))

@@ -314,12 +314,12 @@ def test_evaluate_run_and_images_alike(copy: Path, tmp_path: Path, capsys: pytes
 
 
 def test_convert_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from gen.pretrained import rules
     from gen.pretrained.readers import read_weights
+    from gen.pretrained.systems import system
 
     network = dataclasses.replace(NETWORK, channels=4, patch=2, learned_variance=True)
     params = Network(network).init(jax.random.key(1))
-    arrays.write(tmp_path / "official.safetensors", rules.system("dit", {}).save(network, params))
+    arrays.write(tmp_path / "official.safetensors", system("dit").save(network, params))
     source = tmp_path / "official.safetensors"
     assert "number of attention heads" in fails(capsys, "convert", source, "--out", tmp_path / "r")
     args = ["convert", str(source), "--out", str(tmp_path / "r"), "--network.heads", "2"]

@@ -9,7 +9,7 @@ import pytest
 
 from gen.nn.network import Network
 from gen.pretrained import adm
-from gen.pretrained.rules import system
+from gen.pretrained.systems import locate
 from tests.parity.conftest import fixtures
 from tests.parity.toys import nchw, nhwc
 
@@ -56,7 +56,7 @@ def test_published_networks_are_known_by_their_names():
     )
     params = Network(config).init(jax.random.key(0))
     weights = adm.IMPORTER.save(config, params)
-    importer = system(None, weights)
+    importer = locate(None, weights).importer
     assert importer.name == "adm"
     assert importer.infer(weights, head_width=32) == config
     back = importer.load(weights, config)[1]

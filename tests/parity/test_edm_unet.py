@@ -17,7 +17,8 @@ from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig, SongUNetConfig
 from gen.diffusion.process import EDM, VE, VP
 from gen.nn.network import Network, param_shapes
 from gen.pretrained import edm
-from gen.pretrained.rules import load, system
+from gen.pretrained.rules import load
+from gen.pretrained.systems import locate
 from gen.sampling.grids import snap
 from tests.parity.conftest import fixtures
 from tests.parity.toys import nchw, nhwc
@@ -133,7 +134,7 @@ def test_skip_factors(fx):
 @pytest.mark.parametrize("fx", NETWORKS, ids=str)
 def test_configuration_is_inferred_and_weights_come_back(fx):
     weights = {f"model.{name}": value for name, value in fx.weights.items()}
-    importer = system(None, weights)
+    importer = locate(None, weights).importer
     assert importer.name == "edm"
     config, params, report = importer.load(weights)
     assert report.clean
@@ -262,7 +263,7 @@ def test_wrapped_networks(fx, case):
     weights = {name.removeprefix(prefix): v for name, v in fx.weights.items() if name.startswith(prefix)}
     if "u" in weights and {"M", "C_1", "C_2"} & set(options):  # the importer is for the published chain
         fx.close(edm.levels(wrapped(options, Probe(3))), weights.pop("u"))
-    found = system(None, weights)
+    found = locate(None, weights).importer
     assert found.name == ("edm-iddpm" if "u" in weights else "edm")
     config, params, _ = found.load(weights)
     back = found.save(config, params)

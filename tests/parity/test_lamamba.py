@@ -18,7 +18,8 @@ from gen.diffusion.denoiser import Denoiser, Predict
 from gen.nn.mamba import merge_orders, scan_orders
 from gen.nn.network import Network, param_shapes
 from gen.pretrained import lamamba
-from gen.pretrained.rules import load, save, system
+from gen.pretrained.rules import load, save
+from gen.pretrained.systems import locate
 from gen.sampling.guidance import ClassifierFree
 from tests.parity.conftest import Fixture, fixtures
 
@@ -210,7 +211,7 @@ def test_weights_round_trip(fx: Fixture) -> None:
     for name, array in fx.weights.items():
         np.testing.assert_array_equal(saved[name], array, err_msg=name)
         assert saved[name].dtype == array.dtype, name
-    assert system(None, fx.weights) is lamamba.IMPORTER
+    assert locate(None, fx.weights).importer is lamamba.IMPORTER
     assert from_json(to_json(config), LaMambaConfig) == config
 
 

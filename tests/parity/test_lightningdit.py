@@ -18,8 +18,9 @@ from gen.diffusion.times import TimeSampler
 from gen.diffusion.train import DenoiserTask
 from gen.nn.layers import patchify, sincos_positions
 from gen.nn.network import Network
-from gen.pretrained import lightningdit, rules
+from gen.pretrained import lightningdit
 from gen.pretrained.latent_shards import LatentShards
+from gen.pretrained.systems import locate
 from gen.sampling.grids import Grid, Uniform
 from gen.sampling.guidance import ClassifierFree
 from gen.sampling.integrate import Problem, nfe, states
@@ -54,7 +55,7 @@ def model(fx: Fixture) -> tuple[LightningDiTConfig, dict[str, Any]]:
     assert config == expected
     assert config.hidden == dataclasses.replace(config, mlp_ratio=args.get("mlp_ratio", 4.0)).hidden
     if config.swiglu and config.rope:
-        assert rules.system(None, fx.weights) is lightningdit.IMPORTER
+        assert locate(None, fx.weights).importer is lightningdit.IMPORTER
     if config.rope or config.qk_norm:
         assert lightningdit.config(fx.weights, null_class=null_class) == config
     _, params, report = lightningdit.IMPORTER.load(fx.weights, config)

@@ -14,7 +14,8 @@ from gen.diffusion.objectives import Aligned, Draws
 from gen.diffusion.process import Linear, Trigonometric
 from gen.diffusion.times import TimeSampler
 from gen.diffusion.train import DenoiserTask
-from gen.pretrained import rules, sit
+from gen.pretrained import sit
+from gen.pretrained.systems import locate
 from gen.sampling.grids import Grid, Uniform
 from gen.sampling.guidance import ClassifierFree, Interval
 from gen.sampling.integrate import Problem, integrate
@@ -30,7 +31,7 @@ STEPS = {"ode_euler": 6, "ode_heun": 4, "sde": 6}  # as the fixture's descriptio
 def model(fx: Fixture) -> tuple[AlignedConfig, dict[str, Any]]:
     """The fixture's network and projectors through the importer."""
     args = fx.config["args"]
-    assert rules.system(None, fx.weights) is sit.REPA
+    assert locate(None, fx.weights).importer is sit.REPA
     config = sit.REPA.infer(fx.weights, heads=args["num_heads"], encoder_depth=args["encoder_depth"])
     assert config.widths == tuple(args["z_dims"])
     assert config.hidden == args["projector_dim"]

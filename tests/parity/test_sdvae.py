@@ -15,8 +15,9 @@ import gen
 from gen import cli
 from gen.nn.network import Network
 from gen.pretrained.readers import read_weights
-from gen.pretrained.rules import Importer, system
+from gen.pretrained.rules import Importer
 from gen.pretrained.sdvae import COMPVIS, DIFFUSERS, DIFFUSERS_OLD
+from gen.pretrained.systems import locate
 from gen.tokenizers.kl_vae import KLVAEConfig
 from tests.parity.conftest import Fixture, fixtures
 from tests.parity.test_dit import nchw, nhwc
@@ -82,7 +83,7 @@ def namings(fx: Fixture) -> dict[str, dict[str, np.ndarray]]:
 def test_namings_give_the_same_network(fx: Fixture, naming: str, importer: Importer) -> None:
     weights = namings(fx)[naming]
     if naming != "old" or weights.keys() != fx.weights.keys():  # the two namings differ in the attentions only
-        assert system(None, weights) is importer
+        assert locate(None, weights).importer is importer
     config, params = model(fx, importer, weights)
     check_round_trip(importer, weights, config, params)
     _, expected = model(fx, DIFFUSERS, fx.weights)
@@ -95,7 +96,7 @@ def test_namings_give_the_same_network(fx: Fixture, naming: str, importer: Impor
 @pytest.mark.parametrize("fx", fixtures("*vae-*autoencoder*"), ids=str)
 def test_autoencoder(fx: Fixture, remat: Any) -> None:
     """Posterior and images of SD-VAE and VA-VAE files; whatever steps between the fixture holds."""
-    importer = system(None, fx.weights)
+    importer = locate(None, fx.weights).importer
     config, params = model(fx, importer, fx.weights)
     config = dataclasses.replace(config, remat=remat)
     check_round_trip(importer, fx.weights, config, params)

@@ -17,7 +17,7 @@ from gen.diffusion.backbones.lamamba import LaMambaConfig
 from gen.diffusion.backbones.lightningdit import LightningDiTConfig
 from gen.nn.network import param_shapes
 from gen.pretrained import edm2
-from gen.pretrained.rules import system
+from gen.pretrained.systems import system
 from gen.tokenizers.kl_vae import KLVAEConfig
 from tests.pretrained.layouts import component, dit_names
 
@@ -37,7 +37,7 @@ def official(name: str, config: Any) -> dict[str, np.ndarray]:
     def draw(shape: Any) -> np.ndarray:
         return (0.1 * rng.standard_normal(shape.shape)).astype(shape.dtype)
 
-    return system(name, {}).save(config, jax.tree.map(draw, param_shapes(config)))
+    return system(name).save(config, jax.tree.map(draw, param_shapes(config)))
 
 
 def written(path: Path, weights: dict[str, np.ndarray]) -> str:
@@ -144,7 +144,9 @@ def test_refusals(vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "no weights file at" in fails(source, *heads, "--vae", str(tmp_path / "nothing.pt"))
     assert "no normaliser 'x.pt'; give a factor" in fails(source, *heads, "--vae", str(vae), "--normalizer", "x.pt")
     assert "no normaliser '-1'" in fails(source, *heads, "--vae", str(vae), "--normalizer=-1")
-    assert "holds a dit network, no autoencoder" in fails(source, *heads, "--vae", source)
+    assert "dit.safetensors holds no autoencoder for --vae: the names in the file (blocks.0.adaLN" in fails(
+        source, *heads, "--vae", source
+    )
     assert "sd-vae weights make no latents" in fails(
         str(vae / "diffusion_pytorch_model.safetensors"), "--vae", str(vae), "--network.groups", "2"
     )

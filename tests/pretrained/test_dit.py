@@ -16,7 +16,7 @@ from gen.errors import GenError
 from gen.nn.network import Network, count, param_shapes
 from gen.pretrained.dit import IMPORTER, config, generator, rules
 from gen.pretrained.readers import read_weights
-from gen.pretrained.rules import system
+from gen.pretrained.systems import locate
 from gen.sampling.guidance import ClassifierFree
 
 TINY = DiTConfig((4, 4), 3, 2, 16, 2, 2, num_classes=5, learned_variance=True)
@@ -74,7 +74,7 @@ def test_what_cannot_be_inferred(weights) -> None:
 
 
 def test_refusals(weights) -> None:
-    assert system(None, weights) is IMPORTER
+    assert locate(None, weights).importer is IMPORTER
     changed = dict(weights)
     del changed["blocks.1.mlp.fc2.bias"]
     changed["head.weight"] = np.zeros(3, np.float32)

@@ -13,7 +13,7 @@ from gen.diffusion.backbones.aligned import AlignedConfig
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig, SongUNetConfig
 from gen.pretrained.readers import read_weights
-from gen.pretrained.rules import SYSTEMS
+from gen.pretrained.systems import SYSTEMS
 from tests.pretrained.test_decoder import DIT, EDM2, LAMAMBA, LIGHT, VAE, official
 from tests.pretrained.test_readers import HOSTILE, torch_zip
 

@@ -13,7 +13,7 @@ from gen.errors import GenError
 from gen.nn.network import Network
 from gen.pretrained import edm
 from gen.pretrained.readers import read_state
-from gen.pretrained.rules import system
+from gen.pretrained.systems import locate
 from tests.pretrained.test_readers import name, number, row, table, tensor, text
 
 DICT = name("collections", "OrderedDict") + b")R"
@@ -39,7 +39,7 @@ def ordered(items: dict[str, bytes]) -> bytes:
     return DICT + b"(" + b"".join(text(k) + v for k, v in items.items()) + b"u"
 
 
-def attributes(tree: dict[str, Any]) -> bytes:
+def attributes(tree: dict[str, Any], made: bytes = b"") -> bytes:
     """The __dict__ of a module: arrays are parameters (buffers where their name says so), dicts are modules."""
     arrays = {k: v for k, v in tree.items() if not isinstance(v, dict)}
     buffers = {k: parameter(v) for k, v in arrays.items() if k == "resample_filter"} | {"absent": b"N"}
@@ -50,7 +50,13 @@ def attributes(tree: dict[str, Any]) -> bytes:
         _buffers=ordered(buffers),
         _non_persistent_buffers_set=b"\x8f(" + text("x") + b"\x90",
         _modules=ordered(inner),
-        _init_kwargs=name("dnnlib.util", "EasyDict") + b")\x81" + b"(" + text("img_resolution") + number(8) + b"u",
+        _init_kwargs=name("dnnlib.util", "EasyDict")
+        + b")\x81"
+        + b"("
+        + text("img_resolution")
+        + number(8)
+        + made
+        + b"u",
     )
 
 
@@ -58,10 +64,9 @@ def plain(tree: dict[str, Any]) -> bytes:
     return name("torch.nn.modules.container", "ModuleDict") + b")\x81" + attributes(tree) + b"b"
 
 
-def persistent(kind: str, tree: dict[str, Any], source: str = "raise SystemExit") -> bytes:
-    meta = table(
-        type=text("class"), version=number(6), module_src=text(source), class_name=text(kind), state=attributes(tree)
-    )
+def persistent(kind: str, tree: dict[str, Any], source: str = "raise SystemExit", made: bytes = b"") -> bytes:
+    state = attributes(tree, made)
+    meta = table(type=text("class"), version=number(6), module_src=text(source), class_name=text(kind), state=state)
     return name("torch_utils.persistence", "_reconstruct_persistent_obj") + row(meta) + b"R"
 
 
@@ -97,7 +102,7 @@ def test_network_and_wrapper_come_out(tmp_path: Path, kind: str, expected: str) 
     read, entry = read_state(write(tmp_path / "net.pkl", content))
     assert entry == "ema"
     assert set(read) == {*weights, f"class:{kind}"}
-    importer = system(None, read)
+    importer = locate(None, read).importer
     assert importer.name == expected
     config, back, report = importer.load(read)
     assert (config, report.clean) == (TINY, True)
@@ -112,6 +117,18 @@ def refused(path: Path, *parts: str) -> None:
     assert "\n" not in str(caught.value)
     for part in (*parts, path.name):
         assert part in str(caught.value)
+
+
+def test_other_settings_of_a_wrapper_are_refused_by_name(tmp_path: Path) -> None:
+    array = {"weight": np.ones(4, np.float32)}
+    for value, fits in ((0.5, True), (1.0, False)):
+        made = text("sigma_data") + b"G" + struct.pack(">d", value)
+        file = write(tmp_path / "net.pkl", table(ema=persistent("EDMPrecond", array, made=made)))
+        if fits:
+            assert "weight" in read_state(file)[0]
+        else:
+            with pytest.raises(GenError, match=r"EDMPrecond was made with sigma_data 1\.0, published ones with 0\.5"):
+                read_state(file)
 
 
 def test_hostile_and_damaged_files_are_refused(tmp_path: Path) -> None:

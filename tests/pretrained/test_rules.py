@@ -9,7 +9,6 @@ from gen.nn.network import param_shapes
 from gen.pretrained.rules import (
     CONV,
     LINEAR,
-    SYSTEMS,
     Computed,
     Importer,
     Rule,
@@ -21,8 +20,8 @@ from gen.pretrained.rules import (
     load,
     patches,
     save,
-    system,
 )
+from gen.pretrained.systems import SYSTEMS, locate, system
 from gen.tokenizers.kl_vae import KLVAEConfig
 
 RULES: Rules = [
@@ -154,24 +153,24 @@ def test_save_needs_every_parameter(weights, shapes) -> None:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_is_found_by_name(name: str) -> None:
-    importer = system(name, {})
+    importer = system(name)
     assert isinstance(importer, Importer)
     assert importer.name == name
     if importer.signature:  # without one, files look like another system's
-        assert system(None, dict.fromkeys(importer.signature, np.zeros(1))).name == name
+        assert locate(None, dict.fromkeys(importer.signature, np.zeros(1))).importer.name == name
 
 
 @pytest.mark.parametrize("name", ["sd-vae", "kl-vae"])
 @pytest.mark.parametrize("changes", [{"middle_attention": False}, {"quant_conv": False, "inner": 4}])
 def test_autoencoders_without_optional_layers_are_found(name: str, changes: dict) -> None:
     config = KLVAEConfig((8, 8, 3), width=4, mult=(1, 2), blocks=1, channels=4, groups=2, **changes)
-    weights = system(name, {}).save(config, jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), param_shapes(config)))
-    assert system(None, weights).name == name
-    assert system(None, weights).infer(weights, size=8, groups=2) == config
+    weights = system(name).save(config, jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), param_shapes(config)))
+    assert locate(None, weights).importer.name == name
+    assert locate(None, weights).importer.infer(weights, size=8, groups=2) == config
 
 
 def test_unknown_systems() -> None:
     with pytest.raises(GenError, match="did you mean 'dit'"):
-        system("ditt", {})
+        system("ditt")
     with pytest.raises(GenError, match="none of the known systems"):
-        system(None, {"a": np.zeros(1)})
+        locate(None, {"a": np.zeros(1)})

@@ -15,7 +15,7 @@ from gen.errors import GenError
 from gen.nn.network import param_shapes
 from gen.pretrained import dit, sit
 from gen.pretrained import lightningdit as lightning
-from gen.pretrained.rules import system
+from gen.pretrained.systems import locate, system
 
 TINY = DiTConfig((4, 4), 3, 2, 16, 2, 2, num_classes=5)
 ALIGNED = AlignedConfig(TINY, "block_1", (6, 7), 9)
@@ -33,12 +33,12 @@ def test_files_are_told_apart_where_their_names_differ():
         official(lightning.IMPORTER, LIGHTNING),
         official(sit.IMPORTER, TINY),
     )
-    assert system(None, repa) is sit.REPA
-    assert system(None, light) is lightning.IMPORTER
-    assert system(None, plain) is dit.IMPORTER  # the same names
-    assert system("sit", plain) is sit.IMPORTER
+    assert locate(None, repa).importer is sit.REPA
+    assert locate(None, light).importer is lightning.IMPORTER
+    assert locate(None, plain).importer is dit.IMPORTER  # the same names
+    assert system("sit") is sit.IMPORTER
     with pytest.raises(GenError, match="none of the known systems"):
-        system(None, {"a": np.zeros(1)})
+        locate(None, {"a": np.zeros(1)})
     with pytest.raises(GenError, match=r"blocks.0.mlp.fc1.weight is missing"):
         dit.IMPORTER.infer(light)
 

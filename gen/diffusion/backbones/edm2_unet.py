@@ -111,6 +111,8 @@ class EDM2Config(UNetConfig):
       num_classes: number of labels, 0 for an unconditional network; the label num_classes stands for none (an
         all-zero class vector). Published networks were trained without label dropout: their guides are networks too.
       widths: channels at each level, finest first (1, 2, 3, 4 times the base width in the paper).
+      noise: Fourier features of the noise level (published multiplier ``channel_mult_noise``); 0 for widths[0].
+      emb: width of the embedding that conditions the blocks (``channel_mult_emb``); 0 for the widest level's.
       blocks: residual blocks per level.
       attention: sizes of the feature maps that have self-attention.
       head_width: channels per attention head (width // head_width heads); narrower layers have no attention.
@@ -134,6 +136,8 @@ class EDM2Config(UNetConfig):
     blocks: int = 3
     attention: tuple[int, ...] = (16, 8)
     head_width: int = 64
+    noise: int = 0
+    emb: int = 0
     dropout: float = 0.0
     label_balance: float = 0.5
     concat_balance: float = 0.5
@@ -157,6 +161,8 @@ class EDM2Config(UNetConfig):
                 f"EDM2 width {width} is not divisible by its {width // self.head_width} attention heads; change it or "
                 f"head_width {self.head_width}"
             )
+        if self.noise < 0 or self.emb < 0:
+            raise GenError(f"noise is {self.noise} and emb {self.emb}; expected a width, or 0 for that of the levels")
         if not 0 <= self.dropout < 1:
             raise GenError(f"dropout is {self.dropout}; expected a share in [0, 1)")
 
@@ -189,6 +195,11 @@ class EDM2Config(UNetConfig):
                 rows.append(Layer(f"{name}_block{i}", width + skips.pop(), outputs, self._heads(level)))
                 width = outputs
         return tuple(rows)
+
+    @property
+    def embedding(self) -> int:
+        """Width of the embedding that conditions the blocks."""
+        return self.emb or max(self.widths)
 
     def _heads(self, level: int) -> int:
         return self.widths[level] // self.head_width if self.size >> level in self.attention else 0
@@ -282,7 +293,7 @@ class EDM2Block(nnx.Module):
         shared: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "rngs": rngs}
         self.emb_gain = nnx.Param(jnp.zeros(()))
         self.conv_res0 = MPConv(inner, layer.outputs, 3, **shared)
-        self.emb_linear = MPConv(max(config.widths), layer.outputs, 0, rngs=rngs)
+        self.emb_linear = MPConv(config.embedding, layer.outputs, 0, rngs=rngs)
         self.conv_res1 = MPConv(layer.outputs, layer.outputs, 3, **shared)
         self.conv_skip = MPConv(layer.inputs, layer.outputs, 1, **shared) if layer.inputs != layer.outputs else None
         if layer.heads:
@@ -290,7 +301,7 @@ class EDM2Block(nnx.Module):
             self.attn_proj = MPConv(layer.outputs, layer.outputs, 1, **shared)
 
     def __call__(self, x: jax.Array, emb: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """x (B, H, W, inputs), emb (B, max(widths)); `keys` (B,) PRNG keys, given in training, for dropout."""
+        """x (B, H, W, inputs), emb (B, embedding); `keys` (B,) PRNG keys, given in training, for dropout."""
         config = self.config
         x = _resampled(x, self.layer.resample)
         if self.encoder:
@@ -331,7 +342,7 @@ class EDM2UNet(UNetBackbone):
 
     def __init__(self, config: EDM2Config, rngs: nnx.Rngs) -> None:
         self.config = config
-        dtype, noise, emb = jnp.dtype(config.dtype), config.widths[0], max(config.widths)
+        dtype, noise, emb = jnp.dtype(config.dtype), config.noise or config.widths[0], config.embedding
         self.emb_fourier = Fourier(noise, rngs)
         self.emb_noise = MPConv(noise, emb, 0, rngs=rngs)
         if config.times == 2:
@@ -359,7 +370,7 @@ class EDM2UNet(UNetBackbone):
         return [f"{side}_{row.name}" for side, row in self._layers()]
 
     def embed(self, times: tuple[jax.Array, ...], cond: Cond) -> jax.Array:
-        """(B, max(widths)) float32: noise level and label, summed at equal shares, and a second time by its gain."""
+        """(B, embedding) float32: noise level and label, summed at equal shares, and a second time by its gain."""
         config = self.config
         emb = self.emb_noise(self.emb_fourier(times[0]))
         if config.times == 2:

@@ -34,7 +34,7 @@ class Layer:
     """
 
     name: str
-    kind: Literal["conv", "block", "resample", "skip", "residual", "norm", "out"]
+    kind: Literal["conv", "block", "pool", "resample", "skip", "residual", "norm", "out"]
     inputs: int
     outputs: int
     up: bool = False
@@ -95,13 +95,17 @@ class _UNetConfig(UNetConfig):
         return tuple(int(self.width * m) for m in self.mult)
 
 
+# kind of a plan -> the layer that changes the resolution, where it is no residual block
+_RESAMPLING: dict[str, Literal["conv", "pool"]] = {"convolution": "conv", "pooling": "pool"}
+
+
 def _encoder(config: _UNetConfig, first: int, kind: str) -> tuple[Layer, ...]:
     """The plan from the image to the lowest resolution.
 
     Args:
       first: channels after the first convolution.
-      kind: ``standard``, ``skip`` or ``residual`` (see `SongUNetConfig`), or ``convolution``: levels are halved and
-        doubled by a convolution instead of a residual block.
+      kind: ``standard``, ``skip`` or ``residual`` (see `SongUNetConfig`), or ``convolution`` or ``pooling``: levels
+        are halved and doubled by a convolution, or without weights, instead of by a residual block.
     """
     rows: list[Layer] = []
     width, aux = first, config.channels
@@ -111,7 +115,7 @@ def _encoder(config: _UNetConfig, first: int, kind: str) -> tuple[Layer, ...]:
         if level == 0:
             rows.append(Layer(name + "conv", "conv", config.channels, width))
         else:
-            rows.append(Layer(name + "down", "conv" if kind == "convolution" else "block", width, width, down=True))
+            rows.append(Layer(name + "down", _RESAMPLING.get(kind, "block"), width, width, down=True))
             if kind == "skip":
                 rows.append(Layer(name + "aux_down", "resample", aux, aux, down=True))
                 rows.append(Layer(name + "aux_skip", "skip", aux, width))
@@ -141,7 +145,7 @@ def _decoder(config: _UNetConfig, skips: list[int], kind: str, every: bool) -> t
             rows.append(Layer(name + "in0", "block", width, width, attention=True))
             rows.append(Layer(name + "in1", "block", width, width))
         else:
-            rows.append(Layer(name + "up", "conv" if kind == "convolution" else "block", width, width, up=True))
+            rows.append(Layer(name + "up", _RESAMPLING.get(kind, "block"), width, width, up=True))
         for i in range(config.blocks + 1):
             attention = size in config.attention and (every or i == config.blocks)
             inputs, width = width + skips.pop(), outputs
@@ -156,7 +160,7 @@ def _decoder(config: _UNetConfig, skips: list[int], kind: str, every: bool) -> t
 
 def _skips(encoder: tuple[Layer, ...]) -> list[int]:
     """Channels of the skips: the outputs of the convolution and of every block."""
-    return [row.outputs for row in encoder if row.kind in ("conv", "block")]
+    return [row.outputs for row in encoder if row.kind in ("conv", "block", "pool")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +224,8 @@ class DhariwalUNetConfig(_UNetConfig):
       heads: attention heads of every block instead (ADM's at 128 px and improved-diffusion's have 4); 0 for none such.
       groups: of the group norms; 0 for EDM's min(32, C // 4), 32 for guided-diffusion's own networks.
       adaptive: conditioning scales and shifts, or is added (improved-diffusion's LSUN networks).
-      resample: levels are halved and doubled by residual ``blocks``, or by ``convolution`` (improved-diffusion).
+      resample: levels are halved and doubled by residual ``blocks``, by ``convolution`` (improved-diffusion), or by
+        ``pooling``: means of 2 x 2 pixels, and their repetition (both codes without ``conv_resample``).
     """
 
     size: int = 64
@@ -233,7 +238,7 @@ class DhariwalUNetConfig(_UNetConfig):
     heads: int = 0
     groups: int = 0
     adaptive: bool = True
-    resample: Literal["blocks", "convolution"] = "blocks"
+    resample: Literal["blocks", "convolution", "pooling"] = "blocks"
 
     @property
     def style(self) -> Style:
@@ -249,7 +254,7 @@ class DhariwalUNetConfig(_UNetConfig):
     @property
     def plans(self) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
         """The layers of encoder and decoder."""
-        kind = "convolution" if self.resample == "convolution" else "standard"
+        kind = "standard" if self.resample == "blocks" else self.resample
         encoder = _encoder(self, self.widths[0], kind)
         return encoder, _decoder(self, _skips(encoder), kind, every=True)
 
@@ -292,7 +297,7 @@ class UNet(UNetBackbone):
             return UNetBlock(
                 row.inputs, row.outputs, config.width * config.emb, style, dtype=dtype, rngs=rngs, **options
             )
-        kernel = {"conv": 3, "resample": 0, "skip": 1, "residual": 3, "out": 3}[row.kind]
+        kernel = {"conv": 3, "pool": 0, "resample": 0, "skip": 1, "residual": 3, "out": 3}[row.kind]
         strided = row.kind == "conv" and row.down
         return Conv(
             row.inputs,
@@ -353,7 +358,7 @@ class _Walk:
     def step(self, row: Layer, layer: Any) -> jax.Array:
         """Runs one layer and wires its output in; returns the layer's own output."""
         match row.kind:
-            case "conv" | "block":
+            case "conv" | "block" | "pool":
                 self.x = out = self._block(row, layer) if row.kind == "block" else layer(self.x)
                 if self.encoding:
                     self.skips.append(out)
