@@ -18,6 +18,7 @@ from gen.sampling.generator import DiffusionGenerator, FewSteps, OneStepGenerato
 from gen.sampling.grids import Explicit, Karras, Respaced, Uniform
 from gen.sampling.noise import per_sample_noise, unit_noise
 from gen.sampling.solvers import DDIM, EDMStochastic, Heun, Renoise
+from gen.tokenizers.base import TokenizerSpec
 from gen.training.task import Model
 from tests.sampling.mixture import MixtureNet, distance, keys
 
@@ -62,7 +63,9 @@ def test_nfe():
 class Doubling:
     """A stand-in tokenizer."""
 
-    def decode(self, params, latents):
+    spec = TokenizerSpec("continuous", (4, 2), (4, 2, 1))
+
+    def decode(self, params, latents, *, cond, keys, options):
         return params["factor"] * latents
 
 

@@ -92,7 +92,7 @@ def test_only_the_chosen_share_is_augmented() -> None:
 class White(KL1DConfig):
     """A posterior at 0 and white pictures, whatever the network says."""
 
-    def encode(self, params: Any, images: jax.Array) -> Gaussian:
+    def encode(self, params: Any, images: jax.Array, *, cond: Any = None, keys: Any = None) -> Gaussian:
         return Gaussian(jnp.zeros((images.shape[0], 4, 4)), jnp.zeros((images.shape[0], 4, 4)))
 
     def decode(self, params: Any, latents: jax.Array) -> jax.Array:
