@@ -1,5 +1,6 @@
 """The worked pages of CONTRIBUTING.md are followed: their code runs, and what it adds behaves as the page says."""
 
+import dataclasses
 import re
 import sys
 import types
@@ -110,6 +111,7 @@ def test_distiller(page):
     # a fresh DiT answers 0 everywhere: move the teacher away from that
     frozen = {"teacher": jax.tree.map(lambda a: a + 0.1, denoiser.net.init(jax.random.key(1)))}
     state = task.init(jax.random.key(0), frozen, None)
+    state = dataclasses.replace(state, params=jax.tree.map(lambda a: a + 0.1, state.params))  # it starts as its teacher
     batch = {"latent": jnp.ones((8, 4, 8)), "label": jnp.arange(8)}
     new, metrics = jax.jit(task.programs[task.select(0)])(state, frozen, batch, task.inputs(0, 1), jax.random.key(2))
     assert np.isfinite(metrics["loss"])

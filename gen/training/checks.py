@@ -1,5 +1,6 @@
 """What is checked of a run before its first step: its data, whether what it trains can be sampled, what it needs."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -108,7 +109,7 @@ def dry_run(
     for stage, state in zip(config.stages, abstract_states(config.stages, frozen), strict=True):
         microbatch_count(stage.batch, batch_gpu, sizes)
         stage.task.inputs(0, stage.steps)
-        check_data(stage)
+        check_data(dataclasses.replace(stage, batch=jax.process_count()))  # one row: the data may be a sample of them
         lines.append(describe(stage, state, frozen, sizes, config.engine.mesh.shard_from))
         refuse(
             f"stage '{stage.name}'",

@@ -129,7 +129,7 @@ def test_what_cannot_be_recorded(tmp_path, change, message):
 
 
 NETWORK = DiTConfig(size=(4,), channels=2, patch=1, width=8, depth=1, heads=1, num_classes=3)
-TEACHER = DiffusionGenerator(Denoiser(NETWORK, Linear(), Predict("velocity")), (4, 2), Sampler(Euler(), steps=4))
+TEACHER = DiffusionGenerator(Denoiser(NETWORK, Linear(), Predict("velocity")), Sampler(Euler(), steps=4))
 
 
 def test_a_solved_path_goes_from_the_noise_to_the_sample(tmp_path):

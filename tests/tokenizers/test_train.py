@@ -95,7 +95,9 @@ class White(KL1DConfig):
     def encode(self, params: Any, images: jax.Array, *, cond: Any = None, keys: Any = None) -> Gaussian:
         return Gaussian(jnp.zeros((images.shape[0], 4, 4)), jnp.zeros((images.shape[0], 4, 4)))
 
-    def decode(self, params: Any, latents: jax.Array) -> jax.Array:
+    def decode(
+        self, params: Any, latents: jax.Array, *, cond: Any = None, keys: Any = None, options: Any = None
+    ) -> jax.Array:
         return jnp.ones((latents.shape[0], 8, 8, 1))
 
 
