@@ -36,7 +36,7 @@ from gen.diffusion.backbones.edm_unet import SongUNetConfig
 from gen.diffusion.backbones.lightningdit import lightningdit
 from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, EDMPrecondition, Predict
-from gen.diffusion.objectives import EDMLoss, VelocityMatching
+from gen.diffusion.objectives import EDMLoss
 from gen.diffusion.process import EDM, Linear
 from gen.diffusion.train import DenoiserTask
 from gen.nn.network import count
@@ -98,18 +98,16 @@ class Case:
     def denoiser(self) -> Denoiser:
         """What is trained."""
         if self.unet:
-            return Denoiser(self.network, EDM(), EDMPrecondition())
+            return Denoiser(self.network, EDM(), EDMPrecondition(), EDMLoss())
         return Denoiser(self.network, Linear(), Predict("velocity"))
 
     def task(self) -> DenoiserTask:
         """How it is trained."""
         return DenoiserTask(
             self.denoiser,
-            EDMLoss() if self.unet else VelocityMatching(),
-            OptimConfig(1e-4),
-            (Constant(0.9999),),
+            optim=OptimConfig(1e-4),
+            emas=(Constant(0.9999),),
             dropout=0.0 if self.unet else 0.1,
-            cond=() if self.unet else ("label",),
         )
 
     def describe(self, modes: Sequence[str], diffusers: bool) -> dict[str, Any]:
@@ -175,7 +173,8 @@ def programs(case: Case, params: Any) -> dict[str, Callable[[], Any]]:
     cond = {} if case.unet else {"label": labels}
     denoiser, task, key = case.denoiser, case.task(), jax.random.key(0)
     forward = jax.jit(lambda p, x, t, c: denoiser.net(p, x, (t,), c)[0])
-    step = jax.jit(lambda s, b, k: task.update(s, {}, b, k), donate_argnums=0)
+    schedule = task.inputs(0, 1)
+    step = jax.jit(lambda s, b, k: task.update(s, {}, b, schedule, k), donate_argnums=0)
     own, ema = (jax.tree.map(jnp.array, params) for _ in range(2))
     kept = [dataclasses.replace(task.init(key, {}, None), params={"net": own}, ema={"net": ema})]
 

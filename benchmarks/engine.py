@@ -24,7 +24,9 @@ from gen.data.sources import Digits
 from gen.experiments import build
 from gen.files import read_json
 from gen.training.checkpoints import Checkpoints
-from gen.training.engine import EngineConfig, RunConfig, enable_compile_cache, train
+from gen.training.engine import train
+from gen.training.program import enable_compile_cache
+from gen.training.run import EngineConfig, RunConfig
 from gen.training.task import Stage
 
 SHORT, LONG = 50, 1550
@@ -53,7 +55,7 @@ def bare_seconds(stage: Stage, steps: tuple[int, int]) -> np.ndarray:
     task = stage.task
     state = jax.jit(task.init, static_argnums=(1, 2))(jax.random.key(0), None, None)
     name = task.select(0)
-    step = jax.jit(lambda s, b, k: task.programs[name](s, {}, b, k), donate_argnums=0)
+    step = jax.jit(lambda s, b, k: task.programs[name](s, {}, b, task.inputs(0, 1), k), donate_argnums=0)
     source = stage.data.batches(batch=stage.batch, seed=0, start=0)
     batches = [jax.device_put(dict(b)) for b in itertools.islice(source, 16)]
     keys = jax.random.split(jax.random.key(1), 16)
@@ -121,7 +123,6 @@ def main() -> None:
     tokenizer = build("demo-tokenizer", {}).config.stages[0]
     recipe = build("demo-teacher", {"tokenizer": gen.load(args.demo / "tokenizer"), "data": str(args.demo / "latents")})
     task = recipe.config.stages[0].task
-    task = type(task)(**{**vars(task), "generator": None})
     teacher = Stage("teacher", task, steps=1, batch=128, data=Cache(str(args.demo / "latents")))
     overhead("demo tokenizer, batch 64", tokenizer, args.pairs, (SHORT, LONG))
     overhead("demo teacher, batch 128", teacher, args.pairs, (SHORT, LONG))

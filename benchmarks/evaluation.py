@@ -37,8 +37,8 @@ from gen.nn.network import Network
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.sampling.grids import Uniform
 from gen.sampling.solvers import Euler
-from gen.training.engine import enable_compile_cache
 from gen.training.indexed import padded_block
+from gen.training.program import enable_compile_cache
 
 COUNT, BATCH = 6144, 256
 SIDE = 64  # pixels of the stored images
@@ -49,7 +49,7 @@ def tiny_generator(count: int, steps: int = 4) -> ImageSet:
     """A DiT with random weights that makes 8x8 images."""
     network = DiTConfig(size=(8, 8), channels=1, patch=2, width=64, depth=4, heads=4, num_classes=10)
     generator = DiffusionGenerator(
-        Denoiser(network, Linear(), Predict("velocity")), (8, 8, 1), Sampler(Euler(), Uniform(), steps=steps)
+        Denoiser(network, Linear(), Predict("velocity")), Sampler(Euler(), Uniform(), steps=steps)
     )
     params = {"net": Network(network).init(jax.random.key(0))}
     labels = LABEL_RULES["seed mod classes"](range(count), 10)

@@ -27,12 +27,14 @@ from gen.sampling.adaptive import Dopri5
 from gen.sampling.generate import quantise
 from gen.sampling.generator import Sampler, decode
 from gen.sampling.grids import Grid, Uniform
+from gen.sampling.integrate import nfe
 from gen.sampling.multistep import DPMSolver, UniPC
+from gen.sampling.noise import prior
 from gen.sampling.runge_kutta import RungeKutta
 from gen.sampling.sde import EulerMaruyama
-from gen.sampling.solvers import DDIM, Ancestral, EDMStochastic, Euler, Heun, Renoise, prior
-from gen.training.engine import enable_compile_cache
+from gen.sampling.solvers import DDIM, Ancestral, EDMStochastic, Euler, Heun, Renoise
 from gen.training.indexed import sample_keys
+from gen.training.program import enable_compile_cache
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -59,7 +61,7 @@ TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)
 
 def steps_for(solver: Any, process: Any, calls: int) -> int:
     """The most steps that need at most `calls` network calls; 0 where one step needs more."""
-    fits = [n for n in range(1, calls + 1) if solver.nfe(Grid(np.linspace(1.0, 0.0, n + 1), process)) <= calls]
+    fits = [n for n in range(1, calls + 1) if nfe(solver, Grid(np.linspace(1.0, 0.0, n + 1), process)) <= calls]
     return max(fits, default=0)
 
 
@@ -96,7 +98,7 @@ def measure(run: Loaded, count: int) -> tuple[dict[str, list[dict[str, float]]],
         for steps, calls in sorted({steps_for(solver, process, c): c for c in reversed(CALLS)}.items()):
             if steps:
                 sample = latents(solver, steps)
-                add(name, solver.nfe(Grid(np.linspace(1.0, 0.0, steps + 1), process)), sample)
+                add(name, nfe(solver, Grid(np.linspace(1.0, 0.0, steps + 1), process)), sample)
                 images.setdefault(name, {})[calls] = image(sample)
     for tolerance in TOLERANCES:
         sample, calls = adaptive(run, process, keys, cond, Dopri5(tolerance, tolerance))

@@ -1,7 +1,6 @@
 """What the class-conditional latent experiments share: data, previews, artifacts, engine."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from gen.errors import GenError
 from gen.experiments import Recipe
 from gen.pretrained.latent_shards import LatentShards
 from gen.runs import Loaded
-from gen.sampling.generator import DiffusionGenerator, Sampler
+from gen.sampling.generator import Sampler
 from gen.training.ema import Constant
-from gen.training.engine import EngineConfig, RunConfig
 from gen.training.optim import OptimConfig
+from gen.training.run import EngineConfig, RunConfig
 from gen.training.task import Stage
 
 __all__ = ["adamw", "encoded_rows", "latent_recipe", "latents", "small_images", "smoke_recipe"]
@@ -44,46 +43,39 @@ def latent_recipe(
     data: str,
     tokenizer: Loaded | None,
     *,
-    objective: Any,
     sampler: Sampler,
     steps: int,
     batch: int,
     optim: OptimConfig | None = None,
     engine: EngineConfig | None = None,
-    cond: tuple[str, ...] = ("label",),
+    beside: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Recipe:
     """A class-conditional model of the latents at `data`, averaged with decay 0.9999, label dropout 0.1.
 
     Args:
       data: see `latents`.
+      beside: shapes of further arrays that the latents must have beside them, by name.
       tokenizer: decodes previews and samples; without it the run generates latents.
     """
-    network = getattr(denoiser.network, "network", denoiser.network)
+    network = denoiser.network
     found = latents(data, network.num_classes)
-    shapes: dict[str, tuple[int, ...]] = {"latent": (*network.size, network.channels), "label": ()}
-    if "encoder_0" in cond:
-        tokens = math.prod(side // network.patch for side in network.size)
-        shapes["encoder_0"] = (tokens, denoiser.network.widths[0])
-    expect(data, found.source(), **shapes)
+    shapes: dict[str, tuple[int, ...]] = {"latent": network.shape, "label": ()}
+    expect(data, found.source(), **shapes, **(beside or {}))
     decoder: dict[str, Any] = {"normalizer": found.normalizer()}
     origins = {}
     if tokenizer is not None:
         decoder["tokenizer"] = tokenizer.params["tokenizer"]
         origins["tokenizer"] = tokenizer.origin
-    decode = None if tokenizer is None else tokenizer.tokenizer
-    generator = DiffusionGenerator(denoiser, (*network.size, network.channels), sampler, decode)
-    task = DenoiserTask(
-        denoiser,
-        objective,
-        optim or adamw(),
-        (Constant(0.9999),),
-        cond=cond,
-        generator=None if tokenizer is None else generator,
+    task = DenoiserTask(denoiser, optim=optim or adamw(), emas=(Constant(0.9999),))
+    config = RunConfig(
+        name,
+        (Stage("teacher", task, steps, batch, found),),
+        origins,
+        sampler,
+        None if tokenizer is None else tokenizer.tokenizer,
+        engine=engine or EngineConfig(checkpoint_every=10_000, keep_every=100_000, log_every=100),
     )
-    stage = Stage("teacher", task, steps, batch, found)
-    frozen = {} if tokenizer is None else decoder
-    engine = engine or EngineConfig(checkpoint_every=10_000, keep_every=100_000, log_every=100)
-    return Recipe(RunConfig(name, (stage,), origins, generator, engine), frozen=frozen, artifacts=decoder)
+    return Recipe(config, artifacts=decoder)
 
 
 def encoded_rows(data: str) -> Mapping[str, np.ndarray]:
@@ -100,7 +92,6 @@ def smoke_recipe(
     denoiser: Denoiser,
     data: str | None,
     *,
-    objective: Any,
     sampler: Sampler,
     steps: int = 400,
     batch: int = 64,
@@ -117,13 +108,11 @@ def smoke_recipe(
         network = denoiser.network
         network = dataclasses.replace(network, size=(32, 32), channels=3, patch=4 * network.patch)
         denoiser, images = dataclasses.replace(denoiser, network=network), small_images(data)
-    network = denoiser.network
-    generator = DiffusionGenerator(denoiser, (*network.size, network.channels), sampler)
     optim = OptimConfig(2e-3, betas=(0.9, 0.99), clip=1.0)
-    task = DenoiserTask(denoiser, objective, optim, (Constant(0.99, warmup=True),), generator=generator)
+    task = DenoiserTask(denoiser, optim=optim, emas=(Constant(0.99, warmup=True),))
     stage = Stage("teacher", task, steps, batch, images)
     engine = EngineConfig(checkpoint_every=100, log_every=20)
-    return Recipe(RunConfig(name, (stage,), generator=generator, engine=engine))
+    return Recipe(RunConfig(name, (stage,), sampler=sampler, engine=engine))
 
 
 def small_images(path: str) -> Images:

@@ -10,7 +10,6 @@ Expected: nothing may be expected of these configurations. The paper reports FID
 
 from gen.diffusion.backbones.ascan import AsCANConfig, ascan
 from gen.diffusion.denoiser import Denoiser, Predict
-from gen.diffusion.objectives import VelocityMatching
 from gen.diffusion.process import Linear
 from gen.experiments import Recipe
 from gen.experiments._latents import latent_recipe, smoke_recipe
@@ -18,7 +17,7 @@ from gen.runs import Loaded
 from gen.sampling.generator import Sampler
 from gen.sampling.guidance import ClassifierFree
 from gen.sampling.solvers import Heun
-from gen.training.engine import EngineConfig
+from gen.training.run import EngineConfig
 from gen.training.sharding import MeshConfig
 
 __all__ = ["PRESETS"]
@@ -47,7 +46,6 @@ def _recipe(name: str, size: str, data: str, tokenizer: Loaded | None, engine: E
         _denoiser(ascan(size, dtype="bfloat16")),
         data,
         tokenizer,
-        objective=VelocityMatching(),
         sampler=SAMPLER,
         steps=400_000,
         batch=256,
@@ -61,7 +59,7 @@ def ascan_smoke(data: str | None = None) -> Recipe:
         (8, 8), 1, width=32, stages=("CC", "MT"), middle="T", groups=8, num_classes=10, remat="none", scan=False
     )
     sampler = Sampler(Heun(), steps=20, guidance=ClassifierFree(1.5))
-    return smoke_recipe("ascan-smoke", _denoiser(network), data, objective=VelocityMatching(), sampler=sampler)
+    return smoke_recipe("ascan-smoke", _denoiser(network), data, sampler=sampler)
 
 
 PRESETS = {"ascan-l": ascan_l, "ascan-b": ascan_b, "ascan-smoke": ascan_smoke}

@@ -28,11 +28,11 @@ from gen.diffusion.process import Linear
 from gen.diffusion.train import DenoiserTask
 from gen.distill.dmd2 import DMD2Task
 from gen.distill.kd import KDTask
-from gen.distill.pairs import store_pairs
 from gen.errors import GenError
 from gen.experiments import Recipe
 from gen.features.digits import DigitsExtractor
 from gen.files import read_json, write_json
+from gen.metrics.curves import logged
 from gen.metrics.evaluate import evaluate
 from gen.metrics.image import psnr
 from gen.metrics.memorisation import memorisation
@@ -41,16 +41,19 @@ from gen.metrics.reference import Reference, make_reference
 from gen.metrics.report import Report
 from gen.metrics.sources import from_arrays
 from gen.runs import Loaded, load
-from gen.sampling.generator import DiffusionGenerator, OneStepGenerator, Sampler
+from gen.sampling.generator import FewSteps, Sampler
 from gen.sampling.guidance import ClassifierFree
+from gen.sampling.records import Records, Solved, make_records
 from gen.sampling.solvers import Euler, Heun
 from gen.tokenizers.encode import encode_images
 from gen.tokenizers.kl1d import KL1DConfig, Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.training.ema import Constant
-from gen.training.engine import EngineConfig, RunConfig, enable_compile_cache, train
+from gen.training.engine import train
 from gen.training.logging import read_metrics
 from gen.training.optim import OptimConfig
+from gen.training.program import enable_compile_cache
+from gen.training.run import EngineConfig, RunConfig
 from gen.training.task import Stage
 
 __all__ = ["PRESETS", "SMOKE", "Budget", "baselines", "run"]
@@ -126,7 +129,7 @@ def _tokenizer(budget: Budget, seed: int) -> Recipe:
     task = TokenizerTask(
         TOKENIZER,
         optim=_cosine(5e-3, budget.tokenizer),
-        ema=Constant(0.99, warmup=True),
+        emas=(Constant(0.99, warmup=True),),
         kl=5e-5,
         augment=RandomAffine(),
         augmented=0.5,
@@ -138,65 +141,45 @@ def _tokenizer(budget: Budget, seed: int) -> Recipe:
 def _teacher(tokenizer: Loaded, data: str, budget: Budget, seed: int) -> Recipe:
     cache = Cache(data)
     expect(data, cache.source(), latent=TOKENIZER.spec.shape, label=())
-    generator = DiffusionGenerator(TEACHER, TOKENIZER.spec.shape, SAMPLER, TOKENIZER)
-    task = DenoiserTask(
-        TEACHER,
-        optim=_cosine(2e-3, budget.teacher),
-        emas=(Constant(0.998, warmup=True),),
-        generator=generator,
-    )
+    task = DenoiserTask(TEACHER, optim=_cosine(2e-3, budget.teacher), emas=(Constant(0.998, warmup=True),))
     decoder = {"tokenizer": tokenizer.params["tokenizer"], "normalizer": cache.normalizer()}
     stage = Stage("teacher", task, steps=budget.teacher, batch=128, data=cache)
-    return Recipe(
-        RunConfig("demo-teacher", (stage,), {"tokenizer": tokenizer.origin}, generator, _engine(seed)),
-        frozen=decoder,
-        artifacts=decoder,
-    )
+    origins = {"tokenizer": tokenizer.origin}
+    config = RunConfig("demo-teacher", (stage,), origins, SAMPLER, tokenizer.tokenizer, engine=_engine(seed))
+    return Recipe(config, artifacts=decoder)
 
 
 def _student(teacher: Loaded, data: str, budget: Budget, seed: int) -> Recipe:
-    pairs = Cache(data)
+    pairs = Records(data, teacher.origin)
     expect(data, pairs.source(), latent=TOKENIZER.spec.shape, noise=TOKENIZER.spec.shape, label=())
+    warmup = min(20, budget.regression // 2)
     regression = KDTask(
-        TEACHER,
-        optim=OptimConfig(
-            2e-3,
-            betas=(0.9, 0.99),
-            schedule="cosine",
-            warmup=min(20, budget.regression // 2),
-            decay_steps=budget.regression,
-            final=0.05,
-            clip=1.0,
-        ),
+        teacher=teacher.denoiser,
+        optim=OptimConfig(2e-3, betas=(0.9, 0.99), schedule="cosine", warmup=warmup, final=0.05, clip=1.0),
     )
-
-    def falling(lr: float, updates: int) -> OptimConfig:
-        return OptimConfig(lr, betas=(0.0, 0.99), schedule="cosine", decay_steps=updates + 1, final=0.05, clip=10.0)
-
+    falling = OptimConfig(5e-4, betas=(0.0, 0.99), schedule="cosine", final=0.05, clip=10.0)
     matching = DMD2Task(
-        TEACHER,
-        guidance=SAMPLER.guidance,
+        teacher=teacher.denoiser,
+        guidance=teacher.config.sampler.guidance,
         ratio=2,
-        optim=falling(5e-4, budget.matching // 2),
-        fake_optim=falling(1e-3, budget.matching),
+        optim=falling,
+        fake_optim=dataclasses.replace(falling, lr=1e-3),
         emas=(Constant(0.95, warmup=True),),
     )
     stages = (
         Stage("regression", regression, steps=budget.regression, batch=128, data=pairs),
         Stage("matching", matching, steps=budget.matching, batch=128, data=pairs),
     )
-    generator = OneStepGenerator(TEACHER, TOKENIZER.spec.shape, tokenizer=TOKENIZER)
+    origins = {"teacher": teacher.origin}
     return Recipe(
-        RunConfig("demo-student", stages, {"teacher": teacher.origin}, generator, _engine(seed)),
+        RunConfig("demo-student", stages, origins, FewSteps(), teacher.config.tokenizer, engine=_engine(seed)),
         frozen={"teacher": teacher.params["net"]},
         artifacts={role: teacher.params[role] for role in ("tokenizer", "normalizer")},
     )
 
 
 def _cosine(lr: float, steps: int) -> OptimConfig:
-    return OptimConfig(
-        lr, betas=(0.9, 0.99), schedule="cosine", warmup=min(50, steps // 2), decay_steps=steps, final=0.01, clip=1.0
-    )
+    return OptimConfig(lr, betas=(0.9, 0.99), schedule="cosine", warmup=min(50, steps // 2), final=0.01, clip=1.0)
 
 
 def _engine(seed: int) -> EngineConfig:
@@ -207,7 +190,7 @@ def run(outdir: str | Path = "runs/demo", *, smoke: bool = False, seed: int = 0)
     """The whole path, written to `outdir`; started again it goes on where it was, or says that all is done.
 
     Args:
-      outdir: gets tokenizer/, teacher/ and student/ (run folders), latents/ and pairs/ (caches), scores/ and
+      outdir: gets tokenizer/, teacher/ and student/ (run folders), latents/ (a cache), pairs/ (records), scores/ and
         report.html.
       smoke: a run of seconds that checks the path, not the quality.
       seed: of initial weights, data order and noise.
@@ -232,13 +215,14 @@ def run(outdir: str | Path = "runs/demo", *, smoke: bool = False, seed: int = 0)
         train(recipe.config, out / "teacher", frozen=recipe.frozen, artifacts=recipe.artifacts)
         teacher = load(out / "teacher")
     with clock("pairs"):
-        pairs = store_pairs(
-            teacher.generator,
+        pairs = make_records(
+            Solved(teacher.generator),
             teacher.params,
             out / "pairs",
             count=budget.pairs,
-            origin=teacher.origin,
-            classes=CLASSES,
+            maker=teacher.origin,
+            cond={"label": np.arange(budget.pairs, dtype=np.int32) % CLASSES},
+            label="pairs",
         )
     with clock("student"):
         recipe = _student(teacher, pairs.path, budget, seed)
@@ -332,13 +316,8 @@ def make_scores(tokenizer: Loaded, teacher: Loaded, student: Loaded, path: Path,
 
 def generators(teacher: Loaded, student: Loaded) -> dict[str, Loaded]:
     """The generators that are scored, by the name they have in the report."""
-    control = _with_sampler(teacher, Sampler(Euler(), steps=1, guidance=SAMPLER.guidance))
+    control = teacher.with_sampler(Sampler(Euler(), steps=1, guidance=SAMPLER.guidance))
     return {TEACHER_NAME: teacher, STUDENT: student, CONTROL: control}
-
-
-def _with_sampler(run: Loaded, sampler: Sampler) -> Loaded:
-    generator = dataclasses.replace(run.generator, sampler=sampler)
-    return dataclasses.replace(run, config=dataclasses.replace(run.config, generator=generator))
 
 
 def _score(
@@ -409,9 +388,7 @@ def write_report(
     )
     seeds = range(20)
     rows = {
-        f"teacher, {steps} step{'s' * (steps > 1)}": _with_sampler(
-            teacher, Sampler(solver, steps=steps, guidance=SAMPLER.guidance)
-        ).sample(seeds)
+        f"teacher, {steps} step{'s' * (steps > 1)}": teacher.sample(seeds, steps=steps, solver=solver)
         for steps, solver in ((n, Heun() if n > 1 else Euler()) for n in STEP_COUNTS)
     }
     page.pictures(rows | {"student, 1 call": student.sample(seeds)}, columns=20)
@@ -426,21 +403,8 @@ def write_report(
     page.results(scores.results)
     page.section("Training")
     for name in ("tokenizer", "teacher", "student"):
-        page.curves(_curves(out / name), f"{name}: loss", log=True)
+        page.curves(logged(read_metrics(out / name))["loss"], f"{name}: loss", log=True)
     page.table(
         ["stage", "seconds"], [[name, value] for name, value in seconds.items()], "Time per stage on this machine."
     )
     page.write(out / "report.html")
-
-
-def _curves(run_dir: Path) -> dict[str, tuple[list[float], list[float]]]:
-    """Loss curves of a run, one per stage and program."""
-    series: dict[str, tuple[list[float], list[float]]] = {}
-    for record in read_metrics(run_dir):
-        for key, value in record.items():
-            if key.split("/")[-1] == "loss" and isinstance(value, float):
-                name = record["stage"] if key == "loss" else f"{record['stage']}, {key.split('/')[0]}"
-                xs, ys = series.setdefault(name.replace("_", " "), ([], []))
-                xs.append(record["step"])
-                ys.append(value)
-    return series

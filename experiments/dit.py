@@ -20,7 +20,7 @@ from gen.sampling.generator import Sampler
 from gen.sampling.grids import Respaced
 from gen.sampling.guidance import ClassifierFree
 from gen.sampling.solvers import Ancestral
-from gen.training.engine import EngineConfig
+from gen.training.run import EngineConfig
 from gen.training.sharding import MeshConfig
 
 __all__ = ["PRESETS"]
@@ -29,7 +29,7 @@ SAMPLER = Sampler(Ancestral("learned"), Respaced(), 250, ClassifierFree(1.5, cha
 
 
 def _denoiser(network: DiTConfig) -> Denoiser:
-    return Denoiser(network, DDPM("linear", 1000), Predict("eps", clock="index", learned_variance=True))
+    return Denoiser(network, DDPM("linear", 1000), Predict("eps", clock="index", learned_variance=True), DDPMLoss())
 
 
 def dit_xl2(data: str, tokenizer: Loaded | None = None) -> Recipe:
@@ -40,7 +40,6 @@ def dit_xl2(data: str, tokenizer: Loaded | None = None) -> Recipe:
         _denoiser(dit("XL/2", dtype="bfloat16")),
         data,
         tokenizer,
-        objective=DDPMLoss(),
         sampler=SAMPLER,
         steps=7_000_000,
         batch=256,
@@ -51,16 +50,14 @@ def dit_xl2(data: str, tokenizer: Loaded | None = None) -> Recipe:
 def dit_b2(data: str, tokenizer: Loaded | None = None) -> Recipe:
     """DiT-B/2 on ImageNet-256 latents, 400k steps on one GPU (data: a latent cache)."""
     network = dit("B/2", dtype="bfloat16")
-    return latent_recipe(
-        "dit-b2", _denoiser(network), data, tokenizer, objective=DDPMLoss(), sampler=SAMPLER, steps=400_000, batch=256
-    )
+    return latent_recipe("dit-b2", _denoiser(network), data, tokenizer, sampler=SAMPLER, steps=400_000, batch=256)
 
 
 def dit_smoke(data: str | None = None) -> Recipe:
     """A toy DiT, a minute on a laptop: 8x8 digits, or images at 32 px (data)."""
     network = DiTConfig((8, 8), 1, 2, 64, 3, 4, num_classes=10, learned_variance=True, remat="none", scan=False)
     sampler = Sampler(Ancestral("learned"), Respaced(), 50, ClassifierFree(1.5))
-    return smoke_recipe("dit-smoke", _denoiser(network), data, objective=DDPMLoss(), sampler=sampler)
+    return smoke_recipe("dit-smoke", _denoiser(network), data, sampler=sampler)
 
 
 PRESETS = {"dit-xl2": dit_xl2, "dit-b2": dit_b2, "dit-smoke": dit_smoke}

@@ -23,10 +23,10 @@ from gen.diffusion.process import EDM
 from gen.diffusion.train import DenoiserTask
 from gen.experiments import Recipe
 from gen.sampling.edm_samplers import edm_sampler
-from gen.sampling.generator import DiffusionGenerator, Sampler
+from gen.sampling.generator import Sampler
 from gen.training.ema import Constant, HalfLife
-from gen.training.engine import EngineConfig, RunConfig
 from gen.training.optim import OptimConfig
+from gen.training.run import EngineConfig, RunConfig
 from gen.training.task import Stage
 
 __all__ = ["ADM64", "CIFAR", "PRESETS", "WIDE64"]
@@ -53,23 +53,18 @@ def _recipe(
     engine: EngineConfig | None = None,
 ) -> Recipe:
     """A run over `images` images in batches, augmented with probability `augment` (0 for none)."""
-    shape = (network.size, network.size, network.channels)
     pixels = network.size**2 * network.channels
-    denoiser = Denoiser(network, EDM(), EDMPrecondition())
-    generator = DiffusionGenerator(denoiser, shape, sampler or edm_sampler(18 if network.size <= 32 else 40))
     task = DenoiserTask(
-        denoiser,
-        EDMLoss(),
-        OptimConfig(lr, eps=1e-8 / pixels, warmup=rise / batch),
-        (HalfLife(half_life),),
+        Denoiser(network, EDM(), EDMPrecondition(), EDMLoss()),
+        optim=OptimConfig(lr, eps=1e-8 / pixels, warmup=rise / batch),
+        emas=(HalfLife(half_life),),
         dropout=0.0,
         augment=EDMAugment(augment) if augment else None,
-        cond=("label",) if network.num_classes else (),
-        generator=generator,
     )
+    sampler = sampler or edm_sampler(18 if network.size <= 32 else 40)
     stage = Stage("teacher", task, images // batch, batch, data)
     engine = engine or EngineConfig(checkpoint_every=2000, keep_every=50_000, log_every=100, preview_every=10_000)
-    return Recipe(RunConfig(name, (stage,), generator=generator, engine=engine))
+    return Recipe(RunConfig(name, (stage,), sampler=sampler, engine=engine))
 
 
 def _images(path: str, network: Any) -> Images:

@@ -29,12 +29,12 @@ from gen.diffusion.train import DenoiserTask
 from gen.experiments import Recipe
 from gen.experiments._latents import latents, small_images
 from gen.runs import Loaded
-from gen.sampling.generator import DiffusionGenerator, Sampler
+from gen.sampling.generator import Sampler
 from gen.sampling.grids import Karras
 from gen.sampling.solvers import EDMStochastic
 from gen.training.ema import PowerFunction
-from gen.training.engine import EngineConfig, RunConfig
 from gen.training.optim import OptimConfig
+from gen.training.run import EngineConfig, RunConfig
 from gen.training.sharding import MeshConfig
 from gen.training.task import Stage
 
@@ -64,26 +64,23 @@ def _recipe(
     """A run on data of the given standard deviation; noise levels are the paper's times deviation / 0.5."""
     unit = deviation / 0.5
     low, high = 0.002 * unit, 80.0 * unit
-    denoiser = Denoiser(network, EDM(low, high, sigma_data=deviation), EDMPrecondition())
-    sampler = Sampler(EDMStochastic(), Karras(7.0, low, high), sampling)
-    shape = (network.size, network.size, network.channels)
-    generator = DiffusionGenerator(denoiser, shape, sampler, None if decoder is None else decoder.tokenizer)
-    shown = generator if network.channels in (1, 3) or decoder is not None else None
     objective = Uncertain(EDMLoss(loss.mean + math.log(unit), loss.std))
-    task = DenoiserTask(denoiser, objective, optim, AVERAGES, dropout=0.0, generator=shown)
+    denoiser = Denoiser(network, EDM(low, high, sigma_data=deviation), EDMPrecondition(), objective)
+    sampler = Sampler(EDMStochastic(), Karras(7.0, low, high), sampling)
+    task = DenoiserTask(denoiser, optim=optim, emas=AVERAGES, dropout=0.0)
     arrays = dict(frozen or {})
     origins = {}
     if decoder is not None:
         arrays["tokenizer"] = decoder.params["tokenizer"]
         origins = {"tokenizer": decoder.config.name, "normalizer": data.identity()}
     stage = Stage("teacher", task, steps, batch, data)
-    config = RunConfig(name, (stage,), origins, generator, engine)
-    return Recipe(config, frozen=arrays if decoder is not None else {}, artifacts=arrays)
+    tokenizer = None if decoder is None else decoder.tokenizer
+    return Recipe(RunConfig(name, (stage,), origins, sampler, tokenizer, engine=engine), artifacts=arrays)
 
 
 def _adam(rate: float, decay: int) -> OptimConfig:
     """The rate reaches its peak after 10 million images and falls after `decay` steps."""
-    return OptimConfig(rate, betas=(0.9, 0.99), schedule="inverse-sqrt", warmup=10e6 / BATCH, decay_steps=decay)
+    return OptimConfig(rate, betas=(0.9, 0.99), schedule="inverse-sqrt", warmup=10e6 / BATCH, knee=decay)
 
 
 def _large(size: str, data: Any, *, mebi: int, decay: int, fsdp: int = 1, **options: Any) -> Recipe:
@@ -96,7 +93,7 @@ def _large(size: str, data: Any, *, mebi: int, decay: int, fsdp: int = 1, **opti
 def _latent(size: str, data: str, tokenizer: Loaded | None, mebi: int, fsdp: int = 1) -> Recipe:
     network = edm2(size, dtype="bfloat16")
     found = latents(data, network.num_classes)
-    expect(data, found.source(), latent=(network.size, network.size, network.channels), label=())
+    expect(data, found.source(), latent=network.shape, label=())
     return _large(
         size,
         found,
@@ -150,7 +147,7 @@ def edm2_smoke(data: str | None = None) -> Recipe:
         network,
         Digits("train") if data is None else small_images(data),
         EDMLoss(-0.8, 1.6),
-        OptimConfig(0.01, betas=(0.9, 0.99), schedule="inverse-sqrt", warmup=20, decay_steps=100),
+        OptimConfig(0.01, betas=(0.9, 0.99), schedule="inverse-sqrt", warmup=20, knee=100),
         steps=300,
         batch=64,
         sampling=16,

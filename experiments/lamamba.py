@@ -20,8 +20,8 @@ from gen.sampling.generator import Sampler
 from gen.sampling.grids import Respaced
 from gen.sampling.guidance import ClassifierFree
 from gen.sampling.solvers import Ancestral
-from gen.training.engine import EngineConfig
 from gen.training.optim import OptimConfig
+from gen.training.run import EngineConfig
 from gen.training.sharding import MeshConfig
 
 __all__ = ["PRESETS"]
@@ -31,7 +31,7 @@ OPTIM = OptimConfig(1e-4, weight_decay=0.01)
 
 
 def _denoiser(network: LaMambaConfig) -> Denoiser:
-    return Denoiser(network, DDPM("linear", 1000), Predict("eps", clock="index", learned_variance=True))
+    return Denoiser(network, DDPM("linear", 1000), Predict("eps", clock="index", learned_variance=True), DDPMLoss())
 
 
 def lamamba_xl(data: str, tokenizer: Loaded | None = None) -> Recipe:
@@ -42,7 +42,6 @@ def lamamba_xl(data: str, tokenizer: Loaded | None = None) -> Recipe:
         _denoiser(lamamba("XL", dtype="bfloat16")),
         data,
         tokenizer,
-        objective=DDPMLoss(),
         sampler=SAMPLER,
         steps=2_500_000,
         batch=256,
@@ -58,7 +57,6 @@ def lamamba_b(data: str, tokenizer: Loaded | None = None) -> Recipe:
         _denoiser(lamamba("B", dtype="bfloat16")),
         data,
         tokenizer,
-        objective=DDPMLoss(),
         sampler=SAMPLER,
         steps=400_000,
         batch=256,
@@ -83,7 +81,7 @@ def lamamba_smoke(data: str | None = None) -> Recipe:
         scan=False,
     )
     sampler = Sampler(Ancestral("learned"), Respaced(), 50, ClassifierFree(1.5))
-    return smoke_recipe("lamamba-smoke", _denoiser(network), data, objective=DDPMLoss(), sampler=sampler)
+    return smoke_recipe("lamamba-smoke", _denoiser(network), data, sampler=sampler)
 
 
 PRESETS = {"lamamba-xl": lamamba_xl, "lamamba-b": lamamba_b, "lamamba-smoke": lamamba_smoke}

@@ -17,8 +17,9 @@ import dataclasses
 from gen.diffusion.backbones.lightningdit import LightningDiTConfig, lightningdit
 from gen.diffusion.backbones.sit import parameterization
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.objectives import TimeSampler, VelocityMatching
+from gen.diffusion.objectives import VelocityMatching
 from gen.diffusion.process import Linear
+from gen.diffusion.times import TimeSampler
 from gen.experiments import Recipe
 from gen.experiments._latents import adamw, latent_recipe, smoke_recipe
 from gen.pretrained.lightningdit import guidance
@@ -34,7 +35,7 @@ OBJECTIVE = VelocityMatching(TimeSampler("logit-normal"), cosine=1.0)
 
 
 def _denoiser(network: LightningDiTConfig) -> Denoiser:
-    return Denoiser(network, Linear(), parameterization(network))
+    return Denoiser(network, Linear(), parameterization(network), OBJECTIVE)
 
 
 def _recipe(
@@ -45,7 +46,6 @@ def _recipe(
         _denoiser(lightningdit(size, dtype="bfloat16")),
         data,
         tokenizer,
-        objective=OBJECTIVE,
         sampler=Sampler(Euler(), Uniform(shift=1 / 0.3), 249, guidance(scale, start)),
         steps=steps,
         batch=1024,
@@ -64,7 +64,8 @@ def lightningdit_xl1_long(data: str, tokenizer: Loaded | None = None) -> Recipe:
     (first,) = recipe.config.stages
     # clipping is the authors' advice for long runs (they report NaN after 200k steps without)
     task = dataclasses.replace(first.task, optim=adamw(2e-4, (0.9, 0.95), clip=1.0))
-    late = dataclasses.replace(task, objective=dataclasses.replace(OBJECTIVE, times=TimeSampler()))
+    uniform = dataclasses.replace(OBJECTIVE, times=TimeSampler())
+    late = dataclasses.replace(task, denoiser=dataclasses.replace(task.denoiser, objective=uniform))
     stages = (
         dataclasses.replace(first, task=task),
         dataclasses.replace(first, name="uniform-times", task=late, steps=400_000),
@@ -81,7 +82,7 @@ def lightningdit_smoke(data: str | None = None) -> Recipe:
     """A toy LightningDiT, a minute on a laptop: 8x8 digits, or images at 32 px (data)."""
     network = LightningDiTConfig((8, 8), 1, 2, 64, 3, 4, num_classes=10, remat="none", scan=False)
     sampler = Sampler(Heun(), Uniform(), 20, ClassifierFree(1.5))
-    return smoke_recipe("lightningdit-smoke", _denoiser(network), data, objective=OBJECTIVE, sampler=sampler)
+    return smoke_recipe("lightningdit-smoke", _denoiser(network), data, sampler=sampler)
 
 
 PRESETS = {

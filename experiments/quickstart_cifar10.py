@@ -35,22 +35,24 @@ from gen.diffusion.process import Linear
 from gen.diffusion.train import DenoiserTask
 from gen.distill.dmd2 import DMD2Task
 from gen.distill.kd import KDTask
-from gen.distill.pairs import store_pairs
 from gen.errors import GenError
 from gen.experiments import Recipe
 from gen.files import atomic, write_json
 from gen.metrics.image import psnr
 from gen.metrics.report import mosaic
 from gen.runs import Loaded, load
-from gen.sampling.generator import DiffusionGenerator, OneStepGenerator, Sampler
+from gen.sampling.generator import FewSteps, Sampler
 from gen.sampling.guidance import ClassifierFree
+from gen.sampling.records import Records, Solved, make_records
 from gen.sampling.solvers import Heun
 from gen.tokenizers.encode import encode_images
 from gen.tokenizers.kl1d import KL1DConfig, Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.training.ema import Constant
-from gen.training.engine import EngineConfig, RunConfig, enable_compile_cache, train
+from gen.training.engine import train
 from gen.training.optim import OptimConfig
+from gen.training.program import enable_compile_cache
+from gen.training.run import EngineConfig, RunConfig
 from gen.training.task import Stage
 
 __all__ = ["GPU", "PRESETS", "SMOKE", "Budget", "run"]
@@ -108,7 +110,7 @@ def cifar10_teacher(tokenizer: Loaded, data: str) -> Recipe:
 
 def cifar10_student(teacher: Loaded, data: str) -> Recipe:
     """32x32 images: a one-step student by regression and DMD2 (data: stored pairs of the teacher)."""
-    return _student(GPU, teacher, Cache(data), 0)
+    return _student(GPU, teacher, Records(data, teacher.origin), 0)
 
 
 def cifar10_tokenizer_smoke(data: str) -> Recipe:
@@ -123,7 +125,7 @@ def cifar10_teacher_smoke(tokenizer: Loaded, data: str) -> Recipe:
 
 def cifar10_student_smoke(teacher: Loaded, data: str) -> Recipe:
     """A toy of cifar10-student, a minute on a CPU (data: stored pairs of the teacher)."""
-    return _student(SMOKE, teacher, Cache(data), 0)
+    return _student(SMOKE, teacher, Records(data, teacher.origin), 0)
 
 
 PRESETS = {
@@ -141,7 +143,7 @@ def run(data: str, outdir: str | Path = "runs/cifar10", *, smoke: bool = False, 
 
     Args:
       data: 32x32 images with classes: an EDM zip, or anything `gen.data.stores.open_store` reads.
-      outdir: gets tokenizer/, teacher/, student/ (run folders), latents/, pairs/ (caches), the pictures
+      outdir: gets tokenizer/, teacher/, student/ (run folders), latents/ (a cache), pairs/ (records), the pictures
         data.png, reconstructions.png, teacher.png, student.png, and results.json.
       smoke: seconds to minutes on a CPU.
       seed: of initial weights, data order and noise.
@@ -168,8 +170,14 @@ def run(data: str, outdir: str | Path = "runs/cifar10", *, smoke: bool = False, 
     teacher = load(out / "teacher")
     classes = teacher.denoiser.network.num_classes
     print("[4/5] pairs", flush=True)
-    pairs = store_pairs(
-        teacher.generator, teacher.params, out / "pairs", count=budget.pairs, origin=teacher.origin, classes=classes
+    pairs = make_records(
+        Solved(teacher.generator),
+        teacher.params,
+        out / "pairs",
+        count=budget.pairs,
+        maker=teacher.origin,
+        cond={"label": np.arange(budget.pairs, dtype=np.int32) % classes},
+        label="pairs",
     )
     print("[5/5] student", flush=True)
     recipe = _student(budget, teacher, pairs, seed)
@@ -216,7 +224,7 @@ def _tokenizer(budget: Budget, images: Images, seed: int) -> Recipe:
     task = TokenizerTask(
         tokenizer,
         optim=_cosine(0.32 / budget.tower.width, budget.tokenizer),
-        ema=_average(budget.tokenizer),
+        emas=(_average(budget.tokenizer),),
         kl=1e-6,
         l1=0.1,
         augment=RandomAffine(shift=1.0, rotate=0.0, scale=0.0),
@@ -247,27 +255,24 @@ def _teacher(budget: Budget, tokenizer: Loaded, latents: Cache, seed: int) -> Re
         dtype=budget.dtype,
     )
     denoiser = Denoiser(network, Linear(), Predict("velocity", scale=10.0))
-    generator = DiffusionGenerator(denoiser, spec.shape, SAMPLER, tokenizer.tokenizer)
-    task = DenoiserTask(
-        denoiser,
-        optim=_cosine(0.128 / budget.width, budget.teacher),
-        emas=(_average(budget.teacher),),
-        generator=generator,
-    )
-    frozen = {"tokenizer": tokenizer.params["tokenizer"], "normalizer": latents.normalizer()}
+    optim = _cosine(0.128 / budget.width, budget.teacher)
+    task = DenoiserTask(denoiser, optim=optim, emas=(_average(budget.teacher),))
+    decoder = {"tokenizer": tokenizer.params["tokenizer"], "normalizer": latents.normalizer()}
     stage = Stage("teacher", task, steps=budget.teacher, batch=budget.batch, data=latents)
-    config = RunConfig("quickstart-teacher", (stage,), {"tokenizer": tokenizer.origin}, generator, _engine(seed))
-    return Recipe(config, frozen=frozen, artifacts=frozen)
+    origins = {"tokenizer": tokenizer.origin}
+    config = RunConfig("quickstart-teacher", (stage,), origins, SAMPLER, tokenizer.tokenizer, engine=_engine(seed))
+    return Recipe(config, artifacts=decoder)
 
 
-def _student(budget: Budget, teacher: Loaded, pairs: Cache, seed: int) -> Recipe:
+def _student(budget: Budget, teacher: Loaded, pairs: Records, seed: int) -> Recipe:
     """Of the teacher's network, tokenizer and guidance, whatever they are."""
-    denoiser, source = teacher.denoiser, teacher.generator
-    expect(pairs.path, pairs.source(), latent=source.shape, noise=source.shape, label=())
-    regression = KDTask(denoiser, optim=_cosine(0.128 / denoiser.network.width, budget.regression))
+    denoiser = teacher.denoiser
+    shape = denoiser.network.shape
+    expect(pairs.path, pairs.source(), latent=shape, noise=shape, label=())
+    regression = KDTask(teacher=denoiser, optim=_cosine(0.128 / denoiser.network.width, budget.regression))
     matching = DMD2Task(
-        denoiser,
-        guidance=source.sampler.guidance,
+        teacher=denoiser,
+        guidance=teacher.config.sampler.guidance,
         ratio=2,
         optim=OptimConfig(5e-5, betas=(0.0, 0.99), clip=10.0),
         fake_optim=OptimConfig(1e-4, betas=(0.0, 0.99), clip=10.0),
@@ -277,16 +282,16 @@ def _student(budget: Budget, teacher: Loaded, pairs: Cache, seed: int) -> Recipe
         Stage("regression", regression, steps=budget.regression, batch=budget.batch, data=pairs),
         Stage("matching", matching, steps=budget.matching, batch=budget.batch, data=pairs),
     )
-    generator = OneStepGenerator(denoiser, source.shape, tokenizer=source.tokenizer)
-    config = RunConfig("quickstart-student", stages, {"teacher": teacher.origin}, generator, _engine(seed))
+    origins = {"teacher": teacher.origin}
+    config = RunConfig(
+        "quickstart-student", stages, origins, FewSteps(), teacher.config.tokenizer, engine=_engine(seed)
+    )
     artifacts = {role: teacher.params[role] for role in ("tokenizer", "normalizer")}
     return Recipe(config, frozen={"teacher": teacher.params["net"]}, artifacts=artifacts)
 
 
 def _cosine(lr: float, steps: int) -> OptimConfig:
-    return OptimConfig(
-        lr, betas=(0.9, 0.99), schedule="cosine", warmup=min(500, steps // 4), decay_steps=steps, final=0.01, clip=1.0
-    )
+    return OptimConfig(lr, betas=(0.9, 0.99), schedule="cosine", warmup=min(500, steps // 4), final=0.01, clip=1.0)
 
 
 def _average(steps: int) -> Constant:

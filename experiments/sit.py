@@ -24,7 +24,7 @@ from gen.experiments._latents import adamw, encoded_rows, latent_recipe, smoke_r
 from gen.pretrained.sit import sampler
 from gen.runs import Loaded
 from gen.sampling.guidance import ClassifierFree, Interval
-from gen.training.engine import EngineConfig
+from gen.training.run import EngineConfig
 
 __all__ = ["PRESETS"]
 
@@ -40,7 +40,6 @@ def sit_xl2(data: str, tokenizer: Loaded | None = None) -> Recipe:
         _denoiser(sit("XL/2", dtype="bfloat16")),
         data,
         tokenizer,
-        objective=VelocityMatching(),
         sampler=sampler(guidance=ClassifierFree(1.5, channels=3)),
         steps=7_000_000,
         batch=256,
@@ -54,7 +53,6 @@ def sit_b2(data: str, tokenizer: Loaded | None = None) -> Recipe:
         _denoiser(sit("B/2", dtype="bfloat16")),
         data,
         tokenizer,
-        objective=VelocityMatching(),
         sampler=sampler(),
         steps=400_000,
         batch=256,
@@ -63,19 +61,18 @@ def sit_b2(data: str, tokenizer: Loaded | None = None) -> Recipe:
 
 def repa_xl2(data: str, tokenizer: Loaded | None = None) -> Recipe:
     """SiT-XL/2 aligned with DINOv2 (REPA), 4M steps (data: a latent cache with encoder_0 beside the latents)."""
-    width = encoded_rows(data)["encoder_0"].shape[-1]
-    network = AlignedConfig(sit("XL/2", dtype="bfloat16"), "block_7", (width,))
+    features = (256, encoded_rows(data)["encoder_0"].shape[-1])
+    network = AlignedConfig(sit("XL/2", dtype="bfloat16"), "block_7", features[1:])
     return latent_recipe(
         "repa-xl2",
-        Denoiser(network, Linear(), Predict("velocity")),
+        Denoiser(network, Linear(), Predict("velocity"), Aligned(VelocityMatching())),
         data,
         tokenizer,
-        objective=Aligned(VelocityMatching()),
         sampler=sampler(guidance=Interval(ClassifierFree(1.8), 0.0, 0.7)),
         steps=4_000_000,
         batch=256,
         optim=adamw(clip=1.0),
-        cond=("label", "encoder_0"),
+        beside={"encoder_0": features},
     )
 
 
@@ -86,7 +83,6 @@ def sit_smoke(data: str | None = None) -> Recipe:
         "sit-smoke",
         _denoiser(network),
         data,
-        objective=VelocityMatching(),
         sampler=sampler("sde", 50, ClassifierFree(1.5)),
     )
 
@@ -95,21 +91,22 @@ def repa_smoke(data: str, tokenizer: Loaded | None = None) -> Recipe:
     """A toy REPA, minutes on a laptop (data: any small latent cache with encoder_0 beside the latents)."""
     rows = encoded_rows(data)
     *size, channels = rows["latent"].shape[1:]
-    tokens, width = rows["encoder_0"].shape[1:]
+    tokens, width = features = rows["encoder_0"].shape[1:]
     patch = round((math.prod(size) / tokens) ** (1 / len(size)))
     classes = int(rows["label"].max()) + 1
     network = DiTConfig(tuple(size), channels, patch, 64, 3, 4, num_classes=classes, remat="none", scan=False)
     return latent_recipe(
         "repa-smoke",
-        Denoiser(AlignedConfig(network, "block_1", (width,), 128), Linear(), Predict("velocity")),
+        Denoiser(
+            AlignedConfig(network, "block_1", (width,), 128), Linear(), Predict("velocity"), Aligned(VelocityMatching())
+        ),
         data,
         tokenizer,
-        objective=Aligned(VelocityMatching()),
         sampler=sampler("sde", 50, ClassifierFree(1.5)),
         steps=400,
         batch=64,
         optim=adamw(2e-3, (0.9, 0.99), clip=1.0),
-        cond=("label", "encoder_0"),
+        beside={"encoder_0": features},
         engine=EngineConfig(checkpoint_every=100, log_every=20),
     )
 

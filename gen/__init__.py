@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from gen.sampling.grids import Karras, Uniform
     from gen.sampling.guidance import ClassifierFree
     from gen.sampling.solvers import Euler, Heun
-    from gen.training.engine import EngineConfig, RunConfig, train
+    from gen.training.engine import train
+    from gen.training.indexed import sample_keys
+    from gen.training.run import EngineConfig, RunConfig
     from gen.training.task import Stage, State
 
 _NAMES = {
@@ -33,7 +35,9 @@ _NAMES = {
     "gen.sampling.grids": ("Karras", "Uniform"),
     "gen.sampling.guidance": ("ClassifierFree",),
     "gen.sampling.solvers": ("Euler", "Heun"),
-    "gen.training.engine": ("EngineConfig", "RunConfig", "train"),
+    "gen.training.engine": ("train",),
+    "gen.training.indexed": ("sample_keys",),
+    "gen.training.run": ("EngineConfig", "RunConfig"),
     "gen.training.task": ("Stage", "State"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
@@ -65,6 +69,7 @@ __all__ = [
     "Uniform",
     "from_json",
     "load",
+    "sample_keys",
     "to_json",
     "train",
 ]

@@ -34,16 +34,23 @@ KINDS: dict[str, dict[str, str]] = {
     "denoiser": {
         "denoiser": "gen.diffusion.denoiser:Denoiser",
     },
+    "flow-map": {
+        "flow-map": "gen.diffusion.flowmap:FlowMap",
+    },
     "parameterization": {
         "predict": "gen.diffusion.denoiser:Predict",
         "edm-precondition": "gen.diffusion.denoiser:EDMPrecondition",
+        "average-velocity": "gen.diffusion.flowmap:AverageVelocity",
+        "jump": "gen.diffusion.flowmap:Jump",
+        "consistency": "gen.diffusion.flowmap:Consistency",
+        "diagonal": "gen.diffusion.flowmap:Diagonal",
     },
     "objective": {
         "velocity-matching": "gen.diffusion.objectives:VelocityMatching",
         "ddpm-loss": "gen.diffusion.objectives:DDPMLoss",
         "edm-loss": "gen.diffusion.objectives:EDMLoss",
         "noise-matching": "gen.diffusion.transport:NoiseMatching",
-        "time-sampler": "gen.diffusion.objectives:TimeSampler",
+        "time-sampler": "gen.diffusion.times:TimeSampler",
         "min-snr-loss": "gen.diffusion.objectives:MinSNRLoss",
         "aligned-objective": "gen.diffusion.objectives:Aligned",
         "uncertain": "gen.diffusion.objectives:Uncertain",
@@ -99,19 +106,24 @@ KINDS: dict[str, dict[str, str]] = {
     "generator": {
         "diffusion-generator": "gen.sampling.generator:DiffusionGenerator",
         "adaptive-generator": "gen.sampling.adaptive:AdaptiveGenerator",
+        "flow-map-generator": "gen.sampling.flowmaps:FlowMapGenerator",
         "one-step-generator": "gen.sampling.generator:OneStepGenerator",
     },
     "sampler": {
         "sampler": "gen.sampling.generator:Sampler",
+        "few-steps": "gen.sampling.generator:FewSteps",
+        "flow-map-sampler": "gen.sampling.flowmaps:FlowMapSampler",
+        "adaptive-sampler": "gen.sampling.adaptive:AdaptiveSampler",
     },
     "tokenizer": {
         "kl1d": "gen.tokenizers.kl1d:KL1DConfig",
         "kl-vae": "gen.tokenizers.kl_vae:KLVAEConfig",
     },
     "run": {
-        "run": "gen.training.engine:RunConfig",
-        "engine": "gen.training.engine:EngineConfig",
+        "run": "gen.training.run:RunConfig",
+        "engine": "gen.training.run:EngineConfig",
         "stage": "gen.training.task:Stage",
+        "model": "gen.training.task:Model",
         "mesh": "gen.training.sharding:MeshConfig",
     },
     "optimizer": {
@@ -129,6 +141,9 @@ KINDS: dict[str, dict[str, str]] = {
     "data": {
         "digits": "gen.data.sources:Digits",
         "cache": "gen.data.caches:Cache",
+        "token-cache": "gen.data.caches:TokenCache",
+        "bit-cache": "gen.data.caches:BitCache",
+        "records": "gen.sampling.records:Records",
         "images": "gen.data.images:Images",
         "arrays": "gen.data.images:Arrays",
         "zipped": "gen.data.images:Zipped",
@@ -138,9 +153,10 @@ KINDS: dict[str, dict[str, str]] = {
         "random-affine": "gen.data.augment:RandomAffine",
         "edm-augment": "gen.data.edm_augment:EDMAugment",
     },
-    "extractor": {
+    "extractor": {  # the first that fits and has its weights is taken where none is named
         "digits-extractor": "gen.features.digits:DigitsExtractor",
         "inception": "gen.features.inception:Inception",
+        "lite": "gen.features.efficientnet_lite:EfficientNetLite",
         "dinov2": "gen.features.dinov2:DINOv2Extractor",
         "clip": "gen.features.clip:CLIPExtractor",
     },

@@ -8,4 +8,9 @@ class GenError(Exception):
 
     Raised at the edges (configuration, files, command line) before anything is compiled. The command
     line prints it without a traceback and exits with status 2.
+
+    Attributes:
+      signal: number of the signal that ended the work, where it was saved first; the exit status is then 128 + it.
     """
+
+    signal: int | None = None

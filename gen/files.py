@@ -1,4 +1,4 @@
-"""Files of a run folder: whole or absent, one writer, and errors a person can act on."""
+"""Files that are whole or absent, one writer per folder, and errors a person can act on."""
 
 import contextlib
 import fcntl
@@ -11,7 +11,19 @@ from typing import IO, Any
 
 from gen.errors import GenError
 
-__all__ = ["RunLock", "atomic", "read_json", "write_json", "writing"]
+__all__ = ["RunLock", "atomic", "read_json", "reading", "settle", "write_json", "writing"]
+
+
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turns an OSError of the block (lost disk, missing permission ...) into a GenError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise GenError(
+            f"cannot read {path} ({error.strerror or error}); check that the disk or network folder is there, then "
+            "start again"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -49,6 +61,18 @@ def atomic(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(name)
             raise
+
+
+def settle(partial: str | Path, path: str | Path) -> None:
+    """Gives a file, or a folder of whole files, that was written under the name `partial` its final name `path`.
+
+    A file's bytes are on the disk before it has that name. Raises GenError when the disk does not take them.
+    """
+    with writing(path):
+        if os.path.isfile(partial):
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(partial, path)
 
 
 def write_json(path: str | Path, value: Any) -> None:

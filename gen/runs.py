@@ -13,13 +13,15 @@ import numpy as np
 from gen import arrays
 from gen.config import fingerprint, suggest
 from gen.errors import GenError
+from gen.nn.conditions import make_conditions
 from gen.nn.network import param_shapes
 from gen.sampling.generate import quantise
+from gen.sampling.noise import decode_keys
 from gen.training.checkpoints import latest_step
-from gen.training.engine import RunConfig, load_config, load_run
 from gen.training.indexed import sample_keys
+from gen.training.run import RunConfig, load_config, load_run
 
-__all__ = ["Loaded", "Weights", "classes", "labels_for", "load", "read_config"]
+__all__ = ["Loaded", "Weights", "load", "read_config"]
 
 Weights = Literal["ema", "raw"]
 
@@ -42,61 +44,113 @@ class Loaded:
     weights: Weights
     step: int
 
+    def __repr__(self) -> str:
+        what = ", ".join(type(model.config).__name__ for model in self.config.exported().values())
+        return f"Loaded({str(self.path)!r}: {what}, step {self.step}, {self.weights} weights)"
+
     @property
     def generator(self) -> Any:
         """The Generator. Raises GenError for a run that makes no images by itself (a tokenizer's)."""
-        if self.config.generator is None:
+        generator = self.config.generator()
+        if generator is None:
             raise GenError(f"{self.path} holds no generator ({self._what()}); give a teacher's or student's run")
-        return self.config.generator
+        return generator
 
     @property
     def denoiser(self) -> Any:
-        """The Denoiser inside the generator; its parameters are ``params["net"]``."""
-        if not hasattr(self.generator, "denoiser"):
+        """The Denoiser; its parameters are ``params["net"]``."""
+        models = self.config.exported()
+        if "net" not in models:
             raise GenError(f"{self.path} holds no denoiser ({self._what()}); give a diffusion or flow model's run")
-        return self.generator.denoiser
+        return models["net"].config
 
     @property
     def tokenizer(self) -> Any:
         """The Tokenizer; its parameters are ``params["tokenizer"]``."""
-        found = _tokenizer(self)
+        models = self.config.exported()
+        found = models["tokenizer"].config if "tokenizer" in models else self.config.tokenizer
         if found is None or "tokenizer" not in self.params:
             raise GenError(f"{self.path} holds no tokenizer ({self._what()}); give a tokenizer's run")
         return found
 
-    def sample(self, seeds: Sequence[int], label: int | Sequence[int] | None = None, *, batch: int = 64) -> np.ndarray:
+    def with_sampler(self, sampler: Any) -> "Loaded":
+        """The same run, sampled otherwise."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, sampler=sampler))
+
+    def sample(
+        self,
+        seeds: Sequence[int],
+        labels: int | Sequence[int] | None = None,
+        *,
+        steps: int | None = None,
+        solver: Any = None,
+        grid: Any = None,
+        guidance: Any = None,
+        cond: Mapping[str, Any] | None = None,
+        batch: int = 64,
+    ) -> np.ndarray:
         """Images (N, H, W, C) uint8, one per seed.
 
         Args:
-          seeds: sample i depends on seeds[i] and its label alone.
-          label: one class, or one per seed; classes in turn (seed mod number of classes) by default.
-        Raises GenError for a label out of range.
+          seeds: sample i depends on seeds[i] and its condition alone.
+          labels: one class, or one per seed; classes in turn (seed mod number of classes) by default.
+          steps, solver, grid, guidance: other settings than the run's own: a number, the configuration of a solver and
+            of a grid, a guidance scale or the configuration of a guidance.
+          cond: further conditions by name, one value for all seeds or one per seed.
+          batch: images at a time.
+
+        Raises:
+          GenError: a label out of range, a condition that is missing or unknown, a setting that the run has not.
         """
+        self.generator  # noqa: B018 - says what a run without one is
+        changes = {"steps": steps, "solver": solver, "grid": grid, "guidance": guidance}
+        generator = self.with_sampler(self.config.sampler.changed(**changes)).generator
         numbers = np.asarray(list(seeds), np.int32)
-        cond = labels_for(self.generator, numbers, label)
-        call = _sampler(self.generator)
+        made = make_conditions(generator.conditions, numbers, {"label": labels, **(cond or {})})
+        call = _sampler(generator)
         out = []
         for start in range(0, len(numbers), batch):
             rows = np.minimum(np.arange(start, start + min(batch, len(numbers))), len(numbers) - 1)
-            images = call(self.params, jnp.asarray(numbers[rows]), {k: v[rows] for k, v in cond.items()})
+            images = call(self.params, jnp.asarray(numbers[rows]), {k: v[rows] for k, v in made.items()})
             out.append(np.asarray(images)[: len(numbers) - start])
         return np.concatenate(out)
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """Latents (the posterior's mode, raw scale) of images (N, H, W, C) uint8."""
+    def encode(self, images: np.ndarray, *, cond: Mapping[str, Any] | None = None) -> np.ndarray:
+        """What a cache keeps of images (N, H, W, C) uint8: latents (the mode, raw scale), token ids, or bits.
+
+        Args:
+          cond: the tokenizer's conditions by name, one value for all images or one each.
+        """
         tokenizer = self.tokenizer
         expected = tuple(tokenizer.spec.image)
         if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1:] != expected:
             given = f"{images.dtype} {images.shape}"
             raise GenError(f"images are {given}; this tokenizer takes uint8 (N, {', '.join(map(str, expected))})")
-        return np.asarray(_encoder(tokenizer)(self.params["tokenizer"], images))
+        numbers = np.arange(len(images), dtype=np.int32)
+        made = make_conditions(tokenizer.spec.conditions, numbers, cond)
+        return np.asarray(_encoder(tokenizer)(self.params["tokenizer"], images, numbers, made))
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Images (N, H, W, C) uint8 of raw latents (N, ...)."""
+    def decode(
+        self,
+        stored: np.ndarray,
+        *,
+        seeds: Sequence[int] | None = None,
+        cond: Mapping[str, Any] | None = None,
+        options: Any = None,
+    ) -> np.ndarray:
+        """Images (N, H, W, C) uint8 of what `encode` gives: raw latents, ids or bits (N, *spec.shape).
+
+        Args:
+          seeds: of decoders that sample, one per image; 0 to N - 1 by default.
+          cond: the tokenizer's conditions by name.
+          options: settings of a decoder that samples; None for its own.
+        """
         tokenizer = self.tokenizer
-        if tuple(latents.shape[1:]) != tuple(tokenizer.spec.shape):
-            raise GenError(f"latents are {latents.shape}; this tokenizer decodes (N, {tokenizer.spec.shape})")
-        return np.asarray(_decoder(tokenizer)(self.params["tokenizer"], latents))
+        if tuple(stored.shape[1:]) != tuple(tokenizer.spec.shape):
+            raise GenError(f"{stored.shape} is not what this tokenizer decodes: (N, {tokenizer.spec.shape})")
+        numbers = np.arange(len(stored), dtype=np.int32) if seeds is None else np.asarray(list(seeds), np.int32)
+        made = make_conditions(tokenizer.spec.conditions, numbers, cond)
+        return np.asarray(_decoder(tokenizer, options)(self.params["tokenizer"], stored, numbers, made))
 
     @property
     def origin(self) -> str:
@@ -108,12 +162,6 @@ class Loaded:
         return f"'{self.config.name}', {tasks or 'no training stage'}"
 
 
-def _tokenizer(loaded: Loaded) -> Any:
-    """The tokenizer's configuration: the run's own, of its generator, or of the last stage's task; None without."""
-    owners = (loaded.config, loaded.config.generator, *(stage.task for stage in loaded.config.stages[-1:]))
-    return next((t for t in (getattr(o, "tokenizer", None) for o in owners) if t is not None), None)
-
-
 @functools.lru_cache(maxsize=8)
 def _sampler(generator: Any) -> Callable[..., jax.Array]:
     return jax.jit(lambda params, seeds, cond: quantise(generator(params, sample_keys(0, seeds), cond)))
@@ -121,40 +169,22 @@ def _sampler(generator: Any) -> Callable[..., jax.Array]:
 
 @functools.lru_cache(maxsize=8)
 def _encoder(tokenizer: Any) -> Callable[..., jax.Array]:
-    return jax.jit(lambda params, images: tokenizer.encode(params, images.astype(jnp.float32) / 127.5 - 1.0).mode())
+    def encode(params: Any, images: jax.Array, seeds: jax.Array, cond: Any) -> jax.Array:
+        keys = sample_keys(0, seeds)
+        stored: jax.Array = tokenizer.encode(params, images / 127.5 - 1.0, cond=cond, keys=keys).stored
+        return stored
+
+    return jax.jit(encode)
 
 
 @functools.lru_cache(maxsize=8)
-def _decoder(tokenizer: Any) -> Callable[..., jax.Array]:
-    return jax.jit(lambda params, latents: quantise(tokenizer.decode(params, latents)))
+def _decoder(tokenizer: Any, options: Any) -> Callable[..., jax.Array]:
+    def decode(params: Any, stored: jax.Array, seeds: jax.Array, cond: Any) -> jax.Array:
+        codes = stored if tokenizer.spec.kind == "continuous" else tokenizer.embed(params, stored)
+        keys = decode_keys(sample_keys(0, seeds))
+        return quantise(tokenizer.decode(params, codes, cond=cond, keys=keys, options=options))
 
-
-def classes(generator: Any) -> int | None:
-    """Number of classes a generator is conditioned on; None for an unconditional one."""
-    network = getattr(getattr(generator, "denoiser", None), "network", None)
-    count = getattr(network, "num_classes", None)
-    return int(count) if count else None
-
-
-def labels_for(generator: Any, seeds: np.ndarray, label: int | Sequence[int] | None) -> dict[str, np.ndarray]:
-    """The conditioning of a class-conditional generator: ``{"label": (N,) int32}``; {} for an unconditional one.
-
-    Args:
-      label: one class for all, one per seed, or None for seed mod number of classes.
-    Raises GenError for a label out of range, a number of labels that does not fit, or labels nobody reads.
-    """
-    count = classes(generator)
-    if count is None:
-        if label is not None:
-            raise GenError("this model is not class-conditional; leave the label out")
-        return {}
-    labels = np.asarray(seeds % count if label is None else label, np.int32)
-    if labels.ndim and len(labels) != len(seeds):
-        raise GenError(f"{len(labels)} labels for {len(seeds)} seeds; give one label, or one per seed")
-    if labels.size and (labels.min() < 0 or labels.max() >= count):
-        bad = int(labels[(labels < 0) | (labels >= count)][0]) if labels.ndim else int(labels)
-        raise GenError(f"label {bad} is out of range; this model has classes 0 to {count - 1}")
-    return {"label": np.broadcast_to(labels, len(seeds))}
+    return jax.jit(decode)
 
 
 def read_config(path: str | Path) -> RunConfig:
@@ -201,10 +231,10 @@ def load(path: str | Path, *, weights: Weights = "ema", step: int | None = None)
 
 def _check_shapes(loaded: Loaded) -> None:
     """Raises GenError where the arrays are not those of the networks that the configuration describes."""
-    generator = loaded.config.generator
-    owners = {"net": getattr(getattr(generator, "denoiser", None), "network", None), "tokenizer": _tokenizer(loaded)}
-    for role, owner in owners.items():
-        if owner is None or role not in loaded.params:
+    owners = {role: model.config for role, model in loaded.config.exported().items() if role == "tokenizer"}
+    generator = loaded.config.generator()
+    for role, owner in {**owners, **({} if generator is None else generator.networks)}.items():
+        if role not in loaded.params:
             continue
         pairs = [_shapes(tree) for tree in (param_shapes(owner), loaded.params[role])]
         wrong = next((p for p in sorted({*pairs[0], *pairs[1]}) if pairs[0].get(p) != pairs[1].get(p)), None)

@@ -31,7 +31,7 @@ from gen.data.stores import open_store
 from gen.errors import GenError
 
 LAYOUTS = ("zip", "tar", "npz", "npy", "png", "jpg", "gif", "tif", "webp", "bmp", "ppm", "array_record")
-LAYOUTS += ("dataset.json", "cache.json", "latent.npy")
+LAYOUTS += ("avif", "dataset.json", "cache.json", "latent.npy")
 PIECES = (b"", b"\0" * 8, b"\xff" * 8, b"PK\3\4", b"PK\5\6", b"(99999999999,)", b"IHDR", b"../../x", b"{" * 64)
 SECONDS, MEMORY = 5, 1 << 30
 CACHE = {

@@ -27,7 +27,8 @@ from gen.nn.network import Network
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.sampling.grids import Uniform
 from gen.sampling.solvers import Euler
-from gen.training.engine import RunConfig
+from gen.training.run import RunConfig
+from gen.training.task import Model
 
 COUNT, BATCH = 30_000, 256  # several partial results: one at most every `onepass._SAVE_SECONDS`
 # the command, with partial results kept after every flush, so that kills fall between them
@@ -40,12 +41,14 @@ def write_run(folder: Path) -> None:
     """A run folder of a generator whose weights are random."""
     network = DiTConfig(size=(8, 8), channels=1, patch=4, width=32, depth=2, heads=2, num_classes=10)
     sampler = Sampler(Euler(), Uniform(), steps=4)
-    generator = DiffusionGenerator(Denoiser(network, Linear(), Predict("velocity")), (8, 8, 1), sampler)
+    generator = DiffusionGenerator(Denoiser(network, Linear(), Predict("velocity")), sampler)
     rng = np.random.default_rng(0)
     params = Network(network).init(jax.random.key(0))
     params = jax.tree.map(lambda a: np.float32(a + 0.1 * rng.standard_normal(a.shape)), params)
     arrays.save(folder / "artifacts" / "net.safetensors", params)
-    (folder / "config.json").write_text(json.dumps(to_json(RunConfig("tiny", (), generator=generator))))
+    (folder / "config.json").write_text(
+        json.dumps(to_json(RunConfig("tiny", models={"net": Model(generator.denoiser)}, sampler=sampler)))
+    )
 
 
 def start(folder: Path, count: int) -> subprocess.Popen[bytes]:

@@ -17,7 +17,6 @@ from gen.sampling.guidance import ClassifierFree
 
 GENERATOR = DiffusionGenerator(
     Denoiser(network=None, process=Linear(), parameterization=Predict("velocity")),
-    shape=(4, 8),
     sampler=Sampler(steps=7, guidance=ClassifierFree(1.5, channels=3)),
 )
 

@@ -1,5 +1,6 @@
 """The worked pages of CONTRIBUTING.md are followed: their code runs, and what it adds behaves as the page says."""
 
+import dataclasses
 import re
 import sys
 import types
@@ -24,7 +25,9 @@ from gen.metrics.reference import make_reference
 from gen.metrics.sources import from_arrays
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.tokenizers.train import TokenizerTask
-from gen.training.engine import EngineConfig, RunConfig, dry_run, train
+from gen.training.checks import dry_run
+from gen.training.engine import train
+from gen.training.run import EngineConfig, RunConfig
 from gen.training.task import Stage
 from tests.test_edm_presets import image_zip
 
@@ -74,7 +77,7 @@ def test_experiment(page, tmp_path):
 def test_solver(page):
     from tests.sampling.test_solvers import test_order_of_convergence
 
-    solver = config.from_json({"kind": "midpoint"})
+    solver = config.from_json({"kind": "adams-bashforth"})
     test_order_of_convergence(solver, Linear())
 
 
@@ -82,7 +85,7 @@ def test_solver(page):
 def test_backbone(page):
     network = config.from_json({"kind": "perceptron"})
     denoiser = Denoiser(network, Linear())
-    generator = DiffusionGenerator(denoiser, (4, 8), Sampler(steps=2))
+    generator = DiffusionGenerator(denoiser, Sampler(steps=2))
     params = {"net": denoiser.net.init(jax.random.key(0))}
     images = generator(params, jax.random.split(jax.random.key(1), 3), {})
     assert images.shape == (3, 4, 8)
@@ -104,12 +107,13 @@ def test_tokenizer(page, tmp_path):
 @pytest.mark.parametrize("page", ["distiller"], indirect=True)
 def test_distiller(page):
     denoiser = Denoiser(DiTConfig((4,), 8, 1, 16, 1, 2, num_classes=10), Linear())
-    task = page.CopyTask(denoiser)
+    task = page.CopyTask(teacher=denoiser)
     # a fresh DiT answers 0 everywhere: move the teacher away from that
     frozen = {"teacher": jax.tree.map(lambda a: a + 0.1, denoiser.net.init(jax.random.key(1)))}
     state = task.init(jax.random.key(0), frozen, None)
+    state = dataclasses.replace(state, params=jax.tree.map(lambda a: a + 0.1, state.params))  # it starts as its teacher
     batch = {"latent": jnp.ones((8, 4, 8)), "label": jnp.arange(8)}
-    new, metrics = jax.jit(task.programs[task.select(0)])(state, frozen, batch, jax.random.key(2))
+    new, metrics = jax.jit(task.programs[task.select(0)])(state, frozen, batch, task.inputs(0, 1), jax.random.key(2))
     assert np.isfinite(metrics["loss"])
     assert any(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (state.params, new.params)), strict=True))
 

@@ -64,6 +64,9 @@ def test_a_student_is_distilled_by_one_command(tmp_path, capsys):
     written = (tmp_path / "student" / "pairs" / "noise.npy").stat().st_mtime_ns
     assert main([*command, "--pairs", "40"]) == 0  # all is there
     assert (tmp_path / "student" / "pairs" / "noise.npy").stat().st_mtime_ns == written
+    elsewhere = ["--data", str(tmp_path / "demo" / "pairs"), "--outdir", str(tmp_path / "y")]  # another demo's teacher
+    assert main(["distill", "demo-student", "--teacher", str(tmp_path / "student"), *elsewhere]) == 2
+    assert "holds records of demo-teacher" in capsys.readouterr().err
     from_student = ["--teacher", str(tmp_path / "demo" / "student"), "--pairs", "8"]
     assert main(["distill", "demo-student", *from_student, "--outdir", str(tmp_path / "x")]) == 2
     assert "give a teacher that a solver samples" in capsys.readouterr().err

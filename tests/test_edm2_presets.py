@@ -11,8 +11,10 @@ import gen
 from gen.config import from_json, to_json
 from gen.data.caches import seal
 from gen.experiments import build, presets
+from gen.training.budget import abstract_states
 from gen.training.ema import combine, posthoc_coefficients
-from gen.training.engine import abstract_states, load_run, train
+from gen.training.engine import train
+from gen.training.run import load_run
 from gen.training.sharding import bytes_per_device
 from tests.test_edm_presets import image_zip
 from tests.training.conformance import same
@@ -42,28 +44,27 @@ def test_full_size_presets(name: str, cache: str, tmp_path: Path) -> None:
     recipe = build(name, {"data": data})
     config = recipe.config
     assert from_json(to_json(config)) == config
-    (state,) = abstract_states(config, recipe.frozen)
+    (state,) = abstract_states(config.stages, recipe.frozen)
     total = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert total == COUNTS[name]
     assert bytes_per_device(state.params, {"data": 8, "fsdp": 8, "tensor": 1}) < 1.1 * 4 * total / 8
     assert set(recipe.artifacts) == ({"normalizer"} if latent else set())
-    assert config.generator.nfe == 63
+    assert config.generator().nfe == 63
     (stage,) = config.stages
     # the rate of the official schedule after 1 Gi images
     rates = {"edm2-xs-512": 0.0120, "edm2-s-512": 0.0100, "edm2-xxl-512": 0.0065, "edm2-s-64": 0.0100}
     expected = rates[name] / np.sqrt(2**30 / 2048 / (70_000 if latent else 35_000))
-    np.testing.assert_allclose(stage.task.optim.learning_rate(2**30 // 2048), expected, rtol=1e-5)
+    np.testing.assert_allclose(stage.task.optim.rate(2**30 // 2048, stage.steps), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_smoke_preset_trains_resumes_and_samples(real: bool, tmp_path: Path) -> None:
     recipe = build("edm2-smoke", {"data": image_zip(tmp_path / "images.zip", 32)} if real else {})
     (stage,) = recipe.config.stages
-    sampler = dataclasses.replace(recipe.config.generator.sampler, steps=2)
     config = dataclasses.replace(
         recipe.config,
         stages=(dataclasses.replace(stage, steps=4, batch=8),),
-        generator=dataclasses.replace(recipe.config.generator, sampler=sampler),
+        sampler=recipe.config.sampler.changed(steps=2),
         engine=dataclasses.replace(recipe.config.engine, quiet=True, keep_every=2, checkpoint_every=2),
     )
     whole = train(config, tmp_path / "whole")

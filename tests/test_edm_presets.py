@@ -14,7 +14,8 @@ from PIL import Image
 import gen
 from gen.config import from_json, to_json
 from gen.experiments import build, presets
-from gen.training.engine import abstract_states, train
+from gen.training.budget import abstract_states
+from gen.training.engine import train
 from gen.training.sharding import MeshConfig, bytes_per_device
 from tests.training.conformance import same
 
@@ -50,12 +51,12 @@ def test_full_size_presets(name: str, tmp_path: Path) -> None:
     config = build(name, {"data": data}).config
     assert from_json(to_json(config)) == config
     assert config.name == name
-    (state,) = abstract_states(config, {})
+    (state,) = abstract_states(config.stages, {})
     total = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert total == COUNTS[name]
     sizes = {"data": 8, "fsdp": 8, "tensor": 1}
     assert bytes_per_device(state.params, sizes, MeshConfig().shard_from) < 1.15 * 4 * total / 8
-    assert config.generator.nfe == {"edm-imagenet64": 511, "edm-ffhq64": 79, "edm-afhqv2-64": 79}.get(name, 35)
+    assert config.generator().nfe == {"edm-imagenet64": 511, "edm-ffhq64": 79, "edm-afhqv2-64": 79}.get(name, 35)
 
 
 @pytest.mark.slow
@@ -65,14 +66,12 @@ def test_smoke_preset_trains_resumes_and_samples(zipped: bool, tmp_path: Path) -
     (stage,) = recipe.config.stages
     network = dataclasses.replace(stage.task.denoiser.network, width=8, mult=(1, 2), attention=(), dropout=0.1)
     denoiser = dataclasses.replace(stage.task.denoiser, network=network)
-    sampler = dataclasses.replace(recipe.config.generator.sampler, steps=2)
-    generator = dataclasses.replace(recipe.config.generator, denoiser=denoiser, sampler=sampler)
-    task = dataclasses.replace(stage.task, denoiser=denoiser, generator=generator)
+    task = dataclasses.replace(stage.task, denoiser=denoiser)
     config = dataclasses.replace(
         recipe.config,
         stages=(dataclasses.replace(stage, task=task, steps=4, batch=8),),
         engine=dataclasses.replace(recipe.config.engine, quiet=True),
-        generator=generator,
+        sampler=recipe.config.sampler.changed(steps=2),
     )
     whole = train(config, tmp_path / "whole")
     train(config, tmp_path / "run", stop_after=2)

@@ -26,6 +26,7 @@ FLOORS = (
     ("arrays",),
     ("files",),
     ("config",),
+    ("progress",),
     ("errors",),
 )
 LEVEL = {room: len(FLOORS) - i for i, floor in enumerate(FLOORS) for room in floor}

@@ -21,8 +21,10 @@ from gen.features.dinov2 import DINOv2Config
 from gen.nn.network import Network
 from gen.pretrained.dinov2 import IMPORTER as DINOV2
 from gen.pretrained.latent_shards import LatentShards
-from gen.training.engine import RunConfig, abstract_states, train
+from gen.training.budget import abstract_states
+from gen.training.engine import train
 from gen.training.logging import read_metrics
+from gen.training.run import RunConfig
 from gen.training.sharding import MeshConfig, bytes_per_device
 from tests.test_edm_presets import image_zip
 from tests.training.conformance import same
@@ -82,7 +84,7 @@ def test_full_size_presets(name: str, cache: str, tmp_path: Path) -> None:
     config = recipe.config
     assert from_json(to_json(config)) == config
     assert config.name == name
-    states = abstract_states(config, recipe.frozen)
+    states = abstract_states(config.stages, recipe.frozen)
     sizes = {"data": 8, "fsdp": 8, "tensor": 1}
     for state in states:
         total = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -91,18 +93,17 @@ def test_full_size_presets(name: str, cache: str, tmp_path: Path) -> None:
         assert whole == 4 * total
         assert bytes_per_device(state.params, sizes, MeshConfig().shard_from) < 1.1 * whole / 8
     assert set(recipe.artifacts) == {"normalizer"}
-    assert config.generator.nfe in (99, 249, 250)
+    assert config.generator().nfe in (99, 249, 250)
 
 
 def short(config: RunConfig) -> RunConfig:
     """The run with four steps of eight, sampled by two."""
     (stage,) = config.stages
-    sampler = dataclasses.replace(config.generator.sampler, steps=2)
     return dataclasses.replace(
         config,
         stages=(dataclasses.replace(stage, steps=4, batch=8),),
         engine=dataclasses.replace(config.engine, quiet=True, log_every=1),
-        generator=dataclasses.replace(config.generator, sampler=sampler),
+        sampler=config.sampler.changed(steps=2),
     )
 
 

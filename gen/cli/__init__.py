@@ -12,15 +12,22 @@ import inspect
 import io
 import os
 import re
+import signal
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
+from gen.cli import together
 from gen.config import suggest
 from gen.errors import GenError
 
 __all__ = ["COMMANDS", "main"]
+
+_INTERRUPTED = 130  # 128 + SIGINT
+_asked: list[int] = []  # the signals that asked this program to stop
 
 # command -> ("module:function", one line for the overview)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -56,9 +63,12 @@ Examples:
 gen COMMAND --help explains one command."""
 
 
-def overview() -> str:
-    """The text of ``gen --help``."""
-    rows = "\n".join(f"  {name:<13} {line}" for name, (_, line) in COMMANDS.items())
+def overview(group: Sequence[str] = ()) -> str:
+    """The text of ``gen --help``, or of a group's, such as ``gen data --help``."""
+    rows = "\n".join(f"  {name:<13} {COMMANDS[name][1]}" for name in group or COMMANDS)
+    if group:
+        name = group[0].split()[0]
+        return f"usage: gen {name} COMMAND [OPTIONS]\n\nCommands:\n{rows}\n\ngen {group[0]} --help explains one."
     return (
         "usage: gen COMMAND [OPTIONS]\n\nImage generation: tokenizers, diffusion models, distillation, evaluation."
         f"\n\nCommands:\n{rows}\n\n{EXAMPLES}"
@@ -69,38 +79,112 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status.
 
     0: done; 2: bad input, explained in one line on stderr; 130 and 143: stopped by Ctrl-C or SIGTERM, work saved.
+    As a program (`argv` None) it ends the process itself where it does not succeed: work that still runs on a device
+    or in a thread would crash the interpreter's own farewell, or be waited for.
     """
+    program = argv is None
+    if program:
+        sys.unraisablehook = _lost_interrupt
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt)
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        if not args or args[0] in ("-h", "--help", "help"):
-            print(overview())
-            return 0 if args else 2
-        if args[0] == "--version":
-            from gen import __version__
+        status = _run(args)
+    except KeyboardInterrupt:  # Ctrl-C once more, while the first one was dealt with
+        status = _INTERRUPTED
+    if program and status:
+        _leave(status)
+    return status
 
-            print(__version__)
-            return 0
-        if " ".join(args[:2]) in COMMANDS:  # data convert ...
-            args[:2] = [" ".join(args[:2])]
-        if args[0] not in COMMANDS:
-            raise GenError(f"unknown command '{args[0]}'; {suggest(args[0], COMMANDS)} (gen --help shows all)")
-        run = parse(args[0], args[1:])
-        if run is not None:
-            run()
+
+def _run(args: list[str]) -> int:
+    """Runs the command; prints what went wrong, here and on the other processes of the job."""
+    try:
+        return _command(args)
     except GenError as error:
-        number = getattr(error, "signal", None)  # an interruption that was dealt with
-        print(f"{'' if number else 'error: '}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        if getattr(error, "stuck", False):  # threads that wait for a lost disk would be waited for as well
-            sys.stdout.flush()
-            os._exit(2)
-        return 128 + number if number else 2
+        if error.signal is not None:  # all processes of the job saved their work and leave
+            print(" ".join(str(error).split()), file=sys.stderr, flush=True)
+            together.farewell()
+            return 128 + error.signal
+        return _interruption() if _asked else _failed(2, f"error: {' '.join(str(error).split())}", args)
     except KeyboardInterrupt:
-        print("interrupted; the same command again goes on where it stopped", file=sys.stderr)
-        return 130
+        return _interruption()
     except BrokenPipeError:  # the reader (head, less) has gone: nobody is left to tell
         sys.stderr.close()
         return 141
+    except Exception as error:
+        if _asked:  # what Ctrl-C became on its way through a library: an ImportError, say
+            return _interruption()
+        if together.joined():
+            found = together.line_of_another()
+            if found is None:
+                traceback.print_exc()
+            together.fail(*(found or (1, f"error: {type(error).__name__}: {error}")), shown=found is None)
+        raise
+    finally:
+        together.part()
+
+
+def _interruption() -> int:
+    return _failed(_INTERRUPTED, "interrupted; the same command again goes on where it stopped")
+
+
+def _failed(status: int, line: str, args: Sequence[str] = ()) -> int:
+    """Prints `line` and gives `status`; where this process is one of several, all of them end so."""
+    if together.joined():
+        together.fail(status, line)
+    print(line, file=sys.stderr, flush=True)
+    if args:
+        from gen.cli.start import join_late
+
+        if join_late(args):
+            together.fail(status, line, shown=True)
+    return status
+
+
+def _command(args: list[str]) -> int:
+    """Finds the command, parses its flags and runs it; returns the exit status."""
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if args else 2
+    if args[0] == "--version":
+        from gen import __version__
+
+        print(__version__)
+        return 0
+    if " ".join(args[:2]) in COMMANDS:  # data convert ...
+        args[:2] = [" ".join(args[:2])]
+    elif group := [command for command in COMMANDS if command.startswith(f"{args[0]} ")]:
+        if args[1:] and args[1] not in ("-h", "--help", "help"):
+            raise GenError(f"unknown command '{args[0]} {args[1]}'; {suggest(f'{args[0]} {args[1]}', group)}")
+        print(overview(group))
+        return 0 if args[1:] else 2
+    if args[0] not in COMMANDS:
+        raise GenError(f"unknown command '{args[0]}'; {suggest(args[0], COMMANDS)} (gen --help shows all)")
+    run = parse(args[0], args[1:])
+    if run is not None:
+        run()
     return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """Ctrl-C, as Python deals with it, and a note that it came."""
+    _asked.append(number)
+    raise KeyboardInterrupt
+
+
+def _lost_interrupt(lost: Any) -> None:
+    """Ctrl-C that arrived inside a destructor, which Python would drop."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        _leave(_interruption())
+    sys.__unraisablehook__(lost)
+
+
+def _leave(status: int) -> NoReturn:
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
 
 
 def parse(command: str, args: Sequence[str]) -> Callable[[], None] | None:

@@ -12,7 +12,7 @@ __all__ = ["compare", "show"]
 
 
 def compare(
-    what: Annotated[tuple[str, ...], tyro.conf.Positional],
+    what: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN|JSON")],
     /,
     *,
     force: bool = False,
@@ -55,38 +55,31 @@ def _scores(path: Path) -> Path:
 
 
 def show(results: dict[str, Any]) -> None:
-    """A table on stdout: one row per result, the protocol fields in which they differ as columns, the rest beneath."""
+    """A table on stdout of scores and of the protocol fields in which they differ; the rest of the protocol beneath.
+
+    Results are its columns; its rows where there are more results than scores.
+    """
     import dataclasses
 
-    from rich.console import Console
-    from rich.table import Table
-
+    from gen.cli.tables import print_table
     from gen.metrics.protocol import Protocol, differences
 
     everyone = list(results.values())
     first = everyone[0].protocol
     varying = list(dict.fromkeys(name for r in everyone for name in differences(first, r.protocol)))
     names = list(dict.fromkeys(name for result in everyone for name in result.values))
-    console = Console()
-    if len(everyone) == 1:
-        table = Table("score", *results, box=None, header_style="bold")
-        for name in names:
-            table.add_row(name, _cell(everyone[0], name))
-    else:
-        table = Table("", *names, *varying, box=None, header_style="bold")
-        for label, result in results.items():
-            table.add_row(
-                label, *(_cell(result, name) for name in names), *(str(getattr(result.protocol, f)) for f in varying)
-            )
-    console.print(table)
+    columns = [["", *results]]
+    columns += [[name, *(_cell(result, name) for result in everyone)] for name in names]
+    columns += [[field, *(str(getattr(result.protocol, field)) for result in everyone)] for field in varying]
+    upright = len(columns) <= len(results) + 1
+    head, *rows = zip(*columns, strict=True) if upright else columns
+    print_table(head, rows)
     fields = [field.name for field in dataclasses.fields(Protocol) if field.name not in varying]
     facts = {name: getattr(first, name) for name in fields}
-    console.print(
-        "protocol: " + ", ".join(f"{k} {v}" for k, v in facts.items() if v != ""), highlight=False, soft_wrap=True
-    )
+    print("protocol: " + ", ".join(f"{k} {v}" for k, v in facts.items() if v != ""))
     for label, result in results.items():
         if "partial" in result.subject:
-            console.print(f"{label} is partial: {result.subject['partial']}", highlight=False, soft_wrap=True)
+            print(f"{label} is partial: {result.subject['partial']}")
 
 
 def _cell(result: Any, name: str) -> str:

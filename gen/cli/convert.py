@@ -7,15 +7,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from gen.cli.train import Overrides
+from gen.cli.opening import Overrides
 from gen.errors import GenError
 
 __all__ = ["convert"]
 
 
 def convert(
-    source: Annotated[Path, tyro.conf.Positional],
-    file: Annotated[Path | None, tyro.conf.Positional] = None,
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE|DIR|RUN|NETWORK")],
+    file: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[FILE]")] = None,
     /,
     *,
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
@@ -46,7 +46,7 @@ def convert(
 
     Args:
       source: a .safetensors, .pt, .pth or .pkl file, the .index.json of weights cut into several, a diffusers folder, a
-        run folder to export, or a feature network (inception, dinov2, clip, clip-vocabulary, lpips).
+        run folder to export, or a feature network (inception, lite, dinov2, clip, clip-vocabulary, lpips).
       file: the published file of that feature network.
       out: the run folder to make, the .safetensors file to export to, or a folder to export to in the layout of
         diffusers (systems dit-diffusers and sd-vae); needed unless SOURCE is a feature network.
@@ -93,7 +93,8 @@ def _import(
     from gen.pretrained.readers import read_state
     from gen.pretrained.schedulers import obeyed
     from gen.pretrained.systems import locate
-    from gen.training.engine import RunConfig
+    from gen.training.run import RunConfig
+    from gen.training.task import Model
 
     if (out / "config.json").exists():
         raise GenError(f"{out} already holds a run; give another --out")
@@ -123,14 +124,15 @@ def _import(
     if scheduler is not None and generator is not None:
         generator = obeyed(generator, scheduler)
         print(f"sampled as its {scheduler['_class_name']} says")
-    tokenizer = network if importer.role == "tokenizer" else None
     origins: dict[str, str] = {}
     made: dict[str, tuple[Any, str]] = {importer.role: (params, origin)}
     if vae is not None or normalizer is not None:
         generator, decoding = _joined(importer, generator, vae, normalizer, held.normalizer)
         made |= decoding
         origins = {role: where for role, (_, where) in decoding.items()}
-    config = RunConfig(origin, stages=(), frozen=origins, generator=generator, tokenizer=tokenizer)
+    models: dict[str, Model] = {importer.role: Model(network if generator is None else generator.denoiser)}
+    sampling = {} if generator is None else {"sampler": generator.sampler, "tokenizer": generator.tokenizer}
+    config = RunConfig(origin, frozen=origins, models=models, **sampling)
     for role, (tree, where) in made.items():
         arrays.save(out / "artifacts" / f"{role}.safetensors", tree, {"origin": where})
     write_json(out / "config.json", to_json(config))
@@ -152,16 +154,16 @@ def _joined(
         raise GenError(f"{importer.name} weights make no latents; leave out --vae")
     decoder = read_decoder(vae)
     scale, where = decoder.normalizer, decoder.origin
-    if importer.normalizer is not None and len(importer.normalizer.scale) == generator.shape[-1]:
+    if importer.normalizer is not None and len(importer.normalizer.scale) == generator.latent[-1]:
         scale, where = dataclasses.asdict(importer.normalizer), f"published with {importer.name}"
     if trained is not None:
         scale, where = trained, "the run that was exported"
     if normalizer is not None:
-        scale, where = read_normalizer(normalizer, generator.shape[-1]), Path(normalizer).name
+        scale, where = read_normalizer(normalizer, generator.latent[-1]), Path(normalizer).name
     if scale is None:
         raise GenError(f"no normaliser of the latents of {importer.name} is known; add --normalizer X (see --help)")
     generator, arrays = join(generator, decoder, scale)
-    print(f"joined with {decoder.origin}: latents {generator.shape}, images {generator.tokenizer.spec.image}")
+    print(f"joined with {decoder.origin}: latents {generator.latent}, images {generator.shape}")
     return generator, {"tokenizer": (arrays["tokenizer"], decoder.origin), "normalizer": (arrays["normalizer"], where)}
 
 

@@ -1,20 +1,19 @@
 """``gen data``: convert, inspect, split."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from gen.errors import GenError
+from gen.progress import Bar
 
 __all__ = ["convert", "inspect", "split"]
 
 
 def convert(
-    source: Annotated[str, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     /,
     *,
     size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None,
@@ -23,7 +22,7 @@ def convert(
     grey: bool = False,
     quality: Annotated[int | None, tyro.conf.arg(metavar="1-100")] = None,
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    shard: int = 4096,
+    shard: Annotated[int, tyro.conf.arg(metavar="N")] = 4096,
     skip_broken: bool = False,
 ) -> None:
     """Turns images of any layout into one file or folder that training reads quickly.
@@ -38,8 +37,9 @@ def convert(
       gen data convert photos.zip shards --size 256 --quality 95
 
     Args:
-      source: a folder, .zip, .tar, folder of .tar, .npz, .npy, .array_record, or hf:NAME:SPLIT.
-      out: NAME.zip (EDM's layout; alone keeps the names of classes), NAME.array_record, or a folder for tar shards.
+      source: a folder, .zip, .tar, folder of .tar, .npz, .npy, .array_record, or hf:NAME:SPLIT:IMAGES:LABELS (the
+        columns where there are several).
+      out: NAME.zip (EDM's layout), NAME.array_record, or a folder for tar shards.
       size: side of the square images; without it they keep their sizes.
       crop: adm (box halving, bicubic, centre), center (centre square, resized once) or squeeze (no crop).
       filter: of center and squeeze.
@@ -60,7 +60,7 @@ def convert(
         threads=threads,
         shard=shard,
         skip_broken=skip_broken,
-        on_image=_progress("convert"),
+        on_image=Bar("convert"),
     )
     for message in dropped:
         print(f"left out: {message}")
@@ -68,11 +68,11 @@ def convert(
 
 
 def inspect(
-    source: Annotated[str, tyro.conf.Positional],
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
     /,
     *,
     preview: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None,
-    names: int = 10,
+    names: Annotated[int, tyro.conf.arg(metavar="N")] = 10,
 ) -> None:
     """Looks at every image once: counts, classes, sizes, duplicates and broken files by name.
 
@@ -89,18 +89,20 @@ def inspect(
     from gen.data.stores import open_store
 
     store = open_store(source)
-    found = inspection.inspect(store, _progress("inspect"))
+    found = inspection.inspect(store, Bar("inspect"))
     print(f"{found.count} images in {source} (identity {store.identity()})")
     if store.label is not None:
         counts = found.classes.values()
         print(f"{len(counts)} classes, labels 0 to {max(found.classes)}, {min(counts)} to {max(counts)} images each")
         for number, count in list(found.classes.items())[:names]:
-            known = store.class_names if store.class_names and number < len(store.class_names) else None
-            print(f"  class {number}{f' ({known[number]})' if known else ''}: {count}")
+            known = f" ({store.class_names[number]})" if store.class_names else ""
+            print(f"  class {number}{known}: {count}")
+    elif store.text is not None and store.text_mask is not None:
+        print(f"text of up to {store.text_mask.shape[1]} tokens of {store.text.shape[-1]} numbers for each")
     elif store.text is not None:
         print(f"one vector of {store.text.shape[1]} numbers for each")
     else:
-        print("no labels")
+        print(f"no labels{store.unlabelled}")
     for (width, height), count in list(found.sizes.items())[:names]:
         print(f"  {width} x {height}: {count}")
     if len(found.sizes) > 1:
@@ -108,7 +110,7 @@ def inspect(
     for what, count in found.treated.items():
         print(f"when read: {what}, {count} images")
     groups = [" = ".join(group) for group in found.duplicates]
-    for title, lines in (("duplicates", groups), ("broken", found.broken), ("not images", found.ignored)):
+    for title, lines in (("duplicates", groups), ("broken", found.broken), ("left out", found.ignored)):
         print(f"{title}: {len(lines) or 'none'}")
         for line in lines[:names]:
             print(f"  {line}")
@@ -121,13 +123,13 @@ def inspect(
 
 
 def split(
-    source: Annotated[str, tyro.conf.Positional],
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
     /,
     *,
     held_out: Annotated[Path, tyro.conf.arg(metavar="OUT")],
     rest: Annotated[Path, tyro.conf.arg(metavar="OUT")],
     count: Annotated[int, tyro.conf.arg(metavar="N")],
-    seed: int = 0,
+    seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0,
 ) -> None:
     """Divides a data set in two: N images held out, each class with its share, and the rest; files byte for byte.
 
@@ -151,15 +153,5 @@ def split(
             raise GenError(f"{out} exists; remove it or give another output")
     store = open_store(source)
     for out, rows in zip((held_out, rest), split_rows(store, count, seed), strict=True):
-        written, _ = convert(store, out, Copy(), rows=rows.tolist(), on_image=_progress(f"split {out}"))
+        written, _ = convert(store, out, Copy(), rows=rows.tolist(), on_image=Bar(f"split {out}"))
         print(f"{written} images written to {out}")
-
-
-def _progress(label: str) -> Callable[[int, int], None]:
-    """Done and total on stderr, rewritten in place; nothing unless stderr is a terminal."""
-
-    def show(done: int, count: int) -> None:
-        if sys.stderr.isatty() and (done == count or done % 64 == 0):
-            print(f"\r{label}: {done} of {count}\x1b[K", end="\n" if done == count else "", file=sys.stderr)
-
-    return show

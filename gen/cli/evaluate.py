@@ -9,18 +9,19 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from gen.cli.opening import Overrides
 from gen.cli.start import ALONE, Multihost, start
-from gen.cli.train import Overrides
 from gen.errors import GenError
+from gen.progress import Bar
 
-__all__ = ["evaluate", "open_extractor", "open_reference", "progress_line"]
+__all__ = ["evaluate"]
 
 
 def evaluate(
-    what: Annotated[str, tyro.conf.Positional],
+    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|IMAGES")],
     /,
     *,
-    reference: str = "digits:train",
+    reference: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None,
     protocol: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     extractor: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     count: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
@@ -28,9 +29,9 @@ def evaluate(
     label_rule: Annotated[str | None, tyro.conf.arg(metavar="RULE")] = None,
     quantiser: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     neighbours: Annotated[int | None, tyro.conf.arg(metavar="K")] = None,
-    measures: tuple[str, ...] = (),
+    measures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = (),
     backend: Literal["gen", "cleanfid"] = "gen",
-    batch: int = 256,
+    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 256,
     steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     solver: Annotated[str | None, tyro.conf.arg(metavar="KIND")] = None,
     grid: Annotated[str | None, tyro.conf.arg(metavar="KIND")] = None,
@@ -40,7 +41,7 @@ def evaluate(
     training: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None,
     heldout: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None,
     part: Annotated[str | None, tyro.conf.arg(metavar="K/M")] = None,
-    compare: tuple[Path, ...] = (),
+    compare: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="JSON")] = (),
     force: bool = False,
     out: Annotated[Path | None, tyro.conf.arg(metavar="JSON")] = None,
     multihost: Multihost = ALONE,
@@ -66,11 +67,12 @@ def evaluate(
 
     Args:
       what: a run folder, a folder of images, a .zip, an .npz with arr_0 (and arr_1 labels), or digits:test.
-      reference: statistics made by gen reference, or real images (as for WHAT).
+      reference: statistics made by gen reference, or real images (as for WHAT); digits:train for images of 8 x 8.
       protocol: a protocol of the field that settings, samples and reference must agree with.
       extractor: the feature network, from gen list extractor; inception:MODE with clean, legacy_tensorflow or
         legacy_pytorch, or torchvision, which tells how many samples labelled with ImageNet's 1000 classes are read as
-        such. That of the protocol, else digits-extractor.
+        such. That of the protocol, that of stored statistics, or else the first that takes the images and whose weights
+        are here: digits-extractor, inception, lite (pip install "gen-image[lite]"; its distance is no FID) ...
       count: score the first N images only; the result says so.
       seeds: which samples of a run, FIRST-LAST; as many as the protocol asks for, from 0 on, by default.
       label_rule: of a run: "seed mod classes" or "random", as the protocol has it by default. Of stored images: what
@@ -100,24 +102,34 @@ def evaluate(
       multihost: the job that this process belongs to.
     """
     from gen.cli.compare import show
-    from gen.cli.sample import sampler_overrides
+    from gen.cli.extractors import find_extractor, made_shape, open_reference, stored_shape
+    from gen.cli.images import open_images
     from gen.metrics.evaluate import Evaluation
     from gen.metrics.protocol import Result, require_comparable
     from gen.metrics.protocol import preset as find
     from gen.training.sharding import make_mesh
 
     settings = _settings(protocol, count, neighbours, measures, force)
-    network = open_extractor(extractor or _extractor(protocol))
+    others = {str(path): Result.load(path) for path in compare}
+    changes = {"steps": steps, "solver": solver, "grid": grid, "guidance": guidance}
+    known = {"quantiser": quantiser, "rule": label_rule}
+    fixed = find(protocol).fields if protocol else {}
+    named = extractor or (find(protocol).extractor if protocol else None)
+    start(multihost)
+    if (Path(what) / "config.json").is_file():
+        source, subject = _generated(what, seeds, settings.count, weights, changes, overrides, known, fixed)
+        network = find_extractor(named, reference, lambda: made_shape(source))
+        reference = reference or _usual_reference(made_shape(source))
+    elif overrides or seeds or any(value is not None for value in changes.values()):
+        raise GenError(f"{what} holds finished images; seeds and sampler settings apply to runs only: leave them out")
+    else:
+        network = find_extractor(named, reference, lambda: stored_shape(what))
+        reference = reference or _usual_reference(stored_shape(what))
+        source, subject = open_images(what, network, **known), {"name": what}
     if backend == "cleanfid":
         from gen.metrics.cleanfid import require
 
         require(network)  # before the work starts
-    others = {str(path): Result.load(path) for path in compare}
-    changes = sampler_overrides(steps, solver, grid, guidance) + overrides
-    known = {"quantiser": quantiser, "rule": label_rule}
-    fixed = find(protocol).fields if protocol else {}
-    start(multihost)
-    source, subject = _subject(what, network, seeds, settings.count, weights, changes, known, fixed)
     mesh = make_mesh()
     source = _beside(source, network, captions, {"training": training, "heldout": heldout}, batch, mesh)
     out = out or _default_out(Path(what))
@@ -133,60 +145,6 @@ def evaluate(
     _write(result, found, held, real, scores.details, what, out)
     show({what: result} | others)
     require_comparable({what: result} | others, force=force)
-
-
-def open_extractor(text: str) -> Any:
-    """The feature network that ``NAME`` or ``NAME:MODE`` names. Raises GenError for an unknown one."""
-    from gen.config import KINDS, config_class, suggest
-
-    name, _, mode = text.partition(":")
-    if name not in KINDS["extractor"]:
-        raise GenError(f"unknown extractor '{name}'; {suggest(name, KINDS['extractor'])}")
-    network = config_class(name)
-    if mode and "mode" not in getattr(network, "__dataclass_fields__", {}):
-        raise GenError(f"the extractor '{name}' has no modes; write --extractor {name}")
-    return network(mode=mode) if mode else network()
-
-
-def open_reference(text: str, network: Any, batch: int, mesh: Any) -> tuple[Any, Any]:
-    """(reference, source of its images or None): stored statistics, or those of the images that `text` names."""
-    from gen.cli.images import open_images
-    from gen.metrics.reference import Reference, make_reference
-
-    if _statistics(text):
-        held = Reference.load(text)
-        return held, _real(held, network)
-    source = open_images(text, network)
-    name, _, split = text.partition(":")
-    made = make_reference(
-        name, source, network, split=split, data=text, batch=batch, mesh=mesh, progress=progress_line(text)
-    )
-    return made, source
-
-
-def _statistics(text: str) -> bool:
-    """Whether `text` names stored statistics."""
-    import zipfile
-
-    path = Path(text)
-    return path.suffix == ".npz" and zipfile.is_zipfile(path) and "mu.npy" in zipfile.ZipFile(path).namelist()
-
-
-def progress_line(label: str) -> Any:
-    """A progress callback: images done, images/s and time left, on stderr; none on processes other than the first."""
-    import jax
-
-    from gen.training.indexed import ProgressLine
-
-    lines: list[ProgressLine] = []
-
-    def shown(done: int, total: int) -> None:
-        if not lines:
-            lines.append(ProgressLine(label if jax.process_index() == 0 else "", total, done))
-        elif done > lines[0].first:
-            lines[0](done)
-
-    return shown
 
 
 def _settings(
@@ -209,38 +167,36 @@ def _settings(
 _PICTURES = 48  # samples shown on the page
 
 
-def _extractor(protocol: str | None) -> str:
-    from gen.metrics.protocol import preset
+def _usual_reference(shape: tuple[int, ...]) -> str:
+    """The real images that are meant when none are named."""
+    if shape != (8, 8, 1):
+        raise GenError(
+            f"images of {' x '.join(map(str, shape))} are compared with real ones, and none are named; give "
+            "--reference: their training images, or statistics that gen reference made"
+        )
+    return "digits:train"
 
-    return preset(protocol).extractor if protocol else "digits-extractor"
 
-
-def _subject(
+def _generated(
     what: str,
-    network: Any,
     seeds: str | None,
     count: int | None,
     weights: Any,
+    changes: dict[str, Any],
     overrides: tuple[tuple[str, str], ...],
     known: dict[str, str | None],
     fixed: Mapping[str, Any],
 ) -> tuple[Any, dict[str, str]]:
-    """(source, what is said of it) of a run, sampled as the protocol's `fixed` fields want it, or of stored images."""
-    from gen.cli.images import open_images, parse_seeds
-    from gen.cli.sample import describe, open_run
+    """(images, what is said of them) of a run, sampled as the protocol's `fixed` fields want it."""
+    from gen.cli.opening import describe, open_run
     from gen.config import fingerprint, to_json
     from gen.metrics.sources import LABEL_RULES, generated
-    from gen.runs import classes
+    from gen.nn.conditions import class_count
+    from gen.sampling.seeds import parse_range
 
-    if not (Path(what) / "config.json").is_file():
-        if overrides or seeds:
-            raise GenError(
-                f"{what} holds finished images; seeds and sampler settings apply to runs only: leave them out"
-            )
-        return open_images(what, network, **known), {"name": what}
-    loaded = open_run(Path(what), weights, None, overrides)
-    wanted = parse_seeds(seeds or f"0-{(count or 1797) - 1}")
-    rule, number = known["rule"] or fixed.get("labels", "seed mod classes"), classes(loaded.generator)
+    loaded = open_run(Path(what), weights, settings=changes, overrides=overrides)
+    wanted = parse_range(seeds or f"0-{(count or 1797) - 1}")
+    rule, number = known["rule"] or fixed.get("labels", "seed mod classes"), class_count(loaded.generator.conditions)
     if rule not in LABEL_RULES:
         raise GenError(f"unknown label rule '{rule}'; expected one of {', '.join(LABEL_RULES)}")
     print(describe(loaded))
@@ -259,7 +215,7 @@ def _subject(
         "weights": loaded.weights,
         "step": str(loaded.step),
         "nfe": str(loaded.generator.nfe),
-        "sampler": json.dumps(to_json(getattr(loaded.generator, "sampler", None))),
+        "sampler": json.dumps(to_json(loaded.config.sampler)),
     }
     return source, subject
 
@@ -277,9 +233,8 @@ def _beside(
         source = with_texts(source, network.texts(_tokens(captions, network.network.length)))
     for name, text in images.items():
         if text is not None:
-            shown = progress_line(text)
             source = with_images(
-                source, name, open_images(text, network), network, batch=batch, mesh=mesh, progress=shown
+                source, name, open_images(text, network), network, batch=batch, mesh=mesh, progress=Bar(text)
             )
     return source
 
@@ -307,12 +262,12 @@ def _gather(job: Any, part: str | None, out: Path, batch: int, mesh: Any, what: 
     count = job.protocol.count
     if part is None:
         partial = out.with_name(out.name + ".partial.npz")
-        tally = job.gather(batch=batch, mesh=mesh, partial=partial, progress=progress_line(what))
+        tally = job.gather(batch=batch, mesh=mesh, partial=partial, progress=Bar(what))
         return job.found([tally])
     number, parts = _numbers(part)
     paths = [out.with_name(f"{out.name}.part-{k}-of-{parts}.npz") for k in range(1, parts + 1)]
     mine = part_of(count, number, parts)
-    job.gather(indices=mine, batch=batch, mesh=mesh, partial=paths[number - 1], progress=progress_line(what))
+    job.gather(indices=mine, batch=batch, mesh=mesh, partial=paths[number - 1], progress=Bar(what))
     tallies = [Tally.load(path) for path in paths if path.exists()]
     done = sum(tally.count for tally in tallies)
     if done < count:
@@ -328,27 +283,16 @@ def _numbers(part: str) -> tuple[int, int]:
     return int(number), int(parts)
 
 
-def _real(held: Any, network: Any) -> Any:
-    """The images that a stored reference was made of, where they still lie there; else None."""
-    from gen.cli.images import open_images
-
-    where, identity = held.data
-    try:
-        source = open_images(where, network) if where else None
-    except GenError:
-        return None
-    return source if source is not None and source.identity == identity else None
-
-
 def _second_opinion(
     result: Any, what: str, source: Any, reference: str, held: Any, known: dict[str, str | None], network: Any
 ) -> Any:
     """The result with clean-fid's values beside ours: images are opened again, for it to resize them itself."""
+    from gen.cli.extractors import is_statistics
     from gen.cli.images import open_images
     from gen.metrics.cleanfid import Unresized, second_opinion
 
     samples = source if source.read is None else open_images(what, Unresized(), **known)
-    real = held if _statistics(reference) else open_images(reference, Unresized())
+    real = held if is_statistics(reference) else open_images(reference, Unresized())
     return second_opinion(result, samples, real, network)
 
 

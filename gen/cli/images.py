@@ -5,17 +5,7 @@ from typing import Any
 
 from gen.errors import GenError
 
-__all__ = ["open_images", "parse_seeds", "read_images"]
-
-
-def parse_seeds(text: str, what: str = "seeds") -> range:
-    """``"0-63"`` (both ends included) or ``"7"`` as a range. Raises GenError that names `what` for anything else."""
-    first, dash, last = text.partition("-")
-    if first.isdecimal() and (last.isdecimal() if dash else True):
-        seeds = range(int(first), int(last or first) + 1)
-        if len(seeds) and seeds.stop <= 2**31:
-            return seeds
-    raise GenError(f"{what} '{text}' are not a range; write FIRST-LAST such as 0-63, or one number")
+__all__ = ["open_images", "read_images"]
 
 
 def read_images(text: str) -> tuple[Any, Any]:
@@ -56,7 +46,7 @@ def open_images(text: str, network: Any, *, quantiser: str | None = None, rule: 
     """
     from gen.data.stores import open_store
     from gen.metrics.sources import from_arrays, from_store
-    from gen.sampling.generate import read_note
+    from gen.sampling.sample_files import read_note
 
     if text.partition(":")[0] == "digits":
         images, labels = read_images(text)
@@ -75,7 +65,7 @@ def open_images(text: str, network: Any, *, quantiser: str | None = None, rule: 
         network,
         quantiser=note.get("quantiser") or quantiser or "given",
         rule=note.get("rule") or rule or "given",
-        seeds="-".join(map(str, note["seeds"])) if note else "",
+        seeds=note.get("seeds", ""),
         one_size=bool(note),
     )
 
@@ -87,20 +77,24 @@ def _noted(store: Any, note: dict[str, Any]) -> Any:
     import numpy as np
 
     from gen.data.stores import ArrayStore, Store
+    from gen.sampling.seeds import parse_seeds
 
-    first, last = note["seeds"]
+    seeds = parse_seeds(note["seeds"])
     there = [i for i, name in enumerate(store.names) if name != "grid.png"]
-    if len(there) != last - first + 1:
+    if len(there) != len(seeds):
         raise GenError(
-            f"{store.path} holds {len(there)} of the {last - first + 1} samples it was to get; no score is given for a "
+            f"{store.path} holds {len(there)} of the {len(seeds)} samples it was to get; no score is given for a "
             "partial set; run the same gen sample command again, it goes on where it was"
         )
     if isinstance(store, ArrayStore):
         return store
-    labels = np.asarray(note["labels"], np.int32) if "labels" in note else store.label
+    label = store.label
+    if "labels" in note:
+        of = dict(zip(seeds, note["labels"], strict=True))
+        label = np.asarray([of[int(Path(store.names[i]).stem)] for i in there], np.int32)
     kept = {field.name: getattr(store, field.name) for field in dataclasses.fields(Store)}
     names = [store.names[i] for i in there]
-    return Store(**kept | {"names": names, "read_file": lambda i: store.read_file(there[i]), "label": labels})
+    return Store(**kept | {"names": names, "read_file": lambda i: store.read_file(there[i]), "label": label})
 
 
 def _store(text: str) -> tuple[Any, Any]:
@@ -126,6 +120,8 @@ def _npz(path: Path) -> tuple[Any, Any]:
 
     import numpy as np
 
+    from gen.data.labels import checked
+
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if name in ("arr_0", "arr_1")}
@@ -136,7 +132,7 @@ def _npz(path: Path) -> tuple[Any, Any]:
         given = "has no arr_0" if images is None else f"holds {images.dtype} {images.shape}"
         raise GenError(f"{path} {given}; expected arr_0 as uint8 (N, H, W, C)")
     labels = arrays.get("arr_1")
-    return images, None if labels is None else labels.astype(np.int32)
+    return images, None if labels is None else checked(labels, lambda row: f"image {row} of {path}")
 
 
 def _folder(path: Path) -> Any:

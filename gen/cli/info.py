@@ -5,26 +5,25 @@ import inspect
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
-from gen.cli.train import Overrides, prepare
+from gen.cli.opening import Overrides, prepare
 from gen.config import fingerprint
 from gen.errors import GenError
 
-__all__ = ["info", "mesh_overrides"]
+__all__ = ["info", "leaves", "mesh_overrides"]
 
 AXES = ("data", "fsdp", "tensor")  # as in gen.training.sharding, which imports jax
 
 
 def info(
-    what: Annotated[str, tyro.conf.Positional],
+    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET|RUN")],
     /,
     *,
     mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
     devices: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    platform: Literal["cpu", "gpu", "tpu"] | None = None,
     batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     batch_gpu: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     data: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None,
@@ -41,14 +40,13 @@ def info(
     Examples:
       gen info dit-xl2
       gen info demo-tokenizer
-      gen info dit-xl2 --data cache --mesh data=8,fsdp=4 --platform gpu --batch-gpu 8 --engine.memory_gib 80
+      gen info dit-xl2 --data cache --mesh data=8,fsdp=4 --batch-gpu 8 --engine.memory_gib 80
       gen info runs/demo/student
 
     Args:
       what: a preset from gen list, or a run folder.
       mesh: axis sizes of the mesh to calculate for: data (copies), fsdp (parts of the state), tensor (parts of layers).
       devices: number of devices to calculate for; the product of the mesh, or those of this machine, by default.
-      platform: kind of device to calculate for, that of this machine by default; CPUs keep bfloat16 in 4 bytes.
       batch: global batch size of every stage.
       batch_gpu: samples per device at a time, as for gen train.
       data: the data or latent cache, for presets that take one.
@@ -59,7 +57,7 @@ def info(
         _show_run(Path(what), overrides)
         return
     from gen.experiments import find
-    from gen.training import engine
+    from gen.training.checks import dry_run
 
     axes = mesh_overrides(mesh)
     if mesh is not None and devices is None and all(int(size) > 0 for _, size in axes):
@@ -71,7 +69,7 @@ def info(
         return
     recipe = prepare(what, inputs, (*axes, *overrides), {"batch": batch})
     print(f"{recipe.config.name}  (configuration {fingerprint(recipe.config)})")
-    engine.dry_run(recipe.config, frozen=recipe.frozen, batch_gpu=batch_gpu, devices=devices, platform=platform)
+    dry_run(recipe.config, frozen=recipe.frozen, artifacts=recipe.artifacts, batch_gpu=batch_gpu, devices=devices)
     _show_settings(recipe.config)
 
 
@@ -112,7 +110,7 @@ def _show_run(path: Path, overrides: tuple[tuple[str, str], ...]) -> None:
     print(f"step {loaded.step}, {loaded.weights} weights")
     for role, tree in loaded.params.items():
         print(f"{role}: {count(tree):,} parameters")
-    if loaded.config.generator is not None:
+    if loaded.config.sampler is not None:
         print(f"network calls per sample: {loaded.generator.nfe}")
     _show_settings(config)
 
@@ -124,11 +122,11 @@ def _show_settings(config: Any) -> None:
     for stage in config.stages:
         print(f"data of {stage.name}: {stage.data.identity()}")
     print("\nsettings (override with --PATH VALUE):")
-    for path, value in _leaves(config):
+    for path, value in leaves(config):
         print(f"  {path} = {value}")
 
 
-def _leaves(config: Any) -> list[tuple[str, str]]:
+def leaves(config: Any) -> list[tuple[str, str]]:
     """(path, JSON) of every setting, as overrides name them."""
     from gen.config import to_json
 

@@ -1,13 +1,13 @@
 """``gen list``."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 __all__ = ["listing"]
 
 
-def listing(what: Annotated[str, tyro.conf.Positional] = "all", /) -> None:
+def listing(what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WHAT")] = "all", /) -> None:
     """Lists presets and the registered building blocks by family; imports none of them.
 
     Examples:
@@ -19,9 +19,7 @@ def listing(what: Annotated[str, tyro.conf.Positional] = "all", /) -> None:
     Args:
       what: presets, a family of building blocks, protocols or measures of gen evaluate, or all.
     """
-    from rich.console import Console
-    from rich.table import Table
-
+    from gen.cli.tables import print_table
     from gen.config import KINDS, suggest
     from gen.errors import GenError
     from gen.experiments import presets
@@ -29,38 +27,32 @@ def listing(what: Annotated[str, tyro.conf.Positional] = "all", /) -> None:
     tables = ("presets", "protocols", "measures")
     if what not in ("all", *tables, *KINDS):
         raise GenError(f"nothing is called '{what}'; {suggest(what, ['all', *tables, *KINDS])}")
-    console = Console()
     if what in ("all", "presets"):
-        table = Table("preset", "needs", "what", box=None, header_style="bold")
-        for preset in presets().values():
-            table.add_row(preset.name, " ".join(f"--{name}" for name in preset.required), preset.line)
-        console.print(table)
+        rows = [[p.name, " ".join(f"--{name}" for name in p.required), p.line] for p in presets().values()]
+        print_table(["preset", "needs", "what"], rows, names=2)
     if what == "all":
-        console.print()
-    if what in ("protocols", "measures"):
-        console.print(_evaluation(what))
-    elif what != "presets":
-        table = Table("family", "kind", "class", box=None, header_style="bold")
-        for family, members in KINDS.items():
-            for i, (kind, target) in enumerate(members.items() if what in ("all", family) else ()):
-                table.add_row(family if i == 0 else "", kind, target.replace(":", "."))
-        console.print(table)
-
-
-def _evaluation(what: str) -> Any:
-    """The table of protocols, or of the measures that are computed when asked for."""
-    from rich.table import Table
-
+        print()
     if what == "protocols":
-        from gen.metrics.protocol import PRESETS
+        print_table(["protocol", "extractor", "N", "what"], _protocols(), names=3)
+    elif what == "measures":
+        print_table(["measure", "when", "what"], _measures(), names=2)
+    elif what != "presets":
+        chosen = {family: members for family, members in KINDS.items() if what in ("all", family)}
+        rows = [
+            [family if i == 0 else "", kind, target.replace(":", ".")]
+            for family, members in chosen.items()
+            for i, (kind, target) in enumerate(members.items())
+        ]
+        print_table(["family", "kind", "class"], rows, names=2)
 
-        table = Table("protocol", "extractor", "N", "what", box=None, header_style="bold")
-        for name, preset in PRESETS.items():
-            table.add_row(name, preset.extractor, str(preset.fields.get("count", "-")), preset.line)
-        return table
+
+def _protocols() -> list[list[str]]:
+    from gen.metrics.protocol import PRESETS
+
+    return [[name, p.extractor, str(p.fields.get("count", "-")), p.line] for name, p in PRESETS.items()]
+
+
+def _measures() -> list[list[str]]:
     from gen.metrics.measures import MEASURES
 
-    table = Table("measure", "when", "what", box=None, header_style="bold")
-    for name, measure in MEASURES.items():
-        table.add_row(name, "asked for" if measure.asked else "always", measure.line)
-    return table
+    return [[name, "asked for" if m.asked else "always", m.line] for name, m in MEASURES.items()]

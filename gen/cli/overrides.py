@@ -1,5 +1,6 @@
 """Overrides of a configuration by path, typed by the configuration itself."""
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -23,8 +24,27 @@ def override(config: Any, assignments: Iterable[tuple[str, str]]) -> Any:
     """
     data = to_json(config)
     for path, text in assignments:
+        _refuse_given(config, path.split("."), path)
         data = _assign(data, path.split("."), text, path)
     return from_json(data, type(config))
+
+
+def _refuse_given(value: Any, path: list[str], full: str) -> None:
+    """Raises GenError for a path through a field that says what another run says (its metadata has "given")."""
+    for head in path:
+        if isinstance(value, tuple | list):
+            value = value[_index([to_json(v) for v in value], head, full)]
+            continue
+        fields = {field.name: field for field in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else {}
+        if head not in fields:
+            return
+        role = fields[head].metadata.get("given")
+        if role is not None:
+            raise GenError(
+                f"--{full}: the {role} is what its own run says, and cannot be changed here; change it where it is "
+                f"trained, or give another one (--{role} RUN)"
+            )
+        value = getattr(value, head)
 
 
 def _assign(data: Any, path: list[str], text: str, full: str) -> Any:

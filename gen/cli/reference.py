@@ -6,21 +6,22 @@ from typing import Annotated, Any
 import tyro
 
 from gen.errors import GenError
+from gen.progress import Bar
 
 __all__ = ["reference"]
 
 
 def reference(
-    what: Annotated[str, tyro.conf.Positional],
+    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES|FILE")],
     /,
     *,
     out: Annotated[Path, tyro.conf.arg(metavar="NPZ")],
-    extractor: str = "inception",
+    extractor: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     publisher: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    name: str = "",
-    split: str = "",
+    name: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
+    split: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
     quantiser: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    batch: int = 256,
+    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 256,
 ) -> None:
     """Statistics of real images, written with their protocol, for gen evaluate --reference.
 
@@ -38,14 +39,15 @@ def reference(
       what: images (a folder, a .zip, an .npz with arr_0, digits:train), or published statistics (.npz with mu and
         sigma, .pkl).
       out: the .npz to write.
-      extractor: the feature network of images; inception:MODE with clean, legacy_tensorflow or legacy_pytorch.
+      extractor: the feature network of images; inception:MODE with clean, legacy_tensorflow or legacy_pytorch. The
+        first that takes the images and whose weights are here by default (see gen evaluate).
       publisher: whose statistics they are, where the file does not tell: adm, mar, edm, edm2, pytorch-fid, clean-fid.
       name: of the data, for tables; the file's name by default.
       split: which part of the data they are of; what is known of a publisher's files by default.
       quantiser: how the images became 8-bit, where it is known.
       batch: images at a time; does not change the statistics.
     """
-    from gen.cli.evaluate import open_extractor, progress_line
+    from gen.cli.extractors import find_extractor, stored_shape
     from gen.cli.images import open_images
     from gen.metrics.reference import make_reference
     from gen.training.sharding import make_mesh
@@ -55,9 +57,9 @@ def reference(
         raise GenError(f"a reference is an .npz file, not {out}; give a name that ends in .npz")
     held = _arrays_in(Path(what))
     if "mu" in held or Path(what).suffix == ".pkl":
-        made = _published(Path(what), extractor, publisher, name, split, batch, "arr_0" in held)
+        made = _published(Path(what), extractor or "inception", publisher, name, split, batch, "arr_0" in held)
     else:
-        network = open_extractor(extractor)
+        network = find_extractor(extractor, None, lambda: stored_shape(what))
         data, _, part = what.partition(":")
         made = make_reference(
             name or Path(data).name,
@@ -68,7 +70,7 @@ def reference(
             batch=batch,
             mesh=make_mesh(),
             partial=partial,
-            progress=progress_line(what),
+            progress=Bar(what),
         )
     made.save(out)
     partial.unlink(missing_ok=True)
@@ -95,7 +97,7 @@ def _published(
     """Published statistics, with the features of the images in the same file."""
     import dataclasses
 
-    from gen.cli.evaluate import open_extractor
+    from gen.cli.extractors import open_extractor
     from gen.cli.images import open_images
     from gen.metrics.reference import make_reference
     from gen.pretrained.references import read_published

@@ -10,7 +10,7 @@ __all__ = ["report"]
 
 
 def report(
-    run: Annotated[Path, tyro.conf.Positional],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     /,
     *,
     out: Annotated[Path | None, tyro.conf.arg(metavar="HTML")] = None,
@@ -26,6 +26,7 @@ def report(
       out: the page; RUN/report.html by default.
     """
     from gen.config import fingerprint
+    from gen.metrics.curves import logged, show_training
     from gen.metrics.monitor import METRIC
     from gen.metrics.protocol import Result
     from gen.metrics.report import Report
@@ -40,13 +41,11 @@ def report(
     scores = {path.stem: Result.load(path) for path in sorted(run.glob("*scores*.json"))}
     if scores:
         page.section("Scores").results(scores)
-    curves = _curves(read_metrics(run))
-    if METRIC in curves:
-        _add_monitor(page, run, curves.pop(METRIC))
-    if curves:
-        page.section("Training")
-    for name, series in curves.items():
-        page.curves(series, name, y=name)
+    records = read_metrics(run)
+    monitored = logged([record for record in records if METRIC in record]).get(METRIC)
+    if monitored:
+        _add_monitor(page, run, monitored)
+    show_training(page, [{name: value for name, value in record.items() if name != METRIC} for record in records])
     previews = sorted((run / "previews").glob("*.png"))
     if previews:
         page.section("Previews")
@@ -68,22 +67,11 @@ def _add_monitor(page: Any, run: Path, series: dict[str, tuple[list[float], list
     )
     kept = (run / "checkpoints" / f"{step:.0f}").is_dir()
     text = f"Lowest at step {step:.0f}, with {distance:.4g}; its checkpoint is {'kept' if kept else 'not kept'}."
-    page.section("Fréchet distance while training", text).curves(series, y="Fréchet distance")
+    page.section("Fréchet distance while training", text)
+    if any(len(steps) > 1 for steps, _ in series.values()):
+        page.curves(series, y="Fréchet distance")
     if (run / "monitor.json").is_file():
         page.protocol(from_json(read_json(run / "monitor.json"), Protocol, "monitor.json"))
-
-
-def _curves(records: list[dict[str, Any]]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-    """Every logged number over the global step, one line per stage: metric -> stage -> (steps, values)."""
-    curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-    for record in records:
-        stage = str(record.get("stage", "run"))
-        for name, value in record.items():
-            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
-                steps, values = curves.setdefault(name, {}).setdefault(stage, ([], []))
-                steps.append(float(record["step"]))
-                values.append(float(value))
-    return curves
 
 
 def _latest(previews: list[Path]) -> list[Path]:

@@ -1,13 +1,21 @@
 """What every command that computes does first."""
 
+import contextlib
 import dataclasses
+import io
+from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
 
+from gen.cli import together
 from gen.errors import GenError
 
-__all__ = ["ALONE", "Job", "Multihost", "start"]
+__all__ = ["ALONE", "Job", "Multihost", "join_late", "start"]
+
+_called = False  # whether `start` was
+_PATIENCE = 300  # seconds in which all processes of a job must have started
+_LATE = 10  # seconds that a process which failed before it joined waits for the others, to tell them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +39,7 @@ ALONE = Job()
 Multihost = Annotated[Job, tyro.conf.arg(name="")]  # its fields are flags of the command
 
 
-def start(job: Job = ALONE) -> None:
+def start(job: Job = ALONE, patience: int = _PATIENCE) -> None:
     """Turns the compile cache on and, if asked to, joins the other processes of the job.
 
     Without a coordinator jax finds the others through SLURM, the TPU pod's metadata, GKE or MPI. A job that is there
@@ -39,9 +47,11 @@ def start(job: Job = ALONE) -> None:
 
     Raises GenError for flags that name no job, and when the job cannot be joined.
     """
+    global _called
+    _called = True
     import jax
 
-    from gen.training.engine import enable_compile_cache
+    from gen.training.program import enable_compile_cache
 
     explicit = (job.coordinator, job.processes, job.process)
     if any(value is not None for value in explicit):
@@ -51,13 +61,29 @@ def start(job: Job = ALONE) -> None:
         return
     try:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # read on CPU only
-        jax.distributed.initialize(*explicit, cluster_detection_method="deactivate" if job.coordinator else None)
+        jax.distributed.initialize(
+            *explicit,
+            cluster_detection_method="deactivate" if job.coordinator else None,
+            initialization_timeout=patience,
+        )
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise GenError(
             f"--multihost found no job to join ({reason}); start it by srun, mpirun or on a TPU pod, or name it: "
             "--coordinator HOST:PORT --processes N --process I"
         ) from None
+    together.watch()
+
+
+def join_late(args: Sequence[str]) -> bool:
+    """Joins the job that the flags of a command name which failed before it called `start`; whether there is one."""
+    if _called or not any(arg.startswith(("--multihost", "--coordinator")) for arg in args):
+        return False
+    with contextlib.suppress(SystemExit, GenError):
+        with contextlib.redirect_stderr(io.StringIO()):
+            job, _ = tyro.cli(Job, args=list(args), return_unknown_args=True)
+        start(job, _LATE)
+    return together.joined()
 
 
 def _check(job: Job) -> None:

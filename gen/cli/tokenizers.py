@@ -8,24 +8,25 @@ import tyro
 
 from gen.cli.start import start
 from gen.errors import GenError
+from gen.progress import Bar
 
 __all__ = ["encode", "reconstruct"]
 
 
 def reconstruct(
-    run: Annotated[Path, tyro.conf.Positional],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     /,
     *,
-    data: str = "digits:test",
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")] = "digits:test",
     extractor: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     lpips: tuple[Literal["alex", "vgg", "squeeze"], ...] = (),
     protocol: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    split: str = "",
+    split: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
     quantiser: Literal["round", "truncate"] = "round",
-    measures: tuple[str, ...] = (),
+    measures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = (),
     out: Annotated[Path | None, tyro.conf.arg(metavar="NPZ")] = None,
     scores: Annotated[Path | None, tyro.conf.arg(metavar="JSON")] = None,
-    batch: int = 256,
+    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 256,
 ) -> None:
     """Sends images through a tokenizer and back, and scores what comes back: PSNR, SSIM, LPIPS, rFID.
 
@@ -52,7 +53,7 @@ def reconstruct(
       batch: images at a time; does not change the scores.
     """
     from gen.cli.compare import show
-    from gen.cli.evaluate import open_extractor, progress_line
+    from gen.cli.extractors import open_extractor
     from gen.cli.images import open_images
     from gen.config import fingerprint
     from gen.metrics.evaluate import Settings
@@ -86,7 +87,7 @@ def reconstruct(
         keep=out is not None,
         batch=batch,
         mesh=make_mesh(),
-        progress=progress_line(data),
+        progress=Bar(data),
         subject={"name": str(run), "weights": loaded.weights, "step": str(loaded.step)},
     )
     scores = scores or run / "reconstruction.json"
@@ -108,14 +109,14 @@ def _save(out: Path, images: Any, labels: Any) -> None:
 
 
 def encode(
-    run: Annotated[Path, tyro.conf.Positional],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     /,
     *,
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
-    data: str = "digits:train",
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")] = "digits:train",
     align: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    batch: int = 256,
+    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 256,
 ) -> None:
     """Encodes images once into a cache of latents, with the normaliser that generators train under.
 
@@ -160,16 +161,18 @@ def encode(
 
 def _records(data: str, channels: int) -> tuple[Any, str]:
     """(records by index, their fingerprint); images on disk are read a batch at a time."""
-    from gen.cli.images import read_images
-    from gen.data.images import Images
-    from gen.data.sources import ArraySource
+    from gen.data.images import Images, Labels
+    from gen.data.sources import digits
     from gen.data.stores import open_store
 
-    if data.partition(":")[0] == "digits" or data.endswith(".npz"):
-        images, labels = read_images(data)
-        rows = ArraySource(image=images) if labels is None else ArraySource(image=images, label=labels)
+    name, _, split = data.partition(":")
+    if name == "digits":
+        rows = digits(split or "all")  # type: ignore[arg-type]  # refuses other splits
         return rows, rows.identity()
-    stored = Images(data, channels=channels, labels="none" if open_store(data).label is None else "class")
+    store = open_store(data)
+    held = store.label is not None, store.text is not None
+    labels: dict[tuple[bool, bool], Labels] = {(True, True): "both", (True, False): "class", (False, True): "text"}
+    stored = Images(data, channels=channels, labels=labels.get(held, "none"))
     return stored.source(), stored.identity()
 
 

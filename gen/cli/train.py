@@ -1,18 +1,16 @@
 """``gen demo``, ``gen train`` and ``gen distill``."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from gen.cli.opening import Overrides, prepare
 from gen.cli.start import ALONE, Job, Multihost, start
 from gen.errors import GenError
 
-__all__ = ["Training", "demo", "distill", "prepare", "train"]
-
-Overrides = Annotated[tuple[tuple[str, str], ...], tyro.conf.Suppress]
+__all__ = ["Training", "demo", "distill", "train"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +22,8 @@ class Training:
       batch: global batch size of every stage.
       batch_gpu: samples per device at a time; gradients are accumulated up to the batch.
       seed: of initial weights, data order and noise.
+      start: a run whose weights (EMA) the network starts from: arrays that fit by name and shape are taken over, so a
+        network of another number of classes keeps the rest; the run records it.
       profile: steps to record with the profiler, into OUTDIR/profile (for TensorBoard or Perfetto).
       monitor: real images, or statistics of gen reference: score samples against them while training.
       monitor_every: steps between scores; each also makes a checkpoint.
@@ -36,11 +36,12 @@ class Training:
     batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     batch_gpu: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    start: Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN")] = None
     profile: Annotated[str | None, tyro.conf.arg(metavar="FIRST-LAST")] = None
     monitor: Annotated[str | None, tyro.conf.arg(metavar="REFERENCE")] = None
     monitor_every: Annotated[int, tyro.conf.arg(metavar="N")] = 5000
     monitor_count: Annotated[int, tyro.conf.arg(metavar="N")] = 5000
-    monitor_extractor: Annotated[str, tyro.conf.arg(metavar="NAME")] = "digits-extractor"
+    monitor_extractor: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
@@ -49,7 +50,9 @@ How = Annotated[Training, tyro.conf.arg(name="")]  # its fields are flags of the
 
 
 def demo(
-    outdir: Path = Path("runs/demo"), smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False, seed: int = 0
+    outdir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/demo"),
+    smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0,
 ) -> None:
     """Trains a tokenizer, a flow transformer and its one-step student on handwritten digits, and scores them.
 
@@ -75,7 +78,7 @@ def train(
     /,
     *,
     outdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
-    data: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None,
+    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None,
     teacher: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
     training: How = USUAL,
@@ -113,41 +116,35 @@ def train(
         {"data": data, "teacher": teacher, "tokenizer": tokenizer},
         overrides,
         {name: getattr(training, name) for name in ("steps", "batch", "seed", "profile")},
+        start=training.start,
     )
     outdir = outdir or Path("runs") / preset
-    from gen.training import engine
+    from gen.training.checks import dry_run
+    from gen.training.engine import train as run
 
+    arrays = {"frozen": recipe.frozen, "artifacts": recipe.artifacts}
     if training.dry_run:
-        engine.dry_run(recipe.config, frozen=recipe.frozen, batch_gpu=training.batch_gpu)
+        dry_run(recipe.config, **arrays, batch_gpu=training.batch_gpu)
         return
     hooks: tuple[Any, ...] = ()
     if training.monitor is not None:
         recipe, hooks = _monitored(recipe, outdir, training, training.monitor)
-    engine.train(
-        recipe.config,
-        outdir,
-        frozen=recipe.frozen,
-        artifacts=recipe.artifacts,
-        batch_gpu=training.batch_gpu,
-        hooks=hooks,
-    )
+    run(recipe.config, outdir, **arrays, batch_gpu=training.batch_gpu, hooks=hooks)
 
 
 def _monitored(recipe: Any, outdir: Path, training: Training, reference: str) -> tuple[Any, tuple[Any, ...]]:
     """The recipe that keeps its best checkpoint, and the hook; writes the protocol of its numbers to monitor.json."""
     import jax
 
-    from gen.cli.evaluate import open_extractor, open_reference
+    from gen.cli.extractors import find_extractor, open_reference, stored_shape
     from gen.config import to_json
     from gen.files import write_json
     from gen.metrics.monitor import METRIC, monitor
-    from gen.metrics.sources import LABEL_RULES
-    from gen.runs import classes
     from gen.training.sharding import make_mesh
 
-    config, network, count = recipe.config, open_extractor(training.monitor_extractor), training.monitor_count
+    config, count = recipe.config, training.monitor_count
+    network = find_extractor(training.monitor_extractor, reference, lambda: stored_shape(reference))
     held, _ = open_reference(reference, network, 256, make_mesh(config.engine.mesh))
-    number, rule = classes(config.generator), "seed mod classes"
     hook, protocol = monitor(
         config,
         held,
@@ -155,8 +152,6 @@ def _monitored(recipe: Any, outdir: Path, training: Training, reference: str) ->
         every=training.monitor_every,
         count=count,
         artifacts=recipe.artifacts,
-        labels=None if number is None else LABEL_RULES[rule](range(count), number),
-        rule=rule,
     )
     if jax.process_index() == 0:
         write_json(outdir / "monitor.json", to_json(protocol))
@@ -170,7 +165,7 @@ def distill(
     *,
     teacher: Annotated[Path, tyro.conf.arg(metavar="RUN")],
     outdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
-    data: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None,
+    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None,
     pairs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     training: How = USUAL,
     multihost: Multihost = ALONE,
@@ -190,7 +185,7 @@ def distill(
       preset: a name from gen list; --preset NAME is the same.
       teacher: the teacher's run folder; its EMA weights are used.
       outdir: the run folder; runs/PRESET by default.
-      data: the data, latent cache or stored pairs, for presets that take them.
+      data: the data, latent cache or teacher records, for presets that take them.
       pairs: how many pairs of the teacher to store and train on; classes in turn.
       training: how it is trained.
       multihost: the job that this process belongs to.
@@ -220,60 +215,23 @@ def _store_pairs(preset: str, teacher: Path, folder: Path, count: int, multihost
 
     find(preset)
     start(multihost)
-    from gen.distill.pairs import store_pairs
-    from gen.runs import classes, load
+    import numpy as np
+
+    from gen.nn.conditions import make_conditions
+    from gen.runs import load
+    from gen.sampling.records import Solved, make_records
     from gen.training.sharding import make_mesh
 
     loaded = load(teacher)
     generator = loaded.generator
-    if not hasattr(generator, "sampler"):
-        raise GenError(f"{teacher} makes images in one step; give a teacher that a solver samples")
-    store_pairs(
-        generator,
+    loaded.config.sampler.changed(steps=count)  # students have no steps to store
+    make_records(
+        Solved(generator),
         loaded.params,
         folder,
         count=count,
-        origin=loaded.origin,
-        classes=classes(generator),
+        maker=loaded.origin,
+        cond=make_conditions(generator.conditions, np.arange(count)),
         mesh=make_mesh(),
+        label="pairs",
     )
-
-
-def prepare(
-    preset: str,
-    inputs: dict[str, Any],
-    overrides: tuple[tuple[str, str], ...] = (),
-    short: Mapping[str, Any] | None = None,
-) -> Any:
-    """The recipe of a preset with its inputs loaded and its settings overridden.
-
-    Args:
-      inputs: paths by input name, None where not given; runs are loaded with their EMA weights.
-      overrides: (path, text) pairs.
-      short: settings under their short names: steps, batch, seed, profile ("FIRST-LAST"); None where not given.
-    Raises GenError for an unknown preset, key or value, or an input that is missing or no run.
-    """
-    from gen.cli.images import parse_seeds
-    from gen.cli.overrides import override
-    from gen.experiments import build, find
-
-    find(preset)
-    given = {name: path for name, path in inputs.items() if path is not None}
-    if set(given) - {"data"}:
-        from gen.runs import load
-
-        given = {name: path if name == "data" else load(path) for name, path in given.items()}
-    recipe = build(preset, given)
-    stages = range(len(recipe.config.stages))
-    paths = {
-        "steps": [f"stages.{stages[-1]}.steps"],
-        "batch": [f"stages.{i}.batch" for i in stages],
-        "seed": ["engine.seed"],
-        "profile": ["engine.profile"],
-    }
-    asked = {name: value for name, value in (short or {}).items() if value is not None}
-    if "profile" in asked:
-        window = parse_seeds(asked["profile"], "steps")
-        asked["profile"] = [window.start, window.stop - 1]
-    known = tuple((path, str(value)) for name, value in asked.items() for path in paths[name])
-    return dataclasses.replace(recipe, config=override(recipe.config, [*known, *overrides]))

@@ -1,73 +1,99 @@
-"""Latent caches: folders of arrays by row, with the normaliser that everything trained on them shares.
+"""Caches of encoded images: folders of arrays by row, of latents, of tokens or of bits.
 
-A cache is made in two moves, both safe to repeat: an indexed job writes the rows (`gen.training.indexed`), and
-`seal` checks them, measures the normaliser and writes ``cache.json``, without which the folder is no cache::
+A cache is made in two moves, both safe to repeat: an indexed job writes the rows (`gen.training.indexed`), and a
+``seal`` function checks them and writes ``cache.json``, without which the folder is no cache::
 
     run_indexed(encode, count, batch=256, writer=ArrayWriter(path, count, identity), arguments=params)
-    cache = seal(path, tokenizer=..., data=source.identity())
+    cache = seal(path, tokenizer=..., data=source.identity())                        # latent.npy
+    cache = seal_tokens(path, vocabulary=4096, tokenizer=..., data=...)              # tokens.npy
+    cache = seal_bits(path, tokenizer=..., data=...)                                 # bits.npy
+
+| kind | array | rows come out as | what the cache knows beside |
+|---|---|---|---|
+| latents | latent (N, ..., C) | float32, normalised: (latent - shift) / scale | shift, scale (C,) |
+| tokens | tokens (N, ...) | int32, as they are, 0 to vocabulary - 1 | vocabulary |
+| bits | bits (N, ..., K) | uint8, as they are, 0 or 1 | width K |
+
+Whatever else a cache holds (labels, text features, noise) comes out as stored.
 """
 
 import dataclasses
 import json
 import math
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from gen.arrays import digest
-from gen.data import loader
+from gen.data import labels, loader
+from gen.data.loader import Record
 from gen.data.sources import ArraySource
 from gen.data.stores import load_arrays
 from gen.errors import GenError
+from gen.files import write_json
 
-__all__ = ["Cache", "LatentSource", "seal"]
+__all__ = ["BitCache", "Cache", "CacheSource", "TokenCache", "seal", "seal_bits", "seal_tokens"]
 
 _ROWS = 16384  # rows read at a time
+_ARRAYS = {"latents": "latent", "tokens": "tokens", "bits": "bits"}  # kind -> the array that makes a cache of it
+_MAKE = "make it again with gen encode, in another folder"
 
 
-class LatentSource:
-    """Rows of a cache; "latent" comes out normalised, (latent - shift) / scale, the rest as stored.
+class CacheSource:
+    """Rows of a cache by index, as training reads them.
 
-    Reading a row whose latent is NaN or infinite raises GenError: `seal` lets none in, so the file was damaged since.
+    Args:
+      rows: what is stored.
+      name: the encoded array's name.
+      read: encoded rows (B, ...) as stored -> as training takes them.
+      good: those -> whether each row is as `seal` let it in, (B,) bool. Reading another raises GenError: the file was
+        damaged since.
     """
 
-    def __init__(self, rows: ArraySource, shift: np.ndarray, scale: np.ndarray):
-        self.rows, self.shift, self.scale = rows, shift, scale
+    def __init__(
+        self,
+        rows: ArraySource,
+        name: str,
+        read: Callable[[np.ndarray], np.ndarray],
+        good: Callable[[np.ndarray], np.ndarray],
+    ):
+        self.rows, self.name, self._read, self._good = rows, name, read, good
+        self.label, self.class_names, self.num_classes = rows.label, rows.class_names, rows.num_classes
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self._normalized(self.rows[index], [index])
+    def __getitem__(self, index: int) -> Record:
+        record = self.rows[index]
+        return record | {self.name: self._checked(record[self.name][None], [index])[0]}
 
-    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def gather(self, indices: np.ndarray) -> Record:
         """Rows `indices` (B,) of every array."""
-        return self._normalized(self.rows.gather(indices), indices)
+        record = self.rows.gather(indices)
+        return record | {self.name: self._checked(record[self.name], indices)}
 
     def title(self, index: int) -> str:
         """How messages call record `index`."""
         return self.rows.title(index)
 
-    def _normalized(self, record: dict[str, np.ndarray], indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+    def _checked(self, stored: np.ndarray, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            latent = (record["latent"] - self.shift) / self.scale
-        finite = np.isfinite(latent).reshape(len(indices), -1).all(axis=1)
-        if not finite.all():
-            row = int(indices[int(np.argmin(finite))])
+            values = self._read(stored)
+        good = self._good(values)
+        if not good.all():
             raise GenError(
-                f"the latent of {self.title(row)} is NaN or infinite; it was finite when "
-                "it was encoded, delete the folder and encode the images again"
+                f"the {self.name} of {self.title(int(indices[int(np.argmin(good))]))} is NaN, infinite or out of "
+                f"range; it was not when it was encoded, so the file is damaged: {_MAKE}"
             )
-        return record | {"latent": latent}
+        return values
 
 
 @dataclasses.dataclass(frozen=True)
-class Cache:
-    """A sealed latent cache as training data: "latent" float32, normalised, and whatever else it holds by name.
+class _Rows:
+    """What the kinds share: a sealed cache as training data.
 
     Attributes:
       path: the cache folder.
@@ -76,37 +102,106 @@ class Cache:
 
     path: str
     classes: int | None = None
+    kind: ClassVar[str] = ""
 
-    def source(self) -> LatentSource:
-        """The rows by index, memory-mapped. Raises GenError for no cache, an altered one, labels beyond `classes`."""
-        found = _read(self.path)
-        normalizer = self.normalizer()
-        rows = _rows(self.path, found)
-        label = rows.arrays.get("label")
-        if self.classes is not None and label is not None and int(label.max(initial=0)) >= self.classes:
-            row = int(np.argmax(label))
-            raise GenError(
-                f"row {row} of {self.path} has label {label[row]}; the model knows {self.classes} classes, 0 to "
-                f"{self.classes - 1}: encode data of these classes"
-            )
-        return LatentSource(rows, normalizer["shift"], normalizer["scale"])
+    def source(self) -> CacheSource:
+        """The rows by index, memory-mapped. Raises GenError for no cache of this kind, and an altered one."""
+        head = _read(self.path, self.kind)
+        rows = _rows(self.path, head)
+        if self.classes is not None and rows.label is not None:
+            labels.fits(rows.label, self.classes, lambda row: f"row {row} of {self.path}")
+        return CacheSource(rows, _ARRAYS[self.kind], *_READERS[self.kind](head))
 
-    def normalizer(self) -> dict[str, np.ndarray]:
-        """ "shift" and "scale" (C,) float32: raw latents are normalised * scale + shift."""
-        found = _read(self.path)
-        return {name: np.asarray(found[name], np.float32) for name in ("shift", "scale")}
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one encoded image: (..., C) of latents, (...) of tokens, (..., K) of bits."""
+        return tuple(_read(self.path, self.kind)["arrays"][_ARRAYS[self.kind]][1])
 
-    def batches(
-        self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1
-    ) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1) -> Iterator[Record]:
         """Endless shuffled batches, this process's slice, from global step `start` (see `gen.data.loader`)."""
         source = self.source()
         loader.enough(self.path, len(source), batch)
         return loader.batches(source, batch=batch, seed=seed, start=start, process=process, processes=processes)
 
     def identity(self) -> str:
-        """Fingerprint of the rows, the normaliser and what they were made from; not of where they lie."""
-        return str(_read(self.path)["identity"])
+        """Fingerprint of the rows and of what they were made from; not of where they lie."""
+        return str(_read(self.path, self.kind)["identity"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Cache(_Rows):
+    """A sealed latent cache as training data: "latent" float32, normalised, and whatever else it holds by name.
+
+    Attributes:
+      path: the cache folder.
+      classes: number of classes the model knows; labels beyond are refused.
+    """
+
+    kind: ClassVar[str] = "latents"
+
+    def normalizer(self) -> dict[str, np.ndarray]:
+        """ "shift" and "scale" (C,) float32: raw latents are normalised * scale + shift."""
+        head = _read(self.path, self.kind)
+        return {name: np.asarray(head[name], np.float32) for name in ("shift", "scale")}
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenCache(_Rows):
+    """A sealed token cache as training data: "tokens" int32, never changed, and whatever else it holds by name.
+
+    Attributes:
+      path: the cache folder.
+      classes: number of classes the model knows; labels beyond are refused.
+    """
+
+    kind: ClassVar[str] = "tokens"
+
+    @property
+    def vocabulary(self) -> int:
+        """How many different tokens there are: they count from 0 to vocabulary - 1."""
+        return int(_read(self.path, self.kind)["vocabulary"])
+
+
+@dataclasses.dataclass(frozen=True)
+class BitCache(_Rows):
+    """A sealed cache of binary latents as training data: "bits" uint8 of 0 and 1, and whatever else it holds by name.
+
+    Attributes:
+      path: the cache folder.
+      classes: number of classes the model knows; labels beyond are refused.
+    """
+
+    kind: ClassVar[str] = "bits"
+
+    @property
+    def width(self) -> int:
+        """How many bits each position has: the last axis."""
+        return self.shape[-1]
+
+
+Reader = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]  # read, good of `CacheSource`
+
+
+def _latents_reader(head: Mapping[str, Any]) -> Reader:
+    shift, scale = (np.asarray(head[name], np.float32) for name in ("shift", "scale"))
+    return lambda latent: (latent - shift) / scale, lambda latent: _each(np.isfinite(latent))
+
+
+def _tokens_reader(head: Mapping[str, Any]) -> Reader:
+    vocabulary = head["vocabulary"]
+    return lambda tokens: tokens.astype(np.int32), lambda tokens: _each((tokens >= 0) & (tokens < vocabulary))
+
+
+def _bits_reader(head: Mapping[str, Any]) -> Reader:
+    return lambda bits: bits.astype(np.uint8), lambda bits: _each(bits <= 1)
+
+
+_READERS = {"latents": _latents_reader, "tokens": _tokens_reader, "bits": _bits_reader}
+
+
+def _each(good: np.ndarray) -> np.ndarray:
+    """(B, ...) bool -> (B,): whether all of a row is."""
+    return np.asarray(good.reshape(len(good), -1).all(axis=1))
 
 
 def seal(
@@ -116,6 +211,7 @@ def seal(
     data: str,
     shift: Sequence[float] | None = None,
     scale: Sequence[float] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Cache:
     """Makes a cache of a folder that holds ``latent.npy`` (N, ..., C) and other arrays (N, ...) by name.
 
@@ -125,43 +221,106 @@ def seal(
       data: identity of the images they were made from.
       shift, scale: the normaliser, per channel; by default the latents' mean and standard deviation. Latents
         that are already normalised (a teacher's samples) take zeros and ones.
+      class_names: names of the classes that ``label.npy`` counts, where they are known.
 
     Raises:
       GenError: rows missing or of different number, NaN or infinite latents (naming the row), a channel that never
-        varies, a cache sealed from other things, a folder that cannot be written.
+        varies, labels that are none, a cache sealed from other things, a folder that cannot be written.
     """
-    path = Path(path)
-    if (path / "cache.json").exists():
-        found = _read(path)
-        if (found["tokenizer"], found["data"]) != (tokenizer, data):
+
+    def describe(latents: np.ndarray) -> dict[str, Any]:
+        mean, deviation = _statistics(latents)
+        if scale is None and (deviation < 1e-6).any():
             raise GenError(
-                f"{path} is a latent cache of another tokenizer or other data; delete it or choose another folder"
+                f"channel {int(np.argmin(deviation))} of the latents never varies; a trained tokenizer uses every "
+                "channel, train it longer or give the normaliser"
             )
-        return Cache(str(path))
+        given = {"shift": mean if shift is None else shift, "scale": deviation if scale is None else scale}
+        return {name: np.broadcast_to(np.asarray(v), mean.shape).astype(np.float32) for name, v in given.items()}
+
+    _seal(Path(path), "latents", describe, tokenizer, data, class_names)
+    return Cache(str(path))
+
+
+def seal_tokens(
+    path: str | Path, *, vocabulary: int, tokenizer: str, data: str, class_names: Sequence[str] | None = None
+) -> TokenCache:
+    """Makes a cache of a folder that holds ``tokens.npy`` (N, ...), of any integer type, and other arrays by name.
+
+    Args:
+      path: the folder, every row written. A cache sealed from the same things is left as it is.
+      vocabulary: how many different tokens the tokenizer has.
+      tokenizer, data, class_names: see `seal`.
+
+    Raises:
+      GenError: as `seal`; tokens that are no integers from 0 to vocabulary - 1, naming the row.
+    """
+
+    def describe(tokens: np.ndarray) -> dict[str, Any]:
+        _integers(tokens, "tokens", vocabulary)
+        return {"vocabulary": vocabulary}
+
+    _seal(Path(path), "tokens", describe, tokenizer, data, class_names)
+    return TokenCache(str(path))
+
+
+def seal_bits(path: str | Path, *, tokenizer: str, data: str, class_names: Sequence[str] | None = None) -> BitCache:
+    """Makes a cache of a folder that holds ``bits.npy`` (N, ..., K), of bool or any integer type, and other arrays.
+
+    Args:
+      path: the folder, every row written. A cache sealed from the same things is left as it is.
+      tokenizer, data, class_names: see `seal`.
+
+    Raises:
+      GenError: as `seal`; bits other than 0 and 1, naming the row.
+    """
+
+    def describe(bits: np.ndarray) -> dict[str, Any]:
+        _integers(bits, "bits", 2)
+        return {}
+
+    _seal(Path(path), "bits", describe, tokenizer, data, class_names)
+    return BitCache(str(path))
+
+
+def _seal(
+    path: Path,
+    kind: str,
+    describe: Callable[[np.ndarray], dict[str, Any]],
+    tokenizer: str,
+    data: str,
+    class_names: Sequence[str] | None,
+) -> None:
+    """Writes cache.json; `describe` checks the encoded rows and gives what belongs to the kind."""
+    if (path / "cache.json").exists():
+        head = _read(path, kind)
+        if (head["tokenizer"], head["data"]) != (tokenizer, data):
+            raise GenError(
+                f"{path} is a cache of {kind} of another tokenizer or other data; choose another folder, or delete it "
+                "if it is not needed"
+            )
+        return
     arrays = {file.stem: load_arrays(file)["image"] for file in sorted(path.glob("*.npy"))}
-    if "latent" not in arrays:
-        raise GenError(f"{path} has no latent.npy; expected a folder of encoded rows, encode the images first")
-    mean, deviation = _statistics(arrays["latent"])
-    if scale is None and (deviation < 1e-6).any():
-        raise GenError(
-            f"channel {int(np.argmin(deviation))} of the latents never varies; a trained tokenizer uses every channel, "
-            "train it longer or give the normaliser"
-        )
-    normalizer = {
-        "shift": np.broadcast_to(mean if shift is None else np.asarray(shift), mean.shape).astype(np.float32),
-        "scale": np.broadcast_to(deviation if scale is None else np.asarray(scale), mean.shape).astype(np.float32),
+    if _ARRAYS[kind] not in arrays:
+        raise GenError(f"{path} has no {_ARRAYS[kind]}.npy; expected a folder of encoded rows, encode the images first")
+    rows = ArraySource(class_names, **arrays)
+    _finite_text(arrays.get("text"))
+    described = describe(arrays[_ARRAYS[kind]])
+    made_from = {
+        "made from": np.frombuffer(f"{tokenizer}\n{data}".encode(), np.uint8),
+        **{name: np.atleast_1d(value) for name, value in described.items()},
     }
-    made_from = np.frombuffer(f"{tokenizer}\n{data}".encode(), np.uint8)
     head = {
-        "count": len(ArraySource(**arrays)),
+        "kind": kind,
+        "count": len(rows),
         "arrays": {name: [array.dtype.str, list(array.shape[1:])] for name, array in arrays.items()},
-        **{name: [float(value) for value in values] for name, values in normalizer.items()},
+        **{name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in described.items()},
         "tokenizer": tokenizer,
         "data": data,
-        "identity": digest({**arrays, **normalizer, "made from": made_from}),
+        "identity": digest({**arrays, **made_from}),
+        "class_names": list(class_names) if class_names else None,
     }
-    _write(path / "cache.json", head)
-    return Cache(str(path))
+    write_json(path / "cache.json", head)
 
 
 def _statistics(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -169,7 +328,7 @@ def _statistics(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     count, mean, square = 0, np.zeros(latents.shape[-1]), np.zeros(latents.shape[-1])
     for first in range(0, len(latents), _ROWS):
         block = np.asarray(latents[first : first + _ROWS], np.float64)
-        finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
+        finite = _each(np.isfinite(block))
         if not finite.all():
             raise GenError(
                 f"latent {first + int(np.argmin(finite))} is NaN or infinite; expected finite latents, look at the "
@@ -183,36 +342,79 @@ def _statistics(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(square / max(count, 1))
 
 
-def _read(path: str | Path) -> dict[str, Any]:
+def _integers(values: np.ndarray, name: str, count: int) -> None:
+    """Raises GenError unless all values are integers from 0 to count - 1."""
+    if values.dtype.kind not in "iub" or values.ndim < 2:
+        raise GenError(
+            f"{name}.npy holds {values.dtype} {values.shape}; expected integers (N, ...), stored as they are"
+        )
+    for first in range(0, len(values), _ROWS):
+        block = np.asarray(values[first : first + _ROWS])
+        good = _each((block >= 0) & (block < count))
+        if not good.all():
+            row = int(np.argmin(good))
+            wrong = block[row][(block[row] < 0) | (block[row] >= count)][0]
+            raise GenError(
+                f"row {first + row} of {name}.npy has {wrong}; expected 0 to {count - 1}, look at the tokenizer's "
+                "weights and vocabulary"
+            )
+
+
+def _finite_text(text: np.ndarray | None) -> None:
+    for first in range(0, 0 if text is None else len(text), _ROWS):
+        finite = _each(np.isfinite(np.asarray(text[first : first + _ROWS])))  # type: ignore[index]
+        if not finite.all():
+            raise GenError(
+                f"row {first + int(np.argmin(finite))} of text.npy is NaN or infinite; look at the encoder's weights "
+                "and that caption"
+            )
+
+
+def _read(path: str | Path, kind: str) -> dict[str, Any]:
+    """cache.json of a cache of this kind."""
     file = Path(path) / "cache.json"
     try:
-        found = json.loads(file.read_text())
-    except FileNotFoundError:
+        head = json.loads(file.read_text())
+    except (FileNotFoundError, NotADirectoryError):
         raise GenError(
-            f"no latent cache at {path}; expected a folder with cache.json, make one with gen encode"
+            f"{path} is no cache of {kind}; images have to be encoded before a model of {kind} can train on them: gen "
+            f"encode TOKENIZER_RUN --data {path} --out CACHE, then --data CACHE"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise GenError(f"cannot read {file} ({error}); delete the folder and encode the images again") from None
-    if not _is_head(found):
-        raise GenError(f"{file} was altered; delete the folder and encode the images again")
-    return dict(found)
+        raise GenError(f"cannot read {file} ({error}); {_MAKE}") from None
+    # Caches made before there were kinds are of latents.
+    if not isinstance(head, dict) or head.setdefault("kind", "latents") not in _READERS or not _is_head(head):
+        raise GenError(f"{file} was altered, or is no cache's; {_MAKE}")
+    if head["kind"] != kind:
+        raise GenError(f"{path} is a cache of {head['kind']}; expected one of {kind}, encode with such a tokenizer")
+    return head
 
 
-def _is_head(found: Any) -> bool:
-    """Whether a value read from JSON has everything that `seal` writes, of the right types."""
-    if not isinstance(found, dict) or not isinstance(arrays := found.get("arrays"), dict):
+def _is_head(head: dict[str, Any]) -> bool:
+    """Whether an object read from JSON has everything that `_seal` writes for its kind, of the right types."""
+    arrays = head.get("arrays")
+    if not isinstance(arrays, dict):
         return False
     rows = [row for row in arrays.values() if isinstance(row, list) and len(row) == 2 and isinstance(row[1], list)]
-    affine = [values for values in (found.get("shift"), found.get("scale")) if isinstance(values, list)]
+    encoded, names = _ARRAYS[head["kind"]], head.get("class_names")
     return (
-        type(found.get("count")) is int
-        and "latent" in arrays
+        type(head.get("count")) is int
+        and encoded in arrays
         and len(rows) == len(arrays)
         and all(re.fullmatch(r"\w[\w.-]*", name) for name in arrays)  # no name leads out of the folder
-        and len(affine) == 2
+        and all(isinstance(head.get(name), str) for name in ("tokenizer", "data", "identity"))
+        and (names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)))
+        and (head["kind"] != "tokens" or (type(head.get("vocabulary")) is int and head["vocabulary"] > 0))
+        and (head["kind"] != "latents" or _is_affine(head, (arrays["latent"][1] or [0])[-1]))
+    )
+
+
+def _is_affine(head: dict[str, Any], channels: int) -> bool:
+    affine = [values for values in (head.get("shift"), head.get("scale")) if isinstance(values, list)]
+    return (
+        len(affine) == 2
         and all(type(value) is float and math.isfinite(value) for values in affine for value in values)
-        and all(len(values) == (arrays["latent"][1] or [0])[-1] for values in affine)
-        and all(isinstance(found.get(name), str) for name in ("tokenizer", "data", "identity"))
+        and all(len(values) == channels for values in affine)
     )
 
 
@@ -224,20 +426,7 @@ def _rows(path: str | Path, head: dict[str, Any]) -> ArraySource:
         if array.dtype.str != dtype or list(array.shape) != [head["count"], *shape]:
             raise GenError(
                 f"{file} holds {array.dtype.str} {array.shape}; expected {dtype} {(head['count'], *shape)} as "
-                "cache.json says, delete the folder and encode the images again"
+                f"cache.json says; {_MAKE}"
             )
         arrays[name] = array
-    return ArraySource(**arrays)
-
-
-def _write(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
-        with open(temporary, "w") as file:
-            json.dump(value, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise GenError(f"cannot write {path}: {reason}; free space or choose another output folder") from error
+    return ArraySource(head.get("class_names"), **arrays)

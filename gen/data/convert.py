@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
 import struct
@@ -27,6 +26,7 @@ from gen.data.stores import Store
 from gen.data.transforms import Crop, Filter, encode_png, fit
 from gen.data.vanished import ahead
 from gen.errors import GenError
+from gen.files import atomic, settle, write_json, writing
 
 __all__ = ["Copy", "Encode", "convert", "split_rows"]
 
@@ -101,7 +101,7 @@ def convert(
       threads: that decode and encode; as many as there are processors by default. The bytes do not depend on it.
       skip_broken: leave images out that cannot be read instead of stopping at the first.
       shard: images per tar file.
-      on_image: called as (images done, images in all).
+      on_image: called as (images done, images in all), at the start and after each image.
 
     Returns (number of images written, messages of those left out).
 
@@ -125,10 +125,12 @@ def convert(
             f"cannot write {out}; give a name that ends in .zip or .array_record, or a folder for tar shards"
         )
     dropped: list[str] = []
-    with _writing(out):
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(kinds[out.suffix]()) as sink:
             done = sink.done
+            if on_image is not None:
+                on_image(done, len(chosen))
             for position, extension, data in _made(store, chosen, sink.next, maker, threads, skip_broken, dropped):
                 sink.write(position, extension, data)
                 done += 1
@@ -206,17 +208,6 @@ class Sink(Protocol):
         ...
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise GenError(
-            f"cannot write {path}: {reason}; free space or choose another output, then start again"
-        ) from None
-
-
 def _begin(out: Path, job: dict[str, Any]) -> Path:
     """The partial file's path, after making sure that it is this job's or absent."""
     partial, tag = out.with_name(out.name + ".partial"), out.with_name(out.name + ".partial.json")
@@ -233,21 +224,12 @@ def _begin(out: Path, job: dict[str, Any]) -> Path:
             raise GenError(f"{partial} was begun from other data or options; remove it and {tag.name}, or finish that")
     else:
         shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
-        _replace(tag, json.dumps(job).encode())
+        write_json(tag, job)
     return partial
 
 
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def _end(partial: Path, out: Path) -> None:
-    os.replace(partial, out)
+    settle(partial, out)
     out.with_name(out.name + ".partial.json").unlink(missing_ok=True)
 
 
@@ -256,11 +238,17 @@ def _member(position: int, extension: str) -> str:
     return f"{position // 1000:05d}/img{position:08d}{extension}"
 
 
+def _simple(out: Path, store: Store) -> None:
+    """Raises GenError for what only tar shards hold: sequences of text, and classes beside text."""
+    if store.text_mask is not None or (store.text is not None and store.label is not None):
+        raise GenError(f"{out} cannot hold sequences of text, or text beside classes; give a folder for tar shards")
+
+
 def _value(store: Store, row: int) -> Any:
-    """The label of a row as JSON has it: class, vector or None."""
+    """The label of a row as JSON has it: class, vector, or None."""
     if store.label is not None:
         return int(store.label[row])
-    return None if store.text is None else [float(v) for v in store.text[row]]
+    return None if store.text is None else store.text[row].tolist()
 
 
 class ZipSink:
@@ -276,6 +264,7 @@ class ZipSink:
         self.zip = zipfile.ZipFile(self.file, "w")
         self.zip.filelist += members
         self.zip.NameToInfo |= {member.filename: member for member in members}
+        _simple(out, store)
         self.done = len(members)
         self.next = 1 + _position(members[-1].filename) if members else 0
 
@@ -288,11 +277,10 @@ class ZipSink:
         values = [[name, _value(self.store, self.rows[_position(name)])] for name in self.zip.namelist()]
         described: dict[str, Any] = {"labels": None if values[0][1] is None else values}
         if self.store.class_names:
-            described["class_names"] = self.store.class_names
+            described["class_names"] = list(self.store.class_names)
         self.zip.writestr(zipfile.ZipInfo("dataset.json", DATE), json.dumps(described))
         self.zip.close()
         self.file.flush()
-        os.fsync(self.file.fileno())
         _end(self.partial, self.out)
 
     def close(self) -> None:
@@ -329,7 +317,7 @@ def _whole_members(file: IO[bytes]) -> tuple[list[zipfile.ZipInfo], int]:
 
 
 class Shards:
-    """A folder of tar shards 00000.tar ...: img00000000.png with img00000000.cls, or .npy for vectors.
+    """A folder of tar shards 00000.tar ...: img00000000.png with img00000000.cls, or .npy for text; and classes.txt.
 
     A shard is written whole or not at all; an interrupted conversion goes on with the first that lacks.
     """
@@ -359,13 +347,14 @@ class Shards:
             self.number = position // self.shard
             self.tar = tarfile.open(self._path(self.number).with_suffix(".tmp"), "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         self._add(f"img{position:08d}{extension}", data)
-        value = _value(self.store, self.rows[position])
-        if isinstance(value, list):
-            vector = io.BytesIO()
-            np.save(vector, np.asarray(value, np.float32))
-            self._add(f"img{position:08d}.npy", vector.getvalue())
-        elif value is not None:
-            self._add(f"img{position:08d}.cls", str(value).encode())
+        row = self.rows[position]
+        if self.store.text is not None:
+            text = self.store.text[row]
+            features = io.BytesIO()
+            np.save(features, text if self.store.text_mask is None else text[self.store.text_mask[row]])
+            self._add(f"img{position:08d}.npy", features.getvalue())
+        if self.store.label is not None:
+            self._add(f"img{position:08d}.cls", str(self.store.label[row]).encode())
 
     def _add(self, name: str, data: bytes) -> None:
         assert self.tar is not None
@@ -378,9 +367,7 @@ class Shards:
         self.tar.close()
         self.tar = None
         temporary = self._path(self.number).with_suffix(".tmp")
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, self._path(self.number))
+        settle(temporary, self._path(self.number))
 
     def finish(self) -> None:
         """Closes the last shard and moves the folder to its name."""
@@ -388,6 +375,9 @@ class Shards:
             self._whole()
         for left in self.partial.glob("*.tmp"):
             left.unlink()
+        if self.store.class_names:
+            names = "".join(f"{' '.join(name.split())}\n" for name in self.store.class_names).encode(errors="replace")
+            atomic(self.partial / "classes.txt", lambda file: file.write(names))
         _end(self.partial, self.out)
 
     def close(self) -> None:
@@ -408,19 +398,21 @@ class RecordSink:
         except ImportError:
             raise GenError(f"{out} needs the package array_record; pip install array_record") from None
         self.out, self.store, self.rows = out, store, rows
+        _simple(out, store)
+        self.class_names = store.class_names
         self.partial = _begin(out, job)
         self.writer: Any = ArrayRecordWriter(str(self.partial), "group_size:1")
 
     def write(self, position: int, extension: str, data: bytes) -> None:
         """One record."""
         head = {"name": _member(position, extension), "label": _value(self.store, self.rows[position])}
+        if self.class_names:  # the first record carries them
+            head["class_names"], self.class_names = list(self.class_names), None
         self.writer.write(json.dumps(head).encode() + b"\n" + data)
 
     def finish(self) -> None:
         """Writes the index and moves the file to its name."""
         self.close()
-        with open(self.partial, "rb") as file:
-            os.fsync(file.fileno())
         _end(self.partial, self.out)
 
     def close(self) -> None:

@@ -11,19 +11,21 @@ import numpy as np
 from PIL import Image
 
 from gen.data import loader
+from gen.data.labels import class_count, fits
 from gen.data.loader import Record, Source
 from gen.data.sources import ArraySource
 from gen.data.stores import Store, load_arrays, open_store
+from gen.data.text import lengthened
 from gen.data.transforms import CROPS, FILTERS, Crop, Filter, adm_random_crop, fit, random_flip
 from gen.errors import GenError
 
 __all__ = ["Arrays", "ImageSource", "Images", "Zipped", "ZippedSource"]
 
-Labels = Literal["class", "text", "none"]
+Labels = Literal["class", "text", "both", "none"]
 
 
 class ImageSource:
-    """Records "image" (H, W, C) uint8 and "label" () int32 or "text" (D,) float32 of a store, by index.
+    """Records of a store: "image" (H, W, C) uint8 and "label" () int32, or "text" (D,) or (T, D) with its mask.
 
     Args:
       store: the files.
@@ -31,6 +33,7 @@ class ImageSource:
       labels: which of the store's labels go into the records.
       channels: 3 or 1.
       shape: (H, W) that every image must come out with; None for any.
+      length: positions that sequences of text are padded to; None for as many as the longest has.
     """
 
     def __init__(
@@ -40,13 +43,17 @@ class ImageSource:
         labels: Labels,
         channels: int,
         shape: tuple[int, int] | None,
+        length: int | None = None,
     ):
         self.store, self.prepare, self.channels, self.shape = store, prepare, channels, shape
-        self.rows = {
-            name: array
-            for name, array, wanted in (("label", store.label, "class"), ("text", store.text, "text"))
-            if array is not None and labels == wanted
-        }
+        self.label = store.label if labels in ("class", "both") else None
+        self.class_names = store.class_names if labels in ("class", "both") else None
+        columns = {"label": self.label}
+        if labels in ("text", "both"):
+            columns |= {"text": store.text, "text_mask": store.text_mask}
+        self.rows = {name: array for name, array in columns.items() if array is not None}
+        self.length = length
+        self.num_classes = class_count(self.label, self.class_names, store.title)
 
     def __len__(self) -> int:
         return len(self.store)
@@ -62,7 +69,10 @@ class ImageSource:
                 f"{self.shape[1]} x {self.shape[0]}, set size and crop or convert the data (gen data convert)"
             )
         image = image.reshape(*image.shape[:2], self.channels)
-        return {"image": image} | {name: np.asarray(rows[index]) for name, rows in self.rows.items()}
+        return {"image": image} | {name: self._column(name, rows[index]) for name, rows in self.rows.items()}
+
+    def _column(self, name: str, value: np.ndarray) -> np.ndarray:
+        return np.asarray(value) if self.length is None or name == "label" else lengthened(value, self.length)
 
     def gather(self, indices: np.ndarray) -> Record:
         """Records `indices` (B,) as one batch."""
@@ -75,7 +85,10 @@ class ImageSource:
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Image files as training data: "image" (B, size, size, C) uint8 and "label" (B,) int32 or "text" (B, D) float32.
+    """Image files as training data: "image" (B, size, size, C) uint8 with "label" (B,) int32, or with "text".
+
+    Text is one vector per image (B, D) float32, or a sequence (B, T, D), float16 or float32, with "text_mask" (B, T)
+    bool.
 
     Attributes:
       path: whatever `gen.data.stores.open_store` takes: folder, .zip, .tar, .npz, .npy, .array_record, hf:NAME.
@@ -85,9 +98,10 @@ class Images:
       filter: of "center" and "squeeze".
       flip: mirror half of the images, anew every epoch.
       channels: 3 or 1.
-      labels: "class", "text" (vectors) or "none".
+      labels: "class", "text", "both" or "none".
       classes: number of classes the model knows; labels beyond are refused.
-      width: entries of a text vector the model takes; others are refused.
+      width: numbers D per text vector or token that the model takes; others are refused.
+      length: positions T of a text sequence that the model takes; shorter ones are padded, longer ones refused.
     """
 
     path: str
@@ -99,6 +113,7 @@ class Images:
     labels: Labels = "class"
     classes: int | None = None
     width: int | None = None
+    length: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -118,24 +133,31 @@ class Images:
     def store(self) -> Store:
         """The files, opened once. Raises GenError for labels that are missing or do not fit."""
         store = open_store(self.path)
-        if self.labels == "class":
+        if self.labels in ("class", "both"):
             if store.label is None:
-                raise GenError(f"{self.path} has no class labels; label it, or set labels to none")
-            if self.classes is not None and int(store.label.max()) >= self.classes:
-                row = int(np.argmax(store.label >= self.classes))
                 raise GenError(
-                    f"{store.title(row)} has label {store.label[row]}; the model knows {self.classes} classes, "
-                    f"0 to {self.classes - 1}"
+                    f"{self.path} has no class labels{store.unlabelled}; put the images of each class in a folder of "
+                    "its own, or train without (labels none)"
                 )
-        if self.labels == "text":
-            if store.text is None:
-                raise GenError(f"{self.path} has no text vectors; add them, or set labels to class or none")
-            if self.width not in (None, store.text.shape[1]):
-                raise GenError(
-                    f"{self.path} has text vectors of {store.text.shape[1]} numbers; the model takes {self.width}, "
-                    "make them with the matching encoder"
-                )
+            if self.classes is not None:
+                fits(store.label, self.classes, store.title)
+        if self.labels in ("text", "both"):
+            self._check_text(store.text)
         return store
+
+    def _check_text(self, text: np.ndarray | None) -> None:
+        if text is None:
+            raise GenError(f"{self.path} has no text vectors; add them, or set labels to class or none")
+        if self.width not in (None, text.shape[-1]):
+            raise GenError(
+                f"{self.path} has text vectors of {text.shape[-1]} numbers; the model takes {self.width}, "
+                "make them with the matching encoder"
+            )
+        if self.length is not None and (text.ndim != 3 or text.shape[1] > self.length):
+            raise GenError(
+                f"{self.path} has text of shape {text.shape[1:]}; the model takes sequences of up to {self.length} "
+                "tokens, make them with the matching encoder"
+            )
 
     def source(self) -> ImageSource:
         """The records by index, without chance: "random" leaves images at their own size here."""
@@ -147,9 +169,9 @@ class Images:
             shape = None
         fitted = functools.partial(fit, crop=self.crop, size=self.size, filter=self.filter)
         prepare = None if self.crop in ("none", "random") else fitted
-        source = ImageSource(self.store, prepare, self.labels, self.channels, shape)
+        source = ImageSource(self.store, prepare, self.labels, self.channels, shape, self.length)
         if self.crop == "none" and self.size is not None:
-            _ = source[0]  # images of another size are told at once, by the first
+            _ = source[0]  # images of another size are refused at once, by the first
         return source
 
     def batches(self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1) -> Iterator[Record]:
@@ -162,7 +184,8 @@ class Images:
 
     def identity(self) -> str:
         """Fingerprint of the files, the labels and what is done to them; not of where they lie."""
-        done = [f"{f.name}={getattr(self, f.name)}" for f in dataclasses.fields(self) if f.name != "path"]
+        unsaid = ("path",) if self.length is not None else ("path", "length")  # data without it keep their fingerprint
+        done = [f"{f.name}={getattr(self, f.name)}" for f in dataclasses.fields(self) if f.name not in unsaid]
         return hashlib.sha256(f"{self.store.identity()} {done}".encode()).hexdigest()[:16]
 
     def _transform(self, rng: np.random.Generator, record: Record) -> Record:
@@ -229,6 +252,9 @@ class ZippedSource:
             sizes = ", ".join(str(len(source)) for source in sources) or "none"
             raise GenError(f"sources read side by side must share their length, got {sizes}; give one row per record")
         self.sources = sources
+        classed = next((source for source in sources if source.label is not None), sources[0])
+        self.label, self.class_names = classed.label, classed.class_names
+        self.num_classes = classed.num_classes
         if len(self):
             names = [name for source in sources for name in source[0]]
             twice = sorted({name for name in names if names.count(name) > 1})

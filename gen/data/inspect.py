@@ -42,7 +42,9 @@ class Summary:
 
 
 def inspect(store: Store, on_image: Callable[[int, int], None] | None = None) -> Summary:
-    """Decodes every image once (in threads); `on_image` is called as (done, count)."""
+    """Decodes every image once (in threads); `on_image` is called as (done, count), first with 0."""
+    if on_image is not None:
+        on_image(0, len(store))
 
     def look(index: int) -> Look:
         try:

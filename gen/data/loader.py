@@ -32,6 +32,21 @@ Transform = Callable[[np.random.Generator, Record], Record]  # must not change i
 class Source(Protocol):
     """Records by index. Reading is a pure function of the index and safe from several threads."""
 
+    @property
+    def label(self) -> np.ndarray | None:
+        """The class of every record (N,) int32, checked (`gen.data.labels`); None without classes."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes, in order, where they are known."""
+        ...
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes the labels are of; None without classes."""
+        ...
+
     def __len__(self) -> int:
         """Number of records."""
         ...

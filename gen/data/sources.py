@@ -2,14 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Literal
 
 import numpy as np
 
 from gen.arrays import digest
-from gen.data import loader
+from gen.data import labels, loader, text
 from gen.data.loader import Source
 from gen.data.vanished import mapped_files, still_there
 from gen.errors import GenError
@@ -20,19 +20,27 @@ __all__ = ["ArraySource", "Digits", "Source", "digits"]
 class ArraySource:
     """Records held as arrays that share their leading axis, in memory or memory-mapped.
 
-    Numbers of 64 bits come out with 32 bits, which is what jax computes with.
+    Numbers of 64 bits come out with 32 bits, which is what jax computes with. Sequences of text come out with their
+    mask (`gen.data.text`).
 
     Args:
-      arrays: name -> (N, ...). Raises GenError when they are none or their lengths differ.
+      class_names: names of the classes that "label" counts, where they are known.
+      arrays: name -> (N, ...).
+
+    Raises GenError when there are no arrays, their lengths differ, or "label" or "text" holds what is none.
     """
 
-    def __init__(self, **arrays: np.ndarray):
+    def __init__(self, class_names: Sequence[str] | None = None, /, **arrays: np.ndarray):
         sizes = {name: len(array) for name, array in arrays.items()}
         if len(set(sizes.values())) != 1:
-            text = ", ".join(f"{name}: {size}" for name, size in sizes.items()) or "none"
-            raise GenError(f"arrays of one source must share their length, got {text}; give one row per record")
-        self.arrays, self.files = arrays, mapped_files(*arrays.values())
+            listed = ", ".join(f"{name}: {size}" for name, size in sizes.items()) or "none"
+            raise GenError(f"arrays of one source must share their length, got {listed}; give one row per record")
+        self.files = mapped_files(*arrays.values())
         self._length = next(iter(sizes.values()))
+        self.label = labels.checked(arrays["label"], self.title) if "label" in arrays and self._length else None
+        self.class_names = tuple(class_names) if class_names else None
+        self.num_classes = labels.class_count(self.label, self.class_names, self.title)
+        self.arrays = text.checked(arrays, self.title)
 
     def __len__(self) -> int:
         return self._length
@@ -73,12 +81,12 @@ def digits(split: Literal["train", "test", "all"] = "train") -> ArraySource:
     are round(value * 255 / 16) here; `round(image * 16 / 255)` gives them back exactly.
     """
     with resources.files("gen.data").joinpath("digits.npz").open("rb") as file, np.load(file) as stored:
-        images, labels, test = stored["images"], stored["labels"], stored["test"]
+        images, classes, test = stored["images"], stored["labels"], stored["test"]
     chosen = {"train": ~test, "test": test, "all": np.ones_like(test)}
     if split not in chosen:
         raise GenError(f"unknown split '{split}' of the digits; expected train, test or all")
     image = np.rint(images[chosen[split], :, :, None] * (255 / 16)).astype(np.uint8)
-    return ArraySource(image=image, label=labels[chosen[split]].astype(np.int32))
+    return ArraySource(tuple("0123456789"), image=image, label=classes[chosen[split]].astype(np.int32))
 
 
 @dataclasses.dataclass(frozen=True)

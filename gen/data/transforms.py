@@ -8,12 +8,15 @@ What decoding does, so that nobody has to guess:
 - 16-bit greys keep their upper eight bits (v // 256), as Pillow does for 16-bit RGB; floating-point and 32-bit
   files, which have no defined range, are refused.
 - Of animations the first frame counts.
+- Metadata that are broken (EXIF, colour profile, XMP, texts) are left out where the pixels are good; an EXIF block that
+  cannot be read turns nothing. Colour profiles are not applied, good or broken.
 
 With the extra ``simplejpeg`` installed, plain JPEG files (no EXIF or XMP block, colour or grey) are decoded by it, in
 less than half the time. Both libraries run the same libjpeg-turbo arithmetic (accurate DCT, smooth upsampling), so the
 pixels are equal bit for bit (a test compares them), and what it does not take without a warning goes to Pillow.
 """
 
+import contextlib
 import functools
 import io
 import logging
@@ -27,6 +30,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from gen.data.metadata import without_metadata
 from gen.errors import GenError
 
 __all__ = ["CROPS", "FILTERS", "MAX_PIXELS", "Crop", "Filter", "adm_center_crop", "adm_random_crop", "center_crop"]
@@ -34,7 +38,7 @@ __all__ += ["decode", "decode_pixels", "encode_png", "fit", "random_flip", "sque
 
 MAX_PIXELS = 100_000_000  # of one image: 300 MB decoded; more is a mistake or an attack
 MAX_SCANS = 200  # of a progressive JPEG; a file of many empty ones takes hours to decode
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF")  # none of them runs a program
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF", "AVIF")  # none of them runs a program
 Crop = Literal["none", "adm", "center", "squeeze", "random"]
 Filter = Literal["lanczos", "box", "bicubic"]
 CROPS: tuple[str, ...] = ("none", "adm", "center", "squeeze", "random")
@@ -53,7 +57,7 @@ def decode(data: bytes, name: str, channels: int = 3) -> Image.Image:
     """An image file's content as a Pillow image of mode RGB (channels 3) or L (1); see the module's rules.
 
     Args:
-      data: the file's bytes: PNG, JPEG, WebP, BMP, PPM, GIF or TIFF.
+      data: the file's bytes: PNG, JPEG, WebP, AVIF, BMP, PPM, GIF or TIFF.
       name: what errors call it.
       channels: 3 or 1.
 
@@ -79,14 +83,18 @@ def treatments(data: bytes) -> list[str]:
 
     Nothing for a plain file, and for one that cannot be opened.
     """
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        turned, moving = image.getexif().get(0x0112, 1) != 1, getattr(image, "is_animated", False)
-    except Exception:  # whoever decodes it will say so
+    image = None
+    for part in (data, without_metadata(data)):
+        with contextlib.suppress(Exception):  # whoever decodes it will say so
+            image = Image.open(io.BytesIO(part), formats=FORMATS)
+            break
+    if image is None:
         return []
+    turned, moving = _orientation(image), getattr(image, "is_animated", False)
     clear = image.mode in _CLEAR or "transparency" in image.info
     found = {
-        "turned as EXIF says": turned,
+        "metadata broken, left out": part != data or turned is None,
+        "turned as EXIF says": turned not in (None, 1),
         "transparency laid over white": clear,
         "palette to RGB": image.mode in ("P", "PA"),
         "CMYK to RGB": image.mode == "CMYK",
@@ -118,24 +126,41 @@ def _by_pillow(data: bytes, name: str, channels: int) -> Image.Image:
     if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > MAX_SCANS:
         raise GenError(f"{name} has more than {MAX_SCANS} JPEG scans; save it again or leave it out")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise GenError(
-                f"{name} is {image.width} x {image.height}; expected at most {MAX_PIXELS} pixels, "
-                "make it smaller or leave it out"
-            )
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)  # otherwise every image is copied, turned or not
-        return _converted(image, name, channels)
+        return _loaded(data, name, channels)
     except GenError:
         raise
     except MemoryError:
         raise GenError(f"{name} does not fit in memory; make it smaller or leave it out") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+        bare = without_metadata(data)
+        if bare != data:
+            with contextlib.suppress(Exception):  # what is wrong with the whole file is said
+                return _loaded(bare, name, channels)
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         if "cannot identify" in reason:
             reason = f"no known image format among {', '.join(FORMATS)}"
         raise GenError(f"{name} is not a readable image ({reason}); repair it or leave it out") from None
+
+
+def _loaded(data: bytes, name: str, channels: int) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise GenError(
+            f"{name} is {image.width} x {image.height}; expected at most {MAX_PIXELS} pixels, "
+            "make it smaller or leave it out"
+        )
+    image.load()
+    if _orientation(image) not in (None, 1):  # otherwise every image is copied, turned or not
+        ImageOps.exif_transpose(image, in_place=True)
+    return _converted(image, name, channels)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF mark of how the image is turned, 1 for not at all; None when the block cannot be read."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # its entries may point anywhere
+        return None
 
 
 def _plain_jpeg(data: bytes) -> np.ndarray | None:

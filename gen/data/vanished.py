@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from gen.errors import GenError
+from gen.files import reading
 
 __all__ = ["Stalled", "ahead", "mapped_files", "still_there"]
 
@@ -18,8 +19,6 @@ T = TypeVar("T")
 
 class Stalled(GenError):
     """No record came for `STALL` seconds. The threads that wait for it cannot be ended: leave by `os._exit`."""
-
-    stuck = True
 
     def __init__(self, what: str) -> None:
         super().__init__(
@@ -66,12 +65,7 @@ def mapped_files(*arrays: np.ndarray) -> dict[str, int]:
 def still_there(files: Mapping[str, int]) -> None:
     """Raises GenError where a mapped file is gone or shorter: reading what is missing would kill the process."""
     for path, length in files.items():
-        try:
+        with reading(path):
             found = os.stat(path).st_size
-        except OSError as error:
-            reason = error.strerror or error
-            raise GenError(
-                f"cannot read {path} ({reason}); check that the disk or network folder is there, then start again"
-            ) from None
         if found < length:
             raise GenError(f"{path} has {found} bytes, {length} when it was opened; restore it, then start again")

@@ -6,8 +6,8 @@ denoiser is a `Prediction`, which converts between data, noise, velocity and sco
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,21 +21,33 @@ from gen.nn.network import Cond, Network, Params
 
 __all__ = [
     "Clock",
+    "Controls",
     "Denoiser",
     "EDMPrecondition",
     "Parameterization",
     "Predict",
+    "Reclocked",
     "drop",
 ]
 
+Controls = Mapping[str, jax.Array]  # arrays of the network's `controls`, by name; without a batch axis
 Clock = Literal["time", "reversed", "index", "nearest-index", "log-half-level"]
 
 
 class Parameterization(Protocol):
-    """How a network is called and what comes out; see `Predict` and `EDMPrecondition`."""
+    """How a network is called and what comes out; see `Predict` and `EDMPrecondition`.
 
-    def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(network input, network time (B,)) for x_t at our time t (B,). Raises GenError for an unsuitable process."""
+    Attributes:
+      output: the quantity that the prediction is in.
+    """
+
+    output: PredictionKind
+
+    def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """The network's input and its times, each (B,), for x_t at our time t (B,).
+
+        One time, or two for a flow map's network. Raises GenError for an unsuitable process.
+        """
         ...
 
     def prediction(
@@ -69,7 +81,7 @@ class Predict:
     sign: int = 1
     learned_variance: bool = False
 
-    def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         if isinstance(process, DDPM) and process.zero_snr and self.output in ("eps", "score"):
             raise GenError(f"a chain that ends in pure noise has no data in its {self.output} there; predict v or x")
         match self.clock:
@@ -86,7 +98,7 @@ class Predict:
                         "'time'"
                     )
                 clock = process.index(t) if self.clock == "index" else _nearest_index(process, t)
-        return x, self.scale * clock
+        return x, (self.scale * clock,)
 
     def prediction(
         self, process: Process, raw: jax.Array, x: jax.Array, t: jax.Array, extra: Mapping[str, Any]
@@ -125,12 +137,14 @@ class EDMPrecondition:
     The deviation of the data that the scalings assume, sigma_data, is the process's.
     """
 
-    def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    output: ClassVar[PredictionKind] = "x"
+
+    def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         if not isinstance(process, EDM):
             raise GenError(
                 f"EDM preconditioning needs the edm process, not {type(process).__name__}; use that, or predict x"
             )
-        return expand(jax.lax.rsqrt(t**2 + process.sigma_data**2), x) * x, 0.25 * jnp.log(t)
+        return expand(jax.lax.rsqrt(t**2 + process.sigma_data**2), x) * x, (0.25 * jnp.log(t),)
 
     def _scales(self, process: Any, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         data = process.sigma_data
@@ -183,7 +197,7 @@ class Denoiser:
         t: jax.Array,
         cond: Cond,
         *,
-        controls: Mapping[str, jax.Array] | None = None,
+        controls: Controls | None = None,
         taps: tuple[str, ...] = (),
     ) -> Prediction:
         """Evaluates the network at x_t.
@@ -196,8 +210,8 @@ class Denoiser:
           controls, taps: passed to the network; tapped features come back in ``extra``.
         """
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
-        inner, clock = self.parameterization.inputs(self.process, x, t)
-        raw, features = self.net(params, inner, (clock,), cond, controls=controls, taps=taps)
+        inner, times = self.parameterization.inputs(self.process, x, t)
+        raw, features = self.net(params, inner, times, cond, controls=controls, taps=taps)
         return self.parameterization.prediction(self.process, raw, x, t, features)
 
     def features(
@@ -205,33 +219,58 @@ class Denoiser:
     ) -> Mapping[str, jax.Array]:
         """Only the features named by `taps`; the network stops at the last of them."""
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
-        inner, clock = self.parameterization.inputs(self.process, x, t)
-        _, features = self.net(params, inner, (clock,), cond, taps=taps, stop=True)
+        inner, times = self.parameterization.inputs(self.process, x, t)
+        _, features = self.net(params, inner, times, cond, taps=taps, stop=True)
         return features
 
-    def bind(self, params: Params) -> Denoise:
-        """The `Denoise` function of these parameters."""
+    def bind(self, params: Params, controls: Controls | None = None, per_step: Controls | None = None) -> Denoise:
+        """The `Denoise` function of these parameters.
 
-        def denoise(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
-            del step
-            return self(params, x, t, cond), carry
-
-        return denoise
-
-    def under(self, process: Process) -> Callable[..., Prediction]:
-        """The same denoiser seen under another process by equal log-SNR.
-
-        Returns ``(params, x, t, cond) -> Prediction`` on the clock of `process`: equal signal-to-noise ratio makes the
-        two inputs equal up to a scale. Noisier times than the denoiser knows are its noisiest.
+        Args:
+          controls: the network's controls, which hold at every step.
+          per_step: controls with a leading axis over a solver's steps, each of which picks its own entry
+            (``Grid.extras``).
         """
+        return _bind(self, params, controls, per_step)
 
-        def call(params: Params, x: jax.Array, t: jax.Array, cond: Cond, **kwargs: Any) -> Prediction:
-            t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
-            own = jnp.minimum(self.process.time_of(process.logsnr(t)), self.process.t_max)
-            # the ratio of the alphas (and of the sigmas), safe where either is 0
-            size, own_size = (jnp.hypot(p.alpha(u), p.sigma(u)) for p, u in ((process, t), (self.process, own)))
-            scale = expand(own_size / size, x)
-            inner = self(params, scale * x, own, cond, **kwargs)
-            return Prediction(inner.denoised, x, t, inner.extra, process, "x")
+    def under(self, process: Process) -> "Denoiser | Reclocked":
+        """The same denoiser on the clock of `process`; itself where that is its own."""
+        return self if process == self.process else Reclocked(self, process)
 
-        return call
+
+@dataclasses.dataclass(frozen=True)
+class Reclocked:
+    """A denoiser seen under another process by equal log-SNR: the two inputs are then equal up to a scale.
+
+    Noisier times than the denoiser knows are its noisiest.
+
+    Attributes:
+      denoiser: the denoiser under the process that it was trained with.
+      process: the process whose x_t and clock callers speak.
+    """
+
+    denoiser: Denoiser
+    process: Process
+
+    def __call__(self, params: Params, x: jax.Array, t: jax.Array, cond: Cond, **kwargs: Any) -> Prediction:
+        """See `Denoiser`."""
+        t, inner = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1]), self.denoiser.process
+        own = jnp.minimum(inner.time_of(self.process.logsnr(t)), inner.t_max)
+        # the ratio of the alphas (and of the sigmas), safe where either is 0
+        size, own_size = (jnp.hypot(p.alpha(u), p.sigma(u)) for p, u in ((self.process, t), (inner, own)))
+        found = self.denoiser(params, expand(own_size / size, x) * x, own, cond, **kwargs)
+        return Prediction(found.denoised, x, t, found.extra, self.process, "x")
+
+    def bind(self, params: Params, controls: Controls | None = None, per_step: Controls | None = None) -> Denoise:
+        """See `Denoiser.bind`."""
+        return _bind(self, params, controls, per_step)
+
+
+def _bind(
+    denoiser: Denoiser | Reclocked, params: Params, controls: Controls | None, per_step: Controls | None
+) -> Denoise:
+    def denoise(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
+        now = {k: jnp.asarray(v)[step] for k, v in (per_step or {}).items()}
+        return denoiser(params, x, t, cond, controls={**(controls or {}), **now}), carry
+
+    return denoise

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.diffusion.objectives import Draws, Evaluate, TimeSampler, mean_over_data, noised
+from gen.diffusion.objectives import Draws, Evaluate, mean_over_data, noised
 from gen.diffusion.prediction import PredictionKind
+from gen.diffusion.times import TimeSampler
 from gen.errors import GenError
 from gen.nn.network import Cond
 

@@ -10,30 +10,28 @@ prediction, flows) are distilled by the same lines.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.objectives import Draws, VelocityMatching, noised
+from gen.diffusion.objectives import Draws, noised
 from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import pair
+from gen.diffusion.times import Levels
 from gen.errors import GenError
 from gen.nn.adversarial import logistic_discriminator_loss, logistic_generator_loss
 from gen.nn.network import Cond, Network, Params
 from gen.sampling.guidance import ClassifierFree
-from gen.training.ema import numbered
-from gen.training.optim import OptimConfig, begin, update
-from gen.training.task import Batch, Frozen, Metrics, Program, State, label_pictures
+from gen.training.method import StudentMethod
+from gen.training.optim import OptimConfig
+from gen.training.part import Aux, Part
+from gen.training.task import Batch, Frozen, Metrics, Program, Schedule, State
 
 __all__ = [
     "DMD2Draws",
     "DMD2Task",
-    "Levels",
     "backward_simulation",
     "matching_gradient",
     "matching_loss",
@@ -90,35 +88,6 @@ def backward_simulation(
     return jax.lax.fori_loop(0, stop, body, (noises[0], noises[0]))[1]
 
 
-@dataclasses.dataclass(frozen=True)
-class Levels:
-    """Noise levels drawn uniformly from a table of `count` times, ``process.at(0 .. 1)``, data end first.
-
-    On EDM this is the official table of Karras levels, on DDPM the chain itself.
-
-    Attributes:
-      low, high: the fractions of the table between which indices are drawn, both ends included.
-    """
-
-    low: float = 0.0
-    high: float = 1.0
-    count: int = 1000
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.low < self.high <= 1.0:
-            raise GenError(f"noise levels from {self.low} to {self.high}; expected 0 <= low < high <= 1")
-
-    def table(self, process: Any) -> np.ndarray:
-        """(count,) float64 times."""
-        return np.asarray(process.at(np.linspace(0.0, 1.0, self.count)))
-
-    def __call__(self, key: jax.Array, process: Any, batch: int) -> jax.Array:
-        """(batch,) float32 times."""
-        first, last = int(self.low * self.count), min(int(self.high * self.count), self.count - 1)
-        index = jax.random.randint(key, (batch,), first, last + 1)
-        return jnp.asarray(self.table(process), jnp.float32)[index]
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DMD2Draws:
@@ -146,18 +115,14 @@ class DMD2Draws:
 
 
 @dataclasses.dataclass(frozen=True)
-class DMD2Task:
-    """Distils ``frozen["teacher"]`` into a student of the same form. Networks: ``student``, ``fake_score``.
+class DMD2Task(StudentMethod):
+    """Trains ``student`` and ``fake_score`` (the fake score's network, and the discriminator head where there is one).
 
-    Batches hold real data as "latent" (float32) or "image" (uint8), and conditioning arrays ("label"). The student
-    is conditioned on a shuffle of the batch's own conditions, so that real and generated conditions are independent.
+    Batches hold real data and conditions by name. The student is conditioned on a shuffle of the batch's own
+    conditions, so that real and generated conditions are independent. The fake score is trained with the teacher's
+    native objective. Several times (see `StudentMethod`) are trained on inputs simulated with the current student.
 
     Attributes:
-      denoiser: the teacher's network, process and parameterization; student and fake score have the same.
-      objective: the loss the fake score is trained with: the teacher's native one.
-      times: the student's times, noise end first. One time makes a one-step generator; several are trained on
-        inputs simulated with the current student.
-      noise_scale: standard deviation of the student's first input: 1 for flows and VP processes, 80 for EDM.
       levels, gan_levels: noise levels of distribution matching and of the discriminator's inputs.
       fake_levels: noise levels of the fake score's objective; None keeps the objective's own.
       guidance: applied to the teacher only.
@@ -166,17 +131,9 @@ class DMD2Task:
       gan_weight, head_weight: of the student's GAN loss and of the discriminator's. The student's is best chosen so
         that the logged ``dm_grad`` and ``gan_weight * gan_grad`` are of one size.
       ratio: fake-score updates per student update.
-      optim, fake_optim: optimisers of the student, and of fake score and head together.
-      emas: averages (`gen.training.ema`): the first is ``student`` and is exported, the i-th further ``student@i``.
-      cond: names of the batch's conditioning arrays.
-      generator: the generator that draws previews from the student as ``net`` and the frozen arrays, or None.
-      labels: the previews' labels; the pictures of a label keep their noise through the run.
+      fake_optim: the optimiser of fake score and head together.
     """
 
-    denoiser: Denoiser
-    objective: Any = VelocityMatching()
-    times: tuple[float, ...] = (1.0,)
-    noise_scale: float = 1.0
     levels: Levels = Levels(0.02, 0.98)
     fake_levels: Levels | None = Levels()
     gan_levels: Levels = Levels()
@@ -188,33 +145,25 @@ class DMD2Task:
     ratio: int = 5
     optim: OptimConfig = OptimConfig(lr=2e-6, weight_decay=0.01, warmup=500, clip=10.0)
     fake_optim: OptimConfig = OptimConfig(lr=2e-6, weight_decay=0.01, warmup=500, clip=10.0)
-    emas: tuple[Any, ...] = ()
-    cond: tuple[str, ...] = ("label",)
-    generator: Any = None
-    labels: tuple[int, ...] = tuple(range(8))
 
     def __post_init__(self) -> None:
-        if not self.times or any(a <= b for a, b in itertools.pairwise(self.times)):
-            raise GenError(f"student times {self.times} must decrease from the noise end; give at least one")
+        super().__post_init__()
         if (self.head is None) != (not self.taps):
             raise GenError("a discriminator head reads taps: give both `head` and `taps`, or neither")
         if self.ratio < 1:
             raise GenError(f"ratio is {self.ratio}; expected fake-score updates per student update, at least 1")
 
-    def init(self, key: jax.Array, frozen: Frozen, previous: State | None) -> State:
-        """Fake score from the teacher; student from the previous stage's student, or else from the teacher."""
-        if "teacher" not in frozen:
-            raise GenError(f"DMD2 needs the frozen role 'teacher'; got {', '.join(frozen) or 'none'}")
-        fake: dict[str, Any] = {"net": frozen["teacher"]}
-        if self.head is not None:
-            fake["head"] = Network(self.head).init(key)
-        student = previous.params["student"] if previous is not None else frozen["teacher"]
-        optimizers = {"student": self.optim, "fake_score": self.fake_optim}
-        return begin({"student": student, "fake_score": fake}, optimizers, self._averages)
-
     @property
-    def _averages(self) -> dict[str, Any]:
-        return numbered("student", self.emas)
+    def parts(self) -> tuple[Part, ...]:
+        """The student, and the fake score with its head."""
+        networks = {"net": self.teacher.network} | ({} if self.head is None else {"head": self.head})
+        return (self.student_part, Part("fake_score", networks, self.fake_optim))
+
+    def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
+        """Fake score from the teacher; student from the previous stage's student, or else from the teacher."""
+        student = super().start(key, frozen, previous)
+        head = {} if self.head is None else {"head": Network(self.head).init(key)}
+        return {**student, "fake_score": {"net": frozen["teacher"], **head}}
 
     @property
     def programs(self) -> Mapping[str, Program]:
@@ -228,65 +177,61 @@ class DMD2Task:
         """The student moves at every `ratio`-th step, the first included."""
         return "student" if step % self.ratio == 0 else "fake_score"
 
-    def inputs(self, step: int) -> Mapping[str, np.ndarray]:
-        """No schedules."""
-        del step
-        return {}
+    def updates(self, part: str, steps: int) -> int:
+        """The student's: every `ratio`-th step."""
+        return -(-steps // self.ratio) if part == "student" else steps
 
-    def update_both(self, state: State, frozen: Frozen, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+    def update_both(
+        self, state: State, frozen: Frozen, batch: Batch, schedule: Schedule, key: jax.Array
+    ) -> tuple[State, Metrics]:
         """One student update; the fake score then learns from the x it was judged by."""
-        data = self._data(batch, key)
+        data = self._draws(batch, key)
         before = state.params["student"]
 
-        def loss(student: Params, data: Any) -> tuple[jax.Array, Any]:
+        def loss(student: Params, data: Any) -> tuple[jax.Array, Aux]:
             _, _, cond, draws = data
             return self.student_loss(student, frozen["teacher"], state.params["fake_score"], cond, draws)
 
-        state, metrics = update(state, "student", loss, data, self.optim, self._averages)
-        named = {f"student/{k}" if k in ("loss", "grad_norm", "skipped") else k: v for k, v in metrics.items()}
-        state, fake_metrics = self._update_fake_score(state, before, data)
+        state, metrics, _ = self.student_part.update(state, loss, data, schedule)
+        own = ("loss", "grad_norm", "skipped", "lr")
+        named = {f"student/{k}" if k in own else k: v for k, v in metrics.items()}
+        state, fake_metrics = self._update_fake_score(state, before, data, schedule)
         return state, {**fake_metrics, **named}
 
-    def update_fake_score(self, state: State, frozen: Frozen, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+    def update_fake_score(
+        self, state: State, frozen: Frozen, batch: Batch, schedule: Schedule, key: jax.Array
+    ) -> tuple[State, Metrics]:
         """One update of the fake score and the discriminator head."""
         del frozen
-        return self._update_fake_score(state, state.params["student"], self._data(batch, key))
+        return self._update_fake_score(state, state.params["student"], self._draws(batch, key), schedule)
 
-    def _update_fake_score(self, state: State, student: Params, data: Any) -> tuple[State, Metrics]:
-        def loss(fake: Params, data: Any) -> tuple[jax.Array, Any]:
+    def _update_fake_score(self, state: State, student: Params, data: Any, schedule: Schedule) -> tuple[State, Metrics]:
+        def loss(fake: Params, data: Any) -> tuple[jax.Array, Aux]:
             real, real_cond, cond, draws = data
             x = self.generate(student, cond, draws)
             return self.fake_score_loss(fake, x, cond, real, real_cond, draws)
 
-        return update(state, "fake_score", loss, data, self.fake_optim)
+        state, metrics, _ = self.parts[1].update(state, loss, data, schedule)
+        return state, metrics
 
-    def _data(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, Cond, Cond, DMD2Draws]:
+    def _draws(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, Cond, Cond, DMD2Draws]:
         """(real data, its conditions, the generated samples' conditions, draws), all with leading axis B."""
-        real = batch["latent"] if "latent" in batch else batch["image"].astype(jnp.float32) / 127.5 - 1.0
+        real, real_cond = self.data(batch), self.cond(batch)
         draws = self.draw(key, real)
-        real_cond = {name: batch[name] for name in self.cond}
         return real, real_cond, {name: v[draws.order] for name, v in real_cond.items()}, draws
-
-    def preview(self, state: State, frozen: Frozen, key: jax.Array) -> Mapping[str, jax.Array]:
-        """Samples of the averaged student, one for each of `labels`."""
-        return label_pictures(self.generator, {**frozen, **self.export(state)}, self.labels, key)
-
-    def export(self, state: State) -> Mapping[str, Any]:
-        """The student, averaged where it is, as ``net``."""
-        return {"net": state.ema.get("student", state.params["student"])}
 
     def draw(self, key: jax.Array, x: jax.Array) -> DMD2Draws:
         """All random numbers of a step for data shaped like x (B, ...)."""
         order, noise, stop, simulated, matching, gan_student, fake, fake_level, gan_fake, gan_real = jax.random.split(
             key, 10
         )
-        process, n, b = self.denoiser.process, len(self.times), x.shape[0]
+        process, n, b = self.teacher.process, len(self.times), x.shape[0]
 
         def draws(key: jax.Array, levels: Levels) -> Draws:
             first, second = jax.random.split(key)
             return Draws(levels(first, process, b), jax.random.normal(second, x.shape))
 
-        own = self.objective.draw(fake, process, x)
+        own = self.teacher.objective.draw(fake, process, x)
         if self.fake_levels is not None:
             own = dataclasses.replace(own, t=self.fake_levels(fake_level, process, b))
         return DMD2Draws(
@@ -303,11 +248,11 @@ class DMD2Task:
 
     def student_input(self, student: Params, cond: Cond, draws: DMD2Draws) -> tuple[jax.Array, jax.Array]:
         """(x_t, t) the student is trained at; without gradient."""
-        start = self.noise_scale * draws.noise
+        start = self.first_scale * draws.noise
         if len(self.times) == 1:
             return start, jnp.float32(self.times[0])
         process, frozen = self.denoiser.process, jax.lax.stop_gradient(student)
-        noises = jnp.moveaxis(draws.simulated, 1, 0).at[0].multiply(self.noise_scale)
+        noises = jnp.moveaxis(draws.simulated, 1, 0).at[0].multiply(self.first_scale)
         stop = draws.stop[0]
         clean = backward_simulation(
             lambda x, t: self.denoiser(frozen, x, t, cond).denoised, process, self.times, noises, stop
@@ -325,15 +270,16 @@ class DMD2Task:
         self, teacher: Params, fake: Params, x: jax.Array, cond: Cond, draws: Draws
     ) -> tuple[jax.Array, jax.Array]:
         """x, noised, as denoised by the (guided) teacher and by the fake score."""
-        x_t = noised(self.denoiser.process, x, draws)
-        real = self.guidance(self.denoiser.bind(teacher), lambda c: self.denoiser.net.apply(teacher, c, method="null"))
+        score = self.teacher
+        x_t = noised(score.process, x, draws)
+        real = self.guidance(score.bind(teacher), lambda c: score.net.apply(teacher, c, method="null"))
         prediction, _ = real(x_t, draws.t, cond, jnp.int32(0), self.guidance.init(x_t))
-        return prediction.denoised, self.denoiser(fake["net"], x_t, draws.t, cond).denoised
+        return prediction.denoised, score(fake["net"], x_t, draws.t, cond).denoised
 
     def logits(self, fake: Params, x: jax.Array, cond: Cond, draws: Draws) -> jax.Array:
         """The discriminator's logits (B, positions) of x noised by `draws`."""
-        x_t = noised(self.denoiser.process, x, draws)
-        features = self.denoiser.features(fake["net"], x_t, draws.t, cond, self.taps)
+        x_t = noised(self.teacher.process, x, draws)
+        features = self.teacher.features(fake["net"], x_t, draws.t, cond, self.taps)
         return Network(self.head)(fake["head"], jnp.concatenate([features[k] for k in self.taps], axis=-1))
 
     def matching_term(self, x: jax.Array, teacher: Params, fake: Params, cond: Cond, draws: DMD2Draws) -> jax.Array:
@@ -347,7 +293,7 @@ class DMD2Task:
 
     def student_loss(
         self, student: Params, teacher: Params, fake: Params, cond: Cond, draws: DMD2Draws
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    ) -> tuple[jax.Array, Aux]:
         """The student's loss and its terms, with the norms of both gradients at the generated data.
 
         The terms are differentiated at x once, which gives the norms; x then carries their weighted sum back.
@@ -360,18 +306,18 @@ class DMD2Task:
             gan, gan_gradient = jax.value_and_grad(self.gan_term)(fixed, fake, cond, draws)
             terms |= {"gan_loss": gan, "gan_grad": sample_norm(gan_gradient)}
             loss, gradient = loss + self.gan_weight * gan, gradient + self.gan_weight * gan_gradient
-        return loss + jnp.sum((x - fixed) * gradient), terms
+        return loss + jnp.sum((x - fixed) * gradient), Aux(terms)
 
     def fake_score_loss(
         self, fake: Params, x: jax.Array, cond: Cond, real: jax.Array, real_cond: Cond, draws: DMD2Draws
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    ) -> tuple[jax.Array, Aux]:
         """The fake score's denoising loss on generated x, plus the discriminator's loss against real data."""
 
         def evaluate(x_t: jax.Array, t: jax.Array, cond: Cond) -> Prediction:
-            return self.denoiser(fake["net"], x_t, t, cond)
+            return self.teacher(fake["net"], x_t, t, cond)
 
         x = jax.lax.stop_gradient(x)
-        losses, _ = self.objective.loss(evaluate, self.denoiser.process, x, cond, draws.fake)
+        losses, _ = self.teacher.objective.loss(evaluate, self.teacher.process, x, cond, draws.fake)
         loss = losses.mean()
         terms = {"fake_loss": loss}
         if self.head is not None:
@@ -386,4 +332,4 @@ class DMD2Task:
                 "p_fake": jax.nn.sigmoid(on_fake).mean(),
             }
             loss = loss + self.head_weight * gan
-        return loss, terms
+        return loss, Aux(terms)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,8 @@ from gen.config import suggest
 from gen.errors import GenError
 from gen.features.resize import middle_square, middle_square_host, resize, resize_host
 from gen.features.weights import Converted, network_of
-from gen.nn.layers import Attention, linear, patchify, run_stack, stack
+from gen.nn.attention import Attention
+from gen.nn.layers import linear, patchify, run_stack, stack
 from gen.nn.network import Network, Params, param_shapes
 
 __all__ = ["CLIP", "MODES", "CLIPConfig", "CLIPExtractor", "TowerConfig", "model_name"]
@@ -147,7 +148,7 @@ class CLIP(nnx.Module):
         x = tower.patch(patchify(images, self.config.patch))
         x = jnp.concatenate([jnp.broadcast_to(tower.cls[...], (len(x), 1, x.shape[-1])), x], 1)
         embedded = tower.before(x + tower.positions[...])
-        x, kept = run_stack(tower.blocks, embedded, lambda block, x, _: block(x, None), keep=keep)
+        x, _, kept = run_stack(tower.blocks, embedded, lambda block, x, _: (block(x, None), None), keep=keep)
         pooled = tower.after(x[:, 0])
         blocks = {f"block_{i}": kept[i] for i in keep}
         return blocks | {"embedding": self.project_image(pooled), "pooled": pooled, "embedded": embedded}
@@ -173,7 +174,7 @@ class CLIP(nnx.Module):
         if mask is not None:
             visible = visible & mask[:, None, None, :]
         embedded = jnp.asarray(tower.tokens[...])[tokens] + tower.positions[:length]
-        x, kept = run_stack(tower.blocks, embedded, lambda block, x, _: block(x, visible), keep=keep)
+        x, _, kept = run_stack(tower.blocks, embedded, lambda block, x, _: (block(x, visible), None), keep=keep)
         last = tower.after(x)
         ends = tokens if self.config.end_token == 2 else tokens == self.config.end_token
         pooled = last[jnp.arange(len(last)), ends.argmax(1)]
@@ -204,6 +205,8 @@ class CLIPExtractor(Converted):
         values, the middle square cut out, embeddings as they come.
       weights: a file made by ``gen convert clip``; the model's in the per-user cache by default.
     """
+
+    modes: ClassVar[tuple[str, ...]] = tuple(MODES)
 
     mode: str = "cmmd"
     weights: str = ""

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import math
 from importlib import resources
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,8 @@ class DigitsExtractor:
 
     The features have mean 0 and variance 1 on the training split.
     """
+
+    modes: ClassVar[tuple[str, ...]] = ()
 
     @property
     def name(self) -> str:

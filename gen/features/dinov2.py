@@ -14,7 +14,8 @@ from gen.arrays import flatten
 from gen.errors import GenError
 from gen.features.resize import cubic, resize, resize_host
 from gen.features.weights import Converted, network_of
-from gen.nn.layers import MLP, Attention, linear, patchify, run_stack, stack
+from gen.nn.attention import Attention
+from gen.nn.layers import MLP, linear, patchify, run_stack, stack
 from gen.nn.network import Network, Params, param_shapes
 
 __all__ = ["DEVIATION", "MEAN", "DINOv2", "DINOv2Config", "DINOv2Extractor"]
@@ -179,7 +180,7 @@ class DINOv2(nnx.Module):
 
         Raises GenError for images that do not consist of whole patches.
         """
-        x, kept = run_stack(self.blocks, self.embed(images, mask), lambda block, x, _: block(x), keep=keep)
+        x, _, kept = run_stack(self.blocks, self.embed(images, mask), lambda block, x, _: (block(x), None), keep=keep)
         normed, start = self.norm(x), 1 + self.config.registers
         found = {f"block_{i}": self.norm(kept[i]) for i in keep}
         parts = {"cls": normed[:, 0], "registers": normed[:, 1:start], "patches": normed[:, start:], "prenorm": x}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 
@@ -17,6 +17,8 @@ class Extractor(Protocol):
     One that resizes images of any size itself may also have a method ``fit(image (H, W, C) uint8) -> float32``: the
     same resize of one image, on the host, for sets in which every image has its own size.
     """
+
+    modes: ClassVar[tuple[str, ...]]  # values of its field ``mode``, for ``NAME:MODE``; () without such a field
 
     @property
     def name(self) -> str:

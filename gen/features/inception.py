@@ -7,7 +7,7 @@ names of the published .pth file. Batch norms are folded into the convolutions, 
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -298,13 +298,15 @@ class Inception(Converted):
       fast: the device's fast arithmetic (TF32, bfloat16) for monitoring; never for scores that are reported.
     """
 
+    modes: ClassVar[tuple[str, ...]] = (*RESIZES, "torchvision")
+
     mode: Literal["clean", "legacy_tensorflow", "legacy_pytorch", "torchvision"] = "clean"
     weights: str = ""
     fast: bool = False
 
     def __post_init__(self) -> None:
-        if self.mode not in (*RESIZES, "torchvision"):
-            raise GenError(f"unknown Inception mode '{self.mode}'; expected one of {', '.join(RESIZES)}, torchvision")
+        if self.mode not in self.modes:
+            raise GenError(f"unknown Inception mode '{self.mode}'; expected one of {', '.join(self.modes)}")
 
     @property
     def fid(self) -> bool:

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 
@@ -103,6 +103,7 @@ class Converted(abc.ABC):
     """
 
     weights: str
+    modes: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abc.abstractmethod

@@ -4,8 +4,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from gen.errors import GenError
 from gen.features.extractor import Extractor
 from gen.metrics.evaluate import Evaluation, Settings
@@ -13,9 +11,11 @@ from gen.metrics.frechet import frechet_distance
 from gen.metrics.onepass import collect
 from gen.metrics.protocol import Protocol
 from gen.metrics.reference import Reference
-from gen.metrics.sources import generated
+from gen.metrics.sources import LABEL_RULES, generated
 from gen.metrics.statistics import Moments, finalised
-from gen.training.engine import Hook, RunConfig
+from gen.nn.conditions import class_count
+from gen.training.engine import Hook
+from gen.training.run import RunConfig
 from gen.training.sharding import make_mesh
 from gen.training.task import Frozen, State
 
@@ -33,8 +33,7 @@ def monitor(
     every: int,
     count: int,
     artifacts: Mapping[str, Any] | None = None,
-    labels: np.ndarray | None = None,
-    rule: str = "given",
+    rule: str = "seed mod classes",
     batch: int = 256,
 ) -> tuple[Hook, Protocol]:
     """The hook for `gen.training.engine.train`, and the protocol that its numbers hold under.
@@ -51,13 +50,14 @@ def monitor(
       every: global steps between calls.
       count: samples each time.
       artifacts: the run's further arrays by role, such as a tokenizer's.
-      labels: (count,) classes of the samples, by `rule`; None for an unconditional generator.
+      rule: which class a sample of a class-conditional model gets (`gen.metrics.sources.LABEL_RULES`).
       batch: samples at a time.
 
     Raises:
       GenError: a run without a generator, a reference made with another network, fewer than one step.
     """
-    if config.generator is None or every < 1:
+    generator = config.generator()
+    if generator is None or every < 1:
         raise GenError(
             f"run '{config.name}' cannot be monitored every {every} steps; expected a run that makes images, and at "
             "least 1 step; train without a monitor"
@@ -65,8 +65,11 @@ def monitor(
     mesh = make_mesh(config.engine.mesh)
     tasks = {stage.name: stage.task for stage in config.stages}
 
+    number = class_count(generator.conditions)
+    labels = None if number is None else LABEL_RULES[rule](range(count), number)
+
     def source(params: Any) -> Any:
-        return generated(config.generator, params, seeds=range(count), identity=config.name, labels=labels, rule=rule)
+        return generated(generator, params, seeds=range(count), identity=config.name, labels=labels, rule=rule)
 
     protocol = Evaluation(source(()), reference, extractor, Settings(neighbours=1)).protocol
 

@@ -120,7 +120,7 @@ def collect(
       mesh: devices to use; the default device without.
       path: partial results (.npz) are kept here, every few thousand samples, and gone on from if the file is there;
         where all processes see it.
-      progress: called at the start and after every batch.
+      progress: called on the first process, at the start and after every batch.
 
     Raises:
       GenError: a batch that does not divide over the mesh, samples the source does not have, images the extractor does
@@ -135,7 +135,7 @@ def collect(
     _agree(start, path)
 
     def report(reached: int) -> None:
-        if progress is not None:
+        if progress is not None and jax.process_index() == 0:
             progress(min(reached, indices.stop) - indices.start, len(indices))
 
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):

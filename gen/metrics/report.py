@@ -27,7 +27,7 @@ _SERIES = (
     "#5a8f9c",
     "#d0504c",
 )  # fair on light and dark
-_ACROSS = 6  # scores side by side where there is one result only
+_ACROSS = 6  # columns that fit on a page side by side
 _INK = "#010203"  # stands for the page's text colour until the drawing is done
 _WORDS = {  # headings; the arrow points to where better scores lie
     "accuracy": "accuracy ↑",
@@ -152,12 +152,13 @@ class Report:
         return self
 
     def results(self, results: Mapping[str, Result], caption: str = "") -> "Report":
-        """Scores of several subjects, one row each, with their protocol underneath.
+        """Scores of several subjects with their protocol underneath.
 
-        Protocol fields in which the rows differ become columns of their own, so that nothing is compared unawares.
+        Subjects are the rows, or the columns where the scores would not fit side by side. Protocol fields in which they
+        differ stand among the scores, so that nothing is compared unawares.
 
         Args:
-          results: name of a row -> its result.
+          results: name of a subject -> its result.
           caption: what is compared.
 
         Raises:
@@ -169,15 +170,14 @@ class Report:
         names = list(dict.fromkeys(name for result in everyone for name in result.values))
         first = everyone[0].protocol
         varying = list(dict.fromkeys(name for r in everyone for name in differences(first, r.protocol)))
+        features = "" if "extractor" in varying else first.extractor
+        head = ["", *(heading(name, features) for name in names), *(field.replace("_", " ") for field in varying)]
         rows = [
-            [label]
-            + [_score(result, name) for name in names]
-            + [str(getattr(result.protocol, field)) for field in varying]
-            for label, result in results.items()
+            [label, *(_score(r, name) for name in names), *(str(getattr(r.protocol, field)) for field in varying)]
+            for label, r in results.items()
         ]
-        head = [""] + [heading(name) for name in names] + [field.replace("_", " ") for field in varying]
-        if len(rows) == 1 and len(names) > _ACROSS:  # one result reads better downwards
-            head, *rows = (list(row) for row in zip(head, rows[0], strict=True))
+        if len(head) > max(len(rows), _ACROSS):  # a page is longer than wide
+            head, *rows = (list(column) for column in zip(head, *rows, strict=True))
         cells = [[(text, i > 0) for i, text in enumerate(row)] for row in rows]
         shared = _facts(first, (*varying, "seeds"))
         seeds = list(dict.fromkeys(r.protocol.seeds for r in everyone if r.protocol.seeds))
@@ -269,9 +269,17 @@ def _score(result: Result, name: str) -> str:
     return f"{value:.{digits}f} ± {spread:.{digits}f}"
 
 
-def heading(name: str) -> str:
-    """What a score is called on a page, with an arrow to where better ones lie."""
-    return _WORDS.get(name, name.replace("_", " "))
+def heading(name: str, features: str = "") -> str:
+    """What a score is called on a page, with an arrow to where better ones lie.
+
+    Args:
+      name: of the score.
+      features: the extractor, where it is to be named: a Fréchet distance is another one in other features.
+    """
+    text = _WORDS.get(name, name.replace("_", " "))
+    if features and text.startswith("Fréchet"):
+        return f"{text[:-2]} ({features} features){text[-2:]}"
+    return text
 
 
 def _short(value: Any) -> str:

@@ -26,12 +26,15 @@ class Condition:
       dtype: NumPy name of its type.
       classes: number of classes of a label, whose values are 0 to classes - 1; 0 for every other condition.
       mask: name of the bool array (T,) that says which entries of a sequence are real; "" where there is none.
+      default: the value of every entry where nothing is given; None for conditions that must be given. A label's
+        default is the seed mod its classes.
     """
 
     shape: tuple[int, ...] = ()
     dtype: str = "float32"
     classes: int = 0
     mask: str = ""
+    default: float | None = None
 
 
 Conditions = Mapping[str, Condition]  # by name: label, text, pooled, guidance ...
@@ -78,6 +81,8 @@ def make_conditions(
             made[name] = _rows(name, condition, np.asarray(given[name]), len(numbers))
         elif condition.classes:
             made[name] = (numbers % condition.classes).astype(np.int32)
+        elif condition.default is not None:
+            made[name] = np.full((len(numbers), *condition.shape), condition.default, condition.dtype)
         else:
             raise GenError(
                 f"this model is conditioned on '{name}' {condition.shape}, which has no default; give an array of it"

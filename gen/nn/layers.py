@@ -7,7 +7,7 @@ are float32.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,9 @@ from flax import nnx
 
 __all__ = [
     "MLP",
-    "Attention",
     "Remat",
+    "Stacked",
     "TimeEmbedder",
-    "attend",
     "dropout",
     "layer_norm",
     "linear",
@@ -67,28 +66,6 @@ def _dot(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any
     """`matrix_product` as `nnx.Linear` calls it: always over the last axis of x and the first of the kernel."""
     del dimension_numbers
     return matrix_product(x, kernel, **options)
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """softmax(q k^T / sqrt(D)) v by head, with the softmax in float32.
-
-    The heads are moved in front of the tokens first: einsums over the given layout copy the N x S weights as well,
-    which costs a CPU half of the time again.
-
-    Args:
-      q: (B, N, H, D); k, v: (B, S, H, D), all of one type.
-      mask: bool, broadcast to (B, H, N, S): where to look; None for everywhere.
-
-    Returns:
-      (B, N, H, D) in the type of v.
-    """
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    scores = jax.lax.dot_general(q, k, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
-    scores = scores * q.shape[-1] ** -0.5
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jax.lax.dot_general(weights, v, (((3,), (2,)), ((0, 1), (0, 1)))).swapaxes(1, 2)
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
@@ -164,63 +141,24 @@ def unpatchify(tokens: jax.Array, size: Sequence[int], patch: int) -> jax.Array:
 
 
 class TimeEmbedder(nnx.Module):
-    """Sinusoid -> Linear -> SiLU -> Linear; (B,) -> (B, width)."""
-
-    def __init__(self, width: int, *, frequencies: int = 256, max_period: float = 10000.0, rngs: nnx.Rngs) -> None:
-        init = nnx.initializers.normal(0.02)
-        self.frequencies, self.max_period = frequencies, max_period
-        self.fc1 = linear(frequencies, width, rngs=rngs, init=init)
-        self.fc2 = linear(width, width, rngs=rngs, init=init)
-
-    def __call__(self, t: jax.Array) -> jax.Array:
-        return self.fc2(jax.nn.silu(self.fc1(sinusoid(t, self.frequencies, self.max_period))))
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention; one qkv projection with rows ordered q, k, v, then head, then head_dim.
-
-    Args of the constructor:
-      norm: makes the norms of q and k, each over head_dim, from (head_dim, rngs); None for none.
-    """
+    """Sinusoid -> Linear -> SiLU -> Linear; (B,) -> (B, width); 0 at first where `silent`."""
 
     def __init__(
         self,
         width: int,
-        heads: int,
         *,
-        bias: bool = True,
-        norm: Callable[[int, nnx.Rngs], Any] | None = None,
-        dtype: Any = jnp.float32,
+        frequencies: int = 256,
+        max_period: float = 10000.0,
+        silent: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
-        self.heads, self.normed = heads, norm is not None
-        self.qkv = linear(width, 3 * width, bias=bias, dtype=dtype, rngs=rngs)
-        self.proj = linear(width, width, dtype=dtype, rngs=rngs)
-        if norm is not None:
-            self.q_norm, self.k_norm = norm(width // heads, rngs), norm(width // heads, rngs)
+        init = nnx.initializers.normal(0.02)
+        self.frequencies, self.max_period = frequencies, max_period
+        self.fc1 = linear(frequencies, width, rngs=rngs, init=init)
+        self.fc2 = linear(width, width, rngs=rngs, init=nnx.initializers.zeros_init() if silent else init)
 
-    def project(
-        self, x: jax.Array, rotate: Callable[[jax.Array], jax.Array] | None = None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """q, k and v (B, N, H, D) of x (B, N, width), q and k normed and rotated."""
-        b, n, width = x.shape
-        q, k, v = (part.reshape(b, n, self.heads, width // self.heads) for part in jnp.split(self.qkv(x), 3, axis=-1))
-        if self.normed:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if rotate is not None:
-            q, k = rotate(q), rotate(k)
-        return q.astype(v.dtype), k.astype(v.dtype), v
-
-    def __call__(
-        self,
-        x: jax.Array,
-        *,
-        rotate: Callable[[jax.Array], jax.Array] | None = None,
-        mask: jax.Array | None = None,
-    ) -> jax.Array:
-        """Attends; `rotate` acts on q and k (B, N, H, D): the caller's choice of position encoding, or None."""
-        q, k, v = self.project(x, rotate)
-        return self.proj(attend(q, k, v, mask).reshape(x.shape))
+    def __call__(self, t: jax.Array) -> jax.Array:
+        return self.fc2(jax.nn.silu(self.fc1(sinusoid(t, self.frequencies, self.max_period))))
 
 
 class MLP(nnx.Module):
@@ -251,51 +189,66 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) ->
 _POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
+class Stacked(NamedTuple):
+    """What `run_stack` gives.
+
+    Attributes:
+      x: the output of the last block that ran.
+      outputs: what each block gave beside it, with the layer on axis 0: caches, losses; None where blocks give None.
+      kept: outputs of chosen blocks, by layer index.
+    """
+
+    x: jax.Array
+    outputs: Any
+    kept: dict[int, jax.Array]
+
+
 def run_stack(
     blocks: nnx.Module,
     x: jax.Array,
-    call: Callable[[Any, jax.Array, Any], jax.Array],
+    call: Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]],
     *,
     per_layer: Any = None,
     remat: Remat = "none",
     scan: bool = True,
     keep: tuple[int, ...] = (),
     stop: int | None = None,
-) -> tuple[jax.Array, dict[int, jax.Array]]:
-    """Runs x through stacked blocks: ``x = call(block, x, extra)`` for each layer.
+) -> Stacked:
+    """Runs x through stacked blocks: ``x, output = call(block, x, extra)`` for each layer.
 
     Args:
       blocks: what `stack` made.
-      call: applies one block; `extra` is this layer's slice of `per_layer` (None without).
-      per_layer: arrays with the layer on axis 0.
+      call: applies one block; `extra` is this layer's slice of `per_layer` (None without). Its second result is any
+        tree of arrays, or None.
+      per_layer: a tree of arrays with the layer on axis 0: masks, caches, other controls.
       remat: what the backward pass recomputes: nothing, all but matrix products, or everything.
       scan: one `lax.scan` over depth (constant compile time) or a Python loop (faster on CPU for a few layers).
       keep: layer indices whose outputs are returned; the stack is split there, so other layers cost no memory.
       stop: run only the first `stop` layers.
-
-    Returns:
-      the final x and the kept outputs by layer index.
     """
     graphdef, params = nnx.split(blocks)
     depth = jax.tree.leaves(params)[0].shape[0]
 
-    def body(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+    def body(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
         weights, extra = layer
-        return call(nnx.merge(graphdef, weights), x, extra), None
+        return call(nnx.merge(graphdef, weights), x, extra)
 
     if remat != "none":
         body = partial(jax.checkpoint, policy=_POLICIES[remat], prevent_cse=not scan)(body)
     kept: dict[int, jax.Array] = {}
+    parts: list[Any] = []  # the outputs of runs of layers
     stop = depth if stop is None else stop
     start = 0
     for end in sorted({*(k + 1 for k in keep if k < stop), stop}):
         layers = jax.tree.map(lambda a, s=start, e=end: a[s:e], (params, per_layer))
         if scan:
-            x, _ = jax.lax.scan(body, x, layers)
+            x, outputs = jax.lax.scan(body, x, layers)
+            parts.append(outputs)
         else:
             for i in range(end - start):
-                x, _ = body(x, jax.tree.map(lambda a, i=i: a[i], layers))
+                x, output = body(x, jax.tree.map(lambda a, i=i: a[i], layers))
+                parts.append(jax.tree.map(lambda a: a[None], output))
         if end - 1 in keep:
             kept[end - 1] = x
         start = end
-    return x, kept
+    return Stacked(x, jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts) if parts else None, kept)

@@ -15,7 +15,7 @@ from flax import nnx
 
 from gen.errors import GenError
 from gen.nn.layers import linear
-from gen.nn.selective_scan import Method, selective_scan
+from gen.nn.selective_scan import selective_scan
 
 __all__ = ["Mamba", "MambaConfig", "Order", "Scan2D", "depthwise", "merge_orders", "scan_orders", "step_bias"]
 
@@ -174,8 +174,8 @@ class Mamba(nnx.Module):
         dt, B, C = jnp.split(self.x_proj(x), [rank, rank + state], axis=-1)
         return self.dt_proj(dt), B, C
 
-    def __call__(self, x: jax.Array, *, method: Method | None = None) -> jax.Array:
-        """(b, L, width) -> (b, L, width); `method` as in `selective_scan`."""
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(b, L, width) -> (b, L, width)."""
         x, z = jnp.split(self.in_proj(x), 2, axis=-1)
         x = depthwise(x, self.conv[...], ((self.config.conv - 1, 0),))
         x = jax.nn.silu(x if self.conv_bias is None else x + self.conv_bias[...].astype(x.dtype))
@@ -186,7 +186,6 @@ class Mamba(nnx.Module):
             z=z,
             delta_bias=self.dt_bias[...],
             softplus=True,
-            method=method,
         )
         return self.out_proj(y)
 
@@ -229,7 +228,6 @@ class Scan2D(nnx.Module):
       rank: of the step sizes' projection; ceil(width / 16) when None.
       conv: side of the depthwise convolution, odd; 1 for none.
       conv_bias: whether it has a bias.
-      method: as in `selective_scan`.
     """
 
     def __init__(
@@ -242,13 +240,12 @@ class Scan2D(nnx.Module):
         rank: int | None = None,
         conv: int = 3,
         conv_bias: bool = False,
-        method: Method | None = None,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         if conv % 2 == 0:
             raise GenError(f"the scan layer's convolution has side {conv}; use an odd one")
-        self.order, self.state, self.method, self.dtype = order, state, method, dtype
+        self.order, self.state, self.dtype = order, state, dtype
         self.rank = math.ceil(width / 16) if rank is None else rank
         inner, directions = int(expand * width), DIRECTIONS[order]
         self.in_proj = linear(width, 2 * inner, bias=False, dtype=dtype, rngs=rngs)
@@ -283,7 +280,7 @@ class Scan2D(nnx.Module):
         """The K scans of `scan_inputs`: (b, L, K inner) float32."""
         A, bias = -jnp.exp(self.A_log[...]), self.dt_bias[...].reshape(-1)
         u = u.astype(jnp.float32)
-        return selective_scan(u, delta, A, B, C, self.D[...], delta_bias=bias, softplus=True, method=self.method)[0]
+        return selective_scan(u, delta, A, B, C, self.D[...], delta_bias=bias, softplus=True)[0]
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(b, H, W, width) -> (b, H, W, width)."""

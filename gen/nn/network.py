@@ -6,14 +6,14 @@ rebuilt inside jitted functions from parameters that are always passed in. Share
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-__all__ = ["Buffer", "Cond", "Network", "NetworkConfig", "Params", "count", "param_shapes", "tree_copy"]
+__all__ = ["Buffer", "Cond", "Network", "NetworkConfig", "Params", "Projected", "count", "param_shapes", "tree_copy"]
 
 Params = Mapping[str, Any]  # nested plain dict of arrays; stacked blocks hold their layers on axis 0
 Cond = Mapping[str, jax.Array]  # conditioning by name: label (B,) int32, text (B, T, D), ...
@@ -25,6 +25,15 @@ class Buffer(nnx.Variable[jax.Array]):
     It stands among the parameters, so that checkpoints and imports hold it, but has no gradient, no weight decay and no
     optimiser state. `Network.buffers` says which arrays these are.
     """
+
+
+class Projected(nnx.Param[jax.Array]):
+    """A parameter that training brings back to where it belongs before every step, such as a weight of fixed norm."""
+
+    @staticmethod
+    def project(value: jax.Array) -> jax.Array:
+        """The nearest value that the parameter may have; a subclass says which. Here any value may stay."""
+        return value
 
 
 class NetworkConfig(Protocol):
@@ -53,7 +62,7 @@ class Network:
     @property
     def buffers(self) -> frozenset[str]:
         """Paths of the `Buffer`s in the parameters, joined by "/"; allocates nothing."""
-        return _structure(self.config)[1]
+        return _structure(self.config).buffers
 
     def apply(self, params: Params, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
         """Calls `method` of the module holding `params`; pure, to be used under `jax.jit`."""
@@ -64,24 +73,49 @@ class Network:
         return self.apply(params, *args, **kwargs)
 
     def project(self, params: Params) -> Params:
-        """The parameters as training keeps them: what the configuration's ``project`` makes of them, if it has one.
+        """The parameters as training keeps them: every `Projected` one brought back to where it belongs.
 
         Applied before every training step (EDM2's forced weight normalisation); the identity for most networks.
         """
-        project = getattr(self.config, "project", None)
-        return params if project is None else project(params)
+        rules = _structure(self.config).projections
+        if not rules:
+            return params
+
+        def one(path: Any, value: jax.Array) -> jax.Array:
+            rule = rules.get("/".join(str(key.key) for key in path))
+            return value if rule is None else rule(value)
+
+        return cast(Params, jax.tree_util.tree_map_with_path(one, params))
 
     def module(self, params: Params) -> Any:
         """The NNX module holding `params` (live arrays or tracers)."""
-        return nnx.merge(_structure(self.config)[0], params)
+        return nnx.merge(_structure(self.config).graphdef, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Structure:
+    """What a module is without its arrays.
+
+    Attributes:
+      graphdef: its static structure.
+      buffers: paths of its buffers.
+      projections: by path, how its projected parameters are brought back.
+    """
+
+    graphdef: Any
+    buffers: frozenset[str]
+    projections: Mapping[str, Callable[[jax.Array], jax.Array]]
 
 
 @functools.cache
-def _structure(config: Any) -> tuple[Any, frozenset[str]]:
-    """The static structure of `config`'s module, and the paths of its buffers."""
+def _structure(config: Any) -> _Structure:
     module = nnx.eval_shape(lambda: config.build(nnx.Rngs(0)))
-    buffers = nnx.to_flat_state(nnx.state(module, Buffer))
-    return nnx.graphdef(module), frozenset("/".join(map(str, path)) for path, _ in buffers)
+
+    def variables(kind: type) -> dict[str, Any]:
+        return {"/".join(map(str, path)): value for path, value in nnx.to_flat_state(nnx.state(module, kind))}
+
+    projections = {path: value.project for path, value in variables(Projected).items()}
+    return _Structure(nnx.graphdef(module), frozenset(variables(Buffer)), projections)
 
 
 def param_shapes(config: Any) -> Any:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from gen.errors import GenError
+from gen.nn.forward_mode import in_forward_mode
 
 __all__ = ["Method", "selective_scan"]
 
@@ -57,8 +58,8 @@ def selective_scan(
       delta_bias: (d,) added to delta, or None.
       softplus: whether the step size is softplus(delta + delta_bias).
       method: ``sequential`` or ``associative`` inside each chunk, ``pallas`` (a kernel for the forward pass, chunked
-        backward), or ``scan``, one plain `lax.scan`, the only one that forward-mode differentiation passes through;
-        by backend when None.
+        backward), or ``scan``, one plain `lax.scan`; by backend when None. Forward-mode differentiation passes through
+        the plain one only, which `gen.nn.forward_mode` therefore takes whatever is asked for here.
       chunk: tokens per chunk; by backend when None. L need not be a multiple.
 
     Returns:
@@ -68,6 +69,7 @@ def selective_scan(
     """
     length, channels = u.shape[1:]
     _check(u, delta, A, B, C)
+    method = "scan" if in_forward_mode() else method
     default, default_chunk = _DEFAULTS.get(jax.default_backend(), _OTHERWISE)
     chunk = min(chunk or default_chunk, length)
     step = delta.astype(jnp.float32)

@@ -199,7 +199,7 @@ def generator(network: DhariwalUNetConfig) -> DiffusionGenerator:
     loss = DDPMLoss(variance="learned" if learned else "large", bound_weight=chain.steps / 1000)
     denoiser = Denoiser(network, chain, Predict("eps", clock="index", scale=scale, learned_variance=learned), loss)
     sampler = Sampler(Ancestral("learned" if learned else "large"), Respaced(), 250, Clip())
-    return DiffusionGenerator(denoiser, (network.size, network.size, network.channels), sampler)
+    return DiffusionGenerator(denoiser, sampler)
 
 
 def _importer(name: str, new_order: bool) -> Importer:

@@ -107,7 +107,7 @@ def join(
 
     Raises GenError when the autoencoder's latents are not what the generator makes.
     """
-    tokenizer, shape = decoder.config, tuple(generator.shape)
+    tokenizer, shape = decoder.config, generator.latent
     spec = tokenizer.spec
     if len(spec.shape) == len(shape) == 3 and spec.shape[-1] == shape[-1]:
         # convolutional: of any size

@@ -141,7 +141,7 @@ def generator(config: DiTConfig, steps: int = 250, guidance: Any = None) -> Diff
     denoiser = Denoiser(config, DDPM("linear", 1000), parameterization, loss)
     solver = Ancestral("learned" if config.learned_variance else "large")
     sampler = Sampler(solver, Respaced(), steps) if guidance is None else Sampler(solver, Respaced(), steps, guidance)
-    return DiffusionGenerator(denoiser, (*config.size, config.channels), sampler)
+    return DiffusionGenerator(denoiser, sampler)
 
 
 IMPORTER = Importer(

@@ -222,7 +222,7 @@ def generator(wrapper: str) -> Callable[[UNetConfig], DiffusionGenerator]:
         denoiser = precondition(wrapper, network)
         steps = 18 if network.size <= 32 else 40
         sampler = edm_sampler(steps, net_range=net_range(denoiser), levels=levels(denoiser))
-        return DiffusionGenerator(denoiser, (network.size, network.size, network.channels), sampler)
+        return DiffusionGenerator(denoiser, sampler)
 
     return make
 

@@ -106,7 +106,7 @@ def generator(config: EDM2Config, steps: int = 32, guidance: Any = None) -> Diff
     # noise levels of the published runs (train_edm2.py): on latents, and on pixels
     loss = EDMLoss(-0.4, 1.0) if config.channels == 4 else EDMLoss(-0.8, 1.6)
     denoiser = Denoiser(config, EDM(), EDMPrecondition(), Uncertain(loss) if config.uncertainty else loss)
-    return DiffusionGenerator(denoiser, (config.size, config.size, config.channels), sampler)
+    return DiffusionGenerator(denoiser, sampler)
 
 
 IMPORTER = Importer(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gen.data import loader
+from gen.data import labels, loader
 from gen.errors import GenError
 from gen.pretrained.readers import read_weights
 
@@ -27,6 +27,9 @@ class ShardSource:
     def __init__(self, shards: list[dict[str, np.ndarray]]):
         self.shards = shards
         self.starts = np.concatenate([[0], np.cumsum([len(shard["labels"]) for shard in shards])])
+        self.label = labels.checked(np.concatenate([shard["labels"] for shard in shards]), self.title)
+        self.class_names = None
+        self.num_classes = labels.class_count(self.label, self.class_names, self.title)
 
     def __len__(self) -> int:
         return int(self.starts[-1])

@@ -117,7 +117,7 @@ def generator(config: LightningDiTConfig, steps: int = 249, guidance: Any = Clas
     loss = VelocityMatching(TimeSampler("logit-normal"), cosine=1.0)
     denoiser = Denoiser(config, Linear(), parameterization(config), loss)
     sampler = Sampler(Euler(), Uniform(shift=1 / 0.3), steps, guidance)
-    return DiffusionGenerator(denoiser, (*config.size, config.channels), sampler)
+    return DiffusionGenerator(denoiser, sampler)
 
 
 IMPORTER = Importer(

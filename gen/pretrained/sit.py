@@ -39,7 +39,7 @@ def sampler(kind: Literal["sde", "ode"] = "sde", steps: int = 250, guidance: Any
 def generator(config: DiTConfig) -> DiffusionGenerator:
     """The official SDE sampler on latents of the SD-VAE (times 0.18215), unguided."""
     denoiser = Denoiser(config, Linear(), parameterization(config))
-    return DiffusionGenerator(denoiser, (*config.size, config.channels), sampler())
+    return DiffusionGenerator(denoiser, sampler())
 
 
 def aligned_config(
@@ -89,7 +89,7 @@ def aligned_generator(config: AlignedConfig) -> DiffusionGenerator:
     """REPA's SDE sampler, unguided; its network's clock is ours and its velocity has our sign."""
     network = config.network
     denoiser = Denoiser(config, Linear(), Predict("velocity", learned_variance=network.learned_variance))
-    return DiffusionGenerator(denoiser, (*network.size, network.channels), sampler())
+    return DiffusionGenerator(denoiser, sampler())
 
 
 IMPORTER = Importer(

@@ -5,6 +5,7 @@ that it does not depend on those integrated beside it.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import diffrax
@@ -18,12 +19,14 @@ from gen.diffusion.transport import interval
 from gen.errors import GenError
 from gen.nn.network import Cond
 from gen.sampling import likelihood
-from gen.sampling.generator import DiffusionGenerator, GeneratorParams, Sampler, decode
+from gen.sampling.generator import DenoiserGenerator, GeneratorParams, Sampler, changes, decode
 from gen.sampling.grids import Grid
 from gen.sampling.guidance import ClassifierFree
-from gen.sampling.solvers import Noise, prior
+from gen.sampling.integrate import Problem
+from gen.sampling.noise import prior
+from gen.training.task import Model
 
-__all__ = ["AdaptiveGenerator", "Dopri5"]
+__all__ = ["AdaptiveGenerator", "AdaptiveSampler", "Dopri5"]
 
 STAGES = 6  # network calls of an attempted step; the seventh stage is the next step's first
 
@@ -75,17 +78,15 @@ class Dopri5:
         """
         grid, counted = Grid(_ends(process, start, end), process), []
 
-        def integrate(denoise: Denoise, x: jax.Array, grid: Grid, noise: Noise, cond: Cond, carry: Any) -> jax.Array:
-            del noise, carry
-            out, calls = self._solve(denoise, x, grid, cond)
+        def integrate(problem: Problem) -> jax.Array:
+            out, calls = self._solve(problem.denoise, problem.x, problem.grid, problem.cond)
             counted.append(calls)
             return out
 
-        solver: Any = integrate  # called as a solver is, without its other attributes
-
         def one(x: jax.Array, key: jax.Array, cond: Cond) -> tuple[jax.Array, jax.Array, jax.Array]:
             signs = jax.random.rademacher(key, (1, *x.shape), x.dtype)
-            log_p, latent = likelihood.log_likelihood(denoise, x[None], solver, grid, lambda i: signs, _batch(cond))
+            problem = Problem(denoise, x[None], grid, lambda i: signs, _batch(cond))
+            log_p, latent = likelihood.log_likelihood(problem, integrate)
             return log_p[0], latent[0], counted.pop()
 
         return jax.vmap(one)(x, keys, cond)
@@ -115,63 +116,98 @@ class Dopri5:
 
 
 @dataclasses.dataclass(frozen=True)
-class AdaptiveGenerator:
+class AdaptiveSampler:
+    """A sampler that integrates adaptively, from the noise that another sampler would start from.
+
+    Attributes:
+      solver: the adaptive method.
+      guidance: without memory from call to call.
+      process, guide: as in `gen.sampling.generator.Sampler`.
+      start: the time of the noise end; None for that of the process.
+      decoding: as in `gen.sampling.generator.Sampler`.
+    """
+
+    solver: Dopri5 = Dopri5()
+    guidance: Any = ClassifierFree()
+    process: Any = None
+    guide: Any = None
+    start: float | None = None
+    decoding: Any = None
+
+    @classmethod
+    def of(cls, sampler: Sampler, denoiser: Denoiser, solver: Dopri5) -> "AdaptiveSampler":
+        """From the noise of `sampler`, under its guidance."""
+        start = float(sampler.times(denoiser.process).times[0])
+        return cls(solver, sampler.guidance, sampler.process, sampler.guide, start, sampler.decoding)
+
+    def changed(self, **settings: Any) -> "AdaptiveSampler":
+        """With the settings ``solver`` and ``guidance`` that are not None. Raises GenError for steps or a grid."""
+        given = changes(self.guidance, settings)
+        if {"steps", "grid"} & set(given):
+            raise GenError("an adaptive solver chooses its steps itself; leave out steps and grid")
+        return dataclasses.replace(self, **given)
+
+    def generator(self, models: Mapping[str, Model], tokenizer: Any) -> "AdaptiveGenerator":
+        """The Generator that samples the denoiser ``net`` of a run."""
+        return AdaptiveGenerator(models["net"].config, self, tokenizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveGenerator(DenoiserGenerator):
     """A `gen.sampling.generator.DiffusionGenerator` that integrates adaptively: its network calls are measured.
 
     From pure noise to the time nearest to the data at which the prediction's velocity is defined; where that is not
     clean data, one more call gives the denoised prediction there.
 
     Attributes:
-      denoiser, shape, tokenizer: as in `DiffusionGenerator`.
-      solver: the adaptive method.
-      guidance: without memory from call to call.
-      process, guide: as in `gen.sampling.generator.Sampler`.
-      start: the time of the noise end; None for that of the process.
+      denoiser, tokenizer: as in `DiffusionGenerator`.
+      sampler: solver, guidance, ends.
     """
 
     denoiser: Denoiser
-    shape: tuple[int, ...]
-    solver: Dopri5 = Dopri5()
-    guidance: Any = ClassifierFree()
-    process: Any = None
-    guide: Any = None
-    start: float | None = None
+    sampler: AdaptiveSampler = AdaptiveSampler()
     tokenizer: Any = None
 
-    nfe = None  # measured, not stated
+    @property
+    def guide(self) -> Denoiser | None:
+        """The sampler's."""
+        guide: Denoiser | None = self.sampler.guide
+        return guide
 
-    @classmethod
-    def of(cls, generator: DiffusionGenerator, solver: Dopri5) -> "AdaptiveGenerator":
-        """The same model from the same noise, under the same guidance."""
-        sampler = generator.sampler
-        start = float(sampler.times(generator.denoiser.process).times[0])
-        rest = (sampler.guidance, sampler.process, sampler.guide, start, generator.tokenizer)
-        return cls(generator.denoiser, generator.shape, solver, *rest)
+    @property
+    def options(self) -> Any:
+        """The sampler's."""
+        return self.sampler.decoding
+
+    @property
+    def nfe(self) -> None:
+        """Measured, not stated."""
 
     def ends(self) -> tuple[float, float]:
         """(start, end): the times between which the flow is followed."""
-        process = self.process or self.denoiser.process
-        own = self.process is None or self.process == self.denoiser.process
-        kind: PredictionKind = getattr(self.denoiser.parameterization, "output", "x") if own else "x"
+        process = self.sampler.process or self.denoiser.process
+        own = self.sampler.process is None or self.sampler.process == self.denoiser.process
+        kind: PredictionKind = self.denoiser.parameterization.output if own else "x"
         low, high = interval(process, kind, "ode")
         low = max(low, process.t_min) if low else process.t_min
-        return min(high, process.t_max if self.start is None else self.start), low
+        return min(high, process.t_max if self.sampler.start is None else self.sampler.start), low
 
     def counted(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> tuple[jax.Array, jax.Array]:
         """Images as a generator gives them, and the network calls that each sample took, (B,) int32.
 
         Raises GenError for guidance that remembers.
         """
-        process, (start, end) = self.process or self.denoiser.process, self.ends()
-        x = prior(Grid(np.array([start, end]), process), keys, self.shape)
-        if self.guidance.init(x):
+        process, (start, end) = self.sampler.process or self.denoiser.process, self.ends()
+        x = prior(Grid(np.array([start, end]), process), keys, self.latent)
+        if self.sampler.guidance.init(x):
             raise GenError("adaptive integration calls the network at times of its own; use guidance without momentum")
-        sampler = Sampler(guidance=self.guidance, process=self.process, guide=self.guide)
+        sampler = Sampler(guidance=self.sampler.guidance, process=self.sampler.process, guide=self.sampler.guide)
         denoise = sampler.guided(self.denoiser, params["net"], params.get("guide"))
-        x, calls = self.solver.integrate(denoise, x, process, start, end, cond)
+        x, calls = self.sampler.solver.integrate(denoise, x, process, start, end, cond)
         if end > 0.0:
             x, calls = denoise(x, jnp.float32(end), cond, jnp.int32(0), {})[0].denoised, calls + 1
-        return decode(self.tokenizer, params, x), calls
+        images = decode(self.tokenizer, params, x, keys=keys, cond=cond, options=self.options)
+        return images, calls
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """See `gen.sampling.generator.Generator`."""

@@ -1,5 +1,6 @@
 """Generators: everything that makes images, as ``(params, keys, cond) -> images``."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -8,14 +9,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.prediction import Denoise, Prediction
+from gen.diffusion.denoiser import Controls, Denoiser
+from gen.diffusion.prediction import Denoise
+from gen.errors import GenError
+from gen.nn.conditions import Conditions
 from gen.nn.network import Cond, Params
-from gen.sampling.grids import Grid, Uniform
+from gen.sampling.grids import Explicit, Grid, Uniform
 from gen.sampling.guidance import ClassifierFree
-from gen.sampling.solvers import Heun, per_sample_noise, prior, unit_noise
+from gen.sampling.integrate import Problem, integrate, nfe, states
+from gen.sampling.noise import decode_keys, per_sample_noise, prior, unit_noise
+from gen.sampling.solvers import Heun, Renoise
+from gen.training.task import Model
 
-__all__ = ["DiffusionGenerator", "Generator", "OneStepGenerator", "Sampler"]
+__all__ = [
+    "DenoiserGenerator",
+    "DiffusionGenerator",
+    "FewSteps",
+    "Generator",
+    "LatentGenerator",
+    "OneStepGenerator",
+    "Sampler",
+    "SamplerConfig",
+]
 
 # arrays by role: "net" the sampled network, "guide" the weaker one of autoguidance, "tokenizer", "normalizer"
 # {"shift", "scale"}
@@ -23,22 +38,62 @@ GeneratorParams = Mapping[str, Any]
 
 
 class Generator(Protocol):
-    """What ``gen sample`` and evaluation call."""
+    """What ``gen sample`` and evaluation call. It says itself what it needs and what it makes."""
 
     @property
     def nfe(self) -> int | None:
         """Network calls per sample; None where they are measured, by a method ``counted`` that returns them too."""
         ...
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample, channels last: an image, or latents where nothing decodes them."""
+        ...
+
+    @property
+    def conditions(self) -> Conditions:
+        """What it is conditioned on, by name; what its decoder takes as well."""
+        ...
+
+    @property
+    def networks(self) -> Mapping[str, Any]:
+        """Configurations of the networks that it calls, by the role of their parameters."""
+        ...
+
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
-        """Images (B, H, W, C) float32 in [-1, 1], unclipped.
+        """Samples (B, *shape) float32, images in [-1, 1] and unclipped.
 
         Args:
-          params: arrays by role: ``net``, and ``tokenizer`` and ``normalizer`` where the model is latent.
+          params: arrays by role: those of `networks`, and ``normalizer`` where the model is latent.
           keys: (B,) typed PRNG keys; sample i depends on keys[i] and cond[i] alone.
           cond: conditioning arrays with leading axis B.
         """
         ...
+
+
+class SamplerConfig(Protocol):
+    """How a run makes samples: a configuration that turns what the run trained into a Generator."""
+
+    def changed(self, **settings: Any) -> "SamplerConfig":
+        """This sampler with other steps, solver, grid or guidance. Raises GenError for one that has no such setting."""
+        ...
+
+    def generator(self, models: Mapping[str, Model], tokenizer: Any) -> Generator:
+        """The Generator of a run's models (by role) and the tokenizer that decodes them, None for none."""
+        ...
+
+
+def changes(guidance: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are not None; a number as guidance becomes `guidance` with that scale.
+
+    Raises GenError where `guidance` has no scale of its own.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    if isinstance(given.get("guidance"), int | float):
+        if "scale" not in (field.name for field in dataclasses.fields(guidance)):
+            raise GenError(f"{type(guidance).__name__} has no scale of its own; give a whole guidance")
+        given["guidance"] = dataclasses.replace(guidance, scale=float(given["guidance"]))
+    return given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +104,7 @@ class Sampler:
       process: the process that is integrated; None for the one the denoiser was trained under. Another one sees
         the denoiser by equal log-SNR (`Denoiser.under`).
       guide: the weaker denoiser of autoguidance; None where it differs from the sampled one in parameters only.
+      decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
     """
 
     solver: Any = Heun()
@@ -57,6 +113,18 @@ class Sampler:
     guidance: Any = ClassifierFree()
     process: Any = None
     guide: Any = None
+    decoding: Any = None
+
+    def changed(self, **settings: Any) -> "Sampler":
+        """With the settings ``steps``, ``solver``, ``grid``, ``guidance`` that are not None; a number is a scale.
+
+        Raises GenError for a scale of guidance that has none.
+        """
+        return dataclasses.replace(self, **changes(self.guidance, settings))
+
+    def generator(self, models: Mapping[str, Model], tokenizer: Any) -> "DiffusionGenerator":
+        """The Generator that samples the denoiser ``net`` of a run."""
+        return DiffusionGenerator(models["net"].config, self, tokenizer)
 
     def times(self, process: Any) -> Grid:
         """The grid for a denoiser trained under `process`. Raises GenError when the options do not suit."""
@@ -64,7 +132,7 @@ class Sampler:
 
     def nfe(self, process: Any) -> int:
         """Network calls per sample for a denoiser trained under `process` (a guided call counts once)."""
-        return self.solver.nfe(self.times(process))
+        return nfe(self.solver, self.times(process))
 
     def __call__(
         self,
@@ -75,6 +143,7 @@ class Sampler:
         cond: Cond,
         *,
         guide: Params | None = None,
+        scale: float | None = None,
         trajectory: bool = False,
     ) -> jax.Array:
         """Samples (B, *shape); with `trajectory` the states after each step, (N, B, *shape).
@@ -83,101 +152,214 @@ class Sampler:
           params: the denoiser's parameters.
           keys: (B,) typed PRNG keys; sample i depends on keys[i] and cond alone.
           guide: parameters of the weaker denoiser, for autoguidance.
+          scale: standard deviation of the noise at the start; None for sigma at the grid's first time.
         """
         grid = self.times(denoiser.process)
-        x = prior(grid, keys, shape)
-        guided = self.guided(denoiser, params, guide)
-        noise = per_sample_noise(keys, shape)
-        return self.solver(guided, x, grid, noise, cond, self.guidance.init(x), trajectory=trajectory)
+        x = prior(grid, keys, shape) if scale is None else scale * unit_noise(keys, shape)
+        guided = self.guided(denoiser, params, guide, grid.extras)
+        problem = Problem(guided, x, grid, per_sample_noise(keys, shape), cond, self.guidance.init(x))
+        return states(self.solver, problem).x if trajectory else integrate(self.solver, problem)
 
-    def guided(self, denoiser: Denoiser, params: Params, guide: Params | None = None) -> Denoise:
-        """The guided Denoise on the clock of the sampled process; arguments as in a call."""
+    def guided(
+        self, denoiser: Denoiser, params: Params, guide: Params | None = None, per_step: Controls | None = None
+    ) -> Denoise:
+        """The guided Denoise on the clock of the sampled process.
+
+        Args:
+          params, guide: as in a call.
+          per_step: the denoiser's controls by step, see `Denoiser.bind`.
+        """
         process = self.process or denoiser.process
-        weak = None if guide is None else _bound(self.guide or denoiser, guide, process)
-        bound = _bound(denoiser, params, process)
+        weak = None if guide is None else (self.guide or denoiser).under(process).bind(guide)
+        bound = denoiser.under(process).bind(params, per_step=per_step)
         return self.guidance(bound, lambda c: denoiser.net.apply(params, c, method="null"), weak)
 
 
-def _bound(denoiser: Denoiser, params: Params, process: Any) -> Denoise:
-    """The denoiser with these parameters on the clock of `process`."""
-    if process == denoiser.process:
-        return denoiser.bind(params)
-    seen = denoiser.under(process)
+class LatentGenerator(abc.ABC):
+    """What generators around one network share, whose samples a tokenizer decodes."""
 
-    def denoise(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
-        del step
-        return seen(params, x, t, cond), carry
+    tokenizer: Any
 
-    return denoise
+    @property
+    @abc.abstractmethod
+    def network(self) -> Any:
+        """Configuration of the sampled network."""
+
+    @property
+    def guide(self) -> Denoiser | None:
+        """What guides, where it is another denoiser."""
+        return None
+
+    @property
+    def options(self) -> Any:
+        """Settings of the tokenizer's decoder."""
+        return None
+
+    @property
+    def latent(self) -> tuple[int, ...]:
+        """Shape of what the network makes."""
+        shape: tuple[int, ...] = self.network.shape
+        return shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `Generator`."""
+        return self.latent if self.tokenizer is None else tuple(self.tokenizer.spec.image)
+
+    @property
+    def conditions(self) -> Conditions:
+        """See `Generator`."""
+        decoder = {} if self.tokenizer is None else self.tokenizer.spec.conditions
+        return {**decoder, **self.network.conditions}
+
+    @property
+    def networks(self) -> Mapping[str, Any]:
+        """See `Generator`."""
+        found = {"net": self.network, "tokenizer": self.tokenizer}
+        found["guide"] = None if self.guide is None else self.guide.network
+        return {role: network for role, network in found.items() if network is not None}
+
+
+class DenoiserGenerator(LatentGenerator):
+    """A `LatentGenerator` whose network is a denoiser's."""
+
+    denoiser: Denoiser
+
+    @property
+    def network(self) -> Any:
+        """The denoiser's."""
+        return self.denoiser.network
 
 
 @dataclasses.dataclass(frozen=True)
-class DiffusionGenerator:
+class DiffusionGenerator(DenoiserGenerator):
     """Prior noise -> solver -> inverse normaliser -> tokenizer decode.
 
     Attributes:
       denoiser: the sampled `Denoiser`.
-      shape: shape of one latent (or image), channels last.
       sampler: solver, grid, steps, guidance.
       tokenizer: a tokenizer config, or None for pixel models.
+      noise_scale: standard deviation of the noise at the start; None for sigma at the first time.
     """
 
     denoiser: Denoiser
-    shape: tuple[int, ...]
     sampler: Sampler = Sampler()
     tokenizer: Any = None
+    noise_scale: float | None = None
 
     @property
     def nfe(self) -> int:
         """Network calls per sample (a guided call counts once)."""
         return self.sampler.nfe(self.denoiser.process)
 
+    @property
+    def guide(self) -> Denoiser | None:
+        """The sampler's."""
+        guide: Denoiser | None = self.sampler.guide
+        return guide
+
+    @property
+    def options(self) -> Any:
+        """The sampler's."""
+        return self.sampler.decoding
+
     def latents(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
-        """The sampled latents (B, *shape) on the normalised scale the denoiser was trained on."""
-        return self.sampler(self.denoiser, params["net"], keys, self.shape, cond, guide=params.get("guide"))
+        """The sampled latents (B, *latent) on the normalised scale the denoiser was trained on."""
+        guide, scale = params.get("guide"), self.noise_scale
+        return self.sampler(self.denoiser, params["net"], keys, self.latent, cond, guide=guide, scale=scale)
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """See `Generator`."""
-        return decode(self.tokenizer, params, self.latents(params, keys, cond))
+        latents = self.latents(params, keys, cond)
+        return decode(self.tokenizer, params, latents, keys=keys, cond=cond, options=self.options)
 
 
 @dataclasses.dataclass(frozen=True)
-class OneStepGenerator:
+class OneStepGenerator(DenoiserGenerator):
     """A distilled student: x = denoised prediction at one fixed time from pure noise.
-
-    Students of several steps are a `DiffusionGenerator` with the solver `gen.sampling.solvers.Renoise` on their times.
 
     Attributes:
       denoiser: the student, in its teacher's parameterization.
-      shape: shape of one latent, channels last.
       t: the time of the one evaluation; None for the noise end of the process.
+      tokenizer: a tokenizer config, or None for pixel models.
       noise_scale: standard deviation of the noise that is evaluated; None for sigma(t), which is 80 for EDM's t = 80.
         Students that take unit noise for x_t at an earlier time t (DMD2's one-step SDXL) say 1.
+      options: settings of the tokenizer's decoder; None for its own.
     """
 
     denoiser: Denoiser
-    shape: tuple[int, ...]
     t: float | None = None
     tokenizer: Any = None
     noise_scale: float | None = None
+    options: Any = None
 
     nfe = 1
 
     def latents(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
-        """The generated latents (B, *shape) on the normalised scale; same noise as the teacher for a key."""
+        """The generated latents (B, *latent) on the normalised scale; same noise as the teacher for a key."""
         process = self.denoiser.process
         t = process.t_max if self.t is None else self.t
         scale = process.sigma(np.float64(t)) if self.noise_scale is None else self.noise_scale
-        x = jnp.asarray(scale, jnp.float32) * unit_noise(keys, self.shape)
+        x = jnp.asarray(scale, jnp.float32) * unit_noise(keys, self.latent)
         return self.denoiser(params["net"], x, jnp.float32(t), cond).denoised
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """See `Generator`."""
-        return decode(self.tokenizer, params, self.latents(params, keys, cond))
+        latents = self.latents(params, keys, cond)
+        return decode(self.tokenizer, params, latents, keys=keys, cond=cond, options=self.options)
 
 
-def decode(tokenizer: Any, params: GeneratorParams, latents: jax.Array) -> jax.Array:
-    """Undoes the latent normaliser and decodes; the identity for pixel models."""
+@dataclasses.dataclass(frozen=True)
+class FewSteps:
+    """The sampler of distilled students, whose times are part of what was trained.
+
+    Attributes:
+      decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
+    """
+
+    decoding: Any = None
+
+    def changed(self, **settings: Any) -> "FewSteps":
+        """This sampler where no setting is given. Raises GenError otherwise."""
+        given = changes(None, settings)
+        if given and given != {"steps": 1}:
+            raise GenError(
+                "this is a student that makes images in the steps it was trained for; leave out steps, solver, grid "
+                "and guidance"
+            )
+        return self
+
+    def generator(self, models: Mapping[str, Model], tokenizer: Any) -> Generator:
+        """One call for students of one time; renoising along the student's times otherwise.
+
+        Raises GenError for a model that was not trained for few steps.
+        """
+        model = models["net"]
+        if not model.times:
+            raise GenError("this model has no times of a student; give it a sampler with a solver (sampler)")
+        if len(model.times) == 1:
+            return OneStepGenerator(model.config, model.times[0], tokenizer, model.noise_scale, self.decoding)
+        grid = Explicit((*model.times, 0.0))
+        sampler = Sampler(Renoise(), grid, len(model.times), decoding=self.decoding)
+        return DiffusionGenerator(model.config, sampler, tokenizer, model.noise_scale)
+
+
+def decode(
+    tokenizer: Any, params: GeneratorParams, latents: jax.Array, *, keys: jax.Array, cond: Cond, options: Any
+) -> jax.Array:
+    """Undoes the latent normaliser and decodes; the identity for pixel models.
+
+    Args:
+      keys: (B,) keys of the samples; a decoder that samples draws from a stream of its own.
+      cond, options: passed on to the tokenizer (`gen.tokenizers.base.Tokenizer`).
+    """
     if "normalizer" in params:
         latents = latents * params["normalizer"]["scale"] + params["normalizer"]["shift"]
-    return latents if tokenizer is None else tokenizer.decode(params["tokenizer"], latents)
+    if tokenizer is None:
+        return latents
+    wanted = {n for name, c in tokenizer.spec.conditions.items() for n in (name, c.mask)}
+    own = {name: value for name, value in cond.items() if name in wanted}
+    images: jax.Array = tokenizer.decode(
+        params["tokenizer"], latents, cond=own, keys=decode_keys(keys), options=options
+    )
+    return images

@@ -45,7 +45,8 @@ class Grid:
       process: the process on whose clock the times are.
       levels: (M,) noise levels sigma / alpha to which solvers round the levels that they make themselves
         (stochastic ones); None where the network takes any level.
-      extras: per-step arrays (N, ...) by name, handed to network controls (AutoDiffusion's masks).
+      extras: per-step arrays (N, ...) by name: controls of the network, of which each step gets its own entry
+        (AutoDiffusion's masks).
     """
 
     times: Any

@@ -1,15 +1,17 @@
 """Exact likelihoods of probability-flow models, by any deterministic solver (Song et al. 2021, app. D.2)."""
 
+import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from gen.diffusion.prediction import Denoise, Prediction
+from gen.diffusion.prediction import Prediction
 from gen.nn.network import Cond
-from gen.sampling.grids import Grid
-from gen.sampling.solvers import Noise, Solver
+from gen.sampling.integrate import Problem
+from gen.sampling.noise import Noise
 
 __all__ = ["bits_per_dimension", "log_likelihood", "rademacher"]
 
@@ -19,27 +21,26 @@ def rademacher(keys: jax.Array, shape: tuple[int, ...]) -> Noise:
     return lambda i: jax.vmap(lambda key: jax.random.rademacher(jax.random.fold_in(key, i), shape, jnp.float32))(keys)
 
 
-def log_likelihood(
-    denoise: Denoise, x: jax.Array, solver: Solver, grid: Grid, probe: Noise, cond: Cond, carry: Any = ()
-) -> tuple[jax.Array, jax.Array]:
+def log_likelihood(problem: Problem, integrate: Callable[[Problem], jax.Array]) -> tuple[jax.Array, jax.Array]:
     """log p(x) in nats (B,), and the latents that x is encoded to.
 
     The state is x with one number more, the integral of the velocity's divergence, estimated by e . J e with random
     signs e (Hutchinson); then log p(x) = log N(latent; 0, sigma(t_max)^2) + integral.
 
     Args:
-      denoise: a denoiser with parameters bound; its velocity must be defined where the grid starts.
-      x: (B, ...) data.
-      grid: increasing times, from data to pure noise.
-      probe: probe(i) is step i's signs, shaped like x.
+      problem: its x (B, ...) are data, its grid rises from data to pure noise, its velocity must be defined where the
+        grid starts, and its noise(i) are the signs of step i (see `rademacher`).
+      integrate: the integration of a problem by a deterministic method, for example
+        ``functools.partial(gen.sampling.integrate.integrate, solver)``.
     """
+    x, grid = problem.x, problem.grid
     shape, rows = x.shape, x.shape[0]
 
     def augmented(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
-        signs = probe(step)
+        signs = problem.noise(step)
 
         def velocity(y: jax.Array) -> tuple[jax.Array, tuple[Prediction, Any]]:
-            prediction, after = denoise(y, t, cond, step, carry)
+            prediction, after = problem.denoise(y, t, cond, step, carry)
             return prediction.velocity, (prediction, after)
 
         v, slope, (prediction, after) = jax.jvp(velocity, (x[:, :-1].reshape(shape),), (signs,), has_aux=True)
@@ -48,7 +49,7 @@ def log_likelihood(
         return Prediction(value, x, prediction.t, {}, prediction.process, "velocity"), after
 
     state = jnp.concatenate([x.reshape(rows, -1), jnp.zeros((rows, 1), x.dtype)], axis=-1)
-    end = solver(augmented, state, grid, probe, cond, carry)
+    end = integrate(dataclasses.replace(problem, denoise=augmented, x=state))
     latent, integral = end[:, :-1], end[:, -1]
     scale = jnp.asarray(grid.sigma[-1], x.dtype)
     prior = -0.5 * (jnp.square(latent / scale) + jnp.log(2.0 * math.pi * scale**2)).sum(-1)

@@ -11,15 +11,12 @@ sigma alone; a level of pure noise or clean data lies at infinite lambda and tak
 import dataclasses
 from typing import Any, ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.diffusion.prediction import Denoise
 from gen.errors import GenError
-from gen.nn.network import Cond
 from gen.sampling.grids import Grid
-from gen.sampling.solvers import Noise, step_rows
+from gen.sampling.integrate import Problem, Row, State, weighted
 
 __all__ = ["DPMSolver", "UniPC"]
 
@@ -36,10 +33,6 @@ def _orders(grid: Grid, lam: Any, finite: Any, most: Any) -> Any:
     passed = grid.xp.arange(grid.steps) + finite[0]
     inner = finite[:-1] & finite[1:] & (lam[:-1] != lam[1:])
     return grid.xp.where(inner, grid.xp.clip(passed, 1, most), 1)
-
-
-def _weighted(weights: jax.Array, values: tuple[jax.Array, ...]) -> jax.Array:
-    return sum((weights[k] * v for k, v in enumerate(values)), jnp.zeros_like(values[0]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,40 +71,21 @@ class DPMSolver:
         """2 at most: the first step is always of order 1."""
         return 1 if self.stochastic else min(self.solver_order, 2)
 
-    def nfe(self, grid: Grid) -> int:
-        """One call a step."""
-        return grid.steps
+    def start(self, problem: Problem) -> State:
+        """The memory holds the D of past levels, newest first."""
+        return State(problem.x, problem.carry, (jnp.zeros_like(problem.x),) * (self.solver_order - 1))
 
-    def __call__(
-        self,
-        denoise: Denoise,
-        x: jax.Array,
-        grid: Grid,
-        noise: Noise,
-        cond: Cond,
-        carry: Any = (),
-        *,
-        trajectory: bool = False,
-    ) -> jax.Array:
+    def step(self, problem: Problem, state: State, row: Row) -> State:
         """See `Solver`."""
+        prediction, carry = problem.predict(state.x, row, state.carry)
+        known = (prediction.denoised, *state.memory)
+        x = row["keep"] * state.x + weighted(row["data"], known)
+        if self.stochastic:
+            x = x + row["noise"] * problem.noise(row["i"])
+        return State(x, carry, known[:-1])
 
-        def step(state: Any, row: Any) -> Any:
-            x, past, carry = state
-            prediction, carry = denoise(x, row["t"], cond, row["i"], carry)
-            known = (prediction.denoised, *past)
-            x = row["keep"] * x + _weighted(row["data"], known)
-            if self.stochastic:
-                x = x + row["noise"] * noise(row["i"])
-            return (x, known[:-1], carry), x if trajectory else None
-
-        keep, data, spread = self._coefficients(grid)
-        rows = step_rows(grid, x, keep=keep, data=data, noise=spread)
-        start: Any = (x, (jnp.zeros_like(x),) * (self.solver_order - 1), carry)
-        (x, *_), states = jax.lax.scan(step, start, rows)
-        return states if trajectory else x
-
-    def _coefficients(self, grid: Grid) -> tuple[Any, Any, Any]:
-        """Factors of x (N,), of D at this and the past levels (N, solver_order) and of the noise (N,)."""
+    def rows(self, grid: Grid) -> Row:
+        """See `Solver`; factors of x, of D at this and the past levels (solver_order,) and of the noise."""
         xp, n = grid.xp, grid.steps
         (lam, finite), i = _lambdas(grid), np.arange(n)
         most = np.full(n, self.solver_order)
@@ -137,7 +111,7 @@ class DPMSolver:
         # slope f01 + curve (f01 - f12), sorted by level
         first, second = (slope + curve) / d1, curve / d2
         weights = [data + first, -first - second, second][: self.solver_order]
-        return keep, xp.stack(weights, axis=1), spread
+        return {"t": grid.times[:-1], "keep": keep, "data": xp.stack(weights, axis=1), "noise": spread}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,46 +150,22 @@ class UniPC:
         """2 at most where the run ends at clean data, since that step is of order 1; see `DPMSolver`."""
         return min(self.solver_order, 2)
 
-    def nfe(self, grid: Grid) -> int:
-        """One call a step."""
-        return grid.steps
+    def start(self, problem: Problem) -> State:
+        """x is the predicted state; the memory holds the corrected one and the D of past levels, newest first."""
+        zeros = jnp.zeros_like(problem.x)
+        return State(problem.x, problem.carry, (zeros, (zeros,) * self.solver_order))
 
-    def __call__(
-        self,
-        denoise: Denoise,
-        x: jax.Array,
-        grid: Grid,
-        noise: Noise,
-        cond: Cond,
-        carry: Any = (),
-        *,
-        trajectory: bool = False,
-    ) -> jax.Array:
-        """See `Solver`; the trajectory is that of the predicted states."""
-        del noise
-        predicted, _ = self.states(denoise, x, grid, cond, carry, every=trajectory)
-        return predicted
+    def step(self, problem: Problem, state: State, row: Row) -> State:
+        """See `Solver`."""
+        base, past = state.memory
+        prediction, carry = problem.predict(state.x, row, state.carry)
+        known = (prediction.denoised, *past)
+        base = row["fresh"] * state.x + row["keep_corrected"] * base + weighted(row["correct"], known)
+        x = row["keep"] * base + weighted(row["predict"], known[:-1])
+        return State(x, carry, (base, known[:-1]))
 
-    def states(
-        self, denoise: Denoise, x: jax.Array, grid: Grid, cond: Cond, carry: Any = (), *, every: bool = True
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """(predicted states after each step, corrected states at its start), (N, B, ...); the last alone and None
-        without `every`."""
-
-        def step(state: Any, row: Any) -> Any:
-            point, base, past, carry = state
-            prediction, carry = denoise(point, row["t"], cond, row["i"], carry)
-            known = (prediction.denoised, *past)
-            base = row["fresh"] * point + row["keep_corrected"] * base + _weighted(row["correct"], known)
-            point = row["keep"] * base + _weighted(row["predict"], known[:-1])
-            return (point, base, known[:-1], carry), (point, base) if every else None
-
-        zeros, rows = jnp.zeros_like(x), step_rows(grid, x, **self._rows(grid))
-        start: Any = (x, zeros, (zeros,) * self.solver_order, carry)
-        (x, *_), states = jax.lax.scan(step, start, rows)
-        return states if every else (x, None)
-
-    def _rows(self, grid: Grid) -> dict[str, Any]:
+    def rows(self, grid: Grid) -> Row:
+        """See `Solver`."""
         xp, n = grid.xp, grid.steps
         lam, finite = _lambdas(grid)
         most = self.solver_order
@@ -227,6 +177,7 @@ class UniPC:
         correct = xp.concatenate([correct[:1], correct[:-1]])
         before = xp.concatenate([keep[:1], keep[:-1]])
         return {
+            "t": grid.times[:-1],
             "fresh": fresh,
             "keep_corrected": xp.where(fresh, 0.0, before),
             "correct": xp.where(fresh[:, None], 0.0, correct),

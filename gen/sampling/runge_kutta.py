@@ -6,17 +6,14 @@ earlier, or use `gen.sampling.solvers.Heun`.
 """
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.diffusion.prediction import Denoise
 from gen.errors import GenError
-from gen.nn.network import Cond
 from gen.sampling.grids import Grid
-from gen.sampling.solvers import Noise
+from gen.sampling.integrate import Problem, Row, State, interleave, weighted
 
 __all__ = ["RungeKutta"]
 
@@ -53,42 +50,25 @@ class RungeKutta:
         """Order of convergence."""
         return _TABLEAUS[self.method][0]
 
-    def nfe(self, grid: Grid) -> int:
-        """As many calls a step as the method has stages."""
-        return grid.steps * len(_TABLEAUS[self.method][2])
-
-    def __call__(
-        self,
-        denoise: Denoise,
-        x: jax.Array,
-        grid: Grid,
-        noise: Noise,
-        cond: Cond,
-        carry: Any = (),
-        *,
-        trajectory: bool = False,
-    ) -> jax.Array:
-        """See `Solver`."""
-        del noise
+    def rows(self, grid: Grid) -> Row:
+        """See `Solver`. After stage j x moves to where stage j + 1 is evaluated, after the last to the step's end."""
         _, matrix, weights = _TABLEAUS[self.method]
-        # after stage j the point moves to where stage j + 1 is evaluated, after the last to the end of the step
-        moves = np.array([*matrix[1:], weights])
-        stages, h = len(weights), grid.times[1:] - grid.times[:-1]
-        rows = {
-            "i": jnp.repeat(jnp.arange(grid.steps), stages),
-            "stage": jnp.tile(jnp.arange(stages), grid.steps),
-            "t": jnp.asarray((grid.times[:-1, None] + h[:, None] * np.sum(matrix, axis=1)).reshape(-1), x.dtype),
-            "moves": jnp.asarray((h[:, None, None] * moves).reshape(-1, stages), x.dtype),
-        }
+        t, h = grid.times[:-1], grid.times[1:] - grid.times[:-1]
+        stages = []
+        for j, moves in enumerate([*matrix[1:], weights]):
+            newest_first = np.append(moves[j::-1], np.zeros(len(weights) - 1 - j))
+            stages.append({"t": t + h * sum(matrix[j]), "moves": h[:, None] * newest_first})
+        return interleave(*stages)
 
-        def stage(state: Any, row: Any) -> Any:
-            base, point, slopes, carry = state
-            prediction, carry = denoise(point, row["t"], cond, row["i"], carry)
-            slopes = slopes.at[row["stage"]].set(prediction.velocity)
-            point = base + jnp.tensordot(row["moves"], slopes, 1)
-            base = jnp.where(row["stage"] == stages - 1, point, base)
-            return (base, point, slopes, carry), base if trajectory else None
+    def start(self, problem: Problem) -> State:
+        """The memory holds x at the step's start and the slopes of the last stages, newest first."""
+        slopes = (jnp.zeros_like(problem.x),) * (len(_TABLEAUS[self.method][2]) - 1)
+        return State(problem.x, problem.carry, (problem.x, slopes))
 
-        start: Any = (x, x, jnp.zeros((stages, *x.shape), x.dtype), carry)
-        (x, *_), states = jax.lax.scan(stage, start, rows)
-        return states[stages - 1 :: stages] if trajectory else x
+    def step(self, problem: Problem, state: State, row: Row) -> State:
+        """See `Solver`."""
+        base, past = state.memory
+        prediction, carry = problem.predict(state.x, row, state.carry)
+        slopes = (prediction.velocity, *past)
+        x = base + weighted(row["moves"], slopes)
+        return State(x, carry, (jnp.where(row["last"], x, base), slopes[:-1]))

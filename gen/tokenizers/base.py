@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.nn.network import Params
+from gen.nn.conditions import Conditions
+from gen.nn.network import Cond, Params
 
-__all__ = ["Affine", "Gaussian", "Posterior", "Tokenizer", "TokenizerSpec"]
+__all__ = ["Affine", "DiscreteTokenizer", "Gaussian", "Quantized", "Tokenizer", "TokenizerSpec"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,25 +20,22 @@ class TokenizerSpec:
 
     Attributes:
       kind: continuous latents, integer tokens, or bits.
-      shape: shape of one image's latents, channels last for continuous ones ((K, C) for 1D, (h, w, C) for 2D);
-        the token grid otherwise.
+      shape: shape of what a cache keeps of one image: latents with channels last ((K, C) for 1D, (h, w, C) for 2D), the
+        grid of tokens, or bits with the bits of one code last.
       image: (H, W, C) of the images it takes.
       vocabulary: number of token ids, for tokens.
+      width: channels of one code vector, for tokens and bits.
+      scales: sides of the token maps of multi-scale tokenizers, coarse to fine; () for all others.
+      conditions: what the decoder takes beside codes, by name (text; ``keep``, how many tokens are used).
     """
 
     kind: Literal["continuous", "tokens", "bits"]
     shape: tuple[int, ...]
     image: tuple[int, int, int]
     vocabulary: int | None = None
-
-
-class Posterior(Protocol):
-    """q(latents | image)."""
-
-    def mode(self) -> jax.Array: ...
-    def sample(self, keys: jax.Array) -> jax.Array:
-        """A draw from per-sample keys (B,)."""
-        ...
+    width: int | None = None
+    scales: tuple[int, ...] = ()
+    conditions: Conditions = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
@@ -49,7 +47,12 @@ class Gaussian:
     logvar: jax.Array
 
     def mode(self) -> jax.Array:
-        """The mean."""
+        """The mean: what a cache stores, and what is decoded."""
+        return self.mean
+
+    @property
+    def stored(self) -> jax.Array:
+        """What a cache keeps of an image: the mean."""
         return self.mean
 
     def sample(self, keys: jax.Array) -> jax.Array:
@@ -64,25 +67,78 @@ class Gaussian:
         return value.reshape(value.shape[0], -1).sum(axis=1)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """What a quantizer says of an image's features.
+
+    Attributes:
+      ids: (B, *spec.shape) int32 tokens, or uint8 bits.
+      codes: (B, ..., width) float32 code vectors, through which gradients reach the encoder (straight-through).
+      losses: (B,) by name, unweighted: commitment, codebook, entropy.
+      statistics: new values of the quantizer's `gen.nn.network.Buffer`s by path, means over the batch.
+    """
+
+    ids: jax.Array
+    codes: jax.Array
+    losses: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+    statistics: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+
+    def mode(self) -> jax.Array:
+        """The code vectors, which are decoded."""
+        return self.codes
+
+    @property
+    def stored(self) -> jax.Array:
+        """What a cache keeps of an image: the ids."""
+        return self.ids
+
+
 class Tokenizer(Protocol):
-    """Images <-> latents or tokens. A frozen dataclass (the config); parameters are passed in."""
+    """Images <-> latents, tokens or bits. A frozen dataclass (the config); parameters are passed in.
+
+    Every caller passes `cond`, `keys` and `options` on; a tokenizer that needs none of them ignores them.
+    """
 
     @property
     def spec(self) -> TokenizerSpec: ...
     def build(self, rngs: Any) -> Any: ...
-    def encode(self, params: Params, images: jax.Array) -> Posterior:
-        """images (B, H, W, C) float in [-1, 1]."""
+    def encode(
+        self, params: Params, images: jax.Array, *, cond: Cond | None = None, keys: jax.Array | None = None
+    ) -> Gaussian | Quantized:
+        """images (B, H, W, C) float in [-1, 1]; per-sample `keys` (B,) for encoders that draw."""
         ...
 
     def decode(
         self,
         params: Params,
-        latents: jax.Array,
+        codes: jax.Array,
         *,
-        cond: Mapping[str, jax.Array] | None = None,
+        cond: Cond | None = None,
         keys: jax.Array | None = None,
+        options: Any = None,
     ) -> jax.Array:
-        """Images (B, H, W, C) float, about [-1, 1], unclipped."""
+        """Images (B, H, W, C) float, about [-1, 1], unclipped.
+
+        Args:
+          codes: raw latents (B, *spec.shape), or code vectors (B, ..., spec.width).
+          cond: the decoder's conditions by name.
+          keys: (B,) typed keys, for decoders that sample; `decode_keys` makes them from those of the samples.
+          options: static settings of a decoder that samples (steps, guidance), a frozen dataclass of the tokenizer's;
+            None for its own.
+        """
+        ...
+
+
+class DiscreteTokenizer(Tokenizer, Protocol):
+    """A tokenizer of ids: tokens or bits."""
+
+    def embed(self, params: Params, ids: jax.Array) -> jax.Array:
+        """Code vectors (B, ..., width) of ids (B, *spec.shape)."""
+        ...
+
+    def snap(self, params: Params, codes: jax.Array) -> Quantized:
+        """The nearest codes of vectors (B, ..., width)."""
         ...
 
 

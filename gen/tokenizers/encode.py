@@ -11,14 +11,16 @@ from jax.sharding import Mesh
 
 from gen.arrays import digest, flatten
 from gen.config import fingerprint
-from gen.data.caches import Cache, seal
+from gen.data.caches import BitCache, Cache, TokenCache, seal, seal_bits, seal_tokens
 from gen.data.loader import gathered
 from gen.errors import GenError
 from gen.nn.network import Params
 from gen.tokenizers.base import Tokenizer
-from gen.training.indexed import ArrayWriter, run_indexed
+from gen.training.indexed import ArrayWriter, run_indexed, sample_keys
 
 __all__ = ["encode_images", "tokenizer_identity"]
+
+_ARRAYS = {"continuous": "latent", "tokens": "tokens", "bits": "bits"}  # kind -> name of the array in the cache
 
 
 def tokenizer_identity(tokenizer: Tokenizer, params: Params) -> str:
@@ -43,13 +45,13 @@ def encode_images(
     mesh: Mesh | None = None,
     label: str = "encode",
     beside: Mapping[str, tuple[Params, Callable[[Params, jax.Array], jax.Array]]] | None = None,
-) -> Cache:
-    """The sealed cache at `path` of the posterior modes of all images of `source`, and its other arrays.
+) -> Cache | TokenCache | BitCache:
+    """The sealed cache at `path` of the latents, tokens or bits of all images of `source`, and its other arrays.
 
     Interrupted and called again, it goes on where it was; done, it returns at once.
 
     Args:
-      tokenizer: with continuous latents.
+      tokenizer: its kind decides what is stored: the posterior's mode, token ids, or bits.
       params: its parameters.
       source: records "image" (H, W, C) uint8 and further arrays, such as "label", that are kept beside: a
         `gen.data.sources.ArraySource`, or what `gen.data.images.Images` reads, a batch at a time, in threads.
@@ -75,17 +77,20 @@ def encode_images(
     made_by = " ".join([made_by, *(f"{name} {_digest(own)}" for name, own in others.items())])
 
     def latents(arguments: Any, indices: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
-        del indices, weight
+        del weight
         arguments, rows = arguments
         x = rows["image"].astype(jnp.float32) / 127.5 - 1.0
         rows = {name: values for name, values in rows.items() if name != "image"}
         rows |= {name: function(arguments["others"][name], x) for name, function in functions.items()}
-        return rows | {"latent": tokenizer.encode(arguments["params"], x).mode()}
+        wanted = {n for name, c in tokenizer.spec.conditions.items() for n in (name, c.mask)}
+        cond = {name: values for name, values in rows.items() if name in wanted}
+        found = tokenizer.encode(arguments["params"], x, cond=cond, keys=sample_keys(0, indices))
+        return rows | {_ARRAYS[tokenizer.spec.kind]: found.stored}
 
     writer = ArrayWriter(path, len(source), f"{made_by} {made_from}")
     run_indexed(
         latents,
-        len(source),
+        range(len(source)),
         batch=batch,
         writer=writer,
         arguments={"params": params, "others": others},
@@ -93,4 +98,10 @@ def encode_images(
         label=label,
         read=lambda indices: gathered(source, indices),
     )
-    return seal(path, tokenizer=made_by, data=made_from)
+    named = {"tokenizer": made_by, "data": made_from, "class_names": source.class_names}
+    match tokenizer.spec.kind:
+        case "tokens":
+            return seal_tokens(path, vocabulary=int(tokenizer.spec.vocabulary or 0), **named)
+        case "bits":
+            return seal_bits(path, **named)
+    return seal(path, **named)

@@ -6,7 +6,6 @@ Tokens"; Kim et al. 2025, TA-TiTok, for the single-stage layout with a pixel hea
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,8 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gen.errors import GenError
-from gen.nn.layers import MLP, Attention, Remat, linear, patchify, run_stack, stack, unpatchify
-from gen.nn.network import Network, Params
+from gen.nn.attention import Attention
+from gen.nn.layers import MLP, Remat, linear, patchify, run_stack, stack, unpatchify
+from gen.nn.network import Cond, Network, Params
 from gen.tokenizers.base import Gaussian, TokenizerSpec
 from gen.training.sharding import constrain
 
@@ -80,8 +80,11 @@ class KL1DConfig:
         """The module with freshly drawn parameters."""
         return KL1D(self, rngs=rngs)
 
-    def encode(self, params: Params, images: jax.Array) -> Gaussian:
+    def encode(
+        self, params: Params, images: jax.Array, *, cond: Cond | None = None, keys: jax.Array | None = None
+    ) -> Gaussian:
         """images (B, H, W, C) float in [-1, 1] -> posterior over latents (B, tokens, channels), float32."""
+        del cond, keys
         return Network(self).apply(params, images, method="encode")
 
     def decode(
@@ -89,11 +92,12 @@ class KL1DConfig:
         params: Params,
         latents: jax.Array,
         *,
-        cond: Mapping[str, jax.Array] | None = None,
+        cond: Cond | None = None,
         keys: jax.Array | None = None,
+        options: Any = None,
     ) -> jax.Array:
         """latents (B, tokens, channels) -> images (B, H, W, C) float32, about [-1, 1], unclipped."""
-        del cond, keys
+        del cond, keys, options
         return Network(self).apply(params, latents, method="decode")
 
 
@@ -130,7 +134,11 @@ class Trunk(nnx.Module):
         grid = jnp.concatenate([head, patches], axis=1) + self.positions[...]
         x = constrain(self.ln_pre(jnp.concatenate([grid, latents + self.latent_positions[...]], axis=1)))
         config = self.config
-        return run_stack(self.blocks, x, lambda b, x, _: constrain(b(x)), remat=config.remat, scan=config.scan)[0]
+
+        def call(block: Block, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return constrain(block(x)), None
+
+        return run_stack(self.blocks, x, call, remat=config.remat, scan=config.scan).x
 
 
 class KL1D(nnx.Module):

@@ -6,7 +6,6 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -15,8 +14,9 @@ from flax import nnx
 
 from gen.config import suggest
 from gen.errors import GenError
+from gen.nn.attention import attention
 from gen.nn.convolution import convolution
-from gen.nn.network import Network, Params
+from gen.nn.network import Cond, Network, Params
 from gen.tokenizers.base import Gaussian, TokenizerSpec
 from gen.training.sharding import constrain
 
@@ -95,11 +95,14 @@ class KLVAEConfig:
         """The module with freshly drawn parameters."""
         return KLVAE(self, rngs)
 
-    def encode(self, params: Params, images: jax.Array) -> Gaussian:
+    def encode(
+        self, params: Params, images: jax.Array, *, cond: Cond | None = None, keys: jax.Array | None = None
+    ) -> Gaussian:
         """images (B, H, W, C) float in [-1, 1] -> posterior over latents (B, H / factor, W / factor, channels).
 
         Raises GenError for images that `factor` does not divide.
         """
+        del cond, keys
         return Network(self).apply(params, images, method="encode")
 
     def decode(
@@ -107,11 +110,12 @@ class KLVAEConfig:
         params: Params,
         latents: jax.Array,
         *,
-        cond: Mapping[str, jax.Array] | None = None,
+        cond: Cond | None = None,
         keys: jax.Array | None = None,
+        options: Any = None,
     ) -> jax.Array:
         """latents (B, h, w, channels) -> images (B, h factor, w factor, C) float32, about [-1, 1], unclipped."""
-        del cond, keys
+        del cond, keys, options
         return Network(self).apply(params, latents, method="decode")
 
 
@@ -204,7 +208,7 @@ class SelfAttention(nnx.Module):
         b, h, w, c = x.shape
         normed = self.norm(x)
         q, k, v = (part(normed).reshape(b, h * w, 1, c) for part in (self.q, self.k, self.v))
-        return x + self.proj(jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c))
+        return x + self.proj(attention(q, k, v).reshape(b, h, w, c))
 
 
 class Level(nnx.Module):

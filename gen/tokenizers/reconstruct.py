@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,9 @@ from gen.metrics.reference import make_reference
 from gen.metrics.sources import QUANTISERS, ImageSet
 from gen.metrics.statistics import Features, Statistic, finalised
 from gen.nn.network import Params
+from gen.sampling.noise import decode_keys
 from gen.tokenizers.base import Tokenizer
+from gen.training.indexed import sample_keys
 
 __all__ = ["Pixels", "Reconstructed", "evaluate_reconstruction", "reconstructions"]
 
@@ -35,6 +37,8 @@ class Pixels:
     Attributes:
       image: (H, W, C) of the images.
     """
+
+    modes: ClassVar[tuple[str, ...]] = ()
 
     image: tuple[int, int, int]
     name: str = "none"
@@ -62,12 +66,17 @@ class _Function:
 
     tokenizer: Any
     quantiser: str
+    options: Any = None
 
     def __call__(self, given: Mapping[str, Any], indices: jax.Array) -> dict[str, jax.Array]:
         params, images = given["arguments"], given["image"]
         x = images.astype(jnp.float32) / 127.5 - 1
-        latents = self.tokenizer.encode(params["tokenizer"], x).mode()
-        levels = QUANTISERS[self.quantiser](self.tokenizer.decode(params["tokenizer"], latents))
+        keys, cond = sample_keys(0, indices), given.get("cond", {})
+        codes = self.tokenizer.encode(params["tokenizer"], x, cond=cond, keys=keys).mode()
+        decoded = self.tokenizer.decode(
+            params["tokenizer"], codes, cond=cond, keys=decode_keys(keys), options=self.options
+        )
+        levels = QUANTISERS[self.quantiser](decoded)
         labels = {"label": given["label"]} if "label" in given else {}
         return {"levels": levels} | labels | pair_scores(levels, images, params["lpips"])
 
@@ -80,6 +89,7 @@ def reconstructions(
     identity: str,
     quantiser: str = "round",
     lpips: Sequence[str] = (),
+    options: Any = None,
 ) -> ImageSet:
     """The images of a source after encoding (the posterior's mode) and decoding, with the scores of every pair.
 
@@ -88,6 +98,7 @@ def reconstructions(
       images: stored images of the tokenizer's size, uint8.
       identity: of tokenizer and weights.
       quantiser: how the decoder's output becomes 8-bit, a name in `gen.metrics.sources.QUANTISERS`.
+      options: settings of a decoder that samples; None for its own.
       lpips: trunks whose LPIPS is worked out, from the weights that ``gen convert lpips`` keeps.
 
     Raises:
@@ -103,7 +114,7 @@ def reconstructions(
         networks[net], beside[f"lpips_{net}"] = load_weights(path, hint), (identity_of(path, hint), None)
     return dataclasses.replace(
         images,
-        function=_Function(tokenizer, quantiser),
+        function=_Function(tokenizer, quantiser, options),
         arguments={"tokenizer": params, "lpips": networks},
         identity=f"{identity} of {images.identity}",
         quantiser=quantiser,

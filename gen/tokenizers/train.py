@@ -2,22 +2,23 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gen.errors import GenError
+from gen.nn.conditions import Conditions
 from gen.nn.network import Network, Params
-from gen.training.optim import OptimConfig, begin, update
-from gen.training.task import Batch, Frozen, Metrics, Program, State
+from gen.training.method import Method, signed
+from gen.training.part import Aux, Part
+from gen.training.task import Batch, Frozen, Metrics, Model, Schedule, State
 
 __all__ = ["TokenizerTask"]
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerTask:
+class TokenizerTask(Method):
     """Trains ``tokenizer``: mean (x - y)^2 + l1 mean |x - y| + kl KL(q || N(0, 1)), y decoded from a posterior sample.
 
     The single-stage loss of TA-TiTok without its perceptual and adversarial terms (Kim et al. 2025, section 3): x and
@@ -26,7 +27,6 @@ class TokenizerTask:
 
     Attributes:
       tokenizer: the tokenizer (a config such as `gen.tokenizers.kl1d.KL1DConfig`).
-      optim, ema: its optimiser and its average (`gen.training.ema`, None for none).
       kl, l1: weights of the terms.
       augment: (key, images) -> images on [-1, 1], such as `gen.data.augment.RandomAffine`, or None.
       augmented: fraction of the images that are augmented. Resampled images are smoother than real ones: a share of
@@ -35,13 +35,13 @@ class TokenizerTask:
     """
 
     tokenizer: Any
-    optim: OptimConfig = OptimConfig()
-    ema: Any = None
     kl: float = 1e-6
     l1: float = 0.0
     augment: Any = None
     augmented: float = 1.0
     pictures: int = 8
+
+    takes: ClassVar[tuple[str, ...]] = ("image",)
 
     def __post_init__(self) -> None:
         if self.tokenizer.spec.kind != "continuous":
@@ -51,45 +51,50 @@ class TokenizerTask:
                 f"kl {self.kl}, l1 {self.l1}, augmented {self.augmented}; weights are >= 0, the fraction in [0, 1]"
             )
 
-    def loss(self, params: Params, images: jax.Array, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(self, params: Params, images: jax.Array, keys: jax.Array) -> tuple[jax.Array, Aux]:
         """The loss () and its terms of images (B, H, W, C) in [-1, 1] with per-sample keys (B,)."""
         posterior = self.tokenizer.encode(params, images)
         error = 0.5 * (self.tokenizer.decode(params, posterior.sample(keys)) - images)
         mse, l1, kl = jnp.square(error).mean(), jnp.abs(error).mean(), posterior.kl().mean()
         metrics = {"mse": mse, "kl": kl, "psnr": -10.0 * jnp.log10(jnp.maximum(mse, 1e-10))}
-        return mse + self.l1 * l1 + self.kl * kl, metrics
+        return mse + self.l1 * l1 + self.kl * kl, Aux(metrics)
 
     @property
-    def _averages(self) -> dict[str, Any]:
-        return {} if self.ema is None else {"tokenizer": self.ema}
+    def parts(self) -> tuple[Part, ...]:
+        """The tokenizer."""
+        return (Part("tokenizer", self.tokenizer, self.optim, self.emas),)
 
-    def init(self, key: jax.Array, frozen: Frozen, previous: State | None) -> State:
-        """Fresh parameters, or those of the previous stage."""
-        del frozen
-        params = Network(self.tokenizer).init(key) if previous is None else previous.params["tokenizer"]
-        shown = jnp.zeros((self.pictures, *self.tokenizer.spec.image), jnp.uint8)
-        return begin({"tokenizer": params}, {"tokenizer": self.optim}, self._averages, {"shown": shown})
+    def models(self) -> Mapping[str, Model]:
+        """The tokenizer."""
+        return {"tokenizer": Model(self.tokenizer)}
 
     @property
-    def programs(self) -> Mapping[str, Program]:
-        """One program."""
-        return {"tokenizer": self.update}
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, C) of the images."""
+        shape: tuple[int, ...] = self.tokenizer.spec.image
+        return shape
 
-    def select(self, step: int) -> str:
-        """Always the tokenizer's."""
-        del step
-        return "tokenizer"
-
-    def inputs(self, step: int) -> Mapping[str, np.ndarray]:
-        """No schedules."""
-        del step
+    @property
+    def conditions(self) -> Conditions:
+        """None."""
         return {}
 
-    def update(self, state: State, frozen: Frozen, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+    def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
+        """Fresh parameters, or those of the previous stage."""
+        del frozen
+        return {"tokenizer": Network(self.tokenizer).init(key) if previous is None else previous.params["tokenizer"]}
+
+    def aux(self) -> Mapping[str, Any]:
+        """Room for the images that previews show."""
+        return {"shown": jnp.zeros((self.pictures, *self.tokenizer.spec.image), jnp.uint8)}
+
+    def update(
+        self, state: State, frozen: Frozen, batch: Batch, schedule: Schedule, key: jax.Array
+    ) -> tuple[State, Metrics]:
         """One step; the first images of the batch are kept for the preview."""
         del frozen
         augment_key, choose_key, sample_key = jax.random.split(key, 3)
-        images = _signed(batch["image"])
+        images = self.data(batch)
         count = images.shape[0]
         if self.augment is not None:
             chosen = jax.random.bernoulli(choose_key, self.augmented, (count, 1, 1, 1))
@@ -97,20 +102,12 @@ class TokenizerTask:
         data = (images, jax.random.split(sample_key, count))
         shown = state.aux["shown"].at[:count].set(batch["image"][: self.pictures])
         state = dataclasses.replace(state, aux=state.aux | {"shown": shown})
-        return update(state, "tokenizer", lambda p, d: self.loss(p, *d), data, self.optim, self._averages)
+        state, metrics, _ = self.parts[0].update(state, lambda p, d: self.loss(p, *d), data, schedule)
+        return state, metrics
 
-    def preview(self, state: State, frozen: Frozen, key: jax.Array) -> Mapping[str, jax.Array]:
+    def preview(self, state: State, frozen: Frozen, key: jax.Array, generator: Any) -> Mapping[str, jax.Array]:
         """The newest images and their reconstructions from the posterior mode."""
-        del frozen, key
-        params, images = self.export(state)["tokenizer"], _signed(state.aux["shown"])
+        del frozen, key, generator
+        params, images = self.export(state)["tokenizer"], signed(state.aux["shown"])
         decoded = self.tokenizer.decode(params, self.tokenizer.encode(params, images).mode())
         return {"images": images, "reconstructions": jnp.clip(decoded, -1.0, 1.0)}
-
-    def export(self, state: State) -> Mapping[str, Any]:
-        """The tokenizer, averaged where it is, as ``tokenizer``."""
-        return {"tokenizer": state.ema.get("tokenizer", state.params["tokenizer"])}
-
-
-def _signed(images: jax.Array) -> jax.Array:
-    """uint8 -> float32 in [-1, 1]."""
-    return images.astype(jnp.float32) / 127.5 - 1.0

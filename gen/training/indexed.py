@@ -1,16 +1,15 @@
-"""Work over a range of sample indices: sharded over the mesh and the processes, resumable, one compilation.
+"""Work over sample indices: sharded over the mesh and the processes, resumable, one compilation.
 
-Sampling, latent caching, teacher pairs and reconstructions are this one job with another function and writer.
+Sampling, latent caching, teacher records and reconstructions are this one job with another function and writer.
 """
 
 import contextlib
 import json
 import os
 import shutil
-import sys
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -18,19 +17,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from gen.errors import GenError
 from gen.files import atomic, read_json, write_json, writing
-from gen.training.sharding import batch_sharding, microbatch_count, replicated
+from gen.progress import Bar
+from gen.training.sharding import batch_sharding, microbatch_count, place, replicated
 
 __all__ = [
     "ArrayWriter",
-    "ProgressLine",
+    "Elsewhere",
     "Writer",
+    "agreed",
     "padded_block",
     "placed",
-    "placed_rows",
     "run_indexed",
     "sample_keys",
 ]
@@ -62,20 +62,31 @@ class Writer(Protocol):
         ...
 
 
+class Elsewhere:
+    """The writer of processes other than the first: it is never given a row."""
+
+    next = 0
+
+    def write(self, first: int, arrays: dict[str, np.ndarray]) -> None:
+        """Never called."""
+
+    def close(self) -> None:
+        """Never called."""
+
+
 def run_indexed(
     function: Function,
-    count: int,
+    samples: Sequence[int],
     *,
     batch: int,
     writer: Writer,
     arguments: Any = (),
-    start: int = 0,
     mesh: Mesh | None = None,
     label: str = "",
     on_batch: Callable[[int, int], None] | None = None,
     read: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None,
 ) -> None:
-    """Computes samples start .. start + count - 1 in order and hands them to `writer` as rows 0 .. count - 1.
+    """Computes the samples with these indices in order and hands them to `writer` as rows 0, 1, 2 ...
 
     Goes on at ``writer.next`` and closes the writer after the last row. The next batch is computed while the
     last one is written.
@@ -84,14 +95,13 @@ def run_indexed(
       function: ``(arguments, indices (B,) int32, weight (B,) float32) -> {name: (B, ...)}``; pure, jitted here once.
         Sample i must depend on indices[i] (and `arguments`) alone. The last batch is padded: there weight is 0 and
         the index repeats a valid one; those rows never reach the writer.
-      count: number of samples.
+      samples: their indices, 0 to 2^31 - 1: a range, or any others.
       batch: global batch size; smaller when there are fewer samples.
       writer: takes the rows.
       arguments: tree of arrays (parameters ...); what does not already lie on the mesh is copied to every device.
-      start: index of the first sample.
       mesh: batches are split over its data and fsdp axes; None is the default device.
       label: what the progress line on stderr says; "" for none.
-      on_batch: called as (rows done, count) after each batch is written.
+      on_batch: called as (rows done, number of samples) after each batch is written.
       read: what the host reads for samples `indices` (B,), (B, ...) by name, a batch at a time while the last one is
         computed; `function` then gets ``(arguments, rows)`` in place of the arguments.
 
@@ -99,41 +109,44 @@ def run_indexed(
       GenError: a batch that the mesh does not divide, indices beyond int32, a NaN or infinite result (naming the
         sample), or what the writer raises.
     """
-    if count < 1 or start < 0 or start + count > 2**31:
-        raise GenError(f"{count} samples from index {start} on; expected at least one, with indices in 0 to 2147483647")
+    count = len(samples)
+    if not count or min(samples) < 0 or max(samples) >= 2**31:
+        given = f"indices {min(samples)} to {max(samples)}" if count else "no samples"
+        raise GenError(f"{given}; expected at least one sample, with indices in 0 to 2147483647")
+    numbers = np.asarray(samples, np.int32)
     parts = _parts(batch, mesh)
     batch = max(parts, min(batch, -(-count // parts) * parts))
-    row = _agreed(writer.next if jax.process_index() == 0 else 0)
-    progress = ProgressLine(label if jax.process_index() == 0 else "", count, row)
+    row = int(agreed(np.asarray(writer.next if jax.process_index() == 0 else 0, np.int32)))
+    progress = Bar(label if jax.process_index() == 0 else "")
+    progress(row, count)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         arguments = placed(arguments, mesh)
         program = jax.jit(function, out_shardings=None if mesh is None else batch_sharding(mesh))
 
         def block(first: int) -> tuple[Any, jax.Array, jax.Array]:
-            indices, weight = padded_block(first, start + count, batch, mesh)
-            if read is None:
-                return arguments, indices, weight
-            rows = read(np.minimum(first + np.arange(batch), start + count - 1))
-            return (arguments, placed_rows(rows, mesh)), indices, weight
+            chosen = numbers[np.minimum(first + np.arange(batch), count - 1)]
+            indices, weight = _on_mesh((chosen, _weights(first, count, batch)), mesh)
+            given = arguments if read is None else (arguments, _on_mesh(dict(read(chosen)), mesh))
+            return given, indices, weight
 
         if row < count:
-            _check_rows(jax.eval_shape(program, *block(start)), batch)
+            _check_rows(jax.eval_shape(program, *block(0)), batch)
         pending: tuple[int, int, Mapping[str, jax.Array]] | None = None
         while row < count or pending:
             running = None
             if row < count:
                 rows = min(batch, count - row)
-                running = row, rows, program(*block(start + row))
+                running = row, rows, program(*block(row))
                 row += rows
             if pending:
-                _deliver(pending, start, writer)
-                progress(pending[0] + pending[1])
+                _deliver(pending, numbers, writer)
+                progress(pending[0] + pending[1], count)
                 if on_batch is not None:
                     on_batch(pending[0] + pending[1], count)
             pending = running
     if jax.process_index() == 0:
         writer.close()
-    _agreed(0)  # nobody goes on before the rows are there to be read
+    agreed(np.zeros((), np.int32))  # nobody goes on before the rows are there to be read
 
 
 def _parts(batch: int, mesh: Mesh | None) -> int:
@@ -143,39 +156,35 @@ def _parts(batch: int, mesh: Mesh | None) -> int:
     return int(sizes["data"] * sizes["fsdp"])
 
 
-def _agreed(value: int) -> int:
-    """Process 0's value, on all processes."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+def agreed(values: np.ndarray) -> np.ndarray:
+    """Process 0's values, an int32 array of one shape for all, on all processes."""
+    return values if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(values))
 
 
 def placed(tree: Any, mesh: Mesh | None) -> Any:
     """Puts a tree of arrays on the devices once, whole on each; what already lies on the mesh stays as it is."""
 
-    def place(leaf: Any) -> jax.Array:
-        if mesh is None or getattr(getattr(leaf, "sharding", None), "mesh", None) == mesh:
-            return jnp.asarray(leaf)
-        return jax.device_put(leaf, replicated(mesh))
+    def put(leaf: Any) -> jax.Array:
+        there = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
+        return jnp.asarray(leaf) if mesh is None or there else place(leaf, replicated(mesh))
 
-    return jax.tree.map(place, tree)
-
-
-def placed_rows(rows: Mapping[str, np.ndarray], mesh: Mesh | None) -> dict[str, jax.Array]:
-    """Rows (B, ...) by name on the devices, each holding its share of the batch."""
-    if mesh is None:
-        return {name: jnp.asarray(values) for name, values in rows.items()}
-    return {name: jax.device_put(values, batch_sharding(mesh)) for name, values in rows.items()}
+    return jax.tree.map(put, tree)
 
 
 def padded_block(first: int, stop: int, batch: int, mesh: Mesh | None) -> tuple[jax.Array, jax.Array]:
     """Indices (B,) int32 and weights (B,) float32 of the batch at `first`; past `stop` the last repeats, weight 0."""
-    indices = first + np.arange(batch)
-    weight = (indices < stop).astype(np.float32)
-    indices = np.minimum(indices, stop - 1).astype(np.int32)
-    if mesh is None:
-        return jnp.asarray(indices), jnp.asarray(weight)
-    return jax.device_put(indices, batch_sharding(mesh)), jax.device_put(weight, batch_sharding(mesh))
+    indices = np.minimum(first + np.arange(batch), stop - 1).astype(np.int32)
+    return _on_mesh((indices, _weights(first, stop, batch)), mesh)
+
+
+def _weights(first: int, stop: int, batch: int) -> np.ndarray:
+    """(B,) float32: 1 for rows first .. first + B - 1 before `stop`, 0 for those that only fill the batch."""
+    return (first + np.arange(batch) < stop).astype(np.float32)
+
+
+def _on_mesh(rows: Any, mesh: Mesh | None) -> Any:
+    """A tree of rows (B, ...) on the devices, each of which gets its share of the batch."""
+    return jax.tree.map(jnp.asarray, rows) if mesh is None else place(rows, batch_sharding(mesh))
 
 
 def _check_rows(shapes: Mapping[str, Any], batch: int) -> None:
@@ -184,7 +193,7 @@ def _check_rows(shapes: Mapping[str, Any], batch: int) -> None:
             raise GenError(f"an indexed job's '{name}' has shape {shape.shape}; expected {batch} rows, one per sample")
 
 
-def _deliver(made: tuple[int, int, Mapping[str, jax.Array]], start: int, writer: Writer) -> None:
+def _deliver(made: tuple[int, int, Mapping[str, jax.Array]], numbers: np.ndarray, writer: Writer) -> None:
     first, rows, arrays = made
     fetched = {}
     for name, array in arrays.items():
@@ -195,40 +204,11 @@ def _deliver(made: tuple[int, int, Mapping[str, jax.Array]], start: int, writer:
             bad = np.flatnonzero(~np.isfinite(values.reshape(rows, -1)).all(axis=1))
             if len(bad):
                 raise GenError(
-                    f"sample {start + first + int(bad[0])} has a NaN or infinite '{name}'; expected finite numbers; "
+                    f"sample {numbers[first + int(bad[0])]} has a NaN or infinite '{name}'; expected finite numbers; "
                     "look at the weights and the data it came from"
                 )
     if jax.process_index() == 0:
         writer.write(first, fetched)
-
-
-class ProgressLine:
-    """Done, rate and ETA on stderr: rewritten in place on a terminal, else a plain line now and then.
-
-    Args:
-      label: what the line says; "" for no line.
-      count: how many there are.
-      done: how many were done before.
-    """
-
-    def __init__(self, label: str, count: int, done: int):
-        self.label, self.count = label, count
-        self.terminal = sys.stderr.isatty()
-        self.first, self.began = done, time.monotonic()
-        self.shown = self.began
-        if label and done:
-            print(f"{label}: going on at {done} of {count}", file=sys.stderr, flush=True)
-
-    def __call__(self, done: int) -> None:
-        now = time.monotonic()
-        last = done == self.count
-        if not self.label or not (last or now - self.shown > (0.2 if self.terminal else 10)):
-            return
-        self.shown = now
-        rate = (done - self.first) / max(now - self.began, 1e-9)
-        text = f"{self.label}: {done} of {self.count}, {rate:.1f}/s, ETA {(self.count - done) / rate:.0f} s"
-        end = "\n" if last or not self.terminal else ""
-        print(f"\r{text}\x1b[K" if self.terminal else text, end=end, file=sys.stderr, flush=True)
 
 
 class ArrayWriter:

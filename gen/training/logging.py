@@ -1,10 +1,8 @@
-"""What a run tells: metrics.jsonl, a status line, preview pictures, and TensorBoard or W&B where asked for."""
+"""What a run tells: metrics.jsonl, preview pictures, and TensorBoard or W&B where asked for."""
 
 import contextlib
 import json
 import math
-import sys
-import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 from gen.errors import GenError
 from gen.files import atomic, writing
 
-__all__ = ["MetricsLog", "StatusLine", "duration", "picture_grid", "read_metrics", "write_picture"]
+__all__ = ["MetricsLog", "picture_grid", "read_metrics", "write_picture"]
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
@@ -99,59 +97,6 @@ class MetricsLog:
             self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
-
-
-class StatusLine:
-    """One line about a running stage: rewritten in place on a terminal, else printed every `every` seconds."""
-
-    def __init__(self, *, every: float = 10.0, quiet: bool = False) -> None:
-        self.quiet = quiet
-        self.terminal = sys.stdout.isatty()
-        self._every = 0.25 if self.terminal else every
-        self._last = -math.inf if self.terminal else time.monotonic()
-        self._live: Any = None
-
-    def due(self) -> bool:
-        """Whether it is time for another line."""
-        return not self.quiet and time.monotonic() - self._last >= self._every
-
-    def show(self, text: str) -> None:
-        """Shows the line now."""
-        self._last = time.monotonic()
-        if self.quiet:
-            return
-        if not self.terminal:
-            print(text, flush=True)
-            return
-        from rich.live import Live
-        from rich.text import Text
-
-        if self._live is None:
-            self._live = Live(auto_refresh=False)
-            self._live.start()
-        self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
-
-    def note(self, text: str) -> None:
-        """Prints a line that stays."""
-        if not self.quiet:
-            self.close()
-            print(text, flush=True)
-
-    def close(self) -> None:
-        """Leaves the last line standing."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-
-def duration(seconds: float) -> str:
-    """3725 -> "1h02m", 75 -> "1m15s", 3.2 -> "3s"."""
-    if not math.isfinite(seconds):
-        return "?"
-    total = round(seconds)
-    if total >= 3600:
-        return f"{total // 3600}h{total % 3600 // 60:02d}m"
-    return f"{total // 60}m{total % 60:02d}s" if total >= 60 else f"{total}s"
 
 
 def picture_grid(images: Any, columns: int | None = None) -> np.ndarray:

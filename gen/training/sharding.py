@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -23,6 +24,7 @@ __all__ = [
     "make_mesh",
     "mesh_sizes",
     "microbatch_count",
+    "place",
     "replicated",
     "shardings",
     "spec",
@@ -150,6 +152,29 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same array on every device."""
     return NamedSharding(mesh, P())
+
+
+def place(tree: Any, where: Any) -> Any:
+    """Puts a tree of arrays onto the devices of a mesh; every array enters a mesh here.
+
+    With several processes each of them holds the same whole arrays (weights loaded from a file, say) and keeps the
+    parts that its own devices need. `jax.device_put` refuses that of arrays that already lie on a local device.
+
+    Args:
+      tree: NumPy arrays, or jax arrays of this process or of the whole mesh.
+      where: a sharding for all, or a tree of shardings.
+    """
+
+    def put(leaf: Any, sharding: Any) -> jax.Array:
+        if sharding.is_fully_addressable or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
+            return jax.device_put(leaf, sharding)
+        whole = np.asarray(leaf)
+        whole = whole.astype(jax.dtypes.canonicalize_dtype(whole.dtype))
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    if isinstance(where, jax.sharding.Sharding):
+        return jax.tree.map(lambda leaf: put(leaf, where), tree)
+    return jax.tree.map(put, tree, where)
 
 
 def microbatch_count(batch: int, batch_gpu: int | None, sizes: Mapping[str, int]) -> int:

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Batch", "Frozen", "Metrics", "Program", "Stage", "State", "Task", "label_pictures"]
+__all__ = ["Batch", "Frozen", "Metrics", "Model", "Program", "Schedule", "Stage", "State", "Task"]
 
-Batch = Mapping[str, Any]  # arrays by name with leading axis B, plus "schedule": Task.inputs(step)
+Batch = Mapping[str, Any]  # arrays by name with leading axis B
+Schedule = Mapping[str, Any]  # what Task.inputs gives for a step, by name
 Frozen = Mapping[str, Any]  # arrays of teachers and feature networks by role; never donated, never checkpointed
 Metrics = Mapping[str, jax.Array]  # scalars
 
@@ -23,7 +23,7 @@ class State:
     Attributes:
       step: () int32, programs run so far in this stage.
       params, opt, ema, aux: plain dicts by network (or quantity) name. ``ema`` keys are
-        ``"<network>"`` or ``"<network>@<decay>"`` when there are several averages.
+        ``"<network>"`` or ``"<network>@<i>"`` when there are several averages.
     """
 
     step: jax.Array
@@ -33,26 +33,41 @@ class State:
     aux: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-Program = Callable[[State, Frozen, Batch, jax.Array], tuple[State, Metrics]]
+Program = Callable[[State, Frozen, Batch, Schedule, jax.Array], tuple[State, Metrics]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What a task gives its user under one role, as far as making images with it depends on the task.
+
+    Attributes:
+      config: what the exported arrays belong to: a Denoiser, a FlowMap, a tokenizer.
+      times: of a student of few steps, noise end first; () for a model that a solver samples.
+      noise_scale: standard deviation of a student's first input; None for that of the process at its first time.
+    """
+
+    config: Any
+    times: tuple[float, ...] = ()
+    noise_scale: float | None = None
 
 
 class Task(Protocol):
-    """A frozen dataclass (the config of a training method)."""
+    """A frozen dataclass (the config of a training method). `gen.training.method.Method` gives most of it."""
 
     def init(self, key: jax.Array, frozen: Frozen, previous: State | None) -> State:
         """The initial state; copies, never aliases, what comes from `frozen` or the previous stage.
 
-        Traced by the engine (`jax.jit`, `jax.eval_shape`). `gen.training.optim.begin` makes the usual state.
+        Traced by the engine (`jax.jit`, `jax.eval_shape`). `gen.training.part.begin` makes the usual state.
         """
         ...
 
     @property
     def programs(self) -> Mapping[str, Program]:
-        """Update functions by name, each compiled once: (state, frozen, batch, key) -> (state, metrics).
+        """Update functions by name, each compiled once: (state, frozen, batch, schedule, key) -> (state, metrics).
 
         Metrics are scalars. ``loss`` and ``grad_norm`` go to the status line; a positive ``skipped`` (or
-        ``<name>/skipped``) says that a step was not finite and changed nothing. `gen.training.optim.update` gives all
-        three. The engine counts ``state.step``.
+        ``<name>/skipped``) says that a step was not finite and changed nothing. `gen.training.part.Part.update` gives
+        all three, and ``lr``. The engine counts ``state.step``.
         """
         ...
 
@@ -60,25 +75,35 @@ class Task(Protocol):
         """Which program runs at `step` (update ratios)."""
         ...
 
-    def inputs(self, step: int) -> Mapping[str, np.ndarray]:
-        """Host-side schedules as arrays, so that nothing recompiles; reaches programs as batch["schedule"]."""
+    def inputs(self, step: int, steps: int) -> Mapping[str, np.ndarray]:
+        """Host-side schedules of step `step` of `steps` as arrays, so that nothing recompiles."""
         ...
 
-    def preview(self, state: State, frozen: Frozen, key: jax.Array) -> Mapping[str, jax.Array]:
-        """Pictures for a human: name -> (N, H, W, C) float in [-1, 1]; {} for none. Pure; jitted by the engine."""
+    @property
+    def derived(self) -> bool:
+        """Whether `inputs` depends on the length of the stage, so that a finished stage cannot be made longer."""
+        ...
+
+    def check(self, row: Mapping[str, np.ndarray]) -> None:
+        """Raises GenError where data that look like `row` (arrays with a leading axis) cannot train this task."""
+        ...
+
+    def preview(self, state: State, frozen: Frozen, key: jax.Array, generator: Any) -> Mapping[str, jax.Array]:
+        """Pictures for a human: name -> (N, H, W, C) float in [-1, 1]; {} for none. Pure; jitted by the engine.
+
+        Args:
+          frozen: the frozen arrays and the run's artifacts, by role.
+          generator: what makes images with `export` (built by the run from `models`); None where nothing does.
+        """
         ...
 
     def export(self, state: State) -> Mapping[str, Any]:
         """The parameters a user loads, by role, EMA where there is one."""
         ...
 
-
-def label_pictures(generator: Any, params: Any, labels: tuple[int, ...], key: jax.Array) -> dict[str, jax.Array]:
-    """A preview: what a generator makes of each label, clipped; {} without one. Equal keys give equal noise."""
-    if generator is None:
-        return {}
-    images = generator(params, jax.random.split(key, len(labels)), {"label": jnp.asarray(labels, jnp.int32)})
-    return {"samples": jnp.clip(images, -1.0, 1.0)}
+    def models(self) -> Mapping[str, Model]:
+        """What the exported parameters belong to, by the same roles."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

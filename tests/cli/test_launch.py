@@ -3,18 +3,22 @@
 import json
 import os
 import re
+import signal
 import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gen.cli import main
 from gen.cli.start import Job, start
 from gen.errors import GenError
 from gen.training.checkpoints import latest_step
+from tests.cli.test_runs import write_run
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "experiments" / "launch"
@@ -109,3 +113,67 @@ def test_doctor_shows_what_each_process_of_a_named_job_sees() -> None:
     assert re.search(r"^process 0 on \S+: 2 x cpu, .*\n^process 1 on \S+: 2 x cpu, ", first, re.MULTILINE)
     assert "matmul over 4 device(s): ok" in first
     assert "process 0" not in second
+
+
+def in_two_processes(*commands: list[object]) -> list[tuple[int, str, float]]:
+    """(exit status, output, seconds) of ``gen`` with each of two commands, as the processes of one job."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    began, running = time.monotonic(), []
+    for number, command in enumerate(commands):
+        job = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", number]
+        line = [Path(sys.executable).parent / "gen", *command, *job]
+        env = os.environ | {"JAX_PLATFORMS": "cpu"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        running.append(subprocess.Popen([str(word) for word in line], env=env, **pipes))
+    said = [process.communicate(timeout=200)[0] for process in running]
+    return [(p.returncode, text, time.monotonic() - began) for p, text in zip(running, said, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (["sample", "no-such-run"], "error: no-such-run is not a run folder"),  # found once both have joined
+        pytest.param(
+            ["sample", "x", "--sedes", "3"], "error: gen sample: unknown flag '--sedes'", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_bad_input_of_one_process_ends_all_with_its_line(wrong: list[object], line: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "tiny")
+    good = ["sample", run, "--out", tmp_path / "out"]
+    for status, text, seconds in in_two_processes(good, wrong):
+        assert status == 2
+        assert text.count(line) == 1
+        assert text.count("\n") == 1, text
+        assert seconds < 60  # a start included, on a busy machine; left alone they wait for 300
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_a_run_with_a_checkpoint_samples_and_trains_on_in_two_processes(tmp_path: Path) -> None:
+    few = ["--stages.0.steps", "2", "--batch", "32", "--engine.quiet", "true"]
+    assert main(["train", "demo-tokenizer", "--outdir", str(tmp_path / "tokenizer"), *few]) == 0
+    assert main(["encode", str(tmp_path / "tokenizer"), "--data", "digits", "--out", str(tmp_path / "latents")]) == 0
+    inputs = ["--tokenizer", tmp_path / "tokenizer", "--data", tmp_path / "latents"]
+    train = ["train", "demo-teacher", *inputs, "--outdir", tmp_path / "teacher", *few]
+    sample = ["sample", tmp_path / "teacher", "--seeds", "0-9", "--batch", "4", "--out", tmp_path / "x.npz"]
+    for command in (train, sample):
+        assert [status for status, _, _ in in_two_processes(command, command)] == [0, 0]
+    alone = tmp_path / "alone.npz"
+    assert main([str(word) for word in [*sample[:-1], alone]]) == 0
+    with np.load(tmp_path / "x.npz") as two, np.load(alone) as one:
+        np.testing.assert_allclose(two["arr_0"].astype(int), one["arr_0"].astype(int), atol=1)
+
+
+def test_control_c_ends_with_130_while_images_are_made(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "tiny")
+    command = [Path(sys.executable).parent / "gen", "sample", run, "--seeds", "0-99999", "--out", tmp_path / "out"]
+    with subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list((tmp_path / "out").glob("*.png")):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.endswith("interrupted; the same command again goes on where it stopped\n")

@@ -63,6 +63,15 @@ def test_each_command_explains_itself_by_example(capsys: pytest.CaptureFixture[s
     assert "Args:" not in out
 
 
+def test_a_group_of_commands_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for args, status in ((["data", "--help"], 0), (["data"], 2)):
+        assert main(args) == status
+        shown = capsys.readouterr().out
+        assert [name for name in COMMANDS if f"  {name} " in shown] == ["data convert", "data inspect", "data split"]
+    assert main(["data", "inspct"]) == 2
+    assert "unknown command 'data inspct'; did you mean 'data inspect'" in capsys.readouterr().err
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip().count(".") == 2

@@ -4,15 +4,19 @@ import pytest
 
 from gen.cli.overrides import override
 from gen.config import to_json
+from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.process import VP, Linear
+from gen.distill.kd import KDTask
 from gen.errors import GenError
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.sampling.grids import Karras
 from gen.sampling.guidance import ClassifierFree
 from gen.sampling.solvers import Euler
+from gen.training.run import RunConfig
+from gen.training.task import Stage
 
-CONFIG = DiffusionGenerator(Denoiser(None, Linear(), Predict("velocity")), (4, 8), Sampler(steps=7))
+CONFIG = DiffusionGenerator(Denoiser(None, Linear(), Predict("velocity")), Sampler(steps=7))
 
 
 def test_values_components_and_lists_are_replaced() -> None:
@@ -25,12 +29,10 @@ def test_values_components_and_lists_are_replaced() -> None:
             ("sampler.grid", '{"kind": "karras", "rho": 3}'),
             ("denoiser.process", "vp"),
             ("denoiser.parameterization.output", "eps"),
-            ("shape.0", "5"),
         ],
     )
     assert changed == DiffusionGenerator(
         Denoiser(None, VP(), Predict("eps")),
-        (5, 8),
         Sampler(Euler(), Karras(rho=3.0), 9, ClassifierFree(2.0)),
     )
 
@@ -48,7 +50,6 @@ def test_no_override_changes_nothing() -> None:
         ("sampler.steps", "many", "sampler.steps is 'many'; expected int"),
         ("sampler.steps", "1.5", "sampler.steps is 1.5; expected int"),
         ("denoiser.parameterization.output", "epsilon", "is 'epsilon'; expected one of"),
-        ("shape.2", "5", "--shape.2: no entry '2'; known: 0, 1"),
         ("sampler.guidance.chanels", "3", "did you mean 'channels'?"),
     ],
 )
@@ -56,3 +57,21 @@ def test_bad_overrides_are_explained(path: str, text: str, message: str) -> None
     with pytest.raises(GenError) as caught:
         override(CONFIG, [(path, text)])
     assert message in str(caught.value)
+
+
+def test_lists_are_indexed() -> None:
+    assert override(DiTConfig((4, 4)), [("size.0", "6")]).size == (6, 4)
+    with pytest.raises(GenError, match=r"--size\.2: no entry '2'; known: 0, 1"):
+        override(DiTConfig((4, 4)), [("size.2", "5")])
+
+
+def test_what_another_run_says_is_not_overridden() -> None:
+    """Student and teacher would differ from the teacher's own run, without a word."""
+    student = KDTask(teacher=Denoiser(DiTConfig(), Linear()))
+    config = RunConfig("student", (Stage("first", student, 1, 1, None),))
+    for path in ("stages.0.task.teacher.process", "stages.first.task.teacher"):
+        with pytest.raises(GenError, match=f"--{path}: the teacher is what its own run says"):
+            override(config, [(path, "vp")])
+    with pytest.raises(GenError, match="the tokenizer is what its own run says"):
+        override(config, [("tokenizer.channels", "3")])
+    assert override(config, [("stages.0.task.times", "[0.5]")]).stages[0].task.times == (0.5,)

@@ -20,7 +20,6 @@ from gen import (
     Heun,
     Karras,
     Linear,
-    OneStepGenerator,
     Predict,
     RunConfig,
     Sampler,
@@ -28,23 +27,30 @@ from gen import (
     arrays,
 )
 from gen.cli import main
-from gen.cli.sample import open_run, sampler_overrides
+from gen.cli.opening import open_run
+from gen.cli.sample import parse_labels
 from gen.config import KINDS, config_class, to_json
 from gen.diffusion.denoiser import Denoiser
 from gen.errors import GenError
 from gen.metrics.protocol import Result
 from gen.nn.network import Network, param_shapes
 from gen.sampling.generate import quantise
+from gen.sampling.generator import FewSteps
 from gen.sampling.grids import Explicit
 from gen.sampling.guidance import Autoguidance
 from gen.sampling.solvers import Renoise
 from gen.training import engine
 from gen.training.indexed import sample_keys
+from gen.training.task import Model
 
 NETWORK = DiTConfig(size=(8, 8), channels=1, patch=4, width=16, depth=1, heads=2, num_classes=10)
-GENERATOR = DiffusionGenerator(
-    Denoiser(NETWORK, Linear(), Predict("velocity")), (8, 8, 1), Sampler(Heun(), Uniform(), steps=2)
-)
+GENERATOR = DiffusionGenerator(Denoiser(NETWORK, Linear(), Predict("velocity")), Sampler(Heun(), Uniform(), steps=2))
+
+
+def published(generator: DiffusionGenerator, name: str = "tiny") -> RunConfig:
+    """The configuration of a run without training, that makes what `generator` makes."""
+    models = {"net": Model(generator.denoiser)}
+    return RunConfig(name, models=models, sampler=generator.sampler, tokenizer=generator.tokenizer)
 
 
 def write_run(path: Path, network: DiTConfig = NETWORK) -> Path:
@@ -54,7 +60,7 @@ def write_run(path: Path, network: DiTConfig = NETWORK) -> Path:
         lambda a: np.asarray(a) + 0.1 * np.random.default_rng(a.size).standard_normal(a.shape), params
     )
     arrays.save(path / "artifacts" / "net.safetensors", jax.tree.map(np.float32, params))
-    (path / "config.json").write_text(json.dumps(to_json(RunConfig("tiny", (), generator=GENERATOR))))
+    (path / "config.json").write_text(json.dumps(to_json(published(GENERATOR))))
     return path
 
 
@@ -85,8 +91,8 @@ def test_loaded_run_samples_each_seed_alone(run: Path) -> None:
     assert together.shape == (5, 8, 8, 1)
     assert together.dtype == np.uint8
     np.testing.assert_allclose(loaded.sample([3, 1], batch=1), together[[3, 1]], atol=1)
-    np.testing.assert_allclose(loaded.sample([13], label=3), loaded.sample([13]), atol=1)
-    assert np.abs(loaded.sample([3], label=4).astype(int) - together[3]).max() > 1
+    np.testing.assert_allclose(loaded.sample([13], labels=3), loaded.sample([13]), atol=1)
+    assert np.abs(loaded.sample([3], labels=4).astype(int) - together[3]).max() > 1
     assert len(np.unique(together.reshape(5, -1), axis=0)) == 5
 
 
@@ -129,6 +135,14 @@ def test_sampler_flags_and_paths_change_the_sampler(
     assert {"000000.png", "000001.png"} <= {p.name for p in out.iterdir()}
 
 
+def test_classes_by_name() -> None:
+    names = ("cat", "dog", "2")
+    assert parse_labels("dog", range(4), names) == 1
+    assert parse_labels("dog,0,2", [5, 3, 7], names) == [2, 1, 0]  # a name goes before a number
+    with pytest.raises(GenError, match="no class is called 'dgo'; did you mean 'dog'"):
+        parse_labels("dgo", range(4), names)
+
+
 def test_adaptive_steps_are_counted(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Against fine fixed steps from the same noise."""
     flags = ["--seeds", "0-3", "--cfg-scale", "2"]
@@ -157,7 +171,7 @@ def test_guidance_without_a_null_class_is_told_before_anything_is_made(
     ):
         network = dataclasses.replace(NETWORK, **changes)
         generator = dataclasses.replace(GENERATOR, denoiser=dataclasses.replace(GENERATOR.denoiser, network=network))
-        (copy / "config.json").write_text(json.dumps(to_json(RunConfig("tiny", (), generator=generator))))
+        (copy / "config.json").write_text(json.dumps(to_json(published(generator))))
         drawn = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), param_shapes(network))
         arrays.save(copy / "artifacts" / "net.safetensors", drawn)
         assert expected in fails(capsys, "sample", copy, "--sampler.guidance", settings)
@@ -165,8 +179,8 @@ def test_guidance_without_a_null_class_is_told_before_anything_is_made(
 
 
 def test_students_take_the_steps_they_support(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def student(generator: object) -> None:
-        (copy / "config.json").write_text(json.dumps(to_json(RunConfig("student", (), generator=generator))))
+    def student(config: RunConfig) -> None:
+        (copy / "config.json").write_text(json.dumps(to_json(config)))
 
     def said(*flags: str) -> str:
         out = copy / f"{len(list(copy.iterdir()))}.npz"
@@ -174,15 +188,17 @@ def test_students_take_the_steps_they_support(copy: Path, capsys: pytest.Capture
         return capsys.readouterr().out
 
     few = Sampler(Renoise(), Uniform(), 2)
-    student(dataclasses.replace(GENERATOR, sampler=few))
+    student(published(dataclasses.replace(GENERATOR, sampler=few)))
     assert "2 network calls per image" in said()
     assert "4 network calls per image" in said("--steps", "4")
-    student(dataclasses.replace(GENERATOR, sampler=dataclasses.replace(few, grid=Explicit((1.0, 0.4, 0.0)))))
+    student(published(dataclasses.replace(GENERATOR, sampler=few.changed(grid=Explicit((1.0, 0.4, 0.0))))))
     assert "2 network calls per image" in said("--steps", "2")
     assert "explicit grid has 2 steps and 4 were asked" in fails(capsys, "sample", copy, "--steps", "4")
-    student(OneStepGenerator(GENERATOR.denoiser, (8, 8, 1)))
+    student(RunConfig("student", models={"net": Model(GENERATOR.denoiser, (1.0,))}, sampler=FewSteps()))
     assert "1 network call per image" in said("--steps", "1")
-    assert "trained to make images in one step; leave out --steps" in fails(capsys, "sample", copy, "--steps", "4")
+    assert "makes images in the steps it was trained for; leave out steps" in fails(
+        capsys, "sample", copy, "--steps", "4"
+    )
 
 
 def test_a_weaker_run_guides(run: Path, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,16 +216,16 @@ def test_a_weaker_run_guides(run: Path, copy: Path, tmp_path: Path, capsys: pyte
     with np.load(tmp_path / "x.npz") as file:
         np.testing.assert_allclose(file["arr_0"], quantise(expected), atol=1)
     assert "--guide without a guidance scale" in fails(capsys, *args)
-    other = dataclasses.replace(GENERATOR, shape=(4, 4, 1))
-    (copy / "config.json").write_text(json.dumps(to_json(RunConfig("other", (), generator=other))))
+    smaller = dataclasses.replace(GENERATOR.denoiser, network=dataclasses.replace(NETWORK, size=(4, 4)))
+    (copy / "config.json").write_text(json.dumps(to_json(published(dataclasses.replace(GENERATOR, denoiser=smaller)))))
     assert "makes (4, 4, 1)" in fails(capsys, *args, "--cfg-scale", "2")
 
 
 @pytest.mark.parametrize("kind", [*KINDS["solver"], *KINDS["adaptive"]])
 def test_every_solver_is_named_by_its_kind(run: Path, kind: str) -> None:
     """As far as the loaded, overridden generator; what it makes is tested beside the solvers."""
-    loaded = open_run(run, "ema", None, sampler_overrides(None, kind, None, None))
-    found = loaded.generator.solver if kind in KINDS["adaptive"] else loaded.generator.sampler.solver
+    loaded = open_run(run, settings={"solver": kind})
+    found = loaded.generator.sampler.solver
     assert type(found) is config_class(kind)
 
 
@@ -217,9 +233,15 @@ def test_every_solver_is_named_by_its_kind(run: Path, kind: str) -> None:
     ("flags", "message"),
     [
         (["--class", "10"], "label 10 is out of range; this model has classes 0 to 9"),
-        (["--class", "cat"], "class 'cat' is not a number; write --class 7"),
+        (
+            ["--class", "cat"],
+            "class 'cat' is not a number, and this run knows no names of its classes; write",
+        ),
         (["--seeds", "9-3"], "seeds '9-3' are not a range; write FIRST-LAST such as 0-63"),
         (["--seeds", "a"], "seeds 'a' are not a range"),
+        (["--seeds", "0,5,x"], "seeds 'x' are not a range"),
+        (["--seeds", "0-7,5"], "seeds '0-7,5' name one seed twice"),
+        (["--out", "x.jpg"], "samples are not written as .jpg (x.jpg); write .png"),
         (["--solver", "hein"], "unknown solver 'hein'; did you mean 'heun'?"),
         (["--steps", "0"], "steps"),
         (
@@ -229,7 +251,7 @@ def test_every_solver_is_named_by_its_kind(run: Path, kind: str) -> None:
         (["--sampler.grid", '{"kind": "explicit", "times": [0.5, 0.7]}', "--steps", "1"], "does not fall strictly"),
         (["--sampler.grid", '{"kind": "uniform", "start": 1.2}'], "uniform grid from 1.2 to 0; expected 1 >= start"),
         (["--sampler.grid", '{"kind": "respaced"}'], "needs the discrete ddpm process, not Linear"),
-        (["--solver", "dopri5", "--steps", "5"], "dopri5 chooses its steps itself; leave out --steps"),
+        (["--solver", "dopri5", "--steps", "5"], "an adaptive solver chooses its steps itself; leave out steps"),
         (["--solver", "dopri5", "--sampler.solver.rtoll", "1"], "unknown key 'rtoll'; did you mean 'rtol'?"),
         (["--sampler.stepz", "3"], "unknown key 'stepz'; did you mean 'steps'?"),
         (["--out", "/dev/null/x.npz"], "/dev/null"),
@@ -254,7 +276,7 @@ def test_damaged_and_foreign_runs_are_refused(copy: Path, capsys: pytest.Capture
     write_run(copy, dataclasses.replace(NETWORK, width=32))
     assert "the weights belong to another configuration" in fails(capsys, "sample", copy)
     config = json.loads((copy / "config.json").read_text())
-    config["generator"]["sampler"]["stepz"] = 3
+    config["sampler"]["stepz"] = 3
     (copy / "config.json").write_text(json.dumps(config))
     assert "unknown key 'stepz' for Sampler; did you mean 'steps'?" in fails(capsys, "info", copy)
     (copy / "config.json").write_text("{")
@@ -267,7 +289,7 @@ def test_info_and_report_of_a_run(copy: Path, capsys: pytest.CaptureFixture[str]
     assert main(["info", str(copy)]) == 0
     said = capsys.readouterr().out
     assert "net: " in said
-    assert "  generator.sampler.steps = 2" in said
+    assert "  sampler.steps = 2" in said
     assert main(["report", str(copy)]) == 0
     assert "tiny" in (copy / "report.html").read_text()
 
@@ -420,7 +442,7 @@ def test_bad_train_flags(capsys: pytest.CaptureFixture[str], tmp_path: Path, fla
 
 
 def test_short_flags_of_train_are_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    from gen.cli.train import prepare
+    from gen.cli.opening import prepare
 
     config = prepare("demo-tokenizer", {}, (), {"steps": 7, "batch": 32, "seed": 5, "profile": "2-3"}).config
     assert (config.stages[0].steps, config.stages[0].batch) == (7, 32)

@@ -16,12 +16,14 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from gen.config import KINDS, config_class
-from gen.data.caches import seal
+from gen.data.caches import seal, seal_bits, seal_tokens
 from gen.data.sources import Digits
 from gen.diffusion.denoiser import Denoiser, Predict
-from gen.diffusion.process import Linear
+from gen.diffusion.flowmap import Consistency, FlowMap
+from gen.diffusion.process import EDM, Linear
 from gen.errors import GenError
 from gen.nn.network import Network, Params
+from gen.sampling.records import make_records
 from gen.tokenizers.kl1d import KL1DConfig, Tower
 from gen.training.optim import OptimConfig
 from tests.data import files
@@ -36,9 +38,11 @@ VOCABULARY: dict[str, Any] = {
     "network": NETWORK,
     "process": Linear(),
     "denoiser": Denoiser(NETWORK, Linear(), Predict("velocity")),
-    "shape": SHAPE,
+    "teacher": Denoiser(NETWORK, Linear(), Predict("velocity")),
+    "flow_map": FlowMap(NETWORK, EDM(), Consistency()),
     "tokenizer": TOKENIZER,
     "parts": (Digits("train"),),
+    "maker": "a teacher",
 }
 KINDS_HERE = {"conformance-rows": f"{__name__}:Rows", "tiny": "tests.distill.tiny:Tiny"}
 
@@ -99,6 +103,17 @@ def build(kind: str) -> tuple[Any, Any, Any]:
     return task(kind), Rows(), frozen()
 
 
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What a teacher of nothing makes: noise and its half."""
+
+    identity = "drawn"
+
+    def __call__(self, params: Any, keys: jax.Array, cond: Any) -> dict[str, jax.Array]:
+        noise = jax.vmap(lambda key: jax.random.normal(key, SHAPE))(keys)
+        return {"noise": noise, "sample": 0.5 * noise}
+
+
 def stores(folder: Path) -> list[str]:
     """Small data sets of 12 rows in every layout that a source may read, as paths."""
     rng = np.random.default_rng(0)
@@ -108,10 +123,18 @@ def stores(folder: Path) -> list[str]:
     np.save(cache / "latent.npy", latents)
     np.save(cache / "label.npy", np.arange(12, dtype=np.int32) % 3)
     seal(cache, tokenizer="none", data="none")
+    ids = rng.integers(0, 2, size=(12, 4, 3))
+    for name, kind in (("tokens", np.int32), ("bits", np.uint8)):
+        (folder / name).mkdir()
+        np.save(folder / name / f"{name}.npy", ids.astype(kind))
+    seal_tokens(folder / "tokens", vocabulary=2, tokenizer="none", data="none")
+    seal_bits(folder / "bits", tokenizer="none", data="none")
     shards = folder / "shards"
     shards.mkdir()
     rows = {"latents": latents, "latents_flip": latents[:, :, ::-1].copy(), "labels": np.arange(12) % 3}
     save_file(rows, shards / "latents_rank00_shard000.safetensors")
+    labels = {"label": np.arange(12, dtype=np.int32) % 3}
+    make_records(Drawn(), {}, folder / "records", count=12, maker="a teacher", cond=labels, label="")
     members = {}
     for i in range(12):
         members |= {f"{i:05d}.png": files.png(files.picture(i)), f"{i:05d}.cls": str(i % 3).encode()}
@@ -120,6 +143,9 @@ def stores(folder: Path) -> list[str]:
     found = [
         cache,
         shards,
+        folder / "records",
+        folder / "tokens",
+        folder / "bits",
         files.folder(folder / "folder", 12, 3),
         files.edm_zip(folder / "images.zip", names, 12),
         files.tar(folder / "images.tar", members),

@@ -57,7 +57,7 @@ def _check_source(data: Any) -> None:
     """One global stream whatever the start and the processes; labels and images of the promised types."""
     whole = _take(data.batches(batch=4, seed=3, start=0), 7)
     assert data.identity() == from_json(to_json(data)).identity()
-    assert "image" in whole[0] or "latent" in whole[0]
+    assert {"image", "latent", "tokens", "bits", "noise"} & set(whole[0])
     for name, rows in whole[0].items():
         assert len(rows) == 4
         assert rows.dtype == {"image": np.uint8, "latent": np.float32, "label": np.int32}.get(name, rows.dtype)

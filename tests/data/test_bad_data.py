@@ -68,14 +68,19 @@ CASES: dict[str, tuple[str, Callable[[Path], str], str]] = {
     "labels that the latent model does not know": (
         "dit-xl2",
         lambda f: latents(f, label=900),
-        "has label 1199; the model knows 1000 classes, 0 to 999",
+        "row 100 of {}/cache has label 1000; the model knows 1000 classes, 0 to 999",
     ),
     "labels that another latent model does not know": (
         "edm2-xs-512",
         lambda f: latents(f, (64, 64, 4), label=900),
-        "has label 1199; the model knows 1000 classes, 0 to 999",
+        "row 100 of {}/cache has label 1000; the model knows 1000 classes, 0 to 999",
     ),
     "latents without labels": ("sit-xl2", lambda f: latents(f, label=-1), "cache has no 'label' among latent"),
+    "images in place of latents": (
+        "sit-xl2",
+        lambda f: of_images(f, [GOOD] * 4),
+        "a.zip is no cache of latents; images have to be encoded before a model of latents can train on them: gen",
+    ),
     "latents of another size": (
         "dit-xl2",
         lambda f: latents(f, (16, 16, 4)),

@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import re
 import shutil
 
@@ -9,7 +10,7 @@ import pytest
 
 from gen.config import from_json, to_json
 from gen.data import caches
-from gen.data.caches import Cache, seal
+from gen.data.caches import Cache, seal, seal_bits, seal_tokens
 from gen.errors import GenError
 
 ROWS = 200
@@ -70,7 +71,7 @@ def test_sealing_again_changes_nothing_and_refuses_another_tokenizer(folder) -> 
     before = (folder / "cache.json").stat().st_mtime_ns
     assert seal(folder, tokenizer="t", data="d") == cache
     assert (folder / "cache.json").stat().st_mtime_ns == before
-    with pytest.raises(GenError, match="is a latent cache of another tokenizer or other data; delete it"):
+    with pytest.raises(GenError, match="is a cache of latents of another tokenizer or other data; choose another"):
         seal(folder, tokenizer="u", data="d")
 
 
@@ -92,7 +93,7 @@ def test_latents_damaged_after_they_were_sealed_are_refused_by_row(folder, value
     latent[137, 2, 1] = value
     latent.flush()
     source = cache.source()
-    message = r"the latent of record 137 of .*latent\.npy.* is NaN or infinite; it was finite when it was encoded"
+    message = r"the latent of record 137 of .*latent\.npy.* is NaN, infinite or out of range; it was not when it was"
     with pytest.raises(GenError, match=message):
         source[137]
     with pytest.raises(GenError, match=message):
@@ -101,7 +102,7 @@ def test_latents_damaged_after_they_were_sealed_are_refused_by_row(folder, value
 
 
 def test_what_is_no_cache_is_refused(folder, tmp_path) -> None:
-    with pytest.raises(GenError, match=r"no latent cache at .*; expected a folder with cache.json"):
+    with pytest.raises(GenError, match=r"is no cache of latents; images have to be encoded .* gen encode TOKENIZER"):
         Cache(str(folder)).source()
     with pytest.raises(GenError, match=r"has no latent\.npy"):
         seal(tmp_path / "nothing", tokenizer="t", data="d")
@@ -147,14 +148,14 @@ def test_an_altered_description_is_refused(folder, name, value) -> None:
     seal(folder, tokenizer="t", data="d")
     file = folder / "cache.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
-    with pytest.raises(GenError, match=r"cache\.json was altered; delete the folder"):
+    with pytest.raises(GenError, match=r"cache\.json was altered, or is no cache's; make it again with gen encode"):
         Cache(str(folder)).source()
 
 
 def test_labels_beyond_the_classes_of_the_model_are_refused(folder) -> None:
     cache = seal(folder, tokenizer="t", data="d")
     assert len(dataclasses.replace(cache, classes=ROWS).source()) == ROWS
-    with pytest.raises(GenError, match=r"row 199 of .* has label 199; the model knows 10 classes, 0 to 9"):
+    with pytest.raises(GenError, match=r"row 10 of .* has label 10; the model knows 10 classes, 0 to 9"):
         dataclasses.replace(cache, classes=10).batches(batch=4, seed=0, start=0)
 
 
@@ -167,7 +168,7 @@ def test_a_full_disk_leaves_no_cache(folder, monkeypatch) -> None:
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(caches.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(GenError, match=r"cannot write .*: No space left on device; free space"):
         seal(folder, tokenizer="t", data="d")
     assert not (folder / "cache.json").exists()
@@ -179,3 +180,79 @@ def test_config_and_file_are_plain_json(folder) -> None:
     found = json.loads((folder / "cache.json").read_text())
     assert found["count"] == ROWS
     assert found["arrays"] == {"label": ["<i4", []], "latent": ["<f4", [4, 3]]}
+
+
+def rows(path, **arrays):
+    for name, values in arrays.items():
+        np.save(path / f"{name}.npy", values)
+    return path
+
+
+def test_tokens_and_bits_stay_as_they_are(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    tokens, bits = rng.integers(0, 64, (ROWS, 4, 4)), rng.integers(0, 2, (ROWS, 4, 4, 6)).astype(bool)
+    (tmp_path / "t").mkdir()
+    (tmp_path / "b").mkdir()
+    of_tokens = seal_tokens(
+        rows(tmp_path / "t", tokens=tokens.astype(np.uint16), label=np.arange(ROWS) % 2),
+        vocabulary=64,
+        tokenizer="t",
+        data="d",
+        class_names=["cat", "dog"],
+    )
+    of_bits = seal_bits(rows(tmp_path / "b", bits=bits), tokenizer="t", data="d")
+    assert (of_tokens.kind, of_tokens.shape, of_tokens.vocabulary) == ("tokens", (4, 4), 64)
+    assert (of_bits.kind, of_bits.shape, of_bits.width) == ("bits", (4, 4, 6), 6)
+    assert of_tokens.source().class_names == ("cat", "dog")
+    for cache, name, values, dtype in ((of_tokens, "tokens", tokens, np.int32), (of_bits, "bits", bits, np.uint8)):
+        assert from_json(to_json(cache)) == cache
+        got = cache.source().gather(np.arange(ROWS))[name]
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got, values)
+        np.testing.assert_array_equal(cache.source()[7][name], values[7])
+        assert next(cache.batches(batch=4, seed=0, start=0))[name].shape == (4, *values.shape[1:])
+        with pytest.raises(GenError, match=f"is a cache of {name}; expected one of latents"):
+            Cache(str(cache.path)).source()
+    identity = of_tokens.identity()
+    (tmp_path / "t" / "cache.json").unlink()
+    other = seal_tokens(tmp_path / "t", vocabulary=65, tokenizer="t", data="d")
+    assert other.identity() != identity
+    stored = np.load(tmp_path / "t" / "tokens.npy", mmap_mode="r+")
+    stored[5, 0, 0] = 65
+    stored.flush()
+    with pytest.raises(GenError, match=r"the tokens of record 5 of .* is NaN, infinite or out of range"):
+        other.source().gather(np.array([4, 5]))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full((3, 4), 8), r"row 0 of tokens\.npy has 8; expected 0 to 7"),
+        (np.array([[0, 1], [2, -1]]), r"row 1 of tokens\.npy has -1; expected 0 to 7"),
+        (np.zeros((3, 4), np.float32), r"tokens\.npy holds float32 \(3, 4\); expected integers"),
+    ],
+)
+def test_what_is_no_token_is_refused(tmp_path, values, message) -> None:
+    with pytest.raises(GenError, match=message):
+        seal_tokens(rows(tmp_path, tokens=values), vocabulary=8, tokenizer="t", data="d")
+    with pytest.raises(GenError, match=r"row 0 of bits\.npy has 2; expected 0 to 1"):
+        seal_bits(rows(tmp_path, bits=np.full((len(values), 4), 2)), tokenizer="t", data="d")
+    assert not (tmp_path / "cache.json").exists()
+
+
+def test_caches_from_before_there_were_kinds_are_of_latents(folder) -> None:
+    seal(folder, tokenizer="t", data="d")
+    head = json.loads((folder / "cache.json").read_text())
+    del head["kind"], head["class_names"]
+    (folder / "cache.json").write_text(json.dumps(head))
+    assert Cache(str(folder)).identity() == head["identity"]
+    assert len(Cache(str(folder)).source()) == ROWS
+
+
+def test_images_in_place_of_a_cache_stay_where_they_are(tmp_path) -> None:
+    """The advice is to encode them, not to delete them."""
+    (tmp_path / "a.zip").write_bytes(b"")
+    for place in (tmp_path, tmp_path / "a.zip"):
+        with pytest.raises(GenError, match=f"gen encode TOKENIZER_RUN --data {place} --out CACHE") as error:
+            Cache(str(place)).source()
+        assert "delete" not in str(error.value)

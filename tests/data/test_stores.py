@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gen.data import stores
 from gen.data.convert import Copy, convert
-from gen.data.stores import open_store
+from gen.data.stores import open_store, tars
 from gen.errors import GenError
 from scripts.fuzz_readers import LAYOUTS, damaged, original, place, read_all
 from tests.data.files import edm_zip, folder, picture, png, tar
@@ -33,7 +33,7 @@ def test_folder_has_a_class_per_folder(tmp_path: Path) -> None:
     store = open_store(tmp_path / "a")
     assert store.label is not None
     assert store.label.tolist() == [0, 0, 0, 1, 1, 1]
-    assert (store.class_names, store.ignored) == (["c0", "c1"], ["notes.txt"])
+    assert (store.class_names, store.ignored) == (("c0", "c1"), ["notes.txt"])
     np.testing.assert_array_equal(np.asarray(store.image(1)), picture(2))
 
 
@@ -61,7 +61,7 @@ def test_tar_shards_are_indexed_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert store.label is not None
     assert store.label.tolist() == [3, 4]
     np.testing.assert_array_equal(np.asarray(store.image(1)), picture(1))
-    monkeypatch.delattr(stores, "_scan_tar")
+    monkeypatch.delattr(tars, "_scan")
     assert open_store(tmp_path).identity() == store.identity()
     tar(tmp_path / "1.tar", {"k.png": png(picture(7)), "k.cls": b"0", "more.png": png(picture(8)), "more.cls": b"1"})
     with pytest.raises(NameError):  # changed, so it is scanned
@@ -113,7 +113,7 @@ def test_bad_containers_are_named(tmp_path: Path) -> None:
     with pytest.raises(GenError, match="no known kind of data"):
         open_store(tmp_path / "x.mp4")
     tar(tmp_path / "half.tar", {"a.png": b"x", "a.cls": b"1", "b.png": b"y"})
-    with pytest.raises(GenError, match=r"no label for 1 images, the first b\.png"):
+    with pytest.raises(GenError, match=r"no label for 1 images, the first b\.png; give one to all"):
         open_store(tmp_path / "half.tar")
     np.savez(tmp_path / "l.npz", image=np.zeros((3, 4, 4, 3), np.uint8), label=np.zeros(2, int))
     with pytest.raises(GenError, match=r"labels int64 \(2,\) for 3 images"):
@@ -229,7 +229,7 @@ def test_hugging_face_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                  {"id": [7, 8, 9], "picture": cells, "kind": [1, 0, 1]})  # fmt: skip
     store = open_store("hf:pets:test")
     assert store.label is not None
-    assert (store.label.tolist(), store.class_names) == ([1, 0, 1], ["cat", "dog"])
+    assert (store.label.tolist(), store.class_names) == ([1, 0, 1], ("cat", "dog"))
     for index in range(2):
         np.testing.assert_array_equal(np.asarray(store.image(index)), picture(index))
         assert store.read(index)[0] == ".png"  # which its name does not say
@@ -267,13 +267,32 @@ def test_labels_of_hugging_face_data_sets(monkeypatch: pytest.MonkeyPatch) -> No
         open_store("hf:pets:test")
 
 
+def test_one_of_several_columns_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [[{"bytes": png(picture(2 * i + c))} for i in range(2)] for c in range(2)]
+    features = {"image": Image(False), "mask": Image(False), "fine": ClassLabel(), "coarse": ClassLabel()}
+    columns = {"image": cells[0], "mask": cells[1], "fine": [0, 1], "coarse": [1, 1]}
+    hugging_face(monkeypatch, features, columns)
+    for where, message in (
+        ("hf:pets:test", "several columns of images: image, mask; name the one that is meant"),
+        ("hf:pets:test:mask", "several columns of classes: fine, coarse"),
+        ("hf:pets:test:masks:fine", "no column 'masks'; it has image, mask, fine, coarse"),
+        ("hf:pets:test:mask:fine:more", "names no data set"),
+    ):
+        with pytest.raises(GenError, match=message):
+            open_store(where)
+    store = open_store("hf:pets:test:mask:coarse")
+    np.testing.assert_array_equal(store.pixels(1), picture(3))
+    assert store.label is not None
+    assert store.label.tolist() == [1, 1]
+
+
 def test_array_records_refuse_forked_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The native reader's threads do not survive a fork: it would wait for them for ever."""
     source = open_store(edm_zip(tmp_path / "a.zip", [[name, 0] for name in NAMES]))
     convert(source, tmp_path / "a.array_record", Copy())
     store = open_store(tmp_path / "a.array_record")
     assert store.read(2) == source.read(2)
-    monkeypatch.setattr(stores.os, "getpid", lambda: -1)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
     with pytest.raises(GenError, match="opened before this process was forked; start worker processes by spawn"):
         store.image(0)
 
@@ -286,7 +305,7 @@ def test_archives_on_a_lost_disk_are_named(tmp_path: Path, monkeypatch: pytest.M
     def lost(*args: object) -> bytes:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(stores.os, "pread", lost)
+    monkeypatch.setattr(os, "pread", lost)
     for store, name in ((zipped, "a.zip"), (shard, "a.tar")):
         with pytest.raises(
             GenError, match=rf"cannot read .*{name} \(.*\); check that the disk or network folder is there"

@@ -1,10 +1,13 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from gen.data import transforms
+from gen.data.metadata import without_metadata
 from gen.data.transforms import (
     adm_random_crop,
     center_crop,
@@ -149,3 +152,49 @@ def test_flip_is_a_coin() -> None:
     rng = np.random.default_rng(0)
     flipped = [bool((random_flip(rng, image) == image[:, ::-1]).all()) for _ in range(100)]
     assert 30 < sum(flipped) < 70
+
+
+def chunk(name: bytes, data: bytes, checksum: int | None = None) -> bytes:
+    """A block of a PNG file."""
+    checksum = zlib.crc32(name + data) if checksum is None else checksum
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", checksum)
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    """A segment of a JPEG file."""
+    return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+WILD = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0ab\0\0\0\0\0\0"  # an orientation that is text
+BROKEN = {
+    "EXIF of a PNG": ("PNG", 33, chunk(b"eXIf", b"junkjunk")),
+    "EXIF behind the pixels of a PNG": ("PNG", -12, chunk(b"eXIf", b"II*\0\xff\xff\xff\xff")),
+    "a text of a PNG with another checksum": ("PNG", 33, chunk(b"tEXt", b"a\0b", 0)),
+    "such a text behind the pixels": ("PNG", -12, chunk(b"tEXt", b"a\0b", 0)),
+    "a text of a PNG of 80 MB": ("PNG", 33, chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(80 << 20)))),
+    "a large colour profile of a PNG": ("PNG", 33, chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(3 << 20)))),
+    "XMP of a PNG": ("PNG", 33, chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0cut")),
+    "EXIF of a JPEG": ("JPEG", 2, segment(0xE1, WILD)),
+    "cut EXIF of a JPEG": ("JPEG", 2, segment(0xE1, b"Exif\0\0II*")),
+    "a colour profile of a JPEG": ("JPEG", 2, segment(0xE2, b"ICC_PROFILE\0\x09\x01xxx")),
+    "cut XMP of a JPEG": ("JPEG", 2, segment(0xE1, b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="')),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_metadata_are_left_out_where_pixels_are_good(case: str) -> None:
+    kind, at, block = BROKEN[case]
+    good = file(Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)), kind)
+    data = good[:at] + block + good[at:]
+    np.testing.assert_array_equal(np.asarray(decode(data, "x")), np.asarray(decode(good, "x")))
+    assert set(treatments(data)) <= {"metadata broken, left out"}
+
+
+def test_broken_exif_of_a_webp_is_left_out() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8))
+    good = file(image, "WEBP", lossless=True, exif=b"Exif\0\0junkjunk", icc_profile=b"junk")
+    np.testing.assert_array_equal(np.asarray(decode(good, "x")), np.asarray(image))
+    np.testing.assert_array_equal(np.asarray(decode(without_metadata(good), "x")), np.asarray(image))
+    for length in range(len(good)):
+        without_metadata(good[:length])  # ends, whatever the lengths inside say

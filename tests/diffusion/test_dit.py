@@ -86,22 +86,6 @@ def test_samples_of_a_batch_are_independent() -> None:
     np.testing.assert_allclose(one[0], whole[1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("remat", "scan"), [("dots", True), ("full", True), ("none", False)])
-def test_remat_and_scan_change_nothing(remat, scan) -> None:
-    params = noisy(TINY)
-    x, times, cond = inputs(TINY)
-
-    def run(config):
-        def loss(params):
-            out, _ = Network(config)(params, x, times, cond)
-            return jnp.square(out).mean()
-
-        return jax.jit(jax.value_and_grad(loss))(params)
-
-    expected, actual = run(TINY), run(dataclasses.replace(TINY, remat=remat, scan=scan))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), actual, expected)
-
-
 def test_bfloat16_compute_keeps_float32_outside() -> None:
     config = dataclasses.replace(TINY, dtype="bfloat16")
     net, params = Network(config), noisy(TINY)

@@ -22,7 +22,7 @@ from tests.training.conformance import check_task
 
 TINY = EDM2Config(8, 1, 10, (8, 16), 1, (4,), 8, dropout=0.5, uncertainty=4)
 SINGLE = dataclasses.replace(TINY, widths=(8,), attention=())  # one level: compiles sooner
-DENOISER = Denoiser(SINGLE, EDM(), EDMPrecondition())
+DENOISER = Denoiser(SINGLE, EDM(), EDMPrecondition(), Uncertain())
 COUNTS = {  # trainable numbers and the fixed Fourier tables: 2 (width + 128)
     "XXS": 31_309_413,
     "XS": 124_713_765,
@@ -117,15 +117,6 @@ def test_taps_and_stop() -> None:
     np.testing.assert_array_equal(stopped, features["enc_4x4_block0"])
 
 
-def test_two_times() -> None:
-    config = dataclasses.replace(SINGLE, times=2)
-    params = lively(config)
-    x, label = jnp.ones((1, 8, 8, 1)), {"label": jnp.array([1])}
-    net = jax.jit(Network(config))
-    outs = [net(params, x, (jnp.zeros(1), jnp.full(1, s)), label)[0] for s in (0.0, 1.0)]
-    assert not np.allclose(*outs)
-
-
 def test_bfloat16_stays_close() -> None:
     params = lively()
     exact, _ = call(params)
@@ -137,17 +128,17 @@ def test_bfloat16_stays_close() -> None:
 @pytest.mark.slow
 def test_conformance(tmp_path: Path) -> None:
     """Trained as any task, with forced weight normalisation, dropout and learned uncertainty."""
-    optim = OptimConfig(0.01, betas=(0.9, 0.99), schedule="inverse-sqrt", decay_steps=5)
-    task = DenoiserTask(DENOISER, Uncertain(), optim, (PowerFunction(0.05), PowerFunction(0.1)), dropout=0.0)
+    optim = OptimConfig(0.01, betas=(0.9, 0.99), schedule="inverse-sqrt", knee=5)
+    task = DenoiserTask(denoiser=DENOISER, optim=optim, emas=(PowerFunction(0.05), PowerFunction(0.1)), dropout=0.0)
     check_task(task, Digits("train"), {}, tmp_path, steps=4)
 
 
 def test_a_step_starts_from_normalised_weights() -> None:
-    task = DenoiserTask(DENOISER, Uncertain(), OptimConfig(0.0), (PowerFunction(0.1),), dropout=0.0)
+    task = DenoiserTask(denoiser=DENOISER, optim=OptimConfig(0.0), emas=(PowerFunction(0.1),), dropout=0.0)
     state = jax.jit(lambda key: task.init(key, {}, None))(jax.random.key(0))
     state = dataclasses.replace(state, params={"net": jax.tree.map(lambda p: 2.0 * p, state.params["net"])})
     batch = {"image": np.zeros((2, 8, 8, 1), np.uint8), "label": np.zeros(2, np.int32)}
-    new, metrics = jax.jit(task.update)(state, {}, batch, jax.random.key(0))
+    new, metrics = jax.jit(task.update)(state, {}, batch, task.inputs(0, 1), jax.random.key(0))
     expected = Network(SINGLE).project(state.params["net"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), new.params["net"], expected)
     assert {"weighted", "logvar", "denoised_mse"} <= set(metrics)
@@ -177,10 +168,10 @@ def test_refusals() -> None:
     unconditional = dataclasses.replace(TINY, num_classes=0)
     with pytest.raises(GenError, match="is unconditional"):
         jax.eval_shape(lambda p: Network(unconditional).apply(p, {}, method="null"), param_shapes(unconditional))
-    plain = Denoiser(dataclasses.replace(TINY, uncertainty=0), EDM(), EDMPrecondition())
-    task = DenoiserTask(plain, Uncertain(), dropout=0.0)
+    plain = Denoiser(dataclasses.replace(TINY, uncertainty=0), EDM(), EDMPrecondition(), Uncertain())
+    task = DenoiserTask(denoiser=plain, dropout=0.0)
     batch = {"image": np.zeros((2, 8, 8, 1), np.uint8), "label": np.zeros(2, np.int32)}
     state = jax.eval_shape(lambda: task.init(jax.random.key(0), {}, None))
     with pytest.raises(GenError, match="learns no uncertainty"):
-        jax.eval_shape(lambda s: task.update(s, {}, batch, jax.random.key(0)), state)
+        jax.eval_shape(lambda s: task.update(s, {}, batch, task.inputs(0, 1), jax.random.key(0)), state)
     assert Uncertain(VelocityMatching()).draw(jax.random.key(0), Linear(), jnp.zeros((2, 3))).t.shape == (2,)

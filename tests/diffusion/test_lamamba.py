@@ -1,5 +1,6 @@
 """LaMamba-Diff: sizes, refusals, two times, forward-mode derivatives and low precision."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from gen.diffusion.backbones.lamamba import LaMambaConfig, lamamba
 from gen.errors import GenError
+from gen.nn.forward_mode import forward_mode
 from gen.nn.network import Network, count, param_shapes
 from gen.pretrained.lamamba import IMPORTER, generator
 
@@ -31,22 +33,23 @@ def test_sizes_are_near_those_of_dit(name: str, millions: float) -> None:
     assert round(count(param_shapes(lamamba(name))) / 1e6, 1) == millions
 
 
-def test_forward_mode_passes_where_asked() -> None:
+def test_forward_mode_passes_under_its_switch() -> None:
     """Methods that differentiate in time need it; the hand-written gradient of the scan forbids it."""
     x, t, cond = jnp.zeros((2, 8, 8, 2)), jnp.array([0.3, 0.6]), {"label": jnp.array([0, 2])}
 
-    def slope(config: LaMambaConfig) -> Any:
+    def slope(switch: bool) -> Any:
         def run(params: Any, s: jax.Array) -> Any:
-            return jax.jvp(lambda s: Network(config)(params, x, (t, s), cond)[0], (s,), (jnp.ones(2),))
+            with forward_mode() if switch else contextlib.nullcontext():
+                return jax.jvp(lambda s: Network(config)(params, x, (t, s), cond)[0], (s,), (jnp.ones(2),))
 
         return jax.jit(run).lower(param_shapes(config), t).out_info
 
     config = dataclasses.replace(TINY, times=2, dtype="bfloat16")
-    out, tangent = slope(dataclasses.replace(config, jvp_safe=True))
+    out, tangent = slope(True)
     assert out.shape == tangent.shape == x.shape
     assert out.dtype == jnp.float32
     with pytest.raises(TypeError, match=r"(?i)forward-mode"):
-        slope(config)
+        slope(False)
 
 
 def test_merging_kinds_and_unconditional_networks_have_their_place_in_files() -> None:

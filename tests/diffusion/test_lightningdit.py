@@ -100,7 +100,7 @@ def test_official_clock_and_sign():
     """Our velocity is the negative of the official one, at one minus the official time."""
     parameters = parameterization(sit("S/8"))
     x = jnp.ones((1, 2, 2, 1))
-    _, clock = parameters.inputs(Linear(), x, jnp.array([0.25]))
+    _, (clock,) = parameters.inputs(Linear(), x, jnp.array([0.25]))
     assert float(clock[0]) == 0.75
     assert float(parameters.prediction(Linear(), x, x, jnp.array([0.25]), {}).velocity[0, 0, 0, 0]) == -1.0
     with pytest.raises(GenError, match="unknown prediction"):

@@ -16,14 +16,13 @@ from gen.diffusion.objectives import (
     Aligned,
     Draws,
     MinSNRLoss,
-    TimeSampler,
     VelocityMatching,
     alignment,
     cosine_similarity,
-    lognormal_levels,
 )
 from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import EDM, Linear, expand
+from gen.diffusion.times import TimeSampler, lognormal_levels
 from gen.diffusion.train import DenoiserTask
 from gen.errors import GenError
 from gen.nn.network import param_shapes
@@ -109,17 +108,17 @@ def test_levels_carry_the_lognormal_mass_below_them():
 def test_alignment_trains_projectors_and_backbone_up_to_its_tap():
     backbone = DiTConfig((4, 4), 2, 2, 16, 3, 2, num_classes=3, remat="none")
     network = AlignedConfig(backbone, "block_1", (5,), 8)
-    task = DenoiserTask(Denoiser(network, Linear(), Predict()), Aligned(weight=1.0), cond=("label", "encoder_0"))
+    task = DenoiserTask(denoiser=Denoiser(network, Linear(), Predict(), Aligned(weight=1.0)))
     assert from_json(to_json(task)) == task
     rng = np.random.default_rng(0)
     shapes = param_shapes(network)
     params = jax.tree.map(lambda s: jnp.asarray(0.3 * rng.normal(size=s.shape), s.dtype), shapes)
     x = jax.random.normal(jax.random.key(1), (6, 4, 4, 2))
     cond = {"label": jnp.zeros(6, jnp.int32), "encoder_0": jax.random.normal(jax.random.key(2), (6, 4, 5))}
-    draws = task.objective.draw(jax.random.key(3), Linear(), x)
+    draws = task.denoiser.objective.draw(jax.random.key(3), Linear(), x)
 
     def aligned(params):
-        return task.loss(params, x, cond, draws, jnp.zeros(6, bool))[1]["alignment"]
+        return task.loss(params, x, cond, draws, jnp.zeros(6, bool))[1].metrics["alignment"]
 
     value, gradient = jax.jit(jax.value_and_grad(aligned))(params)
     assert -1.0 <= float(value) <= 1.0

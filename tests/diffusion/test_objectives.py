@@ -12,9 +12,10 @@ from gen.config import from_json, to_json
 from gen.diffusion.chain import Chain
 from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import EDMPrecondition, Predict
-from gen.diffusion.objectives import DDPMLoss, Draws, EDMLoss, TimeSampler, VelocityMatching
+from gen.diffusion.objectives import DDPMLoss, Draws, EDMLoss, VelocityMatching
 from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import EDM, VE, Linear, Trigonometric, expand
+from gen.diffusion.times import TimeSampler
 from gen.errors import GenError
 
 X = jax.random.normal(jax.random.key(0), (64, 3, 3, 2))

@@ -11,7 +11,7 @@ import pytest
 
 from gen.config import KINDS
 from gen.distill.kd import KDTask
-from gen.sampling.generator import OneStepGenerator
+from gen.sampling.generator import FewSteps, OneStepGenerator
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
 from tests.distill.test_dmd2 import DENOISER, TASK, teacher
@@ -19,7 +19,7 @@ from tests.training.conformance import check_devices, check_task
 
 OPTIM = OptimConfig(lr=1e-3, eps=1e-3)  # a large epsilon: Adam's first steps amplify rounding otherwise
 DMD2 = dataclasses.replace(TASK, optim=OPTIM, fake_optim=OPTIM)
-KD = KDTask(DENOISER, optim=OPTIM, emas=(Constant(0.9),))
+KD = KDTask(teacher=DENOISER, optim=OPTIM, emas=(Constant(0.9),))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +68,12 @@ def test_devices(build: str, tmp_path: Path) -> None:
 
 
 def test_previews_are_the_students_samples() -> None:
-    task = dataclasses.replace(TASK, generator=OneStepGenerator(DENOISER, (4, 3)), labels=(0, 2))
-    state = task.init(jax.random.key(0), {"teacher": teacher()}, None)
-    pictures = task.preview(state, {"teacher": teacher()}, jax.random.key(1))["samples"]
-    assert pictures.shape == (2, 4, 3)
+    state = TASK.init(jax.random.key(0), {"teacher": teacher()}, None)
+    generator = FewSteps().generator(TASK.models(), None)
+    pictures = TASK.preview(state, {"teacher": teacher()}, jax.random.key(1), generator)["samples"]
+    assert pictures.shape == (8, 4, 3)
     assert float(abs(pictures).max()) <= 1.0
+    keys, cond = jax.random.split(jax.random.key(1), 8), {"label": np.arange(8, dtype=np.int32) % 3}
+    made = OneStepGenerator(DENOISER, 1.0)({"net": state.ema["student"]}, keys, cond)
+    np.testing.assert_array_equal(pictures, np.clip(made, -1.0, 1.0))
+    assert TASK.preview(state, {}, jax.random.key(1), None) == {}

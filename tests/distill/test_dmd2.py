@@ -13,21 +13,23 @@ from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.objectives import noised
 from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import EDM, Linear
-from gen.distill.dmd2 import DMD2Task, Levels, backward_simulation, matching_gradient, matching_loss, sample_norm
+from gen.diffusion.times import Levels
+from gen.distill.dmd2 import DMD2Task, backward_simulation, matching_gradient, matching_loss, sample_norm
 from gen.distill.kd import KDTask
 from gen.errors import GenError
 from gen.nn.adversarial import ConvHead, TokenHead, logistic_discriminator_loss, logistic_generator_loss
 from gen.nn.network import Network
 from gen.sampling.guidance import ClassifierFree
 from gen.training.ema import Constant
-from gen.training.optim import OptimConfig, microbatches
+from gen.training.optim import OptimConfig
+from gen.training.part import microbatches
 from tests.distill.tiny import Tiny
 from tests.training.keys import Uses
 
 NET = Tiny()
 DENOISER = Denoiser(NET, Linear(), Predict("velocity"))
 TASK = DMD2Task(
-    DENOISER,
+    teacher=DENOISER,
     guidance=ClassifierFree(1.5),
     head=TokenHead(16, 8),
     taps=("hidden",),
@@ -130,7 +132,8 @@ def test_student_loss_carries_both_terms_and_leaves_the_scores_alone() -> None:
     draws = TASK.draw(jax.random.key(1), data["latent"])
     cond = {"label": data["label"]}
     value_and_grad = jax.jit(jax.value_and_grad(TASK.student_loss, has_aux=True))
-    (loss, terms), grads = value_and_grad(params, params, fake, cond, draws)
+    (loss, aux), grads = value_and_grad(params, params, fake, cond, draws)
+    terms = aux.metrics
     np.testing.assert_allclose(loss, terms["dm_loss"] + TASK.gan_weight * terms["gan_loss"], rtol=1e-5)
 
     def direct(student: dict) -> jax.Array:
@@ -146,10 +149,10 @@ def test_matching_gradient_vanishes_when_the_fake_score_is_the_teacher() -> None
     task = dataclasses.replace(TASK, guidance=ClassifierFree(), head=None, taps=())
     params, data = teacher(), batch()
     draws = task.draw(jax.random.key(1), data["latent"])
-    _, terms = task.student_loss(params, params, {"net": params}, {"label": data["label"]}, draws)
-    assert terms["dm_grad"] < 1e-5
+    _, aux = task.student_loss(params, params, {"net": params}, {"label": data["label"]}, draws)
+    assert aux.metrics["dm_grad"] < 1e-5
     _, apart = task.student_loss(params, params, {"net": teacher(9)}, {"label": data["label"]}, draws)
-    assert apart["dm_grad"] > 1e-2
+    assert apart.metrics["dm_grad"] > 1e-2
 
 
 def test_fake_score_loss_is_the_native_objective_on_generated_data() -> None:
@@ -171,7 +174,7 @@ def run(task: DMD2Task, steps: int) -> tuple:
     history = []
     for step in range(steps):
         key = jax.random.fold_in(jax.random.key(7), step)
-        state, metrics = programs[task.select(step)](state, frozen, batch(), key)
+        state, metrics = programs[task.select(step)](state, frozen, batch(), task.inputs(step, steps), key)
         history.append({k: float(v) for k, v in metrics.items()})
     return state, frozen, programs, history
 
@@ -182,7 +185,7 @@ def test_ratio_programs_compile_once_and_the_teacher_lives() -> None:
     assert {name: f._cache_size() for name, f in programs.items()} == {"student": 1, "fake_score": 1}
     assert {name: int(entry["updates"]) for name, entry in state.opt.items()} == {"student": 3, "fake_score": 7}
     jax.tree.map(np.testing.assert_array_equal, frozen["teacher"], teacher())
-    assert all({"loss", "grad_norm", "skipped"} <= set(h) and h["skipped"] == 0 for h in history)
+    assert all({"loss", "grad_norm", "skipped", "lr"} <= set(h) and h["skipped"] == 0 for h in history)
     assert min(history[0]["dm_grad"], history[0]["gan_grad"]) > 0
     assert set(TASK.export(state)) == {"net"}
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), TASK.export(state)["net"], state.params["student"])
@@ -192,7 +195,7 @@ def test_ratio_programs_compile_once_and_the_teacher_lives() -> None:
 def test_fake_score_program_leaves_the_student_as_it_was() -> None:
     frozen = {"teacher": teacher()}
     state = TASK.init(jax.random.key(0), frozen, None)
-    after, _ = jax.jit(TASK.programs["fake_score"])(state, frozen, batch(), jax.random.key(1))
+    after, _ = jax.jit(TASK.programs["fake_score"])(state, frozen, batch(), TASK.inputs(0, 1), jax.random.key(1))
     jax.tree.map(np.testing.assert_array_equal, after.params["student"], state.params["student"])
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), after.params["fake_score"], state.params["fake_score"])
     assert all(jax.tree.leaves(changed["head"]))
@@ -202,9 +205,10 @@ def test_accumulation_equals_the_large_batch() -> None:
     frozen = {"teacher": teacher()}
     task = dataclasses.replace(TASK, optim=OptimConfig(lr=1e-3, eps=1e-3), fake_optim=OptimConfig(lr=1e-3, eps=1e-3))
     state = task.init(jax.random.key(0), frozen, None)
-    whole, metrics = jax.jit(task.update_both)(state, frozen, batch(), jax.random.key(1))
+    given = (state, frozen, batch(), task.inputs(0, 1), jax.random.key(1))
+    whole, metrics = jax.jit(task.update_both)(*given)
     with microbatches(2):
-        parts, part_metrics = jax.jit(lambda *a: task.update_both(*a))(state, frozen, batch(), jax.random.key(1))
+        parts, part_metrics = jax.jit(lambda *a: task.update_both(*a))(*given)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)  # noqa: E731
     jax.tree.map(close, whole.params, parts.params)
     for name in ("loss", "dm_grad", "gan_grad", "dm_loss", "gan_loss", "head_loss"):
@@ -225,10 +229,10 @@ def test_several_steps_train_on_simulated_inputs() -> None:
 
 def test_student_of_the_previous_stage_is_taken_over_and_copied() -> None:
     frozen = {"teacher": teacher()}
-    kd = KDTask(DENOISER, optim=OptimConfig(lr=1e-3))
+    kd = KDTask(teacher=DENOISER, optim=OptimConfig(lr=1e-3))
     state = kd.init(jax.random.key(0), frozen, None)
     data = batch() | {"noise": jax.random.normal(jax.random.key(4), (8, 4, 3))}
-    state, _ = jax.jit(kd.programs["student"])(state, frozen, data, jax.random.key(1))
+    state, _ = jax.jit(kd.programs["student"])(state, frozen, data, kd.inputs(0, 1), jax.random.key(1))
     following = TASK.init(jax.random.key(0), frozen, state)
     jax.tree.map(np.testing.assert_array_equal, following.params["student"], state.params["student"])
     jax.tree.map(np.testing.assert_array_equal, following.params["fake_score"]["net"], frozen["teacher"])
@@ -238,14 +242,64 @@ def test_student_of_the_previous_stage_is_taken_over_and_copied() -> None:
 
 def test_pixel_batches_are_scaled() -> None:
     image = jnp.asarray([[[0.0], [255.0]]]).astype(jnp.uint8)
-    real, *_ = TASK._data({"image": image, "label": jnp.zeros(1, jnp.int32)}, jax.random.key(0))
+    real, *_ = TASK._draws({"image": image, "label": jnp.zeros(1, jnp.int32)}, jax.random.key(0))
     np.testing.assert_allclose(real, [[[-1.0], [1.0]]])
 
 
 def test_configuration_round_trip() -> None:
     net = DiTConfig(size=(4,), channels=3, patch=1, width=16, depth=2, heads=2, num_classes=3)
-    task = dataclasses.replace(TASK, denoiser=dataclasses.replace(DENOISER, network=net))
+    task = dataclasses.replace(TASK, teacher=dataclasses.replace(DENOISER, network=net))
     assert from_json(json.loads(json.dumps(to_json(task)))) == task
+
+
+def test_the_student_follows_its_own_learning_rate_schedule() -> None:
+    """A schedule is as long as the part's own updates: the student's cosine ends at its last update, not at 1/ratio."""
+    task = dataclasses.replace(TASK, optim=OptimConfig(lr=1.0, schedule="cosine"))
+    steps = [step for step in range(12) if task.select(step) == "student"]
+    assert [task.updates("student", step) for step in (*steps, 12)] == [0, 1, 2, 3, 4]
+    rates = [float(task.inputs(step, 12)["lr/student"]) for step in steps]
+    np.testing.assert_allclose(rates, [0.5 * (1 + np.cos(np.pi * n / 4)) for n in range(4)], rtol=1e-6)
+    assert float(task.inputs(7, 12)["lr/fake_score"]) == np.float32(1e-3)
+    assert task.derived
+    assert not TASK.derived
+
+
+def test_the_first_input_is_as_noisy_as_the_process_at_the_first_time() -> None:
+    data, cond = batch()["latent"], {"label": batch()["label"]}
+    for process, times, scale, wanted in (
+        (EDM(), (80.0,), None, 80.0),
+        (Linear(), (0.75,), None, 0.75),
+        (EDM(), (2.5,), 1.0, 1.0),
+    ):
+        teacher = dataclasses.replace(DENOISER, process=process)
+        task = dataclasses.replace(TASK, teacher=teacher, times=times, noise_scale=scale)
+        draws = task.draw(jax.random.key(0), data)
+        x, _ = task.student_input({}, cond, draws)
+        np.testing.assert_allclose(x, wanted * draws.noise, rtol=1e-6)
+
+
+def test_a_student_may_be_another_network_than_its_teacher() -> None:
+    """What agrees by path and shape is the teacher's; the rest starts at random. The fake score is the teacher's."""
+    frozen = {"teacher": teacher()}
+    wider = dataclasses.replace(DENOISER, network=Tiny(classes=5))
+    task = dataclasses.replace(TASK, student=wider)
+    assert task.models()["net"].config == wider
+    state = task.init(jax.random.key(1), frozen, None)
+    student, given = state.params["student"], frozen["teacher"]
+    np.testing.assert_array_equal(student["inner"]["kernel"], given["inner"]["kernel"])
+    assert student["label"]["kernel"].shape == (6, 16)
+    jax.tree.map(np.testing.assert_array_equal, state.params["fake_score"]["net"], given)
+    alone = dataclasses.replace(DENOISER, network=Stranger())
+    with pytest.raises(GenError, match="no array of the given network fits Stranger by path and shape"):
+        dataclasses.replace(TASK, student=alone).init(jax.random.key(1), frozen, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stranger(Tiny):
+    """A network whose arrays have other shapes than any of `Tiny`'s."""
+
+    channels: int = 5
+    width: int = 7
 
 
 @pytest.mark.parametrize(

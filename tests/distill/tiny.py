@@ -8,12 +8,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gen.diffusion.backbones.backbone import BackboneConfig
+
 
 @dataclasses.dataclass(frozen=True)
-class Tiny:
+class Tiny(BackboneConfig):
     channels: int = 3
     width: int = 16
     classes: int = 3
+    times: int = 1
+    size: tuple[int, ...] = (4,)
+
+    @property
+    def num_classes(self) -> int:
+        return self.classes
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return _Tiny(self, rngs)
@@ -36,7 +44,7 @@ class _Tiny(nnx.Module):
         taps: tuple[str, ...] = (),
         stop: bool = False,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        where = jax.nn.one_hot(cond["label"], self.config.classes + 1) + times[0][:, None]
+        where = jax.nn.one_hot(cond["label"], self.config.classes + 1) + sum(times)[:, None]
         h = jnp.tanh(self.inner(x) + self.label(where)[:, None])
         return (x if stop else self.outer(h)), dict.fromkeys(taps, h)
 

@@ -1,7 +1,7 @@
 """The monitor on a task whose network is one number that drifts away from what the real images have."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,11 @@ from gen.metrics.evaluate import evaluate
 from gen.metrics.monitor import METRIC, monitor
 from gen.metrics.reference import make_reference
 from gen.metrics.sources import balanced_labels, from_arrays, generated
-from gen.training.engine import EngineConfig, RunConfig, train
+from gen.nn.conditions import label
+from gen.training.engine import train
 from gen.training.logging import read_metrics
-from gen.training.task import Stage, State
+from gen.training.run import EngineConfig, RunConfig
+from gen.training.task import Model, Stage, State
 from tests.metrics.toy import PARAMS, Toy, draw
 from tests.training.toy import ToyData
 
@@ -38,15 +40,23 @@ class DriftTask:
     def select(self, step: int) -> str:
         return "drift"
 
-    def inputs(self, step: int) -> dict[str, np.ndarray]:
+    derived = False
+
+    def inputs(self, step: int, steps: int) -> dict[str, np.ndarray]:
         return {}
 
-    def drift(self, state: State, frozen: Any, batch: Any, key: Any) -> tuple[State, dict[str, Any]]:
+    def check(self, row: Any) -> None:
+        pass
+
+    def models(self) -> dict[str, Model]:
+        return {"net": Model(None)}
+
+    def drift(self, state: State, frozen: Any, batch: Any, schedule: Any, key: Any) -> tuple[State, dict[str, Any]]:
         scale = jnp.where(state.step + 1 == self.broken, jnp.nan, 0.1 * (state.step + 2))
         nets = [{"net": {**state.params["net"], "scale": s}} for s in (scale, scale - 0.05)]
         return dataclasses.replace(state, params=nets[0], ema=nets[1]), {"loss": scale * 0}
 
-    def preview(self, state: State, frozen: Any, key: Any) -> dict[str, Any]:
+    def preview(self, state: State, frozen: Any, key: Any, generator: Any) -> dict[str, Any]:
         return {}
 
     def export(self, state: State) -> dict[str, Any]:
@@ -55,7 +65,14 @@ class DriftTask:
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """`draw` with the parameters of the role "net"."""
+    """`draw` with the parameters of the role "net", its own sampler."""
+
+    conditions = label(4)
+    networks: ClassVar[dict[str, Any]] = {}
+    shape = (6, 5, 3)
+
+    def generator(self, models: Any, tokenizer: Any) -> "Drawn":
+        return self
 
     def __call__(self, params: Any, keys: Any, cond: Any) -> Any:
         return draw(params["net"], keys, cond)
@@ -64,7 +81,7 @@ class Drawn:
 def _config(task: Any = DriftTask(), **engine: Any) -> RunConfig:
     stage = Stage("only", task, STEPS, 8, ToyData())
     settings = EngineConfig(quiet=True, keep=1, checkpoint_every=10**9, best=METRIC, **engine)
-    return RunConfig("drift", (stage,), generator=Drawn(), engine=settings)
+    return RunConfig("drift", (stage,), sampler=Drawn(), engine=settings)
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +94,7 @@ def reference() -> Any:
 
 
 def _train(config: RunConfig, outdir: Any, reference: Any, **options: Any) -> Any:
-    hook, protocol = monitor(
-        config, reference, Toy(), every=2, count=COUNT, labels=LABELS, rule="seed mod classes", batch=32
-    )
+    hook, protocol = monitor(config, reference, Toy(), every=2, count=COUNT, batch=32)
     train(config, outdir, hooks=(hook,), **options)
     return protocol
 
@@ -116,7 +131,7 @@ def test_broken_samples_do_not_end_the_run(tmp_path, reference, capsys):
 
 def test_refuses(reference):
     for config, options, message in (
-        (dataclasses.replace(_config(), generator=None), {"every": 2}, "expected a run that makes images"),
+        (dataclasses.replace(_config(), sampler=None), {"every": 2}, "expected a run that makes images"),
         (_config(), {"every": 0}, "cannot be monitored every 0 steps"),
     ):
         with pytest.raises(GenError, match=message):

@@ -1,4 +1,4 @@
-"""Attention, matrix products and dropout against jax's own or what is known of them, values and gradients."""
+"""Matrix products and dropout against jax's own or what is known of them, values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -6,33 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gen.nn.layers import attend, dropout, linear, matrix_product
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_that_of_jax(masked):
-    rng = np.random.default_rng(0)
-    q = jnp.asarray(rng.standard_normal((2, 5, 3, 8)), jnp.float32)
-    k, v = (jnp.asarray(rng.standard_normal((2, 7, 3, 8)), jnp.float32) for _ in range(2))
-    mask = jnp.asarray(rng.random((2, 1, 5, 7)) < 0.6).at[..., 0].set(True) if masked else None
-    weight = jnp.asarray(rng.standard_normal((2, 5, 3, 8)), jnp.float32)
-
-    def run(attention):
-        call = lambda q, k, v: attention(q, k, v, mask)  # noqa: E731
-        return call(q, k, v), *jax.grad(lambda *qkv: (call(*qkv) * weight).sum(), (0, 1, 2))(q, k, v)
-
-    expected = run(lambda q, k, v, mask: jax.nn.dot_product_attention(q, k, v, mask=mask))
-    for ours, theirs in zip(run(attend), expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-6)
-
-
-def test_attention_keeps_the_type_of_v_and_its_softmax_in_float32():
-    rng = np.random.default_rng(1)
-    q, k, v = (jnp.asarray(rng.standard_normal((1, 6, 2, 4)), jnp.bfloat16) for _ in range(3))
-    out = attend(q, k, v)
-    assert out.dtype == jnp.bfloat16
-    exact = attend(*(x.astype(jnp.float32) for x in (q, k, v)))
-    np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.03)
+from gen.nn.layers import dropout, linear, matrix_product, run_stack, stack
 
 
 def test_product_of_many_axes_is_that_of_einsum():
@@ -66,3 +40,44 @@ def test_dropout_zeroes_the_given_share_with_a_key_per_sample():
     assert abs((out == 0).mean() - 0.25) < 5 * (0.25 * 0.75 / out.size) ** 0.5
     np.testing.assert_array_equal(out[1:], dropout(x[1:], 0.25, keys[1:]))
     assert (out[0] != out[1]).any()
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_a_stack_is_its_blocks_in_turn(scan, remat):
+    """Masks by layer, outputs of every layer and of chosen ones, values and gradients."""
+    blocks = stack(lambda rngs: linear(4, 4, rngs=rngs), 3, nnx.Rngs(0))
+    graphdef, weights = nnx.split(blocks)
+    mask, x = jnp.array([1.0, 0.5, 0.0]), jax.random.normal(jax.random.key(1), (2, 4))
+
+    def by_stack(weights, mask, **options):
+        def call(block, x, extra):
+            branch = extra["mask"] * jnp.tanh(block(x))
+            return x + branch, {"branch": branch}
+
+        extra = {"mask": mask}
+        return run_stack(nnx.merge(graphdef, weights), x, call, per_layer=extra, remat=remat, scan=scan, **options)
+
+    def by_hand(weights, mask):
+        kernel, bias = (nnx.to_pure_dict(weights)[name] for name in ("kernel", "bias"))
+        outputs, branches, y = [], [], x
+        for i in range(3):
+            branches.append(mask[i] * jnp.tanh(y @ kernel[i] + bias[i]))
+            y = y + branches[-1]
+            outputs.append(y)
+        return outputs, jnp.stack(branches)
+
+    def gradients(function):
+        return jax.jit(jax.grad(lambda *args: jnp.square(function(*args)).sum(), (0, 1)))(weights, mask)
+
+    outputs, branches = by_hand(weights, mask)
+    for options, last in (({}, 2), ({"keep": (0, 2)}, 2), ({"keep": (0,), "stop": 2}, 1)):
+        found = by_stack(weights, mask, **options)
+        np.testing.assert_allclose(found.x, outputs[last], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.outputs["branch"], branches[: last + 1], rtol=1e-5, atol=1e-6)
+        assert set(found.kept) == set(options.get("keep", ()))
+        for i, kept in found.kept.items():
+            np.testing.assert_allclose(kept, outputs[i], rtol=1e-5, atol=1e-6)
+    expected = gradients(lambda *args: by_hand(*args)[0][-1])
+    actual = gradients(lambda *args: by_stack(*args).x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected)

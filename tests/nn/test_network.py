@@ -1,4 +1,4 @@
-"""Networks as structure and arrays: which arrays are buffers."""
+"""Networks as structure and arrays: which arrays are buffers, and which parameters are brought back."""
 
 import dataclasses
 
@@ -65,3 +65,14 @@ def test_buffers_are_arguments_like_parameters() -> None:
     run = jax.jit(net.apply)
     np.testing.assert_allclose(run(params, x), x * params["gain"] + 1.0, rtol=1e-6)
     np.testing.assert_allclose(run({**params, "mean": params["mean"] + 2.0}, x), x * params["gain"] + 3.0, rtol=1e-6)
+
+
+def test_projection_is_edm2_s_forced_weight_normalisation() -> None:
+    net = Network(EDM2)
+    params = jax.tree.map(lambda s: 2.0 + jnp.arange(s.size, dtype=jnp.float32).reshape(s.shape), param_shapes(EDM2))
+    projected = net.project(params)
+    for weight in (projected["emb_noise"]["kernel"], projected["enc"]["8x8_block0"]["conv_res0"]["kernel"]):
+        np.testing.assert_allclose(jnp.square(weight).mean(tuple(range(weight.ndim - 1))), 1.0, rtol=1e-3)
+    for name in ("emb_fourier", "emb_gain2", "out_gain"):
+        jax.tree.map(np.testing.assert_array_equal, projected[name], params[name])
+    assert Network(SONG).project({"a": 1}) == {"a": 1}

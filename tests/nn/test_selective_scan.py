@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from gen.errors import GenError
+from gen.nn.forward_mode import forward_mode
 from gen.nn.mamba import (
     Mamba,
     MambaConfig,
@@ -80,14 +81,21 @@ def test_gradients_are_those_of_the_plain_scan(method: Method) -> None:
         np.testing.assert_allclose(grads[name], wanted, atol=1e-5 * scale, rtol=0, err_msg=name)
 
 
-def test_forward_mode_passes_through_the_plain_scan() -> None:
+def test_forward_mode_passes_under_its_switch() -> None:
     case = inputs(length=9, seed=2)
     tangent = jax.tree.map(jnp.ones_like, case)
 
     def run(case: dict[str, Any]) -> jax.Array:
-        return selective_scan(**case, softplus=True, method="scan")[0]
+        return selective_scan(**case, softplus=True)[0]
 
-    _, slope = jax.jit(lambda c, t: jax.jvp(run, (c,), (t,)))(case, tangent)
+    @jax.jit
+    def derivative(case: dict[str, Any], tangent: dict[str, Any]) -> jax.Array:
+        with forward_mode():
+            return jax.jvp(run, (case,), (tangent,))[1]
+
+    with pytest.raises(TypeError, match=r"(?i)forward-mode"):
+        jax.jvp(run, (case,), (tangent,))
+    slope = derivative(case, tangent)
     ahead, behind = (
         by_hand(**jax.tree.map(lambda v, s=sign: np.asarray(v, np.float64) + s * 1e-5, case))[0] for sign in (1, -1)
     )

@@ -14,6 +14,7 @@ from gen import cli
 from gen.pretrained import lightningdit
 from gen.pretrained.readers import read_weights
 from gen.runs import Loaded
+from gen.sampling.integrate import Problem, integrate
 from tests.parity.conftest import Fixture, fixtures
 from tests.parity.test_dit import nchw, nhwc
 
@@ -42,7 +43,9 @@ def samples(loaded: Loaded, z: Any, label: Any, draws: Any, **changes: Any) -> n
     denoise = sampler.guidance(net.bind(params), lambda c: net.net.apply(params, c, method="null"))
     draws, grid = jnp.asarray(nhwc(draws)), sampler.times(net.process)
     x = jnp.asarray(nhwc(z))
-    return nchw(jax.jit(lambda x: sampler.solver(denoise, x, grid, lambda i: draws[i], cond, {}))(x))
+    return nchw(
+        jax.jit(lambda x: integrate(sampler.solver, Problem(denoise, x, grid, lambda i: draws[i], cond, {})))(x)
+    )
 
 
 @pytest.mark.parametrize("fx", fixtures("sit-sampling*"), ids=str)

@@ -24,6 +24,7 @@ from gen.pretrained import dit
 from gen.pretrained.readers import read_weights
 from gen.sampling.grids import Grid, Respaced, space_timesteps
 from gen.sampling.guidance import ClassifierFree
+from gen.sampling.integrate import Problem, integrate, states
 from gen.sampling.solvers import DDIM, Ancestral
 from tests.parity.conftest import Fixture, fixtures
 
@@ -285,9 +286,10 @@ class Sampling:
     def run(self, solver: Any, spec: str, noise: str, denoise: Any, trajectory: bool = True) -> Any:
         draws = jnp.asarray(nhwc(self.fx.io[noise]))
         x = jnp.asarray(nhwc(self.fx.io["z"]))
-        sample = jax.jit(lambda x: solver(denoise, x, self.grid(spec), lambda i: draws[i], self.cond, trajectory=True))
-        states = sample(x)
-        return states if trajectory else states[-1]
+        path = jax.jit(lambda x: states(solver, Problem(denoise, x, self.grid(spec), lambda i: draws[i], self.cond)).x)(
+            x
+        )
+        return path if trajectory else path[-1]
 
 
 @pytest.mark.parametrize("fx", fixtures("dit-ddpm-sampling*"), ids=str)
@@ -304,9 +306,9 @@ class TestSampling:
         s = Sampling(fx)
         spec = fx.config["ancestral_respacing"]
         for suffix, clip in (("", False), ("_clip", True)):
-            states = s.run(Ancestral("learned"), spec, "step_noise", s.denoise(clip))
-            fx.close(nchw(states), f"ancestral_traj{suffix}")
-            inputs = jnp.concatenate([jnp.asarray(nhwc(fx.io["z"]))[None], states[:-1]])
+            path = s.run(Ancestral("learned"), spec, "step_noise", s.denoise(clip))
+            fx.close(nchw(path), f"ancestral_traj{suffix}")
+            inputs = jnp.concatenate([jnp.asarray(nhwc(fx.io["z"]))[None], path[:-1]])
             denoised = [
                 s.denoise(clip)(x, jnp.float32(t), s.cond, 0, {})[0].denoised
                 for x, t in zip(inputs, s.grid(spec).times, strict=False)
@@ -342,7 +344,7 @@ class TestSampling:
             loaded.denoiser.bind(params), lambda c: loaded.denoiser.net.apply(params, c, method="null")
         )
         z, cond = jnp.asarray(nhwc(fx.io["z"])), {"label": jnp.asarray(fx.io["y"])}
-        final = sampler.solver(guided, z, sampler.times(process), lambda i: draws[i], cond)
+        final = integrate(sampler.solver, Problem(guided, z, sampler.times(process), lambda i: draws[i], cond))
         fx.close(nchw(final), "ancestral_cfg_final")
         assert cli.main(["convert", run, "--out", str(tmp_path / "back.safetensors")]) == 0
         back = read_weights(tmp_path / "back.safetensors")
@@ -355,8 +357,8 @@ class TestSampling:
         for name in fx.io:
             if name.startswith("ddim_traj_eta_"):
                 eta, _, clip = name.removeprefix("ddim_traj_eta_").partition("_")
-                states = s.run(DDIM(float(eta)), spec, "ddim_step_noise", s.denoise(clip == "clip"))
-                fx.close(nchw(states), name)
+                path = s.run(DDIM(float(eta)), spec, "ddim_step_noise", s.denoise(clip == "clip"))
+                fx.close(nchw(path), name)
         final = s.run(DDIM(), spec, "ddim_step_noise", s.denoise(condition="score"), trajectory=False)
         fx.close(nchw(final), "ddim_condfn_final")
 
@@ -365,8 +367,8 @@ class TestSampling:
         grid = s.grid(fx.config["ddim_respacing"])
         backwards = Grid(grid.times[:-1][::-1], grid.process)
         x = jnp.asarray(nhwc(fx.io["encode_start"]))
-        states = DDIM()(s.denoise(), x, backwards, lambda i: jnp.zeros_like(x), s.cond, trajectory=True)
-        fx.close(nchw(states), "ddim_reverse_traj")
+        path = states(DDIM(), Problem(s.denoise(), x, backwards, lambda i: jnp.zeros_like(x), s.cond)).x
+        fx.close(nchw(path), "ddim_reverse_traj")
 
     def test_bits_per_dimension(self, fx: Fixture) -> None:
         s = Sampling(fx)

@@ -13,7 +13,8 @@ from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, EDMPrecondition, Predict
 from gen.diffusion.objectives import DDPMLoss, Draws, EDMLoss
 from gen.diffusion.process import EDM
-from gen.distill.dmd2 import DMD2Draws, DMD2Task, Levels, backward_simulation, matching_gradient, sample_norm
+from gen.diffusion.times import Levels
+from gen.distill.dmd2 import DMD2Draws, DMD2Task, backward_simulation, matching_gradient, sample_norm
 from gen.nn.adversarial import ConvHead
 from gen.sampling.guidance import ClassifierFree
 from tests.parity.conftest import Fixture, fixtures
@@ -84,12 +85,12 @@ def check_generator_turn(fx: Fixture, task: DMD2Task, nets: dict[str, Any], cond
     fx.close(gan, "loss_gen_cls", **LOSS)
     if "dloss_gen_cls_dx" in fx.io:
         fx.close(nchw(gan_gradient), "dloss_gen_cls_dx", **ARRAY)
-    (total, terms), grads = jax.value_and_grad(task.student_loss, has_aux=True)(
+    (total, aux), grads = jax.value_and_grad(task.student_loss, has_aux=True)(
         nets["student"], nets["teacher"], nets["fake"], cond, d
     )
     scale = matching_weight(fx)
     fx.close(scale * total, "loss_generator_total", **LOSS)
-    fx.close(terms["dm_grad"], sample_norm(fx.io["dloss_dm_dx"]), **ARRAY)
+    fx.close(aux.metrics["dm_grad"], sample_norm(fx.io["dloss_dm_dx"]), **ARRAY)
     found = official(grads, "grad_generator.model.")
     assert set(found) == {name for name in fx.io if name.startswith("grad_generator.")}
     for name, value in found.items():
@@ -101,14 +102,14 @@ def check_guidance_turn(
     fx: Fixture, task: DMD2Task, nets: dict[str, Any], x: jax.Array, cond: Any, real: jax.Array, real_cond: Any, d: Any
 ) -> None:
     """Fake score's loss, discriminator's loss and probabilities, total and all gradients."""
-    (total, terms), grads = jax.value_and_grad(task.fake_score_loss, has_aux=True)(
+    (total, aux), grads = jax.value_and_grad(task.fake_score_loss, has_aux=True)(
         nets["fake"], x, cond, real, real_cond, d
     )
     weight = fx.config.get("cls_loss_weight", fx.config.get("guidance_cls_loss_weight"))
     assert task.head_weight == weight
     fx.close(total, "loss_guidance_total", **LOSS)
-    fx.close(terms["fake_loss"], "loss_fake", **LOSS)
-    fx.close(terms["head_loss"], "loss_guidance_cls", **LOSS)
+    fx.close(aux.metrics["fake_loss"], "loss_fake", **LOSS)
+    fx.close(aux.metrics["head_loss"], "loss_guidance_cls", **LOSS)
     for kind, image_, c, gan in (("real", real, real_cond, d.gan_real), ("fake", x, cond, d.gan_fake)):
         logits = task.logits(nets["fake"], image_, c, gan)
         fx.close(jax.nn.sigmoid(logits)[:, 0], f"prob_{kind}", **ARRAY)
@@ -140,8 +141,7 @@ def test_edm(fx: Fixture) -> None:
     process = EDM(c["sigma_min"], c["sigma_max"], c["rho"], c["sigma_data"])
     steps = c["num_train_timesteps"]
     task = DMD2Task(
-        Denoiser(toy(fx, nets["teacher"]), process, EDMPrecondition()),
-        objective=EDMLoss(),
+        teacher=Denoiser(toy(fx, nets["teacher"]), process, EDMPrecondition(), EDMLoss()),
         times=(c["conditioning_sigma"],),
         noise_scale=c["conditioning_sigma"],
         levels=Levels(c["min_step"] / steps, c["max_step"] / steps, steps),
@@ -183,9 +183,11 @@ def test_noise_prediction(fx: Fixture) -> None:
     schedule, *ends = re.split(r"\.\.| ", c["beta_schedule"])
     process = DDPM(schedule.replace("_", "-"), steps, ends=tuple(map(float, ends)) or None)
     task = DMD2Task(
-        Denoiser(toy(fx, nets["teacher"]), process, Predict("eps", clock="index", scale=1e-3)),
-        objective=DDPMLoss(variance="small"),
+        teacher=Denoiser(
+            toy(fx, nets["teacher"]), process, Predict("eps", clock="index", scale=1e-3), DDPMLoss(variance="small")
+        ),
         times=tuple(float(process.time(i)) for i in c["denoising_steps"]),
+        noise_scale=1.0,
         levels=Levels(c["min_step"] / steps, c["max_step"] / steps, steps),
         fake_levels=Levels(count=steps),
         guidance=ClassifierFree(max(1.0, c["real_guidance_scale"])),

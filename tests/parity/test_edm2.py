@@ -21,6 +21,7 @@ from gen.pretrained.edm2 import IMPORTER
 from gen.pretrained.readers import read_weights
 from gen.sampling.edm_samplers import edm_sampler
 from gen.sampling.guidance import Autoguidance
+from gen.sampling.integrate import Problem, integrate
 from gen.training.indexed import sample_keys
 from tests.parity.conftest import Fixture, fixtures
 from tests.parity.test_dit import nchw, nhwc
@@ -77,7 +78,7 @@ class TestNetwork:
         denoise = denoiser(fx, dataclasses.replace(config, remat=remat))
         x, sigma = nhwc(fx.io["x_noisy"]), jnp.asarray(fx.io["sigma"])
         cond = labels(fx)
-        inner, clock = denoise.parameterization.inputs(denoise.process, jnp.asarray(x), sigma)
+        inner, (clock,) = denoise.parameterization.inputs(denoise.process, jnp.asarray(x), sigma)
         raw, features = jax.jit(denoise.net)(params, inner, (clock,), cond)
         fx.close(nchw(raw), "F")
         fx.close(features["logvar"], "logvar")
@@ -186,7 +187,7 @@ def guided_samples(fx: Fixture, case: str, dtype: Any, calls: list | None = None
     which = jnp.asarray(np.maximum(np.cumsum(churned) - 1, 0))
 
     def sample(x: jax.Array) -> jax.Array:
-        return solver(guided, x, grid, lambda i: draws[which[i]], {}, guidance.init(x))
+        return integrate(solver, Problem(guided, x, grid, lambda i: draws[which[i]], {}, guidance.init(x)))
 
     return jax.jit(sample)(x)
 

@@ -58,6 +58,6 @@ def test_learning_rate(fx: Any) -> None:
     batch = fx.config["batch"]
     rate, knee = fx.config.get("ref_lr", 0.01), fx.config.get("ref_batches", 35000)
     rise = fx.config.get("rampup_Mimg", 10) * 1e6 / batch
-    optim = OptimConfig(lr=rate, schedule="inverse-sqrt", decay_steps=knee, warmup=rise)
-    found = [float(optim.learning_rate(np.float64(n / batch))) for n in fx.io["lr_nimg"]]
+    optim = OptimConfig(lr=rate, schedule="inverse-sqrt", knee=knee, warmup=rise)
+    found = [optim.rate(n / batch, 0) for n in fx.io["lr_nimg"]]
     fx.close(np.asarray(found), "lr")

@@ -10,6 +10,7 @@ import pytest
 
 from gen.diffusion.prediction import Prediction
 from gen.sampling.edm_samplers import ablation_sampler, edm_sampler
+from gen.sampling.integrate import Problem, integrate
 from tests.parity.conftest import fixtures
 
 CASES = [pytest.param(fx, case, id=f"{fx}-{case}") for fx in fixtures("edm-sampler*") for case in fx.config["cases"]]
@@ -51,7 +52,8 @@ def run(fx: Any, case: str, dtype: Any, calls: list | None = None) -> jax.Array:
     x = jnp.asarray(fx.io["latents"], dtype) * jnp.asarray(grid.sigma[0], dtype)
 
     def sample(x: jax.Array) -> jax.Array:
-        return sampler.solver(denoiser(fx, sampler.process, dtype, calls), x, grid, lambda i: noises[i], {})
+        denoise = denoiser(fx, sampler.process, dtype, calls)
+        return integrate(sampler.solver, Problem(denoise, x, grid, lambda i: noises[i], {}))
 
     return jax.jit(sample)(x)
 

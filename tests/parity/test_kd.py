@@ -32,7 +32,7 @@ def check_family(fx: Fixture, name: str, family: dict) -> None:
         times = tuple((family["t_list"] or np.linspace(0.999, 0.0, family["steps"] + 1).tolist())[:-1])
     else:
         times = (float(fx.io[f"{name}_t_student"][0]),)
-    task = KDTask(Denoiser(net, process, parameterization), times)
+    task = KDTask(teacher=Denoiser(net, process, parameterization), times=times)
     params = ours(fx.weights, f"{name}.net.model.")
     real = jnp.asarray(nhwc(fx.io[f"{name}_real"]))
     cond = {"y": jnp.asarray(fx.io[f"{name}_label_onehot"])}

@@ -12,8 +12,9 @@ from flax import nnx
 from gen.diffusion.backbones.lightningdit import LightningDiTConfig, axial_rotation
 from gen.diffusion.backbones.sit import parameterization
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.objectives import Draws, TimeSampler, VelocityMatching
+from gen.diffusion.objectives import Draws, VelocityMatching
 from gen.diffusion.process import Linear
+from gen.diffusion.times import TimeSampler
 from gen.diffusion.train import DenoiserTask
 from gen.nn.layers import patchify, sincos_positions
 from gen.nn.network import Network
@@ -22,6 +23,7 @@ from gen.pretrained.latent_shards import LatentShards
 from gen.pretrained.systems import locate
 from gen.sampling.grids import Grid, Uniform
 from gen.sampling.guidance import ClassifierFree
+from gen.sampling.integrate import Problem, nfe, states
 from gen.sampling.runge_kutta import RungeKutta
 from tests.parity.conftest import Fixture, fixtures
 from tests.parity.test_dit import nchw, nhwc
@@ -112,7 +114,7 @@ def test_transport_loss(fx: Fixture) -> None:
         TimeSampler("logit-normal" if transport["use_lognorm"] else "uniform"),
         cosine=float(transport["use_cosine_loss"]),
     )
-    task = DenoiserTask(denoiser(config), objective, dropout=0.0)
+    task = DenoiserTask(denoiser=dataclasses.replace(denoiser(config), objective=objective), dropout=0.0)
     x, eps = jnp.asarray(nhwc(fx.io["x1"])), jnp.asarray(nhwc(fx.io["x0"]))
     draws, cond = Draws(1.0 - jnp.asarray(fx.io["t"]), eps), {"label": jnp.asarray(fx.io["y"])}
     prediction = task.denoiser(params, jnp.asarray(nhwc(fx.io["x_t"])), draws.t, cond)
@@ -210,9 +212,9 @@ def test_sampling(fx: Fixture, key: str) -> None:
     fx.close(1.0 - times.times, f"{key}_t")
     denoise = guided(config, params, run)
     solver = SOLVERS[run["method"]]
-    states = jax.jit(lambda x: solver(denoise, x, times, None, cond, {}, trajectory=True))(z)
-    fx.close(nchw(jnp.concatenate([z[None], states])), f"{key}_traj")
-    assert solver.nfe(times) == run["network_calls"]
+    path = jax.jit(lambda x: states(solver, Problem(denoise, x, times, None, cond, {})).x)(z)
+    fx.close(nchw(jnp.concatenate([z[None], path])), f"{key}_traj")
+    assert nfe(solver, times) == run["network_calls"]
 
 
 @pytest.mark.parametrize(("fx", "key"), ADAPTIVE)
@@ -225,12 +227,10 @@ def test_adaptive_runs(fx: Fixture, key: str) -> None:
     points = np.arange(coarse.steps * parts + 1) / parts
     fine = Grid(np.interp(points, np.arange(coarse.steps + 1), coarse.times), Linear())
     denoise = guided(config, params, run)
-    states = jax.jit(lambda x: RungeKutta("rk4")(denoise, x, fine, None, cond, {}, trajectory=True))(z)[
-        parts - 1 :: parts
-    ]
+    path = jax.jit(lambda x: states(RungeKutta("rk4"), Problem(denoise, x, fine, None, cond, {})).x)(z)
     # as the fixture's description says: guidance that switches on is a jump in the drift
     rtol = 3e-2 if run["cfg_interval"] else 1e-2 if run["rtol"] > 1e-5 else 1e-4
-    fx.close(nchw(jnp.concatenate([z[None], states])), f"{key}_traj", rtol=rtol, atol=0.0)
+    fx.close(nchw(jnp.concatenate([z[None], path[parts - 1 :: parts]])), f"{key}_traj", rtol=rtol, atol=0.0)
 
 
 @pytest.mark.parametrize("fx", fixtures("lightningdit-sampling*"), ids=str)

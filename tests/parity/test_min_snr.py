@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from gen.diffusion.ddpm import DDPM
-from gen.diffusion.objectives import Draws, MinSNRLoss, TimeSampler, VelocityMatching, min_snr
+from gen.diffusion.objectives import Draws, MinSNRLoss, VelocityMatching, min_snr
 from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import Linear
+from gen.diffusion.times import TimeSampler
 from tests.parity.conftest import Fixture, fixtures
 
 KINDS = {"x": "x", "epsilon": "eps", "v": "v"}

@@ -1,5 +1,6 @@
 """REPA against the official code: projected features, losses with alignment, gradients, samplers."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,13 +10,15 @@ import pytest
 
 from gen.diffusion.backbones.aligned import AlignedConfig
 from gen.diffusion.denoiser import Denoiser, Predict
-from gen.diffusion.objectives import Aligned, Draws, TimeSampler
+from gen.diffusion.objectives import Aligned, Draws
 from gen.diffusion.process import Linear, Trigonometric
+from gen.diffusion.times import TimeSampler
 from gen.diffusion.train import DenoiserTask
 from gen.pretrained import sit
 from gen.pretrained.systems import locate
 from gen.sampling.grids import Grid, Uniform
 from gen.sampling.guidance import ClassifierFree, Interval
+from gen.sampling.integrate import Problem, integrate
 from gen.sampling.sde import EulerMaruyama
 from gen.sampling.solvers import Euler, Heun
 from tests.parity.conftest import Fixture, fixtures
@@ -61,7 +64,8 @@ def test_forward(fx: Fixture) -> None:
 @pytest.mark.parametrize("fx", fixtures("repa-alignment*"), ids=str)
 def test_loss(fx: Fixture, path: str, law: Any) -> None:
     config, params = model(fx)
-    task = DenoiserTask(denoiser(config, path), Aligned(encoders=len(config.widths)), dropout=0.0)
+    objective = Aligned(encoders=len(config.widths))
+    task = DenoiserTask(denoiser=dataclasses.replace(denoiser(config, path), objective=objective), dropout=0.0)
     x, eps = jnp.asarray(nhwc(fx.io["x"])), jnp.asarray(nhwc(fx.io["noise"]))
     z = jnp.asarray(fx.io["uniform_draws" if law == "uniform" else "normal_draws"])
     draws = Draws(TimeSampler(law).times(PATHS[path], z), eps)
@@ -70,15 +74,15 @@ def test_loss(fx: Fixture, path: str, law: Any) -> None:
     kept = jnp.zeros(len(x), bool)
     if (path, law) == ("linear", "uniform"):
         call = jax.value_and_grad(lambda p: task.loss(p, x, cond, draws, kept), has_aux=True)
-        (total, terms), gradients = jax.jit(call)(params)
+        (total, aux), gradients = jax.jit(call)(params)
         fx.close(total, "total_coeff_0.5")
         official = sit.REPA.save(config, gradients)
         for name in [name for name in fx.io if name.startswith("grad:")]:
             fx.close(official[name.removeprefix("grad:")], name)
     else:
-        _, terms = jax.jit(lambda p: task.loss(p, x, cond, draws, kept))(params)
-    fx.close(terms["alignment"], f"proj_loss_{path}_{law}")
-    fx.close(terms["velocity_mse"], fx.io[f"denoising_loss_{path}_{law}"].mean())
+        _, aux = jax.jit(lambda p: task.loss(p, x, cond, draws, kept))(params)
+    fx.close(aux.metrics["alignment"], f"proj_loss_{path}_{law}")
+    fx.close(aux.metrics["velocity_mse"], fx.io[f"denoising_loss_{path}_{law}"].mean())
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -98,6 +102,6 @@ def test_sampling(fx: Fixture, kind: str, guided: bool) -> None:
     solver: Any = {"ode_euler": Euler(), "ode_heun": Heun(), "sde": EulerMaruyama("linear")}[kind]
     draws = jnp.asarray(nhwc(fx.io["sde_noise"]))
     x, cond = jnp.asarray(nhwc(fx.io["sample_z"])), {"label": jnp.asarray(fx.io["sample_y"])}
-    out = jax.jit(lambda x: solver(denoise, x, grid, lambda i: draws[i], cond, {}))(x)
+    out = jax.jit(lambda x: integrate(solver, Problem(denoise, x, grid, lambda i: draws[i], cond, {})))(x)
     plain = "sde_plain" if kind == "sde" else kind
     fx.close(nchw(out), f"{kind}_cfg" if guided else plain)

@@ -1,6 +1,7 @@
 """SiT's network and samplers against the official code: SDE, ODE, guidance, likelihood."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from gen.diffusion.transport import interval
 from gen.pretrained import sit
 from gen.sampling.grids import Explicit, Grid
 from gen.sampling.guidance import ClassifierFree
+from gen.sampling.integrate import Problem, integrate, states
 from gen.sampling.likelihood import log_likelihood
 from gen.sampling.runge_kutta import RungeKutta
 from gen.sampling.sde import EulerMaruyama
@@ -89,15 +91,15 @@ def test_sampling(fx: Fixture, key: str) -> None:
         grid = Explicit(tuple(np.linspace(high, low, (count - 1) * parts + 1)))
         solver = SOLVERS.get(run["method"], RungeKutta("rk4"))
     made = grid(net.process, len(grid.times) - 1)
-    sample = jax.jit(lambda x: solver(net.bind(params), x, made, lambda i: draws[i], cond, (), trajectory=True))
-    states = sample(z)
+    sample = jax.jit(lambda x: states(solver, Problem(net.bind(params), x, made, lambda i: draws[i], cond)).x)
+    path = sample(z)
     if run["kind"] == "ode":
         fx.close(1.0 - made.times[::parts], f"{key}_t")
-        states = jnp.concatenate([z[None], states[parts - 1 :: parts]])
+        path = jnp.concatenate([z[None], path[parts - 1 :: parts]])
     elif last == "none":
-        states = jnp.concatenate([states, states[-1:]])
+        path = jnp.concatenate([path, path[-1:]])
     loose = run["kind"] == "ode" and parts > 1  # adaptive steps are taken to a relative 1e-3 each
-    fx.close(nchw(states), key, rtol=1e-2 if loose else None)
+    fx.close(nchw(path), key, rtol=1e-2 if loose else None)
 
 
 @pytest.mark.parametrize("fx", fixtures("sit-sampling*"), ids=str)
@@ -107,7 +109,12 @@ def test_likelihood(fx: Fixture) -> None:
     signs = 2.0 * jnp.asarray(nhwc(fx.io["lik_rademacher01"])) - 1.0
     grid = Grid(np.linspace(0.0, 1.0, len(signs) + 1), Linear())
     x, cond = jnp.asarray(nhwc(fx.io["lik_x"])), {"label": jnp.asarray(fx.io["y"])}
-    log_p, latent = jax.jit(lambda x: log_likelihood(net.bind(params), x, Euler(), grid, lambda i: signs[i], cond))(x)
+
+    def likelihood(x: jax.Array) -> Any:
+        problem = Problem(net.bind(params), x, grid, lambda i: signs[i], cond)
+        return log_likelihood(problem, functools.partial(integrate, Euler()))
+
+    log_p, latent = jax.jit(likelihood)(x)
     fx.close(nchw(latent), "lik_latent")
     fx.close(log_p, "lik_logp")
 

@@ -16,6 +16,7 @@ from gen.diffusion.ddpm import DDPM
 from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import VE, EDMFamily, Linear, Trigonometric
 from gen.sampling.grids import Grid, Karras, Spaced, Uniform
+from gen.sampling.integrate import Problem, integrate, states
 from gen.sampling.multistep import DPMSolver, UniPC
 from gen.sampling.solvers import DDIM, Euler, Heun, Renoise
 from tests.parity.conftest import Fixture, fixtures
@@ -111,7 +112,7 @@ class Case:
             for i, pair in enumerate(times):
                 grid = Grid(pair, Trigonometric())
                 one = self.denoise(Trigonometric(), pair[:1])
-                x = DDIM(self.spec["eta"])(one, x, grid, lambda _, i=i: noise(i), {})
+                x = integrate(DDIM(self.spec["eta"]), Problem(one, x, grid, lambda _, i=i: noise(i), {}))
             return np.asarray(x)
         solver, process = solver_of(self.spec), Linear() if self.flow else RATIO
         times = self.array("sigmas").astype(np.float64)
@@ -119,11 +120,10 @@ class Case:
         if isinstance(solver, Heun):  # inner levels stand twice: at the end of a step and at the start of the next
             times = np.append(times[0], times[1::2])
             process = process if self.flow else VE()
-        if self.fx.name.startswith("solver-unipc"):
-            predicted, corrected = solver.states(self.denoise(process, evaluated), x, Grid(times, process), {})
-            self.corrected = np.asarray(corrected)
-            return np.asarray(predicted[-1])
-        return np.asarray(solver(self.denoise(process, evaluated), x, Grid(times, process), noise, {}))
+        found = states(solver, Problem(self.denoise(process, evaluated), x, Grid(times, process), noise, {}))
+        if isinstance(solver, UniPC):
+            self.corrected = np.asarray(found.memory[0])
+        return np.asarray(found.x[-1])
 
 
 def solver_of(spec: dict[str, Any]) -> Any:

@@ -1,6 +1,6 @@
 """The toy network of the loss fixtures: a two-level convolutional net that stands in for a real backbone.
 
-    emb = tanh(c wt + bt + y wy);  h = silu(conv_in(x) + emb);  mid = silu(conv_mid(avgpool(h)))
+    emb = tanh(c wt + bt + y wy [+ c_s ws]);  h = silu(conv_in(x) + emb);  mid = silu(conv_mid(avgpool(h)))
     F = conv_out(silu(h + conv_up(upsample(mid))))
 
 Official arrays are NCHW with OIHW kernels; ours NHWC with HWIO.
@@ -18,12 +18,13 @@ from flax import nnx
 
 @dataclasses.dataclass(frozen=True)
 class Toy:
-    """Channels of the image, of the full-size and of the half-size level; width of the condition "y"."""
+    """Channels of the image, of the full-size and of the half-size level; width of the condition "y"; times."""
 
     channels: int
     hidden: int
     middle: int
     cond: int
+    times: int = 1
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return _Toy(self, rngs)
@@ -35,6 +36,8 @@ class _Toy(nnx.Module):
         self.wt = nnx.Param(jax.random.normal(rngs.params(), (h,)))
         self.bt = nnx.Param(jnp.zeros((h,)))
         self.wy = nnx.Param(jax.random.normal(rngs.params(), (config.cond, h)))
+        if config.times == 2:
+            self.ws = nnx.Param(jax.random.normal(rngs.params(), (h,)))
         self.conv_in = nnx.Conv(c, h, (3, 3), rngs=rngs)
         self.conv_mid = nnx.Conv(h, m, (3, 3), rngs=rngs)
         self.conv_up = nnx.Conv(m, h, (1, 1), rngs=rngs)
@@ -50,7 +53,10 @@ class _Toy(nnx.Module):
         taps: tuple[str, ...] = (),
         stop: bool = False,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        emb = jnp.tanh(times[0][:, None] * self.wt[...] + self.bt[...] + cond["y"] @ self.wy[...])
+        emb = times[0][:, None] * self.wt[...] + self.bt[...] + cond["y"] @ self.wy[...]
+        if len(times) == 2:
+            emb = emb + times[1][:, None] * self.ws[...]
+        emb = jnp.tanh(emb)
         h = jax.nn.silu(self.conv_in(x) + emb[:, None, None])
         mid = jax.nn.silu(self.conv_mid(nnx.avg_pool(h, (2, 2), (2, 2))))
         if stop:

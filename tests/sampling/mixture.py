@@ -11,6 +11,7 @@ from flax import nnx
 from scipy.integrate import solve_ivp
 from scipy.special import ndtr
 
+from gen.diffusion.backbones.backbone import BackboneConfig
 from gen.diffusion.prediction import Prediction
 
 WEIGHTS, MEANS, STDS = (0.3, 0.5, 0.2), (-1.0, 0.4, 1.5), (0.25, 0.4, 0.2)
@@ -76,13 +77,17 @@ def flow(process: Any, x: tuple[float, ...], start: float, end: float) -> np.nda
 
 
 @dataclasses.dataclass(frozen=True)
-class MixtureNet:
+class MixtureNet(BackboneConfig):
     """A backbone config whose network is the exact denoiser of the mixture under `process` (predicting x).
 
     The condition ``shift`` (B,) moves its output; the null condition is no shift.
     """
 
     process: Any
+    size: tuple[int, ...] = ()
+    channels: int = 1
+    num_classes: int = 0
+    times: int = 1
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return _Mixture(self, rngs)

@@ -13,12 +13,13 @@ from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import EDM, VP, Linear, Trigonometric
 from gen.errors import GenError
-from gen.sampling.adaptive import AdaptiveGenerator, Dopri5
+from gen.sampling.adaptive import AdaptiveSampler, Dopri5
 from gen.sampling.edm_samplers import edm_sampler
-from gen.sampling.generator import DiffusionGenerator, Sampler
+from gen.sampling.generator import Sampler
 from gen.sampling.grids import Respaced, Uniform
 from gen.sampling.guidance import AdaptiveProjected
 from gen.sampling.solvers import DDIM, Heun
+from gen.training.task import Model
 from tests.sampling.mixture import MEANS, STDS, WEIGHTS, MixtureNet, denoise, distance, flow, keys
 
 TIGHT = Dopri5(1e-8, 1e-8)
@@ -131,14 +132,15 @@ def test_any_model_is_sampled_adaptively(trained, sampler):
     """From where its own grid starts to the data; the calls are those of the method, and one at the end."""
     denoiser = Denoiser(MixtureNet(trained), trained, Predict("x"))
     params = {"net": denoiser.net.init(jax.random.key(0))}
-    made = AdaptiveGenerator.of(DiffusionGenerator(denoiser, (1,), sampler), Dopri5(1e-4, 1e-4))
+    made = AdaptiveSampler.of(sampler, denoiser, Dopri5(1e-4, 1e-4)).generator({"net": Model(denoiser)}, None)
     assert made.nfe is None
     start, end = made.ends()
     assert start == pytest.approx(sampler.times(trained).times[0], abs=2e-3)
     samples, calls = jax.jit(lambda: made.counted(params, keys(8192), {"shift": jnp.zeros(8192)}))()
     assert distance(samples) < 0.025
     assert np.all((np.asarray(calls) - 1 - (end > 0.0)) % 6 == 0)
-    momentum = dataclasses.replace(made, guidance=AdaptiveProjected(momentum=-0.5))
+    remembering = made.sampler.changed(guidance=AdaptiveProjected(momentum=-0.5))
+    momentum = dataclasses.replace(made, sampler=remembering)
     with pytest.raises(GenError, match="use guidance without momentum"):
         momentum(params, keys(2), {"shift": jnp.zeros(2)})
 

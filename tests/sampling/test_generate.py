@@ -15,7 +15,8 @@ from PIL import Image
 
 from gen.errors import GenError
 from gen.sampling import generate as module
-from gen.sampling.generate import contact_sheet, generate, quantise
+from gen.sampling.generate import generate, quantise
+from gen.sampling.sample_files import contact_sheet, read_note
 from gen.training.sharding import make_mesh
 
 LABELS = np.arange(10, dtype=np.int32) % 3
@@ -152,14 +153,60 @@ def test_an_interrupted_job_goes_on_where_it_was(tmp_path, name, monkeypatch):
 @pytest.mark.parametrize("name", ["out", "out.zip", "out.npz"])
 def test_samples_of_another_job_are_refused(tmp_path, name):
     make(tmp_path / name)
-    for change in (
+    changes = [
         {"params": {"net": {"gain": jnp.float32(0.41)}}},
         {"labels": (LABELS + 1) % 3},
-        {"seeds": range(21, 31)},
         {"channels": 3},
-    ):
+    ]
+    for change in [*changes, *([] if name == "out" else [{"seeds": range(21, 31)}])]:  # a folder takes more seeds
         with pytest.raises(GenError, match="choose another output"):
             make(tmp_path / name, **change)
+
+
+def test_seeds_in_any_order(tmp_path, reference):
+    make(tmp_path / "some.npz", [29, 20, 25], labels=LABELS[[9, 0, 5]], batch=2)
+    make(tmp_path / "some", [29, 20, 25], labels=LABELS[[9, 0, 5]], batch=2)
+    with np.load(tmp_path / "some.npz") as file:
+        np.testing.assert_array_equal(file["arr_0"], reference[0][[9, 0, 5]])
+        np.testing.assert_array_equal(file["arr_1"], LABELS[[9, 0, 5]])
+    assert list(read_folder(tmp_path / "some")) == ["000020.png", "000025.png", "000029.png"]
+    assert read_note(tmp_path / "some")["seeds"] == "20,25,29"
+    assert read_note(tmp_path / "some.npz")["seeds"] == "29,20,25"
+
+
+def test_further_seeds_add_to_a_folder(tmp_path, reference):
+    out, made = tmp_path / "out", []
+
+    class Counting(Painter):
+        def __call__(self, params, keys, cond):
+            jax.debug.callback(lambda k: made.append(len(k)), keys)
+            return super().__call__(params, keys, cond)
+
+    def more(seeds):
+        rows = np.asarray(seeds) - 20
+        generate(Counting(), PARAMS, seeds=seeds, labels=LABELS[rows], out=out, batch=1, label="")
+        jax.effects_barrier()
+
+    more([22, 27])
+    sheet = (out / "grid.png").read_bytes()
+    more(range(20, 30))
+    assert sum(made) == 10
+    assert (out / "grid.png").read_bytes() != sheet
+    note = json.loads((out / "samples.json").read_text())
+    assert (note["seeds"], note["labels"]) == ("20-29", LABELS.tolist())
+    np.testing.assert_array_equal(np.stack(list(read_folder(out).values())), reference[0][..., 0])
+    more([23])  # fewer than there are: nothing to do, and nothing forgotten
+    assert sum(made) == 10
+    assert read_note(out)["seeds"] == "20-29"
+    with pytest.raises(GenError, match="holds seed 25 as class 2, not 1"):
+        generate(Counting(), PARAMS, seeds=[24, 25], labels=np.asarray([1, 1], np.int32), out=out, batch=1, label="")
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.JPEG", "x.gif", "x.npy", "x.tar"])
+def test_endings_of_other_files_make_no_folder(tmp_path, name):
+    with pytest.raises(GenError, match=r"samples are not written as \.\w+ .*write \.png for one contact sheet"):
+        make(tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_foreign_files_are_left_alone(tmp_path):
@@ -182,8 +229,9 @@ def test_nan_is_named_and_never_written(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seeds": range(0, 10, 2)}, "consecutive"),
-        ({"seeds": range(0)}, "consecutive"),
+        ({"seeds": [1, 2, 1]}, "seeds 1-2,1; expected different seeds"),
+        ({"seeds": range(0)}, "seeds none; expected different seeds"),
+        ({"seeds": [3, -1]}, "expected different seeds"),
         ({"seeds": range(3)}, "10 values of 'label' for 3 seeds"),
     ],
 )

@@ -25,6 +25,7 @@ from gen.sampling.guidance import (
     Interval,
     ZeroStar,
 )
+from gen.sampling.integrate import Problem, integrate, nfe, states
 from gen.sampling.solvers import DDIM, Ancestral, Euler, Heun
 from tests.sampling.mixture import keys
 
@@ -98,8 +99,9 @@ def test_interval_guides_inside_only_with_one_call_a_step(solver, x):
     guidance = Interval(ClassifierFree(3.0), low=0.3, high=5.0)
     grid = Karras(sigma_max=20.0)(EDM(), 6)
     with jax.disable_jit():
-        solver(guidance(linear_denoise(EDM(), calls), null), 20 * x, grid, None, COND, guidance.init(x))
-    assert len(calls) == solver.nfe(grid)
+        guided = guidance(linear_denoise(EDM(), calls), null)
+        integrate(solver, Problem(guided, 20 * x, grid, None, COND, guidance.init(x)))
+    assert len(calls) == nfe(solver, grid)
     for size, t in calls:
         assert size == (4 if 0.3 <= t < 5.0 else 2), f"batch {size} at level {t}"
     assert {size for size, _ in calls} == {2, 4}
@@ -158,7 +160,8 @@ def test_apg_momentum_is_carried_through_a_solver_and_rests_outside_the_interval
     assert seen[0] == 0.0
     assert seen[2] == pytest.approx(0.5 * seen[1], rel=1e-5)
     assert seen[3] == seen[2]
-    out = Heun()(guided, x, Uniform(start=0.9)(Linear(), 4), None, COND, guidance.init(x))
+    grid = Uniform(start=0.9)(Linear(), 4)
+    out = integrate(Heun(), Problem(guided, x, grid, None, COND, guidance.init(x)))
     assert np.isfinite(out).all()
 
 
@@ -247,7 +250,7 @@ def test_classifier_gradient_on_the_mean(x):
     guidance = ClassifierGradient(lambda x, t, cond: jnp.ones_like(x), on="mean")
 
     def run(denoise):
-        return Ancestral("large")(denoise, x, grid, lambda i: jnp.zeros_like(x), COND, trajectory=True)[0]
+        return states(Ancestral("large"), Problem(denoise, x, grid, lambda i: jnp.zeros_like(x), COND)).x[0]
 
     shift = run(guidance(linear_denoise(process), null)) - run(linear_denoise(process))
     a, s = grid.alpha, grid.sigma
@@ -291,8 +294,9 @@ def test_chained_carries_the_state_of_its_parts(x):
 def test_compositions_call_each_network_once_a_step(guidance, x):
     main, weak, cond = [], [], {**COND, "w": jnp.array([1.5, 4.0])}
     guided = guidance(linear_denoise(Linear(), main), null_beside, linear_denoise(Linear(), weak))
+    problem = Problem(guided, x, Uniform(start=0.99)(Linear(), 5), None, cond, guidance.init(x))
     with jax.disable_jit():
-        out = Heun()(guided, x, Uniform(start=0.99)(Linear(), 5), None, cond, guidance.init(x))
+        out = integrate(Heun(), problem)
     assert np.isfinite(out).all()
     assert len(main) == 9
     assert len(weak) <= 9
@@ -346,7 +350,8 @@ def test_guided_sampling_compiles_the_network_once_per_call_site():
 
     guided = ClassifierFree(2.0)(denoise, null)
     x = jnp.ones((2, 3))
-    text = jax.jit(lambda x: Heun()(guided, x, Uniform()(Linear(), 5), None, COND)).lower(x).as_text()
+    grid = Uniform()(Linear(), 5)
+    text = jax.jit(lambda x: integrate(Heun(), Problem(guided, x, grid, None, COND))).lower(x).as_text()
     assert text.count("stablehlo.while") == 1
     assert len(traces) <= 2  # a scan may trace its body twice to settle types
 

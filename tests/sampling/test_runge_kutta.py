@@ -1,5 +1,7 @@
 """Fixed-step Runge-Kutta methods: order on a velocity with a closed solution, calls, and likelihoods by them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import Linear
 from gen.errors import GenError
 from gen.sampling.grids import Grid, Uniform
+from gen.sampling.integrate import Problem, integrate, nfe, states
 from gen.sampling.likelihood import bits_per_dimension, log_likelihood, rademacher
 from gen.sampling.runge_kutta import RungeKutta
 from tests.sampling.mixture import keys
@@ -27,12 +30,12 @@ def test_order_and_calls(solver):
         x, errors = jnp.ones((2, 3), jnp.float64), []
         for steps in (8, 16, 32):
             grid = Uniform()(Linear(), steps)
-            out = jax.jit(lambda x, grid=grid: solver(growing, x, grid, None, {}, 0, trajectory=True))(x)
+            out = jax.jit(lambda x, grid=grid: states(solver, Problem(growing, x, grid, None, {}, 0)).x)(x)
             assert out.shape == (steps, 2, 3)
             errors.append(float(jnp.abs(out[-1] - np.exp(-2.0)).max()))
     rates = np.log2(np.divide(errors[:-1], errors[1:]))
     assert rates.min() > solver.order - 0.2, f"errors {errors}, orders {rates}"
-    assert solver.nfe(grid) == 32 * {"midpoint": 2, "trapezoid": 2, "rk4": 4}[solver.method]
+    assert nfe(solver, grid) == 32 * {"midpoint": 2, "trapezoid": 2, "rk4": 4}[solver.method]
 
 
 def test_likelihood_of_a_gaussian():
@@ -48,9 +51,12 @@ def test_likelihood_of_a_gaussian():
 
     x = jnp.array([[[0.1, -0.4], [0.9, 0.3]], [[1.5, 0.0], [0.3, 0.3]]])
     grid = Grid(np.linspace(0.0, 1.0, 41), process)
-    found, latent = jax.jit(
-        lambda x: log_likelihood(denoise, x, RungeKutta("rk4"), grid, rademacher(keys(2), x.shape[1:]), {})
-    )(x)
+
+    def likelihood(x):
+        problem = Problem(denoise, x, grid, rademacher(keys(2), x.shape[1:]), {})
+        return log_likelihood(problem, functools.partial(integrate, RungeKutta("rk4")))
+
+    found, latent = jax.jit(likelihood)(x)
     exact = -0.5 * (jnp.square((x - mean) / deviation) + np.log(2 * np.pi * deviation**2)).sum((1, 2))
     np.testing.assert_allclose(found, exact, rtol=1e-4)
     np.testing.assert_allclose(latent, (x - mean) / deviation, rtol=1e-3, atol=1e-4)

@@ -9,14 +9,19 @@ from gen.config import from_json, to_json
 from gen.diffusion.process import VP, Linear
 from gen.errors import GenError
 from gen.sampling.grids import Uniform
+from gen.sampling.integrate import Problem, integrate, nfe, states
+from gen.sampling.noise import per_sample_noise, prior
 from gen.sampling.sde import EulerMaruyama
-from gen.sampling.solvers import Euler, per_sample_noise, prior
+from gen.sampling.solvers import Euler
 from tests.sampling.mixture import denoise, distance, keys
 
 
-def solve(solver, grid, x, **kwargs):
-    noise = per_sample_noise(keys(x.shape[0]), x.shape[1:])
-    return solver(denoise(grid.process), x, grid, noise, {}, **kwargs)
+def problem(grid, x, calls=None):
+    return Problem(denoise(grid.process, calls), x, grid, per_sample_noise(keys(x.shape[0]), x.shape[1:]), {})
+
+
+def solve(solver, grid, x):
+    return integrate(solver, problem(grid, x))
 
 
 @pytest.mark.parametrize(
@@ -54,11 +59,11 @@ def test_calls_and_trajectory(last, second_order):
     solver = EulerMaruyama(last=last, second_order=second_order)
     x = prior(grid, keys(3), (2,))
     with jax.disable_jit():
-        whole = solver(denoise(Linear(), calls), x, grid, per_sample_noise(keys(3), (2,)), {}, trajectory=True)
-    assert len(calls) == solver.nfe(grid)
+        whole = states(solver, problem(grid, x, calls)).x
+    assert len(calls) == nfe(solver, grid)
     assert whole.shape == (grid.steps, 3, 2)
     np.testing.assert_allclose(whole[-1], solve(solver, grid, x), rtol=1e-5, atol=1e-5)
-    again = jax.jit(lambda grid, x: solve(solver, grid, x, trajectory=True))(grid, x)
+    again = jax.jit(lambda grid, x: states(solver, problem(grid, x)).x)(grid, x)
     np.testing.assert_allclose(again, whole, rtol=1e-4, atol=1e-4)
 
 
@@ -68,7 +73,9 @@ def test_the_last_step_adds_no_noise():
 
     def at(value):
         noise = jnp.zeros(3).at[2].set(value)
-        return EulerMaruyama()(denoise(Linear()), x, grid, lambda i: noise[i] + jnp.zeros((1, 1)), {})
+        return integrate(
+            EulerMaruyama(), Problem(denoise(Linear()), x, grid, lambda i: noise[i] + jnp.zeros((1, 1)), {})
+        )
 
     np.testing.assert_array_equal(at(0.0), at(5.0))
 

@@ -13,8 +13,10 @@ from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import EDM, VP, Linear, Trigonometric
 from gen.errors import GenError
 from gen.sampling.grids import Explicit, Grid, Karras, Respaced, Uniform, inversion
+from gen.sampling.integrate import Problem, integrate, nfe, states
 from gen.sampling.multistep import DPMSolver, UniPC
-from gen.sampling.solvers import DDIM, Ancestral, EDMStochastic, Euler, Heun, Renoise, per_sample_noise, prior
+from gen.sampling.noise import per_sample_noise, prior
+from gen.sampling.solvers import DDIM, Ancestral, EDMStochastic, Euler, Heun, Renoise
 from tests.sampling.mixture import denoise, distance, flow, keys
 
 # Renoise takes its predictions for samples, which those of the mixture are not: see its own test
@@ -42,9 +44,13 @@ FEW = [
 PLACES = [(EDM(), Karras()), (DDPM(), Respaced()), (Linear(), Uniform()), (VP(), Karras())]
 
 
-def solve(solver, grid, x, **kwargs):
+def problem(grid, x, call=None, carry=()):
     noise = per_sample_noise(keys(x.shape[0]), x.shape[1:])
-    return solver(denoise(grid.process), x, grid, noise, {}, **kwargs)
+    return Problem(call or denoise(grid.process), x, grid, noise, {}, carry)
+
+
+def solve(solver, grid, x):
+    return integrate(solver, problem(grid, x))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +95,8 @@ def test_samples_follow_the_data(solver, process, grid):
 def test_calls_are_as_stated_and_never_at_clean_data(solver):
     grid, calls = Uniform()(VP(), 5), []
     with jax.disable_jit():
-        solver(denoise(VP(), calls), jnp.ones((2, 1)), grid, per_sample_noise(keys(2), (1,)), {})
-    assert len(calls) == solver.nfe(grid)
+        integrate(solver, problem(grid, jnp.ones((2, 1)), denoise(VP(), calls)))
+    assert len(calls) == nfe(solver, grid)
     assert min(calls) > 0.0
     assert calls[0] == pytest.approx(1.0)
 
@@ -99,10 +105,10 @@ def test_calls_are_as_stated_and_never_at_clean_data(solver):
 def test_trajectory_ends_in_the_result(solver):
     grid = Uniform()(Linear(), 6)
     x = prior(grid, keys(3), (2,))
-    states = solve(solver, grid, x, trajectory=True)
-    assert states.shape == (6, 3, 2)
-    np.testing.assert_allclose(states[-1], solve(solver, grid, x), rtol=1e-6)
-    assert states.dtype == jnp.float32
+    path = states(solver, problem(grid, x)).x
+    assert path.shape == (6, 3, 2)
+    np.testing.assert_allclose(path[-1], solve(solver, grid, x), rtol=1e-6)
+    assert path.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("solver", FEW)
@@ -132,8 +138,8 @@ def test_carry_is_threaded_through_every_call(solver):
         return inner(x, t, cond, step, carry + 1)
 
     with jax.disable_jit():
-        solver(counting, jnp.ones((2, 1)), grid, per_sample_noise(keys(2), (1,)), {}, jnp.int32(0))
-    assert counts == list(range(solver.nfe(grid)))
+        integrate(solver, problem(grid, jnp.ones((2, 1)), counting, jnp.int32(0)))
+    assert counts == list(range(nfe(solver, grid)))
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -166,10 +172,10 @@ def test_weak_order_of_stochastic_solvers(solver):
             grid = Grid(np.linspace(start, end, steps + 1), process)
 
             def last(x, noise, grid=grid):
-                call = solver(
-                    gaussian(process, mean, variance), x.reshape(1, 1), grid, lambda i: noise[i, None, None], {}
-                )
-                return call[0, 0]
+                exact = gaussian(process, mean, variance)
+                return integrate(solver, Problem(exact, x.reshape(1, 1), grid, lambda i: noise[i, None, None], {}))[
+                    0, 0
+                ]
 
             x = jnp.float64((1 - start) * mean)
             value, (slope, shares) = jax.jit(jax.value_and_grad(last, argnums=(0, 1)))(x, jnp.zeros(steps))
@@ -219,10 +225,10 @@ def test_renoise_ends_in_the_prediction_and_follows_samples():
         return Prediction(draws + step, x, t, {}, Linear(), "x"), carry
 
     noise = per_sample_noise(keys(4), (1,))
-    states = Renoise()(consistency, jnp.ones((4, 1)), grid, noise, {}, trajectory=True)
+    path = states(Renoise(), Problem(consistency, jnp.ones((4, 1)), grid, noise, {})).x
     for i in range(3):
         t = grid.times[i + 1]
-        np.testing.assert_allclose(states[i], (1 - t) * (draws + i) + t * noise(i), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(path[i], (1 - t) * (draws + i) + t * noise(i), rtol=1e-5, atol=1e-6)
 
 
 def test_ancestral_step_against_the_chain_formulas():
@@ -241,16 +247,15 @@ def test_ancestral_step_against_the_chain_formulas():
 
     x = np.float64(1.7)
     noise = np.array([0.5, -1.0, 0.7])
-    states = Ancestral("learned")(
-        constant, jnp.full((1, 1), x), grid, lambda i: jnp.asarray(noise, jnp.float32)[i], {}, trajectory=True
-    )
+    draws = jnp.asarray(noise, jnp.float32)
+    path = states(Ancestral("learned"), Problem(constant, jnp.full((1, 1), x), grid, lambda i: draws[i], {})).x
     for step, k in enumerate(reversed(range(3))):
         mean = betas[k] * np.sqrt(previous[k]) / (1 - abar[k]) * d
         mean += (1 - previous[k]) * np.sqrt(1 - betas[k]) / (1 - abar[k]) * x
         share = (raw + 1) / 2
         std = np.exp(0.5 * (share * np.log(betas[k]) + (1 - share) * log_small[k]))
         x = mean + (k > 0) * std * noise[step]
-        np.testing.assert_allclose(states[step, 0, 0], x, rtol=1e-5)
+        np.testing.assert_allclose(path[step, 0, 0], x, rtol=1e-5)
 
 
 def test_encoding_and_decoding_return_the_start():
@@ -270,7 +275,8 @@ def test_a_sample_depends_on_its_own_key_alone():
     solver, ks = EDMStochastic(s_churn=10.0), keys(5)
 
     def sample(ks):
-        return solver(denoise(EDM()), prior(grid, ks, (4,)), grid, per_sample_noise(ks, (4,)), {})
+        x = prior(grid, ks, (4,))
+        return integrate(solver, Problem(denoise(EDM()), x, grid, per_sample_noise(ks, (4,)), {}))
 
     np.testing.assert_allclose(sample(ks)[3:], sample(ks[3:]), rtol=1e-5, atol=1e-6)
     noise = per_sample_noise(ks, (4,))

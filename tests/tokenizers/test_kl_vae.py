@@ -61,7 +61,7 @@ def test_any_size_that_the_factor_divides() -> None:
 @pytest.mark.slow
 def test_conformance(tmp_path: Path) -> None:
     small = dataclasses.replace(TINY, mult=(1,), attention=())
-    check_task(TokenizerTask(small, OptimConfig(1e-3)), Digits("train"), {}, tmp_path, steps=4)
+    check_task(TokenizerTask(tokenizer=small, optim=OptimConfig(1e-3)), Digits("train"), {}, tmp_path, steps=4)
 
 
 def test_refusals() -> None:

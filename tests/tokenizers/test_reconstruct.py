@@ -30,10 +30,10 @@ class Halving:
     def spec(self):
         return TokenizerSpec("continuous", self.size, self.size)
 
-    def encode(self, params, images):
+    def encode(self, params, images, *, cond=None, keys=None):
         return Gaussian(images * params["scale"], jnp.zeros_like(images))
 
-    def decode(self, params, latents, *, cond=None, keys=None):
+    def decode(self, params, latents, *, cond=None, keys=None, options=None):
         return latents
 
 
@@ -41,7 +41,7 @@ class Halving:
 class Exact(Halving):
     """Gives everything back as it was."""
 
-    def decode(self, params, latents, *, cond=None, keys=None):
+    def decode(self, params, latents, *, cond=None, keys=None, options=None):
         return latents * 2
 
 

@@ -19,7 +19,13 @@ from tests.training.conformance import check_devices, check_task
 
 TOKENIZER = KL1DConfig((8, 8, 1), 4, 4, 4, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
 TASK = TokenizerTask(
-    TOKENIZER, OptimConfig(lr=5e-3, clip=1.0), Constant(0.9), kl=1e-4, l1=0.01, augment=RandomAffine(), augmented=0.5
+    tokenizer=TOKENIZER,
+    optim=OptimConfig(lr=5e-3, clip=1.0),
+    emas=(Constant(0.9),),
+    kl=1e-4,
+    l1=0.01,
+    augment=RandomAffine(),
+    augmented=0.5,
 )
 
 
@@ -46,13 +52,13 @@ def test_loss_is_its_formula() -> None:
     params = start(TASK).params["tokenizer"]
     images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1), minval=-1.0, maxval=1.0)
     keys = jax.random.split(jax.random.key(2), 4)
-    loss, metrics = jax.jit(TASK.loss)(params, images, keys)
+    loss, aux = jax.jit(TASK.loss)(params, images, keys)
     posterior = jax.jit(TOKENIZER.encode)(params, images)
     decoded = np.asarray(jax.jit(TOKENIZER.decode)(params, posterior.sample(keys)))
     error = (decoded + 1) / 2 - (np.asarray(images) + 1) / 2
     kl = float(posterior.kl().mean())
     np.testing.assert_allclose(loss, (error**2).mean() + 0.01 * np.abs(error).mean() + 1e-4 * kl, rtol=1e-5)
-    np.testing.assert_allclose(metrics["psnr"], -10 * np.log10((error**2).mean()), rtol=1e-5)
+    np.testing.assert_allclose(aux.metrics["psnr"], -10 * np.log10((error**2).mean()), rtol=1e-5)
 
 
 def test_a_few_steps_help_and_previews_show_the_batch() -> None:
@@ -62,10 +68,10 @@ def test_a_few_steps_help_and_previews_show_the_batch() -> None:
     program = jax.jit(task.programs["tokenizer"])
     mse = []
     for step in range(60):
-        state, metrics = program(state, {}, batch, jax.random.key(step))
+        state, metrics = program(state, {}, batch, task.inputs(step, 60), jax.random.key(step))
         mse.append(float(metrics["mse"]))
     assert np.mean(mse[-5:]) < 0.6 * mse[0]
-    preview = jax.jit(task.preview)(state, {}, jax.random.key(0))
+    preview = jax.jit(lambda state: task.preview(state, {}, jax.random.key(0), None))(state)
     np.testing.assert_allclose(preview["images"], batch["image"][:8] / 127.5 - 1, atol=1e-6)
     assert preview["reconstructions"].shape == (8, 8, 8, 1)
     np.testing.assert_array_equal(task.export(state)["tokenizer"]["mask_token"], state.ema["tokenizer"]["mask_token"])
@@ -73,26 +79,29 @@ def test_a_few_steps_help_and_previews_show_the_batch() -> None:
 
 def test_only_the_chosen_share_is_augmented() -> None:
     """White digits, a blackening augmentation, a tokenizer that paints white: the error tells the share."""
-    task = dataclasses.replace(TASK, tokenizer=White(), kl=0.0, l1=0.0, augment=Black(), ema=None)
+    task = dataclasses.replace(TASK, tokenizer=WHITE, kl=0.0, l1=0.0, augment=Black(), emas=())
     state = task.init(jax.random.key(0), {}, start(TASK))
     batch = {"image": np.full((512, 8, 8, 1), 255, np.uint8)}
     for share in (0.0, 0.25, 1.0):
         program = dataclasses.replace(task, augmented=share).update
-        mse = float(jax.jit(program)(state, {}, batch, jax.random.key(0))[1]["mse"])
+        mse = float(jax.jit(program)(state, {}, batch, task.inputs(0, 1), jax.random.key(0))[1]["mse"])
         assert abs(mse - share) < (0.08 if 0 < share < 1 else 1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
-class White:
-    """Not a network: a posterior at 0 and white pictures."""
+class White(KL1DConfig):
+    """A posterior at 0 and white pictures, whatever the network says."""
 
-    spec = TOKENIZER.spec
-
-    def encode(self, params: Any, images: jax.Array) -> Gaussian:
+    def encode(self, params: Any, images: jax.Array, *, cond: Any = None, keys: Any = None) -> Gaussian:
         return Gaussian(jnp.zeros((images.shape[0], 4, 4)), jnp.zeros((images.shape[0], 4, 4)))
 
-    def decode(self, params: Any, latents: jax.Array) -> jax.Array:
+    def decode(
+        self, params: Any, latents: jax.Array, *, cond: Any = None, keys: Any = None, options: Any = None
+    ) -> jax.Array:
         return jnp.ones((latents.shape[0], 8, 8, 1))
+
+
+WHITE = White(**{field.name: getattr(TOKENIZER, field.name) for field in dataclasses.fields(TOKENIZER)})
 
 
 @dataclasses.dataclass(frozen=True)

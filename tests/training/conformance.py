@@ -16,7 +16,8 @@ import numpy as np
 
 from gen.config import from_json, to_json
 from gen.nn.network import tree_copy
-from gen.training.engine import EngineConfig, Hook, RunConfig, train
+from gen.training.engine import Hook, train
+from gen.training.run import EngineConfig, RunConfig
 from gen.training.sharding import MeshConfig
 from gen.training.task import Stage, State
 from tests.training.keys import Uses
@@ -50,7 +51,7 @@ def check_task(
     `steps` must reach every program twice. Checked: JSON round trip; string keys; one compilation per program;
     frozen arrays and the data's source alive and unchanged; interrupted and resumed equal to undisturbed, bit for
     bit; a step with non-finite parameters changes neither optimiser nor averages and says so; no PRNG key used twice
-    in a step; previews and exports.
+    in a step; previews; exports of the same roles as `models`.
     """
     assert from_json(json.loads(json.dumps(to_json(task)))) == task
     before = jax.device_get(tree_copy(dict(frozen)))
@@ -74,22 +75,24 @@ def check_task(
         names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
         assert all(isinstance(name, str) for name in names), f"{path} has a key that is not a string"
         assert np.isfinite(np.asarray(leaf)).all(), f"{jax.tree_util.keystr(path)} is not finite"
-    _check_guard(task, data, frozen, whole, batch)
-    _check_keys(task, data, frozen, whole, batch)
+    _check_guard(task, data, frozen, whole, batch, steps)
+    _check_keys(task, data, frozen, whole, batch, steps)
     key = jax.random.key(0)
-    for images in task.preview(whole, frozen, key).values():
+    for images in task.preview(whole, frozen, key, None).values():
         assert images.ndim == 4
         assert images.shape[-1] in (1, 3)
-    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(task.export(whole)))
+    exported = task.export(whole)
+    assert exported.keys() == task.models().keys(), "export and models speak of different roles"
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(exported))
 
 
-def _check_guard(task: Any, data: Any, frozen: Any, state: State, batch: int) -> None:
+def _check_guard(task: Any, data: Any, frozen: Any, state: State, batch: int, steps: int) -> None:
     rows = next(iter(data.batches(batch=batch, seed=0, start=0)))
     broken = dataclasses.replace(
         state, params=jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params), step=jnp.int32(0)
     )
     for name, program in task.programs.items():
-        new, metrics = program(broken, frozen, rows | _schedule(task, name), jax.random.key(1))
+        new, metrics = program(broken, frozen, rows, _schedule(task, name, steps), jax.random.key(1))
         flags = [float(v) for k, v in metrics.items() if k.split("/")[-1] == "skipped"]
         assert flags, f"program '{name}' reports no 'skipped'"
         assert max(flags) == 1.0, f"program '{name}' did not skip a step with non-finite parameters"
@@ -97,18 +100,18 @@ def _check_guard(task: Any, data: Any, frozen: Any, state: State, batch: int) ->
         assert same(new.ema, state.ema), f"program '{name}' changed an average in a skipped step"
 
 
-def _check_keys(task: Any, data: Any, frozen: Any, state: State, batch: int) -> None:
+def _check_keys(task: Any, data: Any, frozen: Any, state: State, batch: int, steps: int) -> None:
     rows = next(iter(data.batches(batch=batch, seed=0, start=0)))
     for name, program in task.programs.items():
         uses = Uses()
-        jax.block_until_ready(program(state, frozen, rows | _schedule(task, name), uses.key(1)))
+        jax.block_until_ready(program(state, frozen, rows, _schedule(task, name, steps), uses.key(1)))
         assert not uses.repeated(), f"program '{name}' uses a PRNG key twice"
 
 
-def _schedule(task: Any, name: str) -> dict[str, Any]:
-    """What a batch carries at the first step of a program."""
-    step = next(i for i in range(10_000) if task.select(i) == name)
-    return {"schedule": dict(task.inputs(step))}
+def _schedule(task: Any, name: str, steps: int) -> Mapping[str, Any]:
+    """The schedule of the first step of a program."""
+    found: Mapping[str, Any] = task.inputs(next(i for i in range(steps) if task.select(i) == name), steps)
+    return found
 
 
 class compilations:

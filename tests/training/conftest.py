@@ -1,10 +1,10 @@
 import pytest
 
 from gen.config import KINDS
+from tests.training import scripts
 
 
 @pytest.fixture(autouse=True)
 def _toy_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toys go through JSON like any task: registered for these tests only."""
-    rows = {"toy-task": "tests.training.toy:ToyTask", "toy-data": "tests.training.toy:ToyData"}
-    monkeypatch.setitem(KINDS, "toy", rows)
+    monkeypatch.setitem(KINDS, "toy", scripts.TOYS)

@@ -15,7 +15,8 @@ from gen.data.caches import seal
 from gen.data.images import Images
 from gen.experiments import demo
 from gen.nn.network import Network
-from gen.training.engine import Hook, RunConfig, train
+from gen.training.engine import Hook, train
+from gen.training.run import RunConfig
 from tests.data import files
 from tests.training.conformance import compilations
 

@@ -26,7 +26,8 @@ def function(arguments: Any, indices: jax.Array, weight: jax.Array) -> dict[str,
 
 def run(out: str, batch: int = 16, mesh: Any = None, identity: str = "", **options: Any) -> None:
     writer = ArrayWriter(out, COUNT, identity)
-    run_indexed(function, COUNT, batch=batch, writer=writer, arguments=ARGUMENTS, start=START, mesh=mesh, **options)
+    samples = range(START, START + COUNT)
+    run_indexed(function, samples, batch=batch, writer=writer, arguments=ARGUMENTS, mesh=mesh, **options)
 
 
 def killed(out: str, rows: str) -> None:

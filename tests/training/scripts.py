@@ -1,5 +1,6 @@
 """Runs of the toy in their own process, for tests that kill them or need several devices or processes."""
 
+import dataclasses
 import os
 import signal
 import sys
@@ -8,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from gen.config import KINDS
-from gen.training.engine import EngineConfig, Hook, Interrupted, RunConfig, enable_compile_cache, train
+from gen.training.engine import Hook, Interrupted, train
+from gen.training.program import enable_compile_cache
+from gen.training.run import EngineConfig, RunConfig
 from gen.training.task import Stage
-from tests.training.toy import ToyData, ToyTask, teacher
+from tests.training.toy import OPTIM, ToyData, ToyTask, teacher
 
 STEPS = (30, 20)
+TOYS = {f"toy-{name.lower()}": f"tests.training.toy:{name}" for name in ("ToyTask", "ToyData", "LinearConfig", "Held")}
 
 
 def register() -> None:
     """Gives the toys their kinds in this process."""
-    KINDS["toy"] = {"toy-task": "tests.training.toy:ToyTask", "toy-data": "tests.training.toy:ToyData"}
+    KINDS["toy"] = TOYS
 
 
 def build() -> Any:
@@ -30,7 +34,7 @@ def config(checkpoint_every: int = 7, **engine: Any) -> RunConfig:
     """Two stages; the second starts from the first one's student."""
     stages = (
         Stage("one", ToyTask(), STEPS[0], 16, ToyData()),
-        Stage("two", ToyTask(lr=5e-3), STEPS[1], 16, ToyData()),
+        Stage("two", ToyTask(optim=dataclasses.replace(OPTIM, lr=5e-3)), STEPS[1], 16, ToyData()),
     )
     return RunConfig(
         "toy",

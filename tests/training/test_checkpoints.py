@@ -1,5 +1,6 @@
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,17 @@ import pytest
 
 from gen.errors import GenError
 from gen.training.checkpoints import Checkpoints, latest_step, load_meta, load_weights
-from gen.training.optim import OptimConfig, begin
+from gen.training.optim import OptimConfig
 from gen.training.task import State
 
 
 def _state(value: float = 1.0) -> State:
     params = {"net": {"blocks": {"w": jnp.full((2, 3, 4), value)}, "b": jnp.zeros(3)}, "other": {"w": jnp.ones(2)}}
-    return begin(params, {"net": OptimConfig(warmup=3, clip=1.0)}, {}, {"count": jnp.int32(7)})
+    return State(jnp.int32(0), params, _optimiser(params["net"]), {}, {"count": jnp.int32(7)})
+
+
+def _optimiser(params: Any) -> dict[str, Any]:
+    return {"net": {"updates": jnp.int32(0), "state": OptimConfig(warmup=3, clip=1.0).transform().init(params)}}
 
 
 def _target(state: State) -> State:
@@ -51,8 +56,9 @@ def test_other_structure_is_refused(tmp_path: Path) -> None:
         checkpoints.save(1, state, {})
         checkpoints.wait()
         with pytest.raises(GenError, match="but this task has"):
-            checkpoints.restore(1, _target(begin({"net": {"w": jnp.ones(2)}}, {})))
-        other = begin({"net": {"w": jnp.ones(2)}}, {"net": OptimConfig()}, {}, {"count": jnp.int32(0)})
+            checkpoints.restore(1, _target(State(jnp.int32(0), {"net": {"w": jnp.ones(2)}})))
+        params = {"net": {"w": jnp.ones(2)}}
+        other = State(jnp.int32(0), params, _optimiser(params["net"]), {}, {"count": jnp.int32(0)})
         with pytest.raises(GenError, match="cannot restore checkpoint"):
             checkpoints.restore(1, _target(other))
 

@@ -13,21 +13,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gen.errors import GenError
 from gen.files import RunLock
 from gen.nn.network import tree_copy
-from gen.training import engine
+from gen.training import engine, meter
 from gen.training.checkpoints import load_weights
-from gen.training.engine import EngineConfig, Hook, Interrupted, RunConfig, _Leg, dry_run, load_run, train
+from gen.training.checks import dry_run
+from gen.training.engine import Hook, Interrupted, _Leg, train
 from gen.training.logging import read_metrics
+from gen.training.run import EngineConfig, RunConfig, load_run
 from gen.training.sharding import MeshConfig
 from gen.training.task import Stage, State
 from tests.training import scripts
 from tests.training.conformance import check_devices, check_task, run, same
-from tests.training.toy import ToyData, ToyTask, teacher
+from tests.training.toy import OPTIM, SIZE, ToyData, ToyTask, teacher
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,6 +64,8 @@ def test_run_folder(undisturbed: tuple[Path, State]) -> None:
     assert [r["step"] for r in records] == [30, 50]
     assert records[-1]["images"] == 50 * 16
     assert {"student/loss", "fake_score/grad_norm", "images_per_second"} <= set(records[0])
+    assert records[0]["student/lr"] == pytest.approx(0.01 * (0 + 0.5 + 4) / 6)  # 6 updates, a warm-up over 2
+    assert records[1]["fake_score/lr"] == pytest.approx(5e-3 * (0 + 0.5 + 14) / 16)
     assert sorted(p.name for p in (outdir / "previews").iterdir()) == [
         "one-0000030-weights.png",
         "two-0000050-weights.png",
@@ -173,7 +178,7 @@ def test_a_few_bad_batches_are_skipped(tmp_path: Path) -> None:
 
 
 def test_too_many_bad_batches_stop_the_run(tmp_path: Path) -> None:
-    with pytest.raises(GenError, match=r"not finite for 3 steps in a row, up to step 8; its batch is in .*step-8.npz"):
+    with pytest.raises(GenError, match=r"not finite for 3 steps in a row, up to step 8; .*step-8.npz; checkpoint 4 is"):
         run(ToyTask(), ToyData(bad_from=5), teacher(), tmp_path, batch=8, steps=50, nan_patience=3, checkpoint_every=4)
     with np.load(tmp_path / "nonfinite-step-8.npz") as dump:
         assert np.isnan(dump["x"]).any()
@@ -207,8 +212,10 @@ def test_another_configuration_is_refused(undisturbed: tuple[Path, State]) -> No
     one, two = config.stages
     for other, text in [
         (
-            dataclasses.replace(config, stages=(dataclasses.replace(one, task=ToyTask(lr=0.5)), two)),
-            r"task\.lr = 0\.01",
+            dataclasses.replace(
+                config, stages=(dataclasses.replace(one, task=ToyTask(optim=dataclasses.replace(OPTIM, lr=0.5))), two)
+            ),
+            r"task\.optim\.lr = 0\.01",
         ),
         (dataclasses.replace(config, stages=(dataclasses.replace(one, batch=8), two)), r"stages\[0\]\.batch = 16"),
         (dataclasses.replace(config, engine=dataclasses.replace(config.engine, seed=1)), "seed = 0, this run has 1"),
@@ -316,7 +323,7 @@ def test_status_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("stage 'only': ")
     assert sum(line.startswith("compiled '") for line in lines) == 2
-    assert re.fullmatch(r"only 6/6  48 img  [\d,]+ img/s  0s left  loss \S+  grad \S+", lines[-1])
+    assert re.fullmatch(r"only 6/6  [\d,]+ img/s  0s left  loss \S+  grad \S+  lr 0.01", lines[-1])
 
 
 def test_checkpoints_are_not_closer_than_asked(tmp_path: Path) -> None:
@@ -357,7 +364,8 @@ def test_scores_and_pictures_are_left_out_of_the_rate(tmp_path: Path, monkeypatc
         clock[0] += seconds
         return answer
 
-    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    for module in (engine, meter):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(ToyTask, "select", lambda task, step: passes(2.0, "student"))
     monkeypatch.setattr(_Leg, "_write_preview", lambda leg, step, state: passes(100.0, None))
     hook = Hook(1, lambda *_: passes(30.0, None))
@@ -365,3 +373,52 @@ def test_scores_and_pictures_are_left_out_of_the_rate(tmp_path: Path, monkeypatc
     rates = [record["images_per_second"] for record in read_metrics(tmp_path)]
     assert rates[0] is None, "the first step compiles"
     assert rates[1:] == [4.0, 4.0, 4.0]
+
+
+def test_a_run_of_skipped_steps_alone_does_not_end_as_finished(tmp_path: Path) -> None:
+    """Fewer steps than the patience: nothing was learned, and no checkpoint says that it was."""
+    broken = {"teacher": {"w": jnp.full((SIZE, SIZE), jnp.nan), "b": jnp.zeros(SIZE)}}
+    with pytest.raises(GenError, match=r"'student' were not finite for 3 steps in a row, up to step 3") as caught:
+        run(ToyTask(ratio=1), ToyData(), broken, tmp_path, batch=8, steps=3, nan_patience=10)
+    assert "checkpoint" not in str(caught.value)
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+def test_hooks_and_pictures_that_fail_cost_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is said in a line; the hooks after it are called, checkpoints are written, the run ends."""
+
+    def fails(*_: Any) -> Any:
+        raise ValueError("\nno weights\nmore")
+
+    monkeypatch.setattr(ToyTask, "preview", fails)
+    hooks = (Hook(2, fails), Hook(2, lambda stage, step, state, frozen: {"score": float(step)}))
+    state = run(ToyTask(), ToyData(), teacher(), tmp_path, batch=8, steps=4, preview_every=2, hooks=hooks, quiet=False)
+    assert int(state.step) == 4
+    assert [r["score"] for r in read_metrics(tmp_path) if "score" in r] == [2.0, 4.0]
+    assert int(load_weights(tmp_path).step) == 4
+    lines = capsys.readouterr().out.splitlines()
+    for step in (2, 4):
+        assert f"step {step}: a hook failed: ValueError: no weights" in lines
+        assert f"step {step}: no pictures: ValueError: no weights" in lines
+
+
+def test_arrays_to_start_from_are_taken_where_they_fit(tmp_path: Path) -> None:
+    """The role "start": the first stage's first part begins there; programs do not get it."""
+    start = {"w": jnp.full((SIZE, SIZE), 0.25), "b": jnp.ones(3)}
+    task = ToyTask(optim=dataclasses.replace(OPTIM, lr=0.0))
+    state = run(task, ToyData(), {**teacher(), "start": start}, tmp_path, batch=8, steps=2)
+    np.testing.assert_array_equal(state.params["student"]["w"], start["w"])
+    np.testing.assert_array_equal(state.params["student"]["b"], np.zeros(SIZE))
+    assert np.abs(state.params["fake_score"]["w"] - 0.25).max() > 0.1
+
+
+def test_a_program_that_changes_types_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def halves(task: Any, state: Any, *_: Any) -> Any:
+        params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.params)
+        return dataclasses.replace(state, params=params), {"loss": jnp.zeros(())}
+
+    monkeypatch.setattr(ToyTask, "fake_score", halves)
+    with pytest.raises(TypeError, match=r"'fake_score' changes the types of the state: .*float32.* became bfloat16"):
+        run(ToyTask(), ToyData(), teacher(), tmp_path, batch=8, steps=2)

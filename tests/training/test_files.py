@@ -7,7 +7,7 @@ import pytest
 
 from gen import files
 from gen.errors import GenError
-from gen.files import RunLock, atomic, read_json, write_json
+from gen.files import RunLock, atomic, read_json, settle, write_json
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
@@ -63,3 +63,20 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     assert f"in use by pid {os.getpid()}" in answers[0]
     with RunLock(tmp_path):
         pass
+
+
+def test_a_finished_file_or_folder_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder.partial").mkdir()
+    (tmp_path / "a.partial").write_bytes(b"whole")
+    settle(tmp_path / "folder.partial", tmp_path / "folder")
+    settle(tmp_path / "a.partial", tmp_path / "a")
+    assert (tmp_path / "folder").is_dir()
+    assert (tmp_path / "a").read_bytes() == b"whole"
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(GenError, match=r"cannot write .*b: No space left on device; free space"):
+        settle(tmp_path / "a", tmp_path / "b")
+    assert not (tmp_path / "b").exists()

@@ -134,7 +134,7 @@ def test_tail_is_masked_compiled_once_and_never_written() -> None:
         return {"double": 2 * indices, "weight": weight}
 
     memory = Memory()
-    run_indexed(function, 10, batch=4, writer=memory, start=5)
+    run_indexed(function, range(5, 15), batch=4, writer=memory)
     jax.effects_barrier()
     assert set(traces) == {(4,)}
     indices, weights = (np.stack(column) for column in zip(*sorted(seen, key=lambda pair: pair[0][0]), strict=True))
@@ -148,7 +148,7 @@ def test_tail_is_masked_compiled_once_and_never_written() -> None:
 def test_going_on_at_the_writers_row_and_reporting_progress(capsys) -> None:
     memory, calls = Memory(at=6), []
     options = {"writer": memory, "label": "squares", "on_batch": lambda done, count: calls.append((done, count))}
-    run_indexed(lambda a, i, w: {"square": i * i}, 10, batch=3, **options)
+    run_indexed(lambda a, i, w: {"square": i * i}, range(10), batch=3, **options)
     np.testing.assert_array_equal(memory.joined()["square"], [36, 49, 64, 81])
     assert calls == [(9, 10), (10, 10)]
     text = capsys.readouterr().err
@@ -167,7 +167,7 @@ def test_rows_are_read_on_the_host_a_batch_at_a_time() -> None:
         scale, rows = arguments
         return {"y": scale * rows["x"] + indices[:, None] * weight[:, None]}
 
-    run_indexed(function, 9, batch=4, writer=writer, arguments=jnp.float32(2.0), start=5, read=read)
+    run_indexed(function, range(5, 14), batch=4, writer=writer, arguments=jnp.float32(2.0), read=read)
     rows = np.arange(8, 14)
     np.testing.assert_array_equal(writer.joined()["y"], 2.0 * stored[rows] + rows[:, None])
     assert [5, 6, 7, 8] in seen  # the shapes, before it is known where the job goes on
@@ -180,17 +180,17 @@ def test_nan_is_refused_by_index() -> None:
 
     memory = Memory()
     with pytest.raises(GenError, match="sample 23 has a NaN or infinite 'latent'; expected finite numbers"):
-        run_indexed(function, 20, batch=8, writer=memory, start=10)
+        run_indexed(function, range(10, 30), batch=8, writer=memory)
     assert memory.next == 8
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"count": 0}, "0 samples from index 0 on; expected at least one"),
-        ({"count": 3, "start": 2**31 - 2}, "3 samples from index 2147483646 on"),
-        ({"count": 3, "start": -1}, "expected at least one, with indices in 0 to 2147483647"),
-        ({"count": 3, "batch": 0}, "batch 0 does not divide"),
+        ({"samples": range(0)}, "no samples; expected at least one"),
+        ({"samples": range(2**31 - 2, 2**31 + 1)}, "indices 2147483646 to 2147483648; expected"),
+        ({"samples": [3, -1]}, "expected at least one sample, with indices in 0 to 2147483647"),
+        ({"samples": range(3), "batch": 0}, "batch 0 does not divide"),
     ],
 )
 def test_bad_ranges_are_refused(options, message) -> None:
@@ -200,7 +200,7 @@ def test_bad_ranges_are_refused(options, message) -> None:
 
 def test_rows_must_be_samples() -> None:
     with pytest.raises(GenError, match=r"'total' has shape \(\); expected 2 rows, one per sample"):
-        run_indexed(lambda a, i, w: {"total": i.sum()}, 4, batch=2, writer=Memory())
+        run_indexed(lambda a, i, w: {"total": i.sum()}, range(4), batch=2, writer=Memory())
 
 
 def test_sample_keys_do_not_depend_on_their_company() -> None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from gen.errors import GenError
-from gen.training.logging import MetricsLog, StatusLine, duration, picture_grid, read_metrics, write_picture
+from gen.training.logging import MetricsLog, picture_grid, read_metrics, write_picture
 
 
 def test_records_and_going_on(tmp_path: Path) -> None:
@@ -75,18 +75,3 @@ def test_grid(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "a.png").size == (9 * 24, 4 * 24)
     with pytest.raises(GenError, match="expected"):
         picture_grid(np.zeros((2, 3, 3)))
-
-
-def test_duration() -> None:
-    assert [duration(s) for s in (3.2, 75, 3725, float("inf"))] == ["3s", "1m15s", "1h02m", "?"]
-
-
-def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    status = StatusLine(every=0.0)
-    assert status.due()
-    status.show("one")
-    status.note("two")
-    status.close()
-    assert capsys.readouterr().out == "one\ntwo\n"
-    StatusLine(quiet=True).note("nothing")
-    assert capsys.readouterr().out == ""

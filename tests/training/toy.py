@@ -1,44 +1,94 @@
-"""A small task with everything the engine has to serve: two networks 5:1, a frozen teacher, an average, schedules."""
+"""A small task with everything the engine has to serve: two networks 5:1, a frozen teacher, averages, schedules."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+from gen.nn.conditions import Conditions
+from gen.nn.network import Network
 from gen.training.ema import Constant, PowerFunction
-from gen.training.optim import OptimConfig, begin, update
+from gen.training.method import Method
+from gen.training.optim import OptimConfig
+from gen.training.part import Aux, Part
+from gen.training.task import Model
 
 SIZE = 8
-AVERAGES = {"student": Constant(0.9), "student@0.05": PowerFunction(0.05)}
+OPTIM = OptimConfig(lr=1e-2, warmup=2, clip=1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class ToyTask:
-    """Two linear maps: the fake score fits the student's outputs, the student the frozen teacher's."""
+class LinearConfig:
+    """A linear map of `SIZE` numbers."""
 
-    lr: float = 1e-2
-    ratio: int = 5
     width: int = SIZE
-    alias: bool = False
 
     @property
-    def optim(self) -> OptimConfig:
-        return OptimConfig(lr=self.lr, warmup=2, clip=1.0)
+    def shape(self) -> tuple[int, ...]:
+        return (SIZE,)
 
-    def init(self, key: Any, frozen: Any, previous: Any) -> Any:
-        draw = jax.random.normal(key, (SIZE, self.width))
-        student = {"w": draw, "b": jnp.zeros(self.width)}
+    @property
+    def conditions(self) -> Conditions:
+        return {}
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        return _Linear(self, rngs)
+
+
+class _Linear(nnx.Module):
+    def __init__(self, config: LinearConfig, rngs: nnx.Rngs) -> None:
+        self.w = nnx.Param(jax.random.normal(rngs.params(), (SIZE, config.width)))
+        self.b = nnx.Param(jnp.zeros(config.width))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x @ self.w[...] + self.b[...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """What the student belongs to, as a Denoiser holds a network."""
+
+    network: LinearConfig = LinearConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToyTask(Method):
+    """Two linear maps: the fake score fits the student's outputs, the student the frozen teacher's."""
+
+    optim: OptimConfig = OPTIM
+    emas: tuple[Any, ...] = (Constant(0.9), PowerFunction(0.05))
+    ratio: int = 5
+    network: LinearConfig = LinearConfig()
+    alias: bool = False
+
+    takes: ClassVar[tuple[str, ...]] = ("x",)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (
+            Part("student", self.network, self.optim, self.emas),
+            Part("fake_score", self.network, dataclasses.replace(OPTIM, lr=self.optim.lr)),
+        )
+
+    def models(self) -> Mapping[str, Model]:
+        return {"net": Model(Held(self.network))}
+
+    def start(self, key: Any, frozen: Any, previous: Any) -> Mapping[str, Any]:
+        draw = jax.random.normal(key, (SIZE, self.network.width))
+        student = {"w": draw, "b": jnp.zeros(self.network.width)}
         if previous is not None:
             student = previous.params["student"]
-        optimizers = {"student": self.optim, "fake_score": self.optim}
-        params = {"student": student, "fake_score": {"w": 0.5 * draw, "b": jnp.ones(self.width)}}
-        state = begin(params, optimizers, AVERAGES)
+        return {"student": student, "fake_score": {"w": 0.5 * draw, "b": jnp.ones(self.network.width)}}
+
+    def init(self, key: Any, frozen: Any, previous: Any) -> Any:
+        state = super().init(key, frozen, previous)
         if self.alias:  # what an author may forget: frozen arrays and parameters used twice, not copied
             state = dataclasses.replace(
-                state, aux=dict(frozen["teacher"]), ema=dict.fromkeys(AVERAGES, state.params["student"])
+                state, aux=dict(frozen["teacher"]), ema=dict.fromkeys(state.ema, state.params["student"])
             )
         return state
 
@@ -49,36 +99,33 @@ class ToyTask:
     def select(self, step: int) -> str:
         return "student" if step % self.ratio == self.ratio - 1 else "fake_score"
 
-    def inputs(self, step: int) -> Mapping[str, np.ndarray]:
+    def updates(self, part: str, steps: int) -> int:
+        return steps // self.ratio if part == "student" else steps - steps // self.ratio
+
+    def schedules(self, step: int, steps: int) -> Mapping[str, Any]:
         return {"scale": np.float32(1.0 + step / 100)}
 
-    def student(self, state: Any, frozen: Any, batch: Any, key: Any) -> Any:
+    def student(self, state: Any, frozen: Any, batch: Any, schedule: Any, key: Any) -> Any:
         x = batch["x"] + 0.1 * jax.random.normal(key, batch["x"].shape)
-        scale = batch["schedule"]["scale"]
+        net, scale = Network(self.network), schedule["scale"]
 
         def loss(params: Any, data: Any) -> Any:
-            error = _linear(params, data["x"]) - scale * _linear(frozen["teacher"], data["x"])
-            return jnp.mean(error**2), {"bias": jnp.mean(params["b"])}
+            error = net(params, data["x"]) - scale * net(frozen["teacher"], data["x"])
+            return jnp.mean(error**2), Aux({"bias": jnp.mean(params["b"])})
 
-        return update(state, "student", loss, {"x": x}, self.optim, AVERAGES)
+        return self.parts[0].update(state, loss, {"x": x}, schedule)[:2]
 
-    def fake_score(self, state: Any, frozen: Any, batch: Any, key: Any) -> Any:
-        target = _linear(state.params["student"], batch["x"])
+    def fake_score(self, state: Any, frozen: Any, batch: Any, schedule: Any, key: Any) -> Any:
+        net = Network(self.network)
+        target = net(state.params["student"], batch["x"])
 
         def loss(params: Any, data: Any) -> Any:
-            return jnp.mean((_linear(params, data["x"]) - data["target"]) ** 2), {}
+            return jnp.mean((net(params, data["x"]) - data["target"]) ** 2), Aux()
 
-        return update(state, "fake_score", loss, {"x": batch["x"], "target": target}, self.optim)
+        return self.parts[1].update(state, loss, {"x": batch["x"], "target": target}, schedule)[:2]
 
-    def preview(self, state: Any, frozen: Any, key: Any) -> Mapping[str, Any]:
+    def preview(self, state: Any, frozen: Any, key: Any, generator: Any) -> Mapping[str, Any]:
         return {"weights": jnp.tanh(state.params["student"]["w"])[None, :, :, None]}
-
-    def export(self, state: Any) -> Mapping[str, Any]:
-        return {"net": state.ema["student"]}
-
-
-def _linear(params: Any, x: Any) -> Any:
-    return x @ params["w"] + params["b"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gen.diffusion.backbones.backbone import Output
+from gen.config import suggest
+from gen.diffusion.backbones.backbone import Backbone, Call, Output
 from gen.errors import GenError
 from gen.nn.conditions import Conditions
 from gen.nn.layers import linear
-from gen.nn.network import Cond
 
 __all__ = ["AlignedConfig", "AlignedNetwork"]
 
@@ -76,6 +76,11 @@ class AlignedConfig:
         return shape
 
     @property
+    def width(self) -> int:
+        """The backbone's."""
+        return int(self.network.width)
+
+    @property
     def conditions(self) -> Conditions:
         """The backbone's."""
         conditions: Conditions = self.network.conditions
@@ -98,28 +103,57 @@ class Projector(nnx.Module):
         return self.fc3(jax.nn.silu(self.fc2(jax.nn.silu(self.fc1(x)))))
 
 
-class AlignedNetwork(nnx.Module):
-    """The network of an `AlignedConfig`: the backbone's, with further taps ``aligned_0`` ... (B, N, widths[i])."""
+class AlignedNetwork(Backbone):
+    """The network of an `AlignedConfig`: the backbone's, with further features ``aligned_0`` ... (B, N, widths[i]).
+
+    They are the projections of the backbone's feature `tap`, float32. Inputs, conditions and controls are those of the
+    backbone.
+    """
 
     def __init__(self, config: AlignedConfig, rngs: nnx.Rngs) -> None:
         self.config = config
         self.network = config.network.build(rngs)
+        self.title = self.network.title
+        known = self.network.features()
+        if config.tap not in known:
+            raise GenError(f"{self.title} has no feature '{config.tap}' to align; {suggest(config.tap, known)}")
         for i, width in enumerate(config.widths):
             setattr(self, f"projector_{i}", Projector(config.network.width, config.hidden, width, rngs))
 
-    def null(self, cond: Cond) -> Cond:
-        """The backbone's null condition."""
-        null: Cond = self.network.null(cond)
-        return null
+    def check(self, shape: tuple[int, ...]) -> None:
+        """The backbone's."""
+        self.network.check(shape)
 
-    def __call__(
-        self, x: jax.Array, times: tuple[jax.Array, ...], cond: Cond, *, taps: tuple[str, ...] = (), **options: Any
-    ) -> Output:
-        """See `Backbone`; taps ``aligned_i`` are the projections of the backbone's feature `tap`, float32."""
-        names = {f"aligned_{i}": f"projector_{i}" for i in range(len(self.config.widths))}
-        wanted = [tap for tap in taps if tap in names]
-        inner = tuple(tap for tap in taps if tap not in names)
-        inner += (self.config.tap,) if wanted and self.config.tap not in inner else ()
-        out, features = self.network(x, times, cond, taps=inner, **options)
-        projected = {tap: getattr(self, names[tap])(features[self.config.tap]).astype(jnp.float32) for tap in wanted}
-        return out, {tap: features[tap] for tap in taps if tap in features} | projected
+    def controls(self) -> dict[str, tuple[int, ...]]:
+        """The backbone's."""
+        controls: dict[str, tuple[int, ...]] = self.network.controls()
+        return controls
+
+    def features(self) -> list[str]:
+        """The backbone's, with the projections after the feature that they project."""
+        names: list[str] = self.network.features()
+        end = names.index(self.config.tap) + 1
+        return [*names[:end], *self._projectors(), *names[end:]]
+
+    def forward(self, call: Call) -> Output:
+        """See `Backbone`."""
+        projectors = self._projectors()
+        inner = dict.fromkeys(self.config.tap if tap in projectors else tap for tap in call.taps)
+        out, features = self.network(
+            call.x, call.times, call.cond, controls=call.controls, taps=tuple(inner), stop=call.stop
+        )
+        projected = {
+            tap: getattr(self, projectors[tap])(features[self.config.tap]).astype(jnp.float32)
+            for tap in call.taps
+            if tap in projectors
+        }
+        if self.config.tap not in call.taps:
+            features.pop(self.config.tap, None)
+        features |= projected
+        if call.stop and call.taps:
+            out = features[max(call.taps, key=self.features().index)]
+        return out, features
+
+    def _projectors(self) -> dict[str, str]:
+        """Feature -> the projector that makes it."""
+        return {f"aligned_{i}": f"projector_{i}" for i in range(len(self.config.widths))}

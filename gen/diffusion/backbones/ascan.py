@@ -9,7 +9,7 @@ blocks in its style, with the letters of each stage in the configuration, not a 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gen.config import suggest
-from gen.diffusion.backbones.backbone import BackboneConfig
+from gen.diffusion.backbones.backbone import BackboneConfig, Factors, scaled
 from gen.diffusion.backbones.dit import Block as AttentionBlock
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.backbones.staged import Staged
@@ -142,10 +142,11 @@ class ConvBlock(nnx.Module):
         self.project = linear(hidden, width, bias=False, dtype=dtype, rngs=rngs)
         self.ada = linear(width, 2 * hidden + width, dtype=dtype, rngs=rngs, init=_zeros)
 
-    def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
-        """x (B, H W, width) float32, c (B, width)."""
+    def __call__(self, x: jax.Array, c: jax.Array, factors: Factors = None) -> jax.Array:
+        """x (B, H W, width) float32, c (B, width); of the `factors` on two branches its own is the first."""
         m = self.ada(jax.nn.silu(c)).astype(jnp.float32)
         shift, scale, gate = jnp.split(m, [self.hidden, 2 * self.hidden], axis=-1)
+        (gate,) = scaled((gate,), factors and factors[:1])
         maps = self.norm(self.expand(x.reshape(x.shape[0], *self.grid, -1)))
         hidden = jax.nn.silu(modulate(maps.reshape(*x.shape[:2], -1), shift, scale))
         return x + gate[:, None] * self.project(hidden).astype(jnp.float32)
@@ -163,7 +164,7 @@ class TokenScan(nnx.Module):
 
 
 def _block(config: AsCANConfig, letter: str, stage: int, rngs: nnx.Rngs) -> Any:
-    """A block, called as ``block(x, c)`` with c of the stage's width."""
+    """A block, called as ``block(x, c, factors)`` with c of the stage's width."""
     grid, width = config.grids[stage], config.widths[stage]
     if letter == "C":
         return ConvBlock(config, grid, width, rngs)
@@ -182,6 +183,7 @@ class AsCAN(Staged):
     """
 
     title = "AsCAN"
+    branches = ("mixing", "mlp")  # of attention and scan blocks; a convolution block has the first alone
 
     def __init__(self, config: AsCANConfig, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs)
@@ -212,13 +214,21 @@ class AsCAN(Staged):
         """down, middle, up."""
         return [name for name, _, _ in self._plan()]
 
+    def controls(self) -> dict[str, tuple[int, ...]]:
+        """blocks."""
+        return {"blocks": (sum(self.depths().values()),)}
+
+    def depths(self) -> dict[str, int]:
+        """down, middle, up."""
+        return {name: len(string) for name, _, string in self._plan()}
+
     def head(self, tokens: jax.Array, c: jax.Array) -> jax.Array:
         """Tokens back to pixels."""
         shift, scale = jnp.split(self.final_ada(jax.nn.silu(c)).astype(jnp.float32), 2, axis=-1)
         out = self.final(modulate(layer_norm(tokens), shift, scale)).astype(jnp.float32)
         return unpatchify(out, self.config.size, self.config.patch)
 
-    def walk(self, x: jax.Array, c: jax.Array) -> Iterator[tuple[str, jax.Array]]:
+    def walk(self, x: jax.Array, c: jax.Array, factors: Mapping[str, Factors]) -> Iterator[tuple[str, jax.Array]]:
         """The features in order, each computed when asked for."""
         config, grids = self.config, self.config.grids
         last = len(grids) - 1
@@ -232,7 +242,7 @@ class AsCAN(Staged):
                     tokens = _tokens(getattr(self, f"grow_{stage}")(maps))
                 joined = jnp.concatenate([tokens, skips.pop()], axis=-1)
                 tokens = getattr(self, f"join_{stage}")(joined).astype(jnp.float32)
-            tokens = self._run(name, string, tokens, c)
+            tokens = self._run(name, string, tokens, c, factors[name])
             yield name, tokens
             if name.startswith("down"):
                 skips.append(tokens)
@@ -240,16 +250,18 @@ class AsCAN(Staged):
                     maps = tokens.reshape(x.shape[0], *grids[stage], -1)
                     tokens = _tokens(getattr(self, f"shrink_{stage}")(maps))
 
-    def _run(self, name: str, string: str, tokens: jax.Array, c: jax.Array) -> jax.Array:
-        own = getattr(self, f"{name}_cond")(jax.nn.silu(c)).astype(jnp.float32)
-        for i in range(len(_runs(string))):
-            tokens, _ = run_stack(
+    def _run(self, name: str, string: str, tokens: jax.Array, c: jax.Array, factors: Factors) -> jax.Array:
+        own, start = getattr(self, f"{name}_cond")(jax.nn.silu(c)).astype(jnp.float32), 0
+        for i, (_, depth) in enumerate(_runs(string)):
+            tokens = run_stack(
                 getattr(self, f"{name}_{i}"),
                 tokens,
-                lambda block, tokens, _: constrain(block(tokens, own)),
+                lambda block, tokens, factors: (constrain(block(tokens, own, factors)), None),
+                per_layer=None if factors is None else tuple(branch[start : start + depth] for branch in factors),
                 remat=self.config.remat,
                 scan=self.config.scan,
-            )
+            ).x
+            start += depth
         return tokens
 
 

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,20 @@ from gen.errors import GenError
 from gen.nn.conditions import Conditions, label
 from gen.nn.network import Cond
 
-__all__ = ["Backbone", "BackboneConfig", "Call", "Output", "UNetBackbone", "UNetConfig"]
+__all__ = [
+    "Backbone",
+    "BackboneConfig",
+    "Call",
+    "Factors",
+    "Output",
+    "UNetBackbone",
+    "UNetConfig",
+    "branch_factors",
+    "scaled",
+]
 
 Output = tuple[jax.Array, dict[str, jax.Array]]
+Factors = tuple[jax.Array, ...] | None  # one for each residual branch of a block; None for all ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +56,8 @@ class BackboneConfig:
 
     size: Any
     channels: int
-    num_classes: int
-    times: Any
+    num_classes: int = 0
+    times: Any = 1
     null_class: bool = True
     dropout: float = 0.0
 
@@ -77,7 +88,7 @@ class Backbone(nnx.Module):
     `forward` and says what it knows: `shape`, `features`, `controls`.
     """
 
-    title: ClassVar[str]  # what messages call it
+    title: str  # what messages call it
     config: Any
 
     @property
@@ -96,7 +107,7 @@ class Backbone(nnx.Module):
             raise GenError(f"{self.title} input is {shape}; expected {self.shape}, the network's size and channels")
 
     def controls(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the arrays that change the network while it runs, by name."""
+        """Shapes of the arrays that change the network while it runs, by name; all ones leave it as it is."""
         return {}
 
     @abc.abstractmethod
@@ -154,6 +165,23 @@ class Backbone(nnx.Module):
             if tap not in names:
                 raise GenError(f"{self.title} has no feature '{tap}'; {suggest(tap, names)}")
         return self.forward(Call(x, times, cond, controls, taps, stop))
+
+
+def branch_factors(controls: Mapping[str, jax.Array], branches: tuple[str, ...], depth: int) -> Factors:
+    """Factors on the residual branches of each block, one (depth,) array for each of `branches`; None for all ones.
+
+    The controls ``blocks`` (depth,) scales all branches of a block, so that 0 leaves the identity; the name of a branch
+    (depth,) scales that branch alone.
+    """
+    if not {"blocks", *branches} & set(controls):
+        return None
+    ones = jnp.ones((depth,))
+    return tuple(controls.get("blocks", ones) * controls.get(branch, ones) for branch in branches)
+
+
+def scaled(gates: tuple[jax.Array, ...], factors: Factors) -> tuple[jax.Array, ...]:
+    """The gates of a block's residual branches, each times its scalar factor."""
+    return gates if factors is None else tuple(gate * factor for gate, factor in zip(gates, factors, strict=True))
 
 
 class UNetBackbone(Backbone):

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gen.config import suggest
-from gen.diffusion.backbones.backbone import Backbone, BackboneConfig, Call, Output
+from gen.diffusion.backbones.backbone import Backbone, BackboneConfig, Call, Factors, Output, branch_factors, scaled
 from gen.errors import GenError
+from gen.nn.attention import Attention
 from gen.nn.layers import (
     MLP,
-    Attention,
     Remat,
     TimeEmbedder,
     layer_norm,
@@ -42,6 +42,8 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "XL": (28, 1152, 16),
 }
 
+BRANCHES = ("attention", "mlp")  # of a block, in this order
+
 _zeros = nnx.initializers.zeros_init()
 
 
@@ -58,7 +60,8 @@ class DiTConfig(BackboneConfig):
       num_classes: number of labels; 0 for an unconditional network.
       null_class: the label table has one more row, the null label of classifier-free guidance.
       learned_variance: twice the output channels; the second half is the raw variance.
-      times: 1, or 2 for flow maps: each time has its own embedder and the embeddings are added.
+      times: 1, or 2 for flow maps: each time has its own embedder and the embeddings are added. The second one's last
+        layer starts at zero, so that a network started from one with a single time gives the same outputs.
       dtype: compute type of the matrix products; parameters, norms and the residual stream are float32.
       remat: what the backward pass recomputes.
       scan: depth as one scan (constant compile time), or a Python loop.
@@ -114,7 +117,10 @@ def dit(name: str, *, size: tuple[int, ...] = (32, 32), learned_variance: bool =
 
 
 class Block(nnx.Module):
-    """x += gate1 Attention(LN(x) (1 + scale1) + shift1); x += gate2 MLP(LN(x) (1 + scale2) + shift2)."""
+    """x += gate1 Attention(LN(x) (1 + scale1) + shift1); x += gate2 MLP(LN(x) (1 + scale2) + shift2).
+
+    A call takes x (B, N, width) float32, c (B, width) and, where branches are scaled, the `factors` on the two gates.
+    """
 
     def __init__(self, config: DiTConfig, rngs: nnx.Rngs) -> None:
         dtype = jnp.dtype(config.dtype)
@@ -122,9 +128,10 @@ class Block(nnx.Module):
         self.mlp = MLP(config.width, int(config.width * config.mlp_ratio), dtype=dtype, rngs=rngs)
         self.ada = linear(config.width, 6 * config.width, dtype=dtype, rngs=rngs, init=_zeros)
 
-    def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, c: jax.Array, factors: Factors = None) -> jax.Array:
         m = self.ada(jax.nn.silu(c)).astype(jnp.float32)
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(m, 6, axis=-1)
+        gate1, gate2 = scaled((gate1, gate2), factors)
         x = x + gate1[:, None] * self.attn(modulate(layer_norm(x), shift1, scale1)).astype(jnp.float32)
         return x + gate2[:, None] * self.mlp(modulate(layer_norm(x), shift2, scale2)).astype(jnp.float32)
 
@@ -134,7 +141,9 @@ class DiT(Backbone):
 
     At initialisation the output is exactly 0 and each block is the identity (gates and last layer are zero). The
     sinusoids of the time turn by one radian per unit at their fastest. Features: ``tokens`` (patches with positions)
-    and ``block_0`` ... : (B, N, width) float32. Relatives of DiT bring their own `block`, called as ``block(x, c)``.
+    and ``block_0`` ... : (B, N, width) float32. Controls, each (depth,) and 1 for no change: ``attention`` and ``mlp``
+    scale a branch of each block, ``blocks`` scales both. Relatives of DiT bring their own `block`, called as
+    ``block(x, c, factors)``.
     """
 
     title = "DiT"
@@ -146,7 +155,7 @@ class DiT(Backbone):
         self.patch = linear(patch_channels * config.channels, config.width, dtype=dtype, rngs=rngs)
         self.time = TimeEmbedder(config.width, rngs=rngs)
         if config.times == 2:
-            self.time2 = TimeEmbedder(config.width, rngs=rngs)
+            self.time2 = TimeEmbedder(config.width, silent=True, rngs=rngs)
         if config.num_classes:
             rows = config.num_classes + config.null_class
             self.label = nnx.Embed(rows, config.width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
@@ -158,6 +167,10 @@ class DiT(Backbone):
     def features(self) -> list[str]:
         """tokens, blocks."""
         return ["tokens", *(f"block_{i}" for i in range(self.config.depth))]
+
+    def controls(self) -> dict[str, tuple[int, ...]]:
+        """blocks, attention, mlp."""
+        return dict.fromkeys(("blocks", *BRANCHES), (self.config.depth,))
 
     def embed(self, times: tuple[jax.Array, ...], cond: Cond) -> jax.Array:
         """c (B, width) float32: the sum of the time and label embeddings."""
@@ -177,10 +190,11 @@ class DiT(Backbone):
         tokens = self.patch(patchify(call.x, self.config.patch)).astype(jnp.float32)
         tokens = constrain(tokens + sincos_positions(self.config.grid, self.config.width))
         features = {"tokens": tokens} if "tokens" in call.taps else {}
-        tokens, kept = run_stack(
+        tokens, _, kept = run_stack(
             self.blocks,
             tokens,
-            lambda block, tokens, _: constrain(block(tokens, c)),
+            lambda block, tokens, factors: (constrain(block(tokens, c, factors)), None),
+            per_layer=branch_factors(call.controls, BRANCHES, self.config.depth),
             remat=self.config.remat,
             scan=self.config.scan,
             keep=layers,

@@ -2,7 +2,7 @@
 
 Karras et al. 2023, "Analyzing and Improving the Training Dynamics of Diffusion Models" (arXiv 2312.02696), config G.
 No biases, no learned norms: activations have unit magnitude on expectation as long as weights do, which training
-enforces by normalising the stored weights before every step (`EDM2Config.project`; eq. 65 and appendix B.4).
+enforces by normalising the stored weights before every step (`UnitWeight`; eq. 65 and appendix B.4).
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gen.arrays import map_paths
 from gen.config import suggest
 from gen.diffusion.backbones.backbone import Call, Output, UNetBackbone, UNetConfig
 from gen.errors import GenError
+from gen.nn.attention import attention
 from gen.nn.convolution import convolution
 from gen.nn.layers import dropout
-from gen.nn.network import Buffer, Cond, Params
+from gen.nn.network import Buffer, Cond, Projected
 from gen.training.sharding import constrain
 
 __all__ = [
@@ -121,7 +121,8 @@ class EDM2Config(UNetConfig):
       clip: activations are clipped to +-clip after every block, for 16-bit types.
       uncertainty: Fourier features of the learned log variance u(sigma), which the network always returns as the
         feature "logvar" (B,); 0 for a network without.
-      times: 1, or 2 for flow maps: a second time with its own embedding, summed with the first.
+      times: 1, or 2 for flow maps: a second time with its own embedding, added to the first by a learned gain that
+        starts at zero, so that a network started from one with a single time gives the same outputs.
       dtype: compute type of the image path; parameters, their normalisation and the embeddings are float32.
       remat: what the backward pass recomputes: nothing, or every block.
 
@@ -207,18 +208,6 @@ class EDM2Config(UNetConfig):
         """The module with freshly drawn parameters."""
         return EDM2UNet(self, rngs)
 
-    def project(self, params: Params) -> Params:
-        """Forced weight normalisation: every weight at unit root mean square per output (eq. 66).
-
-        To be applied to the stored parameters before each training step: growing weights would slow learning down.
-        """
-
-        def one(path: str, leaf: jax.Array) -> jax.Array:
-            return normalize(leaf, tuple(range(leaf.ndim - 1))) if path.endswith("/kernel") else leaf
-
-        projected: Params = map_paths(one, params)
-        return projected
-
 
 def edm2(name: str, *, size: int = 64, channels: int = 4, num_classes: int = 1000, **changes: Any) -> EDM2Config:
     """A published size by name, XXS to XXL; ``channels=3`` for the 64 px pixel models. Dropout 0.1 from M on.
@@ -233,6 +222,18 @@ def edm2(name: str, *, size: int = 64, channels: int = 4, num_classes: int = 100
     return dataclasses.replace(config, **changes)
 
 
+class UnitWeight(Projected):
+    """A weight at unit root mean square per output: forced weight normalisation (eq. 66).
+
+    Growing weights would slow learning down.
+    """
+
+    @staticmethod
+    def project(value: jax.Array) -> jax.Array:
+        """The weight (..., outputs) normalised over all other axes."""
+        return normalize(value, tuple(range(value.ndim - 1)))
+
+
 class MPConv(nnx.Module):
     """A convolution (k = 1, 3) or dense layer (k = 0) without bias, whose weights are unit vectors (eq. 47).
 
@@ -242,13 +243,13 @@ class MPConv(nnx.Module):
     def __init__(self, inputs: int, outputs: int, size: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
         self.dtype = dtype
         shape = (size, size, inputs, outputs) if size else (inputs, outputs)
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape))
+        self.kernel = UnitWeight(jax.random.normal(rngs.params(), shape))
 
     def __call__(self, x: jax.Array, gain: jax.Array | float = 1.0) -> jax.Array:
         """(B, H, W, inputs) or (B, inputs) -> as many axes, outputs channels, in the compute type."""
         stored = self.kernel[...]
         fan_in = stored.size // stored.shape[-1]
-        kernel = normalize(stored, tuple(range(stored.ndim - 1))) * (gain / math.sqrt(fan_in))
+        kernel = UnitWeight.project(stored) * (gain / math.sqrt(fan_in))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if kernel.ndim == 2:
             return x @ kernel
@@ -294,8 +295,7 @@ class EDM2Block(nnx.Module):
         self.conv_res0 = MPConv(inner, layer.outputs, 3, **shared)
         self.emb_linear = MPConv(config.embedding, layer.outputs, 0, rngs=rngs)
         self.conv_res1 = MPConv(layer.outputs, layer.outputs, 3, **shared)
-        if layer.inputs != layer.outputs:
-            self.conv_skip = MPConv(layer.inputs, layer.outputs, 1, **shared)
+        self.conv_skip = MPConv(layer.inputs, layer.outputs, 1, **shared) if layer.inputs != layer.outputs else None
         if layer.heads:
             self.attn_qkv = MPConv(layer.outputs, 3 * layer.outputs, 1, **shared)
             self.attn_proj = MPConv(layer.outputs, layer.outputs, 1, **shared)
@@ -318,7 +318,7 @@ class EDM2Block(nnx.Module):
         return jnp.clip(x, -config.clip, config.clip)
 
     def _skip(self, x: jax.Array) -> jax.Array:
-        return self.conv_skip(x) if hasattr(self, "conv_skip") else x
+        return x if self.conv_skip is None else self.conv_skip(x)
 
     def _attend(self, x: jax.Array) -> jax.Array:
         """Cosine attention: q, k and v are normalised per head and position."""
@@ -327,7 +327,7 @@ class EDM2Block(nnx.Module):
         # channels of the projection: head, then channel, then q, k, v
         qkv = normalize(self.attn_qkv(x).reshape(b, h * w, heads, c // heads, 3), 3)
         q, k, v = (qkv[..., i] for i in range(3))
-        return jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)
+        return attention(q, k, v).reshape(b, h, w, c)
 
 
 class EDM2UNet(UNetBackbone):
@@ -348,6 +348,7 @@ class EDM2UNet(UNetBackbone):
         if config.times == 2:
             self.emb_fourier2 = Fourier(noise, rngs)
             self.emb_noise2 = MPConv(noise, emb, 0, rngs=rngs)
+            self.emb_gain2 = nnx.Param(jnp.zeros(()))
         if config.num_classes:
             self.emb_label = MPConv(config.num_classes, emb, 0, rngs=rngs)
 
@@ -369,11 +370,11 @@ class EDM2UNet(UNetBackbone):
         return [f"{side}_{row.name}" for side, row in self._layers()]
 
     def embed(self, times: tuple[jax.Array, ...], cond: Cond) -> jax.Array:
-        """(B, embedding) float32: noise level, second time and label, summed at equal shares."""
+        """(B, embedding) float32: noise level and label, summed at equal shares, and a second time by its gain."""
         config = self.config
         emb = self.emb_noise(self.emb_fourier(times[0]))
         if config.times == 2:
-            emb = mp_sum(emb, self.emb_noise2(self.emb_fourier2(times[1])), 0.5)
+            emb = emb + self.emb_noise2(self.emb_fourier2(times[1]), self.emb_gain2[...])
         if config.num_classes:
             one_hot = jax.nn.one_hot(cond["label"], config.num_classes) * math.sqrt(config.num_classes)
             emb = mp_sum(emb, self.emb_label(one_hot), config.label_balance)

@@ -14,8 +14,9 @@ import numpy as np
 from flax import nnx
 
 from gen.errors import GenError
+from gen.nn.attention import attention
 from gen.nn.convolution import convolution
-from gen.nn.layers import attend, dropout, matrix_product
+from gen.nn.layers import dropout, matrix_product
 
 __all__ = ["BOX", "FIR", "Conv", "GroupNorm", "Linear", "Style", "UNetBlock", "fir_down", "fir_up", "law_of"]
 
@@ -184,12 +185,13 @@ class Linear(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, law: Init, bias: float | None, rngs: nnx.Rngs) -> None:
         self.kernel = nnx.Param(law(rngs.params(), (inputs, outputs)))
-        if bias is not None:
-            self.bias = nnx.Param(bias * law(rngs.params(), (inputs, outputs))[0] if bias else jnp.zeros((outputs,)))
+        self.bias = None if bias is None else nnx.Param(jnp.zeros((outputs,)))
+        if bias:  # drawn by the law of the weights' fan
+            self.bias = nnx.Param(bias * law(rngs.params(), (inputs, outputs))[0])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x @ self.kernel[...]
-        return y + self.bias[...] if hasattr(self, "bias") else y
+        return y if self.bias is None else y + self.bias[...]
 
 
 class GroupNorm(nnx.Module):
@@ -249,8 +251,8 @@ class UNetBlock(nnx.Module):
             self.affine_s = Linear(emb, width, law, style.bias, rngs)
         self.norm1 = GroupNorm(outputs, style)
         self.conv1 = Conv(outputs, outputs, 3, **{**shared, "law": zero})
-        if outputs != inputs or up or down:
-            self.skip = Conv(inputs, outputs, 1 if style.project or outputs != inputs else 0, **sampled)
+        size = 1 if style.project or outputs != inputs else 0
+        self.skip = Conv(inputs, outputs, size, **sampled) if outputs != inputs or up or down else None
         if heads:
             self.norm2 = GroupNorm(outputs, style)
             self.qkv = Conv(outputs, 3 * outputs, 1, **{**shared, "law": law_of(*style.qkv)})
@@ -273,7 +275,7 @@ class UNetBlock(nnx.Module):
             identity are left.
         """
         scale = self.style.skip_scale
-        skip = self.skip(x) if hasattr(self, "skip") else x
+        skip = x if self.skip is None else self.skip(x)
         runs = (True, True) if keep is None else keep
         x = _cond(
             runs[0], lambda x, skip: (self._residual(x, embs, keys) + skip) * scale, lambda x, skip: skip, x, skip
@@ -301,7 +303,7 @@ class UNetBlock(nnx.Module):
         # the projection's channels are ordered by head, then channel, then q, k, v
         qkv = self.qkv(self.norm2(x)).reshape(b, h * w, self.heads, c // self.heads, 3)
         q, k, v = (qkv[..., i] for i in range(3))
-        return attend(q, k, v).reshape(b, h, w, c)
+        return attention(q, k, v).reshape(b, h, w, c)
 
 
 def _cond(runs: Any, yes: Any, no: Any, *args: jax.Array) -> jax.Array:

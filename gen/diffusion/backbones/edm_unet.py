@@ -11,13 +11,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from gen.diffusion.backbones.backbone import Call, Output, UNetBackbone, UNetConfig
-from gen.diffusion.backbones.edm_blocks import BOX, Conv, GroupNorm, Linear, Style, UNetBlock, law_of
+from gen.diffusion.backbones.edm_blocks import BOX, Conv, GroupNorm, Style, UNetBlock, law_of
+from gen.diffusion.backbones.edm_embeddings import DhariwalMapping, SongMapping
 from gen.errors import GenError
-from gen.nn.network import Buffer, Cond
 from gen.training.sharding import constrain
 
 __all__ = ["DhariwalUNetConfig", "Layer", "SongUNetConfig", "UNet"]
@@ -268,14 +267,6 @@ class DhariwalUNetConfig(_UNetConfig):
         return UNet(self, rngs)
 
 
-def positional(t: jax.Array, width: int, *, endpoint: bool) -> jax.Array:
-    """[cos(t f), sin(t f)] with f_k = 10000^(-k / (width / 2 - endpoint)); (B,) -> (B, width) float32."""
-    half = width // 2
-    exponents = np.arange(half, dtype=np.float32) / max(half - endpoint, 1)
-    angles = t.astype(jnp.float32)[:, None] * np.power(np.float32(1e-4), exponents)
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
 class UNet(UNetBackbone):
     """The network of a `SongUNetConfig` or `DhariwalUNetConfig`: embedding of the conditions, encoder, decoder.
 
@@ -400,80 +391,3 @@ class _Walk:
         self.parts += 1 + bool(layer.heads)
         call = jax.checkpoint(layer.__call__) if self.remat == "full" else layer
         return constrain(call(x, self.embs, keys, keep))
-
-
-class SongMapping(nnx.Module):
-    """SongUNet's embedding: class and augmentation are added to the noise features before the MLP."""
-
-    def __init__(self, config: SongUNetConfig, rngs: nnx.Rngs) -> None:
-        self.config = config
-        law, width = law_of(*config.style.law), config.width * config.noise
-        emb = config.width * config.emb
-        if config.embedding == "fourier":
-            self.freqs = Buffer(16.0 * jax.random.normal(rngs.params(), (width // 2,)))
-        if config.num_classes:
-            self.label = Linear(config.num_classes, width, law, 0.0, rngs)
-        if config.augment:
-            self.augment = Linear(config.augment, width, law, None, rngs)
-        for s in ("", "_s")[: config.times]:
-            setattr(self, f"layer0{s}", Linear(width, emb, law, 0.0, rngs))
-            setattr(self, f"layer1{s}", Linear(emb, emb, law, 0.0, rngs))
-
-    def __call__(self, times: tuple[jax.Array, ...], cond: Cond) -> tuple[jax.Array, ...]:
-        """One conditioning vector (B, width emb) float32 per time."""
-        config = self.config
-        extra: Any = 0.0
-        if config.num_classes:
-            extra = self.label(jax.nn.one_hot(cond["label"], config.num_classes) * math.sqrt(config.num_classes))
-        if config.augment and "augment" in cond:
-            extra = extra + self.augment(cond["augment"])
-        out = []
-        for t, s in zip(times, ("", "_s"), strict=False):
-            # the official code swaps the halves: sines first
-            e = jnp.roll(self.noise(t), config.width * config.noise // 2, axis=-1) + extra
-            e = jax.nn.silu(getattr(self, f"layer0{s}")(e))
-            out.append(jax.nn.silu(getattr(self, f"layer1{s}")(e)))
-        return tuple(out)
-
-    def noise(self, t: jax.Array) -> jax.Array:
-        """(B,) -> (B, width noise): [cos, sin] features of the noise conditioning."""
-        if self.config.embedding == "positional":
-            return positional(t, self.config.width * self.config.noise, endpoint=True)
-        # the frequencies are drawn once and never trained
-        angles = t[:, None] * (2.0 * math.pi * jax.lax.stop_gradient(self.freqs[...]))
-        return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
-class DhariwalMapping(nnx.Module):
-    """DhariwalUNet's embedding: the class is added after the MLP, to that of the first time only."""
-
-    def __init__(self, config: DhariwalUNetConfig, rngs: nnx.Rngs) -> None:
-        self.config = config
-        style, emb = config.style, config.width * config.emb
-        law = law_of(*style.law)
-        if config.augment:
-            self.augment = Linear(config.augment, config.width, law_of(*style.zero), None, rngs)
-        for s in ("", "_s")[: config.times]:
-            setattr(self, f"layer0{s}", Linear(config.width, emb, law, style.bias, rngs))
-            setattr(self, f"layer1{s}", Linear(emb, emb, law, style.bias, rngs))
-        if config.num_classes:
-            unit = law_of("kaiming-normal", math.sqrt(config.num_classes))
-            self.label = Linear(config.num_classes, emb, unit, None, rngs)
-
-    def __call__(self, times: tuple[jax.Array, ...], cond: Cond) -> tuple[jax.Array, ...]:
-        """One conditioning vector (B, width emb) float32 per time."""
-        config = self.config
-        out = []
-        for t, s in zip(times, ("", "_s"), strict=False):
-            e = self.noise(t)
-            if config.augment and "augment" in cond:
-                e = e + self.augment(cond["augment"])
-            e = getattr(self, f"layer1{s}")(jax.nn.silu(getattr(self, f"layer0{s}")(e)))
-            if config.num_classes and not s:
-                e = e + self.label(jax.nn.one_hot(cond["label"], config.num_classes))
-            out.append(jax.nn.silu(e))
-        return tuple(out)
-
-    def noise(self, t: jax.Array) -> jax.Array:
-        """(B,) -> (B, width): [cos, sin] features of the noise conditioning."""
-        return positional(t, self.config.width, endpoint=False)

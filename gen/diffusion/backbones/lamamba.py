@@ -6,7 +6,7 @@ full, half, quarter and quarter resolution; the decoder mirrors the encoder and 
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -15,9 +15,10 @@ import numpy as np
 from flax import nnx
 
 from gen.config import suggest
-from gen.diffusion.backbones.backbone import BackboneConfig
+from gen.diffusion.backbones.backbone import BackboneConfig, Factors, scaled
 from gen.diffusion.backbones.staged import Staged
 from gen.errors import GenError
+from gen.nn.attention import attention
 from gen.nn.layers import (
     MLP,
     Remat,
@@ -65,7 +66,6 @@ class LaMambaConfig(BackboneConfig):
       num_classes: number of labels; 0 for an unconditional network. The label table has one more row, the null label.
       learned_variance: twice the output channels; the second half is the raw variance.
       times: 1, or 2 for flow maps: each time has its own embedder and the embeddings are added.
-      jvp_safe: for methods that differentiate in forward mode: scans that such a derivative passes through.
       dtype: compute type of the matrix products; parameters, norms, scans and the residual stream are float32.
       remat: what the backward pass recomputes.
       scan: each stage as one scan over its blocks, or a Python loop.
@@ -93,7 +93,6 @@ class LaMambaConfig(BackboneConfig):
     num_classes: int = 1000
     learned_variance: bool = False
     times: Literal[1, 2] = 1
-    jvp_safe: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "dots"
     scan: bool = True
@@ -196,13 +195,10 @@ class WindowAttention(nnx.Module):
             x = jnp.where(shifted, jnp.roll(x, [-s for s in self.shift], axis=(1, 2)), x)
         qkv = self._windows(self.qkv(x))
         q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:3], 3, self.heads, width // self.heads), 3, 0)
-        scores = jnp.einsum("bwqhd,bwkhd->bwhqk", q, k, preferred_element_type=jnp.float32)
-        scores = scores * (width // self.heads) ** -0.5
-        scores = scores + self.bias[...][relative_index(self.window)].transpose(2, 0, 1)
+        bias = self.bias[...][relative_index(self.window)].transpose(2, 0, 1)
         if rolls:
-            scores = scores + jnp.where(shifted, window_mask(self.grid, self.window, self.shift)[:, None], 0.0)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        out = self._merge(jnp.einsum("bwhqk,bwkhd->bwqhd", weights, v).reshape(b, -1, width))
+            bias = bias + jnp.where(shifted, window_mask(self.grid, self.window, self.shift)[:, None], 0.0)
+        out = self._merge(attention(q, k, v, bias=bias).reshape(b, -1, width))
         if rolls:
             out = jnp.where(shifted, jnp.roll(out, self.shift, axis=(1, 2)), out)
         return self.proj(out).reshape(b, n, width)
@@ -255,7 +251,6 @@ class Block(nnx.Module):
             rank=config.rank,
             conv=config.conv,
             conv_bias=config.conv_bias,
-            method="scan" if config.jvp_safe else None,
             dtype=dtype,
             rngs=rngs,
         )
@@ -267,9 +262,12 @@ class Block(nnx.Module):
         """(B, 9 width) float32: shift, scale and gate of the scan, the attention and the MLP."""
         return self.ada(jax.nn.silu(c if self.cond is None else self.cond(c))).astype(jnp.float32)
 
-    def __call__(self, x: jax.Array, c: jax.Array, shifted: bool | jax.Array = False) -> jax.Array:
-        """x (B, H W, width) float32, c (B, condition) -> (B, H W, width) float32."""
+    def __call__(
+        self, x: jax.Array, c: jax.Array, shifted: bool | jax.Array = False, factors: Factors = None
+    ) -> jax.Array:
+        """x (B, H W, width) float32, c (B, condition), `factors` on the gates -> (B, H W, width) float32."""
         m = [part[:, None] for part in jnp.split(self.modulation(c), 9, axis=-1)]
+        m[2::3] = scaled(tuple(m[2::3]), factors)
         scanned = self.scan(self._maps(self.norm1(x) * (1.0 + m[1]) + m[0])).reshape(x.shape)
         x = x + m[2] * scanned.astype(jnp.float32)
         x = x + m[5] * self.attn(self.norm2(x) * (1.0 + m[4]) + m[3], shifted).astype(jnp.float32)
@@ -330,6 +328,7 @@ class LaMamba(Staged):
     """
 
     title = "LaMamba"
+    branches = ("scan", "attention", "mlp")
 
     def __init__(self, config: LaMambaConfig, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs)
@@ -373,6 +372,13 @@ class LaMamba(Staged):
         """tokens, down, middle, up."""
         return ["tokens", *(f"down_{i}" for i in range(STAGES)), "middle", *(f"up_{i}" for i in range(STAGES))]
 
+    def depths(self) -> dict[str, int]:
+        """down, middle, up."""
+        config = self.config
+        down = {f"down_{i}": depth for i, depth in enumerate(config.depths)}
+        up = {f"up_{i}": depth + config.extra for i, depth in enumerate(reversed(config.depths))}
+        return {**down, "middle": config.middle, **up}
+
     def head(self, tokens: jax.Array, c: jax.Array) -> jax.Array:
         """Patches back to pixels, normalised twice."""
         tokens = self.final_expand(tokens, self.config.grids[0])
@@ -380,7 +386,7 @@ class LaMamba(Staged):
         out = self.final(modulate(layer_norm(tokens), shift, scale)).astype(jnp.float32)
         return out.reshape(out.shape[0], *self.config.size, -1)
 
-    def walk(self, x: jax.Array, c: jax.Array) -> Iterator[tuple[str, jax.Array]]:
+    def walk(self, x: jax.Array, c: jax.Array, factors: Mapping[str, Factors]) -> Iterator[tuple[str, jax.Array]]:
         """The features in order, each computed when asked for."""
         config = self.config
         grids = config.grids
@@ -389,29 +395,26 @@ class LaMamba(Staged):
         yield "tokens", tokens
         skips = []
         for i in range(STAGES):
-            tokens = self._run(f"down_{i}", tokens, c)
+            tokens = self._run(f"down_{i}", tokens, c, factors)
             yield f"down_{i}", tokens
             skips.append(tokens)
             if i < 2:
                 tokens = getattr(self, f"merge_{i}")(tokens.reshape(x.shape[0], *grids[i], -1))
-        tokens = tokens + self._run("middle", tokens, c)
+        tokens = tokens + self._run("middle", tokens, c, factors)
         yield "middle", tokens
         for i in range(STAGES):
             if i >= 2:
                 tokens = getattr(self, f"expand_{i}")(tokens, grids[4 - i])
-            tokens = self._run(f"up_{i}", tokens + skips.pop(), c)
+            tokens = self._run(f"up_{i}", tokens + skips.pop(), c, factors)
             yield f"up_{i}", tokens
 
-    def _run(self, name: str, tokens: jax.Array, c: jax.Array) -> jax.Array:
+    def _run(self, name: str, tokens: jax.Array, c: jax.Array, factors: Mapping[str, Factors]) -> jax.Array:
         """The blocks of a stage; every second one shifts its windows."""
-        blocks = getattr(self, name)
-        depth = jax.tree.leaves(nnx.state(blocks))[0].shape[0]
-        out, _ = run_stack(
-            blocks,
+        return run_stack(
+            getattr(self, name),
             tokens,
-            lambda block, tokens, shifted: constrain(block(tokens, c, shifted)),
-            per_layer=jnp.arange(depth) % 2 == 1,
+            lambda block, tokens, extra: (constrain(block(tokens, c, *extra)), None),
+            per_layer=(jnp.arange(self.depths()[name]) % 2 == 1, factors[name]),
             remat=self.config.remat,
             scan=self.config.scan,
-        )
-        return out
+        ).x

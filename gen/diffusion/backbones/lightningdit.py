@@ -14,9 +14,11 @@ import numpy as np
 from flax import nnx
 
 from gen.config import suggest
+from gen.diffusion.backbones.backbone import Factors, scaled
 from gen.diffusion.backbones.dit import DiT, DiTConfig
 from gen.errors import GenError
-from gen.nn.layers import MLP, Attention, layer_norm, linear, modulate
+from gen.nn.attention import Attention
+from gen.nn.layers import MLP, layer_norm, linear, modulate
 
 __all__ = ["SIZES", "LightningDiT", "LightningDiTConfig", "axial_rotation", "lightningdit", "rotate_pairs"]
 
@@ -157,8 +159,9 @@ class Block(nnx.Module):
         none = jnp.zeros_like(scale1)
         return [none, scale1, gate1, none, scale2, gate2]
 
-    def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, c: jax.Array, factors: Factors = None) -> jax.Array:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
+        gate1, gate2 = scaled((gate1, gate2), factors)
         h = modulate(self.norm1(x) if self.config.rmsnorm else layer_norm(x), shift1, scale1)
         x = x + gate1[:, None] * self.attn(h, rotate=self.rotate).astype(jnp.float32)
         h = modulate(self.norm2(x) if self.config.rmsnorm else layer_norm(x), shift2, scale2)
@@ -166,7 +169,7 @@ class Block(nnx.Module):
 
 
 class LightningDiT(DiT):
-    """The network of a `LightningDiTConfig`; called as DiT, with the same taps."""
+    """The network of a `LightningDiTConfig`; called as DiT, with the same taps and controls."""
 
     def __init__(self, config: LightningDiTConfig, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs, Block)
@@ -175,4 +178,4 @@ class LightningDiT(DiT):
 
     def norm(self, tokens: jax.Array) -> jax.Array:
         """The norm before the last layer."""
-        return self.norm_final(tokens) if hasattr(self, "norm_final") else layer_norm(tokens)
+        return self.norm_final(tokens) if self.config.rmsnorm else layer_norm(tokens)

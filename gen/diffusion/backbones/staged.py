@@ -1,14 +1,15 @@
 """What U-shaped backbones on tokens share: embeddings of time and label, named features, the modulated last layer."""
 
 import abc
-from collections.abc import Iterator
-from typing import Any
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gen.diffusion.backbones.backbone import Backbone, Call, Output
+from gen.diffusion.backbones.backbone import Backbone, Call, Factors, Output, branch_factors
 from gen.nn.layers import TimeEmbedder
 from gen.nn.network import Cond
 
@@ -19,25 +20,49 @@ class Staged(Backbone):
     """A network that goes through named stages, each a feature: tokens (B, N, stage width) float32, row-major.
 
     The condition is 4 times as wide as the first stage; the sinusoids of the time turn by one radian per unit at their
-    fastest. A subclass makes its layers and gives `features`, `walk` and `head`.
+    fastest; where there are two, their embeddings are added, and the second one's last layer starts at zero. A subclass
+    makes its layers and gives `features`, `depths`, `walk` and `head`.
+
+    Controls: ``blocks`` (n,), factors on the residual branches of the n blocks, numbered in the order of computation;
+    and one for each of the `branches` alone.
     """
+
+    branches: ClassVar[tuple[str, ...]]  # names of the residual branches of a block, in order
 
     def __init__(self, config: Any, rngs: nnx.Rngs) -> None:
         self.config = config
         condition = 4 * config.width
         self.time = TimeEmbedder(condition, rngs=rngs)
         if config.times == 2:
-            self.time2 = TimeEmbedder(condition, rngs=rngs)
+            self.time2 = TimeEmbedder(condition, silent=True, rngs=rngs)
         init = nnx.initializers.normal(0.02)
         self.label = nnx.Embed(config.num_classes + 1, condition, embedding_init=init, rngs=rngs)
 
     @abc.abstractmethod
-    def walk(self, x: jax.Array, c: jax.Array) -> Iterator[tuple[str, jax.Array]]:
-        """The features in order with their names, each computed when asked for."""
+    def depths(self) -> dict[str, int]:
+        """Number of blocks of each stage, in the order of computation."""
+
+    @abc.abstractmethod
+    def walk(self, x: jax.Array, c: jax.Array, factors: Mapping[str, Factors]) -> Iterator[tuple[str, jax.Array]]:
+        """The features in order with their names, each computed when asked for; `factors` by stage."""
 
     @abc.abstractmethod
     def head(self, tokens: jax.Array, c: jax.Array) -> jax.Array:
         """The raw output, from the last feature."""
+
+    def controls(self) -> dict[str, tuple[int, ...]]:
+        """blocks and the branches."""
+        return dict.fromkeys(("blocks", *self.branches), (sum(self.depths().values()),))
+
+    def factors(self, controls: Mapping[str, jax.Array]) -> dict[str, Factors]:
+        """The factors on the branches of each stage's blocks."""
+        depths = self.depths()
+        whole = branch_factors(controls, self.branches, sum(depths.values()))
+        ends = itertools.accumulate(depths.values())
+        return {
+            name: None if whole is None else tuple(branch[end - depth : end] for branch in whole)
+            for (name, depth), end in zip(depths.items(), ends, strict=True)
+        }
 
     def embed(self, times: tuple[jax.Array, ...], cond: Cond) -> jax.Array:
         """c (B, 4 width) float32: the sum of the time and label embeddings."""
@@ -50,7 +75,7 @@ class Staged(Backbone):
         """See `Backbone`."""
         c = self.embed(call.times, call.cond)
         kept: dict[str, jax.Array] = {}
-        for name, tokens in self.walk(call.x, c):
+        for name, tokens in self.walk(call.x, c, self.factors(call.controls)):
             if name in call.taps:
                 kept[name] = tokens
             if call.stop and len(kept) == len(set(call.taps)):

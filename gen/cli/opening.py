@@ -1,0 +1,142 @@
+"""Runs as commands open them: loaded, with another sampler where asked; presets with their inputs and overrides."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from gen.errors import GenError
+
+__all__ = ["Overrides", "describe", "open_run", "prepare"]
+
+Overrides = Annotated[tuple[tuple[str, str], ...], tyro.conf.Suppress]
+
+
+def open_run(
+    run: Path,
+    weights: Any = "ema",
+    step: int | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    overrides: tuple[tuple[str, str], ...] = (),
+    guide: Path | None = None,
+) -> Any:
+    """The loaded run, sampled as the flags of a command say.
+
+    Args:
+      run: a run folder.
+      weights, step: as for `gen.load`.
+      settings: the short flags steps, solver, grid (kinds) and guidance (a scale); None where not given.
+      overrides: (path, text) pairs under "sampler.".
+      guide: a weaker run of the same images, for autoguidance.
+
+    Raises:
+      GenError: settings that the run does not have, and a guide that is none.
+    """
+    from gen.cli.overrides import override
+    from gen.config import KINDS, config_class, suggest
+    from gen.runs import load
+
+    given = {name: value for name, value in (settings or {}).items() if value is not None}
+    adaptive = KINDS["adaptive"]
+    for family, known in (("solver", KINDS["solver"] | adaptive), ("grid", KINDS["grid"])):
+        if family in given and given[family] not in known:
+            raise GenError(f"unknown {family} '{given[family]}'; {suggest(given[family], known)}")
+    for path, _ in overrides:
+        if not path.startswith("sampler."):
+            raise GenError(f"--{path}: of a trained run only the sampler can be changed (--sampler.NAME VALUE)")
+    loaded = load(run, weights=weights, step=step)
+    if guide is not None:
+        loaded = _guided(loaded, load(guide, weights=weights), bool(given.get("guidance")) or bool(overrides))
+    if not given and not overrides:
+        return loaded
+    loaded.generator  # noqa: B018 - says what a run without one is
+    sampler = loaded.config.sampler
+    if given.get("solver") in adaptive:
+        from gen.sampling.adaptive import AdaptiveSampler
+
+        sampler = AdaptiveSampler.of(sampler.changed(), loaded.denoiser, config_class(given.pop("solver"))())
+    kinds: dict[str, Any] = {name: config_class(given[name])() for name in ("solver", "grid") if name in given}
+    loaded = loaded.with_sampler(sampler.changed(**{**given, **kinds}))
+    return dataclasses.replace(loaded, config=override(loaded.config, overrides))
+
+
+def _guided(loaded: Any, weak: Any, scaled: bool) -> Any:
+    """The run with autoguidance by the run `weak`. Raises GenError where the two do not go together."""
+    from gen.sampling.guidance import Autoguidance
+
+    if not scaled:
+        raise GenError("--guide without a guidance scale changes nothing; add --cfg-scale W, such as 2")
+    ours, theirs = loaded.generator.shape, weak.generator.shape
+    if ours != theirs:
+        raise GenError(f"{weak.path} makes {theirs}, {loaded.path} {ours}; give a guide of the same images")
+    sampler = dataclasses.replace(loaded.config.sampler.changed(guidance=Autoguidance()), guide=weak.denoiser)
+    loaded = loaded.with_sampler(sampler)
+    return dataclasses.replace(loaded, params={**loaded.params, "guide": weak.params["net"]})
+
+
+def describe(loaded: Any) -> str:
+    """One line: what is sampled, with which weights and how many network calls."""
+    kind = {"ema": "EMA", "raw": "raw"}[loaded.weights]
+    calls = loaded.generator.nfe
+    stated = f"{calls} network call{'s' * (calls != 1)} per image" if calls else "network calls measured"
+    return f"{loaded.config.name}, step {loaded.step}, {kind} weights, {stated}"
+
+
+def prepare(
+    preset: str,
+    inputs: dict[str, Any],
+    overrides: tuple[tuple[str, str], ...] = (),
+    short: Mapping[str, Any] | None = None,
+    *,
+    start: Path | None = None,
+) -> Any:
+    """The recipe of a preset with its inputs loaded and its settings overridden.
+
+    Args:
+      inputs: paths by input name, None where not given; runs are loaded with their EMA weights.
+      overrides: (path, text) pairs.
+      short: settings under their short names: steps, batch, seed, profile ("FIRST-LAST"); None where not given.
+      start: a run whose weights the first stage starts from, where they fit.
+
+    Raises:
+      GenError: an unknown preset, key or value; an input that is missing or no run.
+    """
+    from gen.cli.overrides import override
+    from gen.experiments import build, find
+    from gen.sampling.seeds import parse_range
+
+    find(preset)
+    given = {name: path for name, path in inputs.items() if path is not None}
+    if set(given) - {"data"}:
+        from gen.runs import load
+
+        given = {name: path if name == "data" else load(path) for name, path in given.items()}
+    recipe = build(preset, given)
+    stages = range(len(recipe.config.stages))
+    paths = {
+        "steps": [f"stages.{stages[-1]}.steps"],
+        "batch": [f"stages.{i}.batch" for i in stages],
+        "seed": ["engine.seed"],
+        "profile": ["engine.profile"],
+    }
+    asked = {name: value for name, value in (short or {}).items() if value is not None}
+    if "profile" in asked:
+        window = parse_range(asked["profile"], "steps")
+        asked["profile"] = [window.start, window.stop - 1]
+    known = tuple((path, str(value)) for name, value in asked.items() for path in paths[name])
+    recipe = dataclasses.replace(recipe, config=override(recipe.config, [*known, *overrides]))
+    return recipe if start is None else _started(recipe, start)
+
+
+def _started(recipe: Any, start: Path) -> Any:
+    """The recipe that starts from the weights of the run `start`, and says so. Raises GenError without such weights."""
+    from gen.runs import load
+
+    source, role = load(start), recipe.config.stages[0].task.role
+    if role not in source.params:
+        raise GenError(f"{start} holds {', '.join(source.params)}; this preset starts from a '{role}': give such a run")
+    config = dataclasses.replace(recipe.config, frozen={**recipe.config.frozen, "start": source.origin})
+    return dataclasses.replace(recipe, config=config, frozen={**recipe.frozen, "start": source.params[role]})

@@ -1,0 +1,236 @@
+"""Method: the base of training methods, so that a method's file holds its losses and little else."""
+
+import abc
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen.errors import GenError
+from gen.nn.conditions import Conditions, make_conditions
+from gen.training.optim import OptimConfig
+from gen.training.part import Part, begin, warm_start
+from gen.training.task import Batch, Frozen, Metrics, Model, Program, Schedule, State
+
+__all__ = ["PICTURES", "Method", "StudentMethod", "given", "signed"]
+
+PICTURES = 8  # samples in a preview; their seeds 0 to 7 keep noise and condition through the run
+
+
+def given(role: str) -> Any:
+    """A field that says what a frozen role's own run says: it is recorded in the configuration, and no override's."""
+    return dataclasses.field(metadata={"given": role})
+
+
+def signed(images: jax.Array) -> jax.Array:
+    """uint8 -> float32 in [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method(abc.ABC):
+    """A `gen.training.task.Task` whose losses are still missing.
+
+    A subclass names its `parts`, its `models`, the `start` parameters of each part, and an `update` (or `programs` and
+    `select`, where there are several). Batches hold data as "latent" (B, ...) float32 on the normalised scale, or as
+    "image" (B, H, W, C) uint8, and the model's conditions by name.
+
+    Attributes:
+      optim: the optimiser of the trained network.
+      emas: its averages (`gen.training.ema`): the first is exported.
+    """
+
+    optim: OptimConfig = OptimConfig()
+    emas: tuple[Any, ...] = ()
+
+    takes: ClassVar[tuple[str, ...]] = ("latent", "image")  # names of the data in a batch, the first there is
+
+    @property
+    @abc.abstractmethod
+    def parts(self) -> tuple[Part, ...]:
+        """What is trained; the first is what a user loads."""
+
+    @abc.abstractmethod
+    def models(self) -> Mapping[str, Model]:
+        """See `Task`; the first is what the first part exports."""
+
+    @abc.abstractmethod
+    def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
+        """Parameters of each part at the start of the stage, by part name."""
+
+    def update(
+        self, state: State, frozen: Frozen, batch: Batch, schedule: Schedule, key: jax.Array
+    ) -> tuple[State, Metrics]:
+        """One step of a method with one program."""
+        raise TypeError(f"{type(self).__name__} defines neither update nor programs")
+
+    @property
+    def programs(self) -> Mapping[str, Program]:
+        """One program, named after the first part."""
+        return {self.parts[0].name: self.update}
+
+    def select(self, step: int) -> str:
+        """The only program."""
+        del step
+        return self.parts[0].name
+
+    def updates(self, part: str, steps: int) -> int:
+        """How often `part` is updated in the first `steps` steps of the stage; in each, unless a method has ratios."""
+        del part
+        return steps
+
+    def inputs(self, step: int, steps: int) -> Mapping[str, Any]:
+        """``lr/<part>``, the learning rate of each part's next update, and the method's own schedules."""
+        rates = {
+            f"lr/{part.name}": part.optim.rate(self.updates(part.name, step), self.updates(part.name, steps))
+            for part in self.parts
+        }
+        return {name: np.float32(rate) for name, rate in rates.items()} | dict(self.schedules(step, steps))
+
+    def schedules(self, step: int, steps: int) -> Mapping[str, Any]:
+        """Further host-side schedules (annealing, discretisation); none by default."""
+        del step, steps
+        return {}
+
+    @property
+    def derived(self) -> bool:
+        """Whether a learning rate falls over the length of the stage."""
+        return any(part.optim.derived for part in self.parts)
+
+    def init(self, key: jax.Array, frozen: Frozen, previous: State | None) -> State:
+        """See `Task`. The first stage's network starts from ``frozen["start"]`` where that is given and fits."""
+        parts, params = self.parts, dict(self.start(key, frozen, previous))
+        if previous is None and "start" in frozen:
+            first = parts[0]
+            params[first.name] = warm_start(first.network, key, frozen["start"])
+        return begin(parts, params, self.aux())
+
+    def aux(self) -> Mapping[str, Any]:
+        """Further arrays of the state at the start; none by default."""
+        return {}
+
+    @property
+    def role(self) -> str:
+        """The role of what is exported."""
+        return next(iter(self.models()))
+
+    def export(self, state: State) -> Mapping[str, Any]:
+        """The first part's network, averaged where it is."""
+        return {self.role: self.parts[0].averaged(state)}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample of the data, channels last."""
+        shape: tuple[int, ...] = self.models()[self.role].config.network.shape
+        return shape
+
+    @property
+    def conditions(self) -> Conditions:
+        """What the trained model is conditioned on."""
+        conditions: Conditions = self.models()[self.role].config.network.conditions
+        return conditions
+
+    def data(self, batch: Batch) -> jax.Array:
+        """The data of a batch (B, *shape): normalised latents, or images in [-1, 1]."""
+        name = next(name for name in self.takes if name in batch)
+        return signed(batch["image"]) if name == "image" else batch[name]
+
+    def cond(self, batch: Batch) -> dict[str, jax.Array]:
+        """The model's conditions in a batch, by name."""
+        names = [n for name, c in self.conditions.items() for n in (name, c.mask) if n]
+        return {name: batch[name] for name in names}
+
+    def check(self, row: Mapping[str, np.ndarray]) -> None:
+        """Raises GenError, with the flag that helps, for data of another shape or without the model's conditions."""
+        found = {name: np.shape(value)[1:] for name, value in row.items()}
+        name = next((name for name in self.takes if name in found), None)
+        if name is None:
+            wanted = " or ".join(f"{name}s" for name in self.takes)
+            raise GenError(f"the data hold {', '.join(found) or 'nothing'}; expected {wanted} {self.shape}")
+        if found[name] != self.shape:
+            advice = f"give data of that shape, or a network of size and channels like {found[name]}"
+            if name == "image" and (len(self.shape) != 3 or self.shape[-1] not in (1, 3)):
+                advice = "encode the images with a tokenizer first (gen encode TOKENIZER --data IMAGES --out LATENTS)"
+            raise GenError(f"the data are {name}s {found[name]}, and the model takes {self.shape}; {advice}")
+        for name, condition in self.conditions.items():
+            if name == "label" and name not in found:
+                raise GenError(
+                    f"the data have no labels, and the model has {condition.classes} classes; give data with labels, "
+                    "or train without classes (network.num_classes 0 and a guidance of scale 1)"
+                )
+            for wanted, shape in ((name, condition.shape), (condition.mask, condition.shape[:1])):
+                if wanted and found.get(wanted) != shape:
+                    has = f"is {found[wanted]}" if wanted in found else "is missing"
+                    raise GenError(f"the data's '{wanted}' {has}; the model takes {shape}; make the data with it")
+            labels = np.asarray(row[name])
+            if condition.classes and ((labels < 0) | (labels >= condition.classes)).any():
+                bad = labels[(labels < 0) | (labels >= condition.classes)][0]
+                raise GenError(
+                    f"the data hold the label {bad}, and the model has the classes 0 to {condition.classes - 1}; give "
+                    "the network more classes (network.num_classes) or mend the labels"
+                )
+
+    def preview(self, state: State, frozen: Frozen, key: jax.Array, generator: Any) -> Mapping[str, jax.Array]:
+        """Samples of the exported network, clipped; equal keys give equal noise."""
+        if generator is None:
+            return {}
+        cond = {k: jnp.asarray(v) for k, v in make_conditions(generator.conditions, range(PICTURES)).items()}
+        images = generator({**frozen, **self.export(state)}, jax.random.split(key, PICTURES), cond)
+        return {"samples": jnp.clip(images, -1.0, 1.0)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudentMethod(Method):
+    """A method that turns ``frozen["teacher"]`` into a student, exported as ``net``.
+
+    Attributes:
+      teacher: the teacher's Denoiser.
+      student: the student's Denoiser where it is another one than the teacher's; arrays that fit are taken over.
+      times: the student's times, noise end first; one time makes a one-step generator.
+      noise_scale: standard deviation of the student's first input; None for that of the process at the first time.
+    """
+
+    teacher: Any = given("teacher")
+    student: Any = None
+    times: tuple[float, ...] = (1.0,)
+    noise_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.times or any(a <= b for a, b in itertools.pairwise(self.times)):
+            raise GenError(f"student times {self.times} must decrease from the noise end; give at least one")
+
+    @property
+    def denoiser(self) -> Any:
+        """The student's Denoiser."""
+        return self.student or self.teacher
+
+    @property
+    def first_scale(self) -> float:
+        """Standard deviation of the student's first input."""
+        process, first = self.denoiser.process, np.float64(self.times[0])
+        return float(process.sigma(first)) if self.noise_scale is None else self.noise_scale
+
+    @property
+    def student_part(self) -> Part:
+        """The trained student."""
+        return Part("student", self.denoiser.network, self.optim, self.emas)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The student alone."""
+        return (self.student_part,)
+
+    def models(self) -> Mapping[str, Model]:
+        """The student, with its times."""
+        return {"net": Model(self.denoiser, self.times, self.noise_scale)}
+
+    def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
+        """The student of the previous stage, or else what fits of the teacher."""
+        if "teacher" not in frozen:
+            raise GenError(f"distillation needs the frozen role 'teacher'; got {', '.join(frozen) or 'none'}")
+        source = frozen["teacher"] if previous is None else previous.params["student"]
+        return {"student": source if self.student is None else warm_start(self.denoiser.network, key, source)}
