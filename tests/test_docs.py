@@ -10,7 +10,7 @@ import pytest
 from gen.cli import COMMANDS, parse
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md")) + [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 
 def resolve(name: str) -> object:
@@ -48,8 +48,10 @@ def test_the_walks_and_words_are_of_this_code() -> None:
     "page", [page for page in PAGES if page.name in ("README.md", "first-hour.md")], ids=lambda page: page.name
 )
 def test_commands_parse(page: Path) -> None:
-    blocks = "".join(re.findall(r"```\n(.*?)```", page.read_text(), flags=re.S)).replace("\\\n", " ")
-    lines = [shlex.split(line, comments=True) for line in re.findall(r"^(?:\$ )?gen (.*)$", blocks, flags=re.M)]
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(), flags=re.S | re.M)
+    text = "".join(blocks).replace("\\\n", " ")
+    prompt = r"^\$ " if "$ gen" in text else "^"
+    lines = [shlex.split(line, comments=True) for line in re.findall(prompt + "gen (.*)$", text, flags=re.M)]
     assert len(lines) >= 8
     for line in lines:
         command = " ".join(line[:2]) if " ".join(line[:2]) in COMMANDS else line[0]
