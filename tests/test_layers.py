@@ -24,6 +24,7 @@ FLOORS = (
     ("training", "data"),
     ("nn",),
     ("arrays",),
+    ("own",),
     ("files",),
     ("config",),
     ("progress",),
