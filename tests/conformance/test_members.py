@@ -148,18 +148,18 @@ def test_a_decoder_that_samples_draws_for_each_image_alone(tmp_path: Path) -> No
     params = {"net": denoiser.net.init(jax.random.key(0)), "tokenizer": Network(Drawn()).init(jax.random.key(1))}
     label, keys = jnp.arange(3), jax.random.split(jax.random.key(2), 3)
     made = {}
-    for count in (1, 2):
-        generator = DiffusionGenerator(denoiser, Sampler(steps=2, decoding=Steps(count)), Drawn())
+    for steps in (1, 2):
+        generator = DiffusionGenerator(denoiser, Sampler(steps=2, decoding=Steps(steps)), Drawn())
         assert (generator.shape, set(generator.conditions)) == ((8, 8, 1), {"label", "keep"})
         cond = {"label": label, "keep": jnp.array([4, 4, 0], jnp.int32)}
         images = jax.jit(generator)(params, keys, cond)
         alone = generator(params, keys[1:2], {name: value[1:2] for name, value in cond.items()})
         np.testing.assert_allclose(alone, images[1:2], rtol=1e-5, atol=1e-5)
         latents = generator.latents(params, keys, cond)
-        expected = Drawn().decode(params["tokenizer"], latents, cond=cond, keys=decode_keys(keys), options=Steps(count))
+        expected = Drawn().decode(params["tokenizer"], latents, cond=cond, keys=decode_keys(keys), options=Steps(steps))
         np.testing.assert_allclose(images, expected, rtol=1e-5, atol=1e-5)
         assert np.abs(np.asarray(images[2])).max() < 1.0  # no token is used: noise alone
-        made[count] = np.asarray(images)
+        made[steps] = np.asarray(images)
     assert np.abs(made[1] - made[2]).max() > 0.05
     run = RunConfig("t", models={"tokenizer": Model(Drawn())})
     loaded = Loaded(tmp_path, run, {"tokenizer": params["tokenizer"]}, "raw", 0)
