@@ -1,4 +1,3 @@
-import dataclasses
 import itertools
 import json
 import os
@@ -11,6 +10,7 @@ import pytest
 from gen.config import from_json, to_json
 from gen.data import caches
 from gen.data.caches import Cache, seal, seal_bits, seal_tokens
+from gen.data.labels import check_classes
 from gen.errors import GenError
 
 ROWS = 200
@@ -153,10 +153,10 @@ def test_an_altered_description_is_refused(folder, name, value) -> None:
 
 
 def test_labels_beyond_the_classes_of_the_model_are_refused(folder) -> None:
-    cache = seal(folder, tokenizer="t", data="d")
-    assert len(dataclasses.replace(cache, classes=ROWS).source()) == ROWS
-    with pytest.raises(GenError, match=r"row 10 of .* has label 10; the model knows 10 classes, 0 to 9"):
-        dataclasses.replace(cache, classes=10).batches(batch=4, seed=0, start=0)
+    source = seal(folder, tokenizer="t", data="d").source()
+    check_classes("cache", source, ROWS, "--classes")
+    with pytest.raises(GenError, match=r"row 10 .*has label 10; the model knows 10 classes, 0 to 9"):
+        check_classes("cache", source, 10, "--classes")
 
 
 def test_fewer_rows_than_the_batch_are_refused(folder) -> None:
