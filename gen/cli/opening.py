@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from gen.cli.labels import with_labels
 from gen.errors import GenError
 
 __all__ = ["Overrides", "describe", "open_run", "prepare"]
@@ -130,6 +131,10 @@ def prepare(
         asked["profile"] = [window.start, window.stop - 1]
     known = tuple((path, str(value)) for name, value in asked.items() for path in paths[name])
     recipe = dataclasses.replace(recipe, config=override(recipe.config, [*known, *overrides]))
+    config = with_labels(recipe.config)
+    if not config.class_names and "teacher" in given:
+        config = dataclasses.replace(config, class_names=given["teacher"].config.class_names)
+    recipe = dataclasses.replace(recipe, config=config)
     return recipe if start is None else _started(recipe, start)
 
 

@@ -78,6 +78,7 @@ class RunConfig:
       tokenizer: configuration of the tokenizer that decodes them, whose arrays are the artifact "tokenizer"; None for
         models of pixels, and where samples stay latents.
       models: of published weights, what they belong to by role; a run with stages has its task's.
+      class_names: what the classes are called, in order, as the data say; () where they do not.
       engine: how it is carried out.
     """
 
@@ -87,6 +88,7 @@ class RunConfig:
     sampler: Any = None
     tokenizer: Any = dataclasses.field(default=None, metadata={"given": "tokenizer"})
     models: Mapping[str, Model] = dataclasses.field(default_factory=dict)
+    class_names: tuple[str, ...] = dataclasses.field(default=(), metadata={"given": "data"})
     engine: EngineConfig = EngineConfig()
 
     def __post_init__(self) -> None:
@@ -173,7 +175,8 @@ def semantic(config: RunConfig) -> Any:
 
 
 def _semantic(data: Any) -> Any:
-    return {k: v for k, v in data.items() if k not in ("engine", "sampler")} | {"seed": data["engine"]["seed"]}
+    free = ("engine", "sampler", "class_names")
+    return {k: v for k, v in data.items() if k not in free} | {"seed": data["engine"]["seed"]}
 
 
 def settle_config(config: RunConfig, outdir: Path, *, write: bool) -> None:

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from gen.nn.conditions import Conditions
+
 __all__ = ["Batch", "Frozen", "Metrics", "Model", "Program", "Schedule", "Stage", "State", "Task"]
 
 Batch = Mapping[str, Any]  # arrays by name with leading axis B
@@ -82,6 +84,16 @@ class Task(Protocol):
     @property
     def derived(self) -> bool:
         """Whether `inputs` depends on the length of the stage, so that a finished stage cannot be made longer."""
+        ...
+
+    @property
+    def conditions(self) -> Conditions:
+        """What the trained model is conditioned on, by name."""
+        ...
+
+    @property
+    def classes_at(self) -> str:
+        """Path of the setting that says how many classes the model has; "" where there is none to change."""
         ...
 
     def check(self, row: Mapping[str, np.ndarray]) -> None:

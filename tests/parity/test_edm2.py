@@ -97,7 +97,8 @@ class TestNetwork:
         assert cli.main(["convert", file, "--out", run, "--network.head_width", heads]) == 0
         loaded = gen.load(run)
         net, cond = loaded.params["net"], labels(fx)
-        assert loaded.denoiser == Denoiser(loaded.denoiser.network, EDM(sigma_data=0.5), EDMPrecondition())
+        denoiser = loaded.denoiser
+        assert (denoiser.process, denoiser.parameterization) == (EDM(sigma_data=0.5), EDMPrecondition())
         process = EDM(sigma_data=fx.config.get("sigma_data", 0.5))
         network = model(fx)[0]  # with what arrays do not tell
         denoise = dataclasses.replace(loaded.denoiser, network=network, process=process)

@@ -69,7 +69,7 @@ def test_what_cannot_be_inferred(weights) -> None:
         IMPORTER.infer(weights, heads=3)
     with pytest.raises(GenError, match="not a DiT"):
         config({"a": np.zeros(1)})
-    with pytest.raises(GenError, match="5 tokens, not a square"):
+    with pytest.raises(GenError, match="5 patches of 2x2, which are not latents of 4x4"):
         config(weights | {"pos_embed": np.zeros((1, 5, 16), np.float32)})
 
 

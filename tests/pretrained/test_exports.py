@@ -22,7 +22,8 @@ from gen.sampling.grids import Spaced
 from gen.sampling.guidance import ClassifierFree, Clip
 from gen.sampling.multistep import DPMSolver
 from gen.sampling.solvers import DDIM, Ancestral, Heun
-from gen.training.engine import RunConfig
+from gen.training.run import RunConfig
+from gen.training.task import Model
 from tests.pretrained.layouts import component, dit_names
 from tests.pretrained.test_decoder import DIT, LIGHT, VAE, official
 
@@ -33,7 +34,12 @@ def run(folder: Path, generator: Any, importer: Any, weights: dict[str, np.ndarr
     arrays.save(folder / "artifacts" / "net.safetensors", params)
     for role, tree in others.items():
         arrays.save(folder / "artifacts" / f"{role}.safetensors", tree)
-    write_json(folder / "config.json", to_json(RunConfig("mine", stages=(), generator=generator)))
+    parts = {
+        "sampler": generator.sampler,
+        "tokenizer": generator.tokenizer,
+        "models": {"net": Model(generator.denoiser)},
+    }
+    write_json(folder / "config.json", to_json(RunConfig("mine", **parts)))
     return folder
 
 
