@@ -82,9 +82,10 @@ def check_run(config: RunConfig, artifacts: Mapping[str, Any] | None = None) -> 
             cond = make_conditions(generator.conditions, range(1))
             jax.eval_shape(generator, params, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1)), cond)
         except (GenError, TypeError, ValueError) as error:
+            if own.where(error):
+                raise  # a fault in a user's own file, said with its line
             raise GenError(
-                f"run '{config.name}' could train stage '{stage.name}' but not sample what it makes: "
-                f"{own.where(error) or error}"
+                f"run '{config.name}' could train stage '{stage.name}' but not sample what it makes: {error}"
             ) from error
 
 
