@@ -517,7 +517,7 @@ def test_an_interrupted_run_has_the_signals_status(
 
 def test_classes_are_asked_for_by_name(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As the data that the run was trained on called them."""
-    names = tuple(f"class {i}" for i in range(9)) + ("cat",)
+    names = (*(f"class {i}" for i in range(9)), "cat")
     config = dataclasses.replace(published(GENERATOR), class_names=names)
     (copy / "config.json").write_text(json.dumps(to_json(config)))
     args = ["sample", str(copy), "--seeds", "0-1", "--class", "cat,2", "--out", str(tmp_path / "x.npz")]

@@ -93,7 +93,7 @@ def test_latents_damaged_after_they_were_sealed_are_refused_by_row(folder, value
     latent[137, 2, 1] = value
     latent.flush()
     source = cache.source()
-    message = r"the latent of record 137 of .*latent\.npy.* is NaN, infinite or out of range; it was not when it was"
+    message = r"the latent of row 137 of .* is NaN, infinite or out of range; it was not when it was"
     with pytest.raises(GenError, match=message):
         source[137]
     with pytest.raises(GenError, match=message):
@@ -220,7 +220,7 @@ def test_tokens_and_bits_stay_as_they_are(tmp_path) -> None:
     stored = np.load(tmp_path / "t" / "tokens.npy", mmap_mode="r+")
     stored[5, 0, 0] = 65
     stored.flush()
-    with pytest.raises(GenError, match=r"the tokens of record 5 of .* is NaN, infinite or out of range"):
+    with pytest.raises(GenError, match=r"the tokens of row 5 of .* is NaN, infinite or out of range"):
         other.source().gather(np.array([4, 5]))
 
 
