@@ -294,17 +294,25 @@ def _one_line(box: str) -> str:
 
 
 def _flags(function: Callable[..., None]) -> list[str]:
-    """All flags of a command with their aliases; a group of flags is a dataclass."""
-    names = []
-    for parameter, hint in typing.get_type_hints(function, include_extras=True).items():
-        group = typing.get_args(hint)[0] if typing.get_args(hint) else hint
+    """All flags of a command, as they are typed, with their aliases; a group of flags is a dataclass."""
+    hints, names = typing.get_type_hints(function, include_extras=True), []
+    for name, parameter in inspect.signature(function).parameters.items():
+        group = (typing.get_args(hints[name]) or (hints[name],))[0]
         if dataclasses.is_dataclass(group):
-            names += ["--" + field.name.replace("_", "-") for field in dataclasses.fields(group)]
-        elif parameter not in ("return", "overrides"):
-            names.append("--" + parameter.replace("_", "-"))
-            for extra in getattr(hint, "__metadata__", ()):
-                names += list(getattr(extra, "aliases", None) or ())
+            within = typing.get_type_hints(group, include_extras=True)
+            names += [
+                flag for field in dataclasses.fields(group) for flag in _spellings(field.name, within[field.name])
+            ]
+        elif parameter.kind is not parameter.POSITIONAL_ONLY and name != "overrides":
+            names += _spellings(name, hints[name])
     return [*names, "--module", "--help"]
+
+
+def _spellings(name: str, hint: Any) -> list[str]:
+    """How a parameter is typed as a flag: by the name its annotation gives it, else by its own, and by its aliases."""
+    extras = getattr(hint, "__metadata__", ())
+    named = next((extra.name for extra in extras if getattr(extra, "name", None)), name)
+    return ["--" + named.replace("_", "-"), *(alias for e in extras for alias in getattr(e, "aliases", None) or ())]
 
 
 def _settings(bound: Any) -> list[str]:
