@@ -69,7 +69,8 @@ class Task(Protocol):
 
         Metrics are scalars. ``loss`` and ``grad_norm`` go to the status line; a positive ``skipped`` (or
         ``<name>/skipped``) says that a step was not finite and changed nothing. `gen.training.part.Part.update` gives
-        all three, and ``lr``. The engine counts ``state.step``.
+        all three, and ``lr``; a task with several parts gives each metric under its part's name
+        (`gen.training.part.Part.named`). The engine counts ``state.step``.
         """
         ...
 
