@@ -18,6 +18,7 @@ from gen.experiments import Recipe
 from gen.pretrained.latent_shards import LatentShards
 from gen.runs import Loaded
 from gen.sampling.generator import Sampler
+from gen.sampling.guidance import ClassifierFree
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
 from gen.training.run import EngineConfig, RunConfig
@@ -100,14 +101,17 @@ def smoke_recipe(
 
     Args:
       denoiser: for 8 x 8 digits.
-      data: images of 32 x 32 pixels and up to 10 classes (CIFAR-10 as an EDM zip), cut into as many patches, four
-        times as wide; None for the embedded digits.
+      data: images of 32 x 32 pixels (`small_images`), cut into as many patches, four times as wide; None for the
+        embedded digits. The network has the classes of the data; without labels it is unconditional and unguided.
     """
     images: Any = Digits("train")
     if data is not None:
-        network = denoiser.network
-        network = dataclasses.replace(network, size=(32, 32), channels=3, patch=4 * network.patch)
-        denoiser, images = dataclasses.replace(denoiser, network=network), small_images(data)
+        images, classes = small_images(data)
+        network = dataclasses.replace(
+            denoiser.network, size=(32, 32), channels=3, patch=4 * denoiser.network.patch, num_classes=classes
+        )
+        denoiser = dataclasses.replace(denoiser, network=network)
+        sampler = sampler if classes else dataclasses.replace(sampler, guidance=ClassifierFree())
     optim = OptimConfig(2e-3, betas=(0.9, 0.99), clip=1.0)
     task = DenoiserTask(denoiser, optim=optim, emas=(Constant(0.99, warmup=True),))
     stage = Stage("teacher", task, steps, batch, images)
@@ -115,6 +119,7 @@ def smoke_recipe(
     return Recipe(RunConfig(name, (stage,), sampler=sampler, engine=engine))
 
 
-def small_images(path: str) -> Images:
-    """The images of smoke runs: 32 x 32 pixels, up to 10 classes."""
-    return Images(path, 32)
+def small_images(path: str) -> tuple[Images, int]:
+    """The images of smoke runs, 32 x 32 pixels, and the number of their classes: 0 where they have no labels."""
+    classes = Images(path, 32, labels="none").store.num_classes or 0
+    return Images(path, 32, labels="class" if classes else "none"), classes

@@ -14,7 +14,7 @@ import dataclasses
 from typing import Any
 
 from gen.data.edm_augment import EDMAugment
-from gen.data.images import Images
+from gen.data.images import Images, Labels
 from gen.data.sources import Digits
 from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig, SongUNetConfig
 from gen.diffusion.denoiser import Denoiser, EDMPrecondition
@@ -22,6 +22,7 @@ from gen.diffusion.objectives import EDMLoss
 from gen.diffusion.process import EDM
 from gen.diffusion.train import DenoiserTask
 from gen.experiments import Recipe
+from gen.experiments._latents import small_images
 from gen.sampling.edm_samplers import edm_sampler
 from gen.sampling.generator import Sampler
 from gen.training.ema import Constant, HalfLife
@@ -68,7 +69,7 @@ def _recipe(
 
 
 def _images(path: str, network: Any) -> Images:
-    labels = "class" if network.num_classes else "none"
+    labels: Labels = "class" if network.num_classes else "none"
     return Images(path, network.size, channels=network.channels, labels=labels)
 
 
@@ -135,9 +136,12 @@ def edm_cifar10_gpu(data: str) -> Recipe:
 def edm_smoke(data: str | None = None) -> Recipe:
     """A toy EDM, minutes on a laptop: 8x8 digits, or any images at 32 px (data)."""
     network = SongUNetConfig(8, 1, 1, num_classes=10, augment=9, width=16, mult=(1, 2), emb=2, blocks=1, attention=(4,))
+    found: Any = Digits("train")
     if data is not None:
-        network = dataclasses.replace(network, size=32, channels=3, out_channels=3, mult=(1, 2, 2), attention=(8,))
-    found = Digits("train") if data is None else _images(data, network)
+        found, classes = small_images(data)
+        network = dataclasses.replace(
+            network, size=32, channels=3, out_channels=3, num_classes=classes, mult=(1, 2, 2), attention=(8,)
+        )
     recipe = _recipe(
         "edm-smoke",
         network,

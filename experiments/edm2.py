@@ -140,12 +140,16 @@ def edm2_s_64(data: str) -> Recipe:
 def edm2_smoke(data: str | None = None) -> Recipe:
     """A toy EDM2, minutes on a laptop: 8x8 digits, or images at 32 px (data)."""
     network = EDM2Config(8, 1, 10, (32, 64), 1, (4,), 32, dropout=0.05, uncertainty=16)
+    found: Any = Digits("train")
     if data is not None:
-        network = dataclasses.replace(network, size=32, channels=3, widths=(32, 32, 64), attention=(8,))
+        found, classes = small_images(data)
+        network = dataclasses.replace(
+            network, size=32, channels=3, num_classes=classes, widths=(32, 32, 64), attention=(8,)
+        )
     return _recipe(
         "edm2-smoke",
         network,
-        Digits("train") if data is None else small_images(data),
+        found,
         EDMLoss(-0.8, 1.6),
         OptimConfig(0.01, betas=(0.9, 0.99), schedule="inverse-sqrt", warmup=20, knee=100),
         steps=300,

@@ -57,7 +57,7 @@ _accepted: set[str] = set()  # names of the modules that stand for any older ver
 def import_file(path: str | Path) -> types.ModuleType:
     """Executes a Python file, once for each content, and registers its kinds.
 
-    The module's name holds the SHA-256 of the file, so that two files of one name do not collide. A file that needs
+    The module is named after the SHA-256 of the file, so that two files of one name do not collide. A file that needs
     another one beside it calls ``import_file(Path(__file__).with_name("other.py"))``; a run then records both.
 
     Raises:
@@ -68,7 +68,7 @@ def import_file(path: str | Path) -> types.ModuleType:
     with reading(path):
         code = file.read_bytes()
     digest = hashlib.sha256(code).hexdigest()
-    name = f"gen_own_{file.stem}_{digest[:16]}"
+    name = f"gen_own_{digest[:16]}"
     if name not in _imported:
         entry = _Imported(file, digest, types.ModuleType(name))
         entry.module.__file__ = str(file)
@@ -266,12 +266,17 @@ def admit(run: str | Path) -> None:
 
 def _check_known(run: str | Path, entry: Mapping[str, Any]) -> None:
     """Raises GenError where this process has the kinds of a record from another file, which nobody has accepted."""
-    then = entry["sha256"], sorted(entry["uses"].values())
     for kind in set(entry["kinds"]) - set(_flat(installed())):
         module = kinds()[kind].partition(":")[0]
         now = _now(module)
-        if module not in _accepted and now is not None and (now[1], sorted(now[2].values())) != then:
-            raise _changed(run, str(now[0]), then[0], now[1], now[0])
+        if module in _accepted or now is None:
+            continue
+        file, digest, uses = now
+        if digest != entry["sha256"]:
+            raise _changed(run, file, file)
+        for name, used in uses.items():
+            if used not in entry["uses"].values():
+                raise _changed(run, name, file)
 
 
 def _check_files(run: str | Path, entry: Mapping[str, Any]) -> None:
@@ -286,13 +291,12 @@ def _check_files(run: str | Path, entry: Mapping[str, Any]) -> None:
             )
         if not file.is_file():
             raise GenError(f"{needs}, and that file is gone; put it back, or say where it is now with --module FILE")
-        now = _sha256(file)
-        if now != then:
-            raise _changed(run, name, then, now, Path(entry["file"]))
+        if _sha256(file) != then:
+            raise _changed(run, file, entry["file"])
 
 
-def _changed(run: str | Path, name: str, then: str, now: str, module: Path) -> GenError:
+def _changed(run: str | Path, file: str | Path, module: str | Path) -> GenError:
     return GenError(
-        f"{run} was made with another version of {name} (SHA-256 {then[:12]}, now {now[:12]}); restore the file, or "
+        f"{run} was made with another version of {file} ({run}/{_RECORD} has its SHA-256); restore the file, or "
         f"accept it as it is now with --module {module}"
     )

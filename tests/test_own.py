@@ -232,6 +232,14 @@ def test_a_preset_that_cannot_be_had(
     assert message in refused(capsys, "info", tmp_path / name)
 
 
+def test_an_error_in_a_network_names_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = code("own-experiment.md").replace("self.enter(call.x.reshape(len(call.x), -1))", "self.entre(call.x)")
+    (tmp_path / "myexp.py").write_text(text)
+    line = text[: text.index("self.entre")].count("\n") + 1
+    message = refused(capsys, "train", tmp_path / "myexp.py", "--dry-run")
+    assert f"error: {tmp_path}/myexp.py, line {line}: AttributeError: 'Wide' object has no attribute 'entre'" in message
+
+
 def test_a_class_without_a_row_is_named(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(SOLVER.rpartition("KINDS")[0])
     module = own.import_file(tmp_path / "net.py")

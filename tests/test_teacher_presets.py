@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import gen
 from gen import arrays
@@ -22,6 +23,7 @@ from gen.nn.network import Network
 from gen.pretrained.dinov2 import IMPORTER as DINOV2
 from gen.pretrained.latent_shards import LatentShards
 from gen.training.budget import abstract_states
+from gen.training.checks import dry_run
 from gen.training.engine import train
 from gen.training.logging import read_metrics
 from gen.training.run import RunConfig
@@ -115,6 +117,21 @@ def test_smoke_presets_train_resume_and_sample(name: str, real: bool, tmp_path: 
     train(config, tmp_path / "run", stop_after=2)
     assert same(train(config, tmp_path / "run"), whole)
     assert gen.load(tmp_path / "run").sample(range(2)).shape == ((2, 32, 32, 3) if real else (2, 8, 8, 1))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in presets() if name.endswith("-smoke") and "data" in presets()[name].optional]
+)
+def test_smoke_presets_take_the_classes_of_the_data(name: str, tmp_path: Path) -> None:
+    """Two folders are two classes, of a network that knows no third; images without labels train one without any."""
+    for folder, classes in (("cat", 2), ("dog", 2), ("plain", 0)):
+        place = tmp_path / "data" / folder if classes else tmp_path / "plain"
+        place.mkdir(parents=True)
+        Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(place / "a.png")
+    for data, classes in (("data", 2), ("plain", 0)):
+        config = build(name, {"data": str(tmp_path / data)}).config
+        assert config.stages[0].task.denoiser.network.num_classes == classes
+    dry_run(config)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ only when it is called, and imports jax only when it runs. `COMMANDS` is the who
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import importlib
 import inspect
@@ -293,17 +294,25 @@ def _one_line(box: str) -> str:
 
 
 def _flags(function: Callable[..., None]) -> list[str]:
-    """All flags of a command with their aliases; a group of flags is a dataclass."""
-    names = []
-    for parameter, hint in typing.get_type_hints(function, include_extras=True).items():
-        group = typing.get_args(hint)[0] if typing.get_args(hint) else hint
+    """All flags of a command, as they are typed, with their aliases; a group of flags is a dataclass."""
+    hints, names = typing.get_type_hints(function, include_extras=True), []
+    for name, parameter in inspect.signature(function).parameters.items():
+        group = (typing.get_args(hints[name]) or (hints[name],))[0]
         if dataclasses.is_dataclass(group):
-            names += ["--" + field.name.replace("_", "-") for field in dataclasses.fields(group)]
-        elif parameter not in ("return", "overrides"):
-            names.append("--" + parameter.replace("_", "-"))
-            for extra in getattr(hint, "__metadata__", ()):
-                names += list(getattr(extra, "aliases", None) or ())
-    return [*names, "--help"]
+            within = typing.get_type_hints(group, include_extras=True)
+            names += [
+                flag for field in dataclasses.fields(group) for flag in _spellings(field.name, within[field.name])
+            ]
+        elif parameter.kind is not parameter.POSITIONAL_ONLY and name != "overrides":
+            names += _spellings(name, hints[name])
+    return [*names, "--module", "--help"]
+
+
+def _spellings(name: str, hint: Any) -> list[str]:
+    """How a parameter is typed as a flag: by the name its annotation gives it, else by its own, and by its aliases."""
+    extras = getattr(hint, "__metadata__", ())
+    named = next((extra.name for extra in extras if getattr(extra, "name", None)), name)
+    return ["--" + named.replace("_", "-"), *(alias for e in extras for alias in getattr(e, "aliases", None) or ())]
 
 
 def _settings(bound: Any) -> list[str]:
@@ -312,12 +321,13 @@ def _settings(bound: Any) -> list[str]:
     from gen.cli.opening import prepare
     from gen.runs import read_config
 
+    what = str(bound.args[0])
     try:
-        if Path(bound.args[0]).is_dir():
-            paths = [path for path, _ in leaves(read_config(bound.args[0]))]
+        if Path(what).is_dir():
+            paths = [path for path, _ in leaves(read_config(what))]
             return [path for path in paths if path.startswith("sampler.")]
         inputs = {name: bound.keywords.get(name) for name in ("data", "teacher", "tokenizer")}
-        return [path for path, _ in leaves(prepare(bound.args[0], inputs).config)]
+        return [path for path, _ in leaves(prepare(what, inputs).config)]
     except GenError:
         return []
 
@@ -327,8 +337,12 @@ def _unknown(argument: str, function: Callable[..., None], settings: Sequence[st
     flag = argument.partition("=")[0]
     if not flag.startswith("-"):
         return f"unexpected argument '{argument}'"
-    name = flag.lstrip("-")
-    paths = [path for path in settings if path.rpartition(".")[2].replace("_", "-") == name.replace("_", "-")]
+    name = flag.lstrip("-").replace("_", "-")
+    paths = [path for path in settings if path.rpartition(".")[2].replace("_", "-") == name]
     if paths:
         return f"unknown flag '{flag}'; a setting is called by its path: {' or '.join(f'--{path}' for path in paths)}"
-    return f"unknown flag '{flag}'; {suggest(flag, _flags(function))}"
+    flags = _flags(function)
+    close = difflib.get_close_matches(name, [known[2:] for known in flags if known.startswith("--")], n=1)
+    if not close and "overrides" in inspect.signature(function).parameters:
+        return f"unknown flag '{flag}'; a setting is called by its path, such as --stages.0.steps; gen info shows them"
+    return f"unknown flag '{flag}'; {suggest(f'--{close[0]}' if close else flag, flags)}"

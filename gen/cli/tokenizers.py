@@ -62,6 +62,8 @@ def reconstruct(
     from gen.tokenizers.reconstruct import Pixels, evaluate_reconstruction, reconstructions
     from gen.training.sharding import make_mesh
 
+    if out is not None and out.suffix != ".npz":
+        raise GenError(f"--out {out}: reconstructions are written as arrays; give a name that ends in .npz")
     named = extractor or (preset(protocol).extractor if protocol else None)
     network = None if named is None else open_extractor(named)
     if measures and network is None:

@@ -328,7 +328,6 @@ class _Leg:
             every=self.engine.log_every,
             patience=self.engine.nan_patience,
             fresh=first == offset,
-            named=len(self.task.programs) > 1,
             record=lambda step, values: run.record(step, stage, values),
         )
         rows = batches(stage, self.engine.seed, first)
