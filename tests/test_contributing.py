@@ -70,7 +70,7 @@ def test_experiment(page, tmp_path):
     recipe = page.PRESETS[preset.name](image_zip(tmp_path / "images.zip", 32, 1))
     assert config.from_json(config.to_json(recipe.config)) == recipe.config
     assert recipe.config.name == preset.name
-    assert "net 278,528 parameters" in dry_run(recipe.config)[0]
+    assert "net 259,952 parameters" in dry_run(recipe.config)[0]
 
 
 @pytest.mark.parametrize("page", ["solver"], indirect=True)
