@@ -31,8 +31,9 @@ $(PEERS)/peers.stamp: requirements/peers.txt requirements/core.txt pyproject.tom
 demo: $(VENV)/core.stamp
 	$(BIN)/gen demo
 
+# most of a test's time is compilation; what is compared here does not need the compiler's best code, parity has it
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto -m "not slow" --ignore=tests/parity
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n auto -m "not slow" --ignore=tests/parity
 
 test-all: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto

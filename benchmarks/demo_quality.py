@@ -16,6 +16,7 @@ from sklearn.svm import SVC
 
 import gen
 from gen.data.sources import digits
+from gen.experiments.demo import CONTROL, STUDENT, TEACHER_NAME
 from gen.metrics.image import psnr
 from gen.metrics.memorisation import memorisation
 
@@ -33,8 +34,9 @@ def classifier_accuracy(images: np.ndarray, labels: np.ndarray) -> tuple[float, 
 
 def measure(folder: Path) -> dict[str, float]:
     """The figures of one demo."""
-    scores = {p.stem: json.loads(p.read_text())["values"] for p in (folder / "scores").glob("*.json")}
-    teacher, student = scores["teacher-Heun"], scores["student-one-call"]
+    files = json.loads((folder / "scores" / "subjects.json").read_text())
+    scores = {name: json.loads((folder / "scores" / file).read_text())["values"] for name, file in files.items()}
+    teacher, student, control = (scores[name] for name in (TEACHER_NAME, STUDENT, CONTROL))
     tokenizer, one_step = gen.load(folder / "tokenizer"), gen.load(folder / "student")
     heldout = digits("test").arrays["image"]
     samples = one_step.sample(range(1797), batch=1024)
@@ -43,14 +45,14 @@ def measure(folder: Path) -> dict[str, float]:
     return {
         "psnr": float(psnr(tokenizer.decode(tokenizer.encode(heldout)), heldout).mean()),
         "teacher": teacher["frechet_distance"],
-        "teacher_over_gaussian": teacher["frechet_distance"] / scores["Gaussian-of-each-class"]["frechet_distance"],
+        "teacher_over_gaussian": teacher["frechet_distance"] / scores["Gaussian of each class"]["frechet_distance"],
         "teacher_recall": teacher["recall"],
         "student_over_teacher": student["frechet_distance"] / teacher["frechet_distance"],
         "student_recall_loss": teacher["recall"] - student["recall"],
-        "control_over_student": scores["teacher-one-Euler-step"]["frechet_distance"] / student["frechet_distance"],
+        "control_over_student": control["frechet_distance"] / student["frechet_distance"],
         "near_copies": copies,
         "svc_loss": expected - read,
-        "minutes": sum(json.loads((folder / "seconds.json").read_text()).values()) / 60,
+        "minutes": sum(step["seconds"] for step in json.loads((folder / "plan.json").read_text()).values()) / 60,
     }
 
 

@@ -133,8 +133,8 @@ def main() -> None:
         print(f"loader, {name}, batch {stage.batch}: {loader_rate(stage.data, stage.batch):,.0f} batches/s")
     blocking, committed = checkpoint_seconds(jax.jit(task.init, static_argnums=(1, 2))(jax.random.key(0), None, None))
     print(f"checkpoint of the teacher: blocks {1e3 * blocking:.0f} ms, committed after {1e3 * committed:.0f} ms")
-    seconds = read_json(args.demo / "seconds.json")
-    print("demo, seconds per stage: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
+    steps = read_json(args.demo / "plan.json")
+    print("demo, seconds per step: " + ", ".join(f"{name} {step['seconds']:.0f}" for name, step in steps.items()))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Experiments: one file per paper, each with presets (paper scale, one GPU, laptop) found by name.
 
+A user's own file, anywhere, works the same way: its presets are called ``FILE.py:PRESET``.
+
 A file lists its presets in one literal, ``PRESETS = {"name": function}``; the first line of a function's
 docstring is what ``gen list`` shows, and its parameters name the inputs it takes: ``teacher`` and
 ``tokenizer`` (what `gen.load` gives), ``data`` (a path, str). Further parameters have defaults and are for
@@ -10,14 +12,17 @@ listing presets imports neither the experiments nor jax.
 import ast
 import dataclasses
 import importlib
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gen import own
 from gen.config import suggest
 from gen.errors import GenError
+from gen.files import reading
 
-__all__ = ["INPUTS", "Preset", "Recipe", "build", "find", "presets"]
+__all__ = ["INPUTS", "Preset", "Recipe", "build", "file_presets", "find", "is_file", "presets"]
 
 INPUTS = ("teacher", "tokenizer", "data")
 
@@ -43,18 +48,22 @@ class Preset:
     """One row of the table.
 
     Attributes:
-      name: what is typed.
-      module, function: where it is made.
+      name: what it is called in its file's table.
+      module, function: where it is made: the name of a module, or the path of a user's own file.
       line: one line for a list.
       required, optional: its inputs.
     """
 
     name: str
-    module: str
+    module: str | Path
     function: str
     line: str
     required: tuple[str, ...]
     optional: tuple[str, ...]
+
+    def load(self) -> types.ModuleType:
+        """The module that makes it, imported."""
+        return own.import_file(self.module) if isinstance(self.module, Path) else importlib.import_module(self.module)
 
 
 def presets(folder: Path = Path(__file__).parent) -> dict[str, Preset]:
@@ -65,15 +74,39 @@ def presets(folder: Path = Path(__file__).parent) -> dict[str, Preset]:
     """
     found: dict[str, Preset] = {}
     for path in sorted(folder.glob("[!_]*.py")):
-        for preset in _parse(path):
+        for preset in _parse(path, f"gen.experiments.{path.stem}"):
             if preset.name in found:
                 raise GenError(f"preset '{preset.name}' stands in {found[preset.name].module} and {preset.module}")
             found[preset.name] = preset
     return found
 
 
-def _parse(path: Path) -> list[Preset]:
-    tree = ast.parse(path.read_text())
+def file_presets(file: Path) -> dict[str, Preset]:
+    """The presets of a user's own file by name, from its source text; runs none of it.
+
+    Raises GenError when there is no such file, it does not parse, or it has no ``PRESETS``.
+    """
+    if not file.is_file():
+        beside = [str(file.with_name(path.name)) for path in sorted(file.parent.glob("*.py"))]
+        known = suggest(str(file), beside) if beside else "give the path of a Python file with a PRESETS table"
+        raise GenError(f"there is no file {file}; {known}")
+    found = {preset.name: preset for preset in _parse(file, file)}
+    if not found:
+        raise GenError(
+            f'{file} has no presets; end it with PRESETS = {{"my-flow": my_flow}}, where my_flow is a function of the '
+            "file that gives a Recipe"
+        )
+    return found
+
+
+def _parse(path: Path, module: str | Path) -> list[Preset]:
+    """The rows of a file's table; `module` is what the presets are said to stand in."""
+    with reading(path):
+        code = path.read_bytes()
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError) as error:
+        raise own.not_python(path, error) from None
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     table = next((v for name, v in map(_assigned, tree.body) if name == "PRESETS"), None)
     if table is None:
@@ -86,7 +119,7 @@ def _parse(path: Path) -> list[Preset]:
             raise GenError(f"{path.name}: PRESETS must be a literal of names and functions of the same file")
         node = functions[value.id]
         line = (ast.get_docstring(node) or "").strip().partition("\n")[0]
-        out.append(Preset(str(key.value), f"gen.experiments.{path.stem}", value.id, line, *_inputs(node, path)))
+        out.append(Preset(str(key.value), module, value.id, line, *_inputs(node, path)))
     return out
 
 
@@ -113,16 +146,34 @@ def _inputs(node: ast.FunctionDef, path: Path) -> tuple[tuple[str, ...], tuple[s
     return required, tuple(arg.arg for arg, default in pairs if default is not None and arg.arg in INPUTS)
 
 
+def is_file(name: str) -> bool:
+    """Whether `name` means a file of the user's own: ``FILE.py``, or ``FILE.py:PRESET``."""
+    return name.endswith(".py") or name.rpartition(":")[0].endswith(".py")
+
+
 def find(name: str) -> Preset:
-    """The row of preset `name`. Raises GenError, with the closest name, when there is none."""
-    table = presets()
-    if name not in table:
-        raise GenError(f"unknown preset '{name}'; {suggest(name, table)} (gen list shows all)")
-    return table[name]
+    """The row of preset `name`: a name, ``FILE.py:PRESET``, or ``FILE.py`` where the file has one preset.
+
+    Raises GenError, with the closest name, when there is none.
+    """
+    if not is_file(name):
+        table = presets()
+        if name not in table:
+            raise GenError(
+                f"unknown preset '{name}'; {suggest(name, table)} (gen list shows all; your own file: FILE.py:PRESET)"
+            )
+        return table[name]
+    file, _, wanted = (name, "", "") if name.endswith(".py") else name.rpartition(":")
+    table = file_presets(Path(file))
+    if not wanted and len(table) > 1:
+        raise GenError(f"{file} has several presets; give one: {', '.join(f'{file}:{known}' for known in table)}")
+    if wanted and wanted not in table:
+        raise GenError(f"{file} has no preset '{wanted}'; {suggest(wanted, table)}")
+    return table[wanted or next(iter(table))]
 
 
 def build(name: str, inputs: Mapping[str, Any]) -> Recipe:
-    """The recipe of preset `name`; imports its module.
+    """The recipe of preset `name` (as of `find`); imports its module.
 
     Args:
       inputs: by name (`INPUTS`), only those that are given.
@@ -136,5 +187,8 @@ def build(name: str, inputs: Mapping[str, Any]) -> Recipe:
     for given in inputs:
         if given not in preset.required + preset.optional:
             raise GenError(f"preset '{name}' takes no {given}; leave out --{given}")
-    recipe: Recipe = getattr(importlib.import_module(preset.module), preset.function)(**inputs)
+    recipe = getattr(preset.load(), preset.function)(**inputs)
+    if not isinstance(recipe, Recipe):
+        raise GenError(f"preset '{name}' gives a {type(recipe).__name__}; expected a Recipe (gen.experiments)")
+    own.record(recipe.config)  # refuses a class that no later process would find
     return recipe

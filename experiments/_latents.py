@@ -32,10 +32,10 @@ def adamw(lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.999), clip: flo
     return OptimConfig(lr, betas=betas, clip=clip)
 
 
-def latents(path: str, classes: int | None = None) -> Any:
-    """The data at `path`: a latent cache (of at most `classes`), or a folder of LightningDiT's published shards."""
+def latents(path: str) -> Any:
+    """The data at `path`: a latent cache, or a folder of LightningDiT's published shards."""
     sealed = (Path(path) / "cache.json").exists() or not list(Path(path).glob("*.safetensors"))
-    return Cache(path, classes) if sealed else LatentShards(path)
+    return Cache(path) if sealed else LatentShards(path)
 
 
 def latent_recipe(
@@ -59,7 +59,7 @@ def latent_recipe(
       tokenizer: decodes previews and samples; without it the run generates latents.
     """
     network = denoiser.network
-    found = latents(data, network.num_classes)
+    found = latents(data)
     shapes: dict[str, tuple[int, ...]] = {"latent": network.shape, "label": ()}
     expect(data, found.source(), **shapes, **(beside or {}))
     decoder: dict[str, Any] = {"normalizer": found.normalizer()}
@@ -122,4 +122,4 @@ def smoke_recipe(
 def small_images(path: str) -> tuple[Images, int]:
     """The images of smoke runs, 32 x 32 pixels, and the number of their classes: 0 where they have no labels."""
     classes = Images(path, 32, labels="none").store.num_classes or 0
-    return Images(path, 32, labels="class" if classes else "none", classes=classes or None), classes
+    return Images(path, 32, labels="class" if classes else "none"), classes

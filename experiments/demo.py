@@ -8,10 +8,8 @@ Expected (UCI digits, N = 1797, Frechet distance in the 64 features of the digit
 seeds; measured with ``benchmarks/demo_quality.py``): see benchmarks/RESULTS.md.
 """
 
-import contextlib
 import dataclasses
-import time
-from collections.abc import Iterator, Mapping
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +26,8 @@ from gen.diffusion.process import Linear
 from gen.diffusion.train import DenoiserTask
 from gen.distill.dmd2 import DMD2Task
 from gen.distill.kd import KDTask
-from gen.errors import GenError
 from gen.experiments import Recipe
 from gen.features.digits import DigitsExtractor
-from gen.files import read_json, write_json
 from gen.metrics.curves import logged
 from gen.metrics.evaluate import evaluate
 from gen.metrics.image import psnr
@@ -40,16 +36,16 @@ from gen.metrics.protocol import Result, combine
 from gen.metrics.reference import Reference, make_reference
 from gen.metrics.report import Report
 from gen.metrics.sources import from_arrays
-from gen.runs import Loaded, load
+from gen.plan import Made, Plan
+from gen.runs import Loaded
 from gen.sampling.generator import FewSteps, Sampler
 from gen.sampling.guidance import ClassifierFree
-from gen.sampling.records import Records, Solved, make_records
+from gen.sampling.records import Records
 from gen.sampling.solvers import Euler, Heun
-from gen.tokenizers.encode import encode_images
+from gen.steps import Encode, Evaluate, MakeRecords, Train
 from gen.tokenizers.kl1d import KL1DConfig, Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.training.ema import Constant
-from gen.training.engine import train
 from gen.training.logging import read_metrics
 from gen.training.optim import OptimConfig
 from gen.training.program import enable_compile_cache
@@ -58,18 +54,7 @@ from gen.training.task import Stage
 
 __all__ = ["PRESETS", "SMOKE", "Budget", "baselines", "run"]
 
-STAGES = {
-    "tokenizer": "8x8 pixels to 4 latent tokens of 8 channels",
-    "latents": "the training images, encoded once",
-    "teacher": "a class-conditional flow transformer over the latents",
-    "pairs": "noise and what the teacher's solver makes of it",
-    "student": "regression on the pairs, then DMD2: one network call",
-    "scores": "teacher, student and baselines against the training images",
-    "page": "pictures, curves and tables in one file",
-}
 TEACHER_NAME, STUDENT, CONTROL = "teacher, Heun", "student, one call", "teacher, one Euler step"
-
-
 CLASSES = 10
 COUNT = 1797  # samples per evaluation, as many as there are digits
 STEP_COUNTS = (1, 2, 6, 12, 25)  # the teacher's solver steps shown beside the student
@@ -114,12 +99,12 @@ def demo_tokenizer() -> Recipe:
 
 def demo_teacher(tokenizer: Loaded, data: str) -> Recipe:
     """Digits: a class-conditional flow transformer over the tokenizer's latents (data: a latent cache)."""
-    return _teacher(tokenizer, data, Budget(), 0)
+    return _teacher(Budget(), 0, tokenizer, Cache(data))
 
 
 def demo_student(teacher: Loaded, data: str) -> Recipe:
     """Digits: a one-step student by regression and DMD2 (data: stored pairs of the teacher)."""
-    return _student(teacher, data, Budget(), 0)
+    return _student(Budget(), 0, teacher, Records(data, teacher.origin))
 
 
 PRESETS = {"demo-tokenizer": demo_tokenizer, "demo-teacher": demo_teacher, "demo-student": demo_student}
@@ -138,20 +123,18 @@ def _tokenizer(budget: Budget, seed: int) -> Recipe:
     return Recipe(RunConfig("demo-tokenizer", (stage,), engine=_engine(seed)))
 
 
-def _teacher(tokenizer: Loaded, data: str, budget: Budget, seed: int) -> Recipe:
-    cache = Cache(data)
-    expect(data, cache.source(), latent=TOKENIZER.spec.shape, label=())
+def _teacher(budget: Budget, seed: int, tokenizer: Loaded, latents: Cache) -> Recipe:
+    expect(latents.path, latents.source(), latent=TOKENIZER.spec.shape, label=())
     task = DenoiserTask(TEACHER, optim=_cosine(2e-3, budget.teacher), emas=(Constant(0.998, warmup=True),))
-    decoder = {"tokenizer": tokenizer.params["tokenizer"], "normalizer": cache.normalizer()}
-    stage = Stage("teacher", task, steps=budget.teacher, batch=128, data=cache)
+    decoder = {"tokenizer": tokenizer.params["tokenizer"], "normalizer": latents.normalizer()}
+    stage = Stage("teacher", task, steps=budget.teacher, batch=128, data=latents)
     origins = {"tokenizer": tokenizer.origin}
     config = RunConfig("demo-teacher", (stage,), origins, SAMPLER, tokenizer.tokenizer, engine=_engine(seed))
     return Recipe(config, artifacts=decoder)
 
 
-def _student(teacher: Loaded, data: str, budget: Budget, seed: int) -> Recipe:
-    pairs = Records(data, teacher.origin)
-    expect(data, pairs.source(), latent=TOKENIZER.spec.shape, noise=TOKENIZER.spec.shape, label=())
+def _student(budget: Budget, seed: int, teacher: Loaded, pairs: Records) -> Recipe:
+    expect(pairs.path, pairs.source(), latent=TOKENIZER.spec.shape, noise=TOKENIZER.spec.shape, label=())
     warmup = min(20, budget.regression // 2)
     regression = KDTask(
         teacher=teacher.denoiser,
@@ -195,123 +178,66 @@ def run(outdir: str | Path = "runs/demo", *, smoke: bool = False, seed: int = 0)
       smoke: a run of seconds that checks the path, not the quality.
       seed: of initial weights, data order and noise.
     """
-    out, budget = Path(outdir), SMOKE if smoke else Budget()
-    made_by = {"budget": dataclasses.asdict(budget), "seed": seed}
-    done = out / "demo.json"
-    if done.exists():
-        if read_json(done) != made_by:
-            raise GenError(f"{out} holds a demo of another budget or seed; remove it or give another --outdir")
-        print(f"all is done: open {out / 'report.html'} (remove {out} to start over)")
-        return
     enable_compile_cache()
-    clock = Clock(out / "seconds.json")
-    with clock("tokenizer"):
-        train(_tokenizer(budget, seed).config, out / "tokenizer")
-        tokenizer = load(out / "tokenizer")
-    with clock("latents"):
-        latents = encode_images(TOKENIZER, tokenizer.params["tokenizer"], digits("train"), out / "latents")
-    with clock("teacher"):
-        recipe = _teacher(tokenizer, latents.path, budget, seed)
-        train(recipe.config, out / "teacher", frozen=recipe.frozen, artifacts=recipe.artifacts)
-        teacher = load(out / "teacher")
-    with clock("pairs"):
-        pairs = make_records(
-            Solved(teacher.generator),
-            teacher.params,
-            out / "pairs",
-            count=budget.pairs,
-            maker=teacher.origin,
-            cond={"label": np.arange(budget.pairs, dtype=np.int32) % CLASSES},
-            label="pairs",
-        )
-    with clock("student"):
-        recipe = _student(teacher, pairs.path, budget, seed)
-        train(recipe.config, out / "student", frozen=recipe.frozen, artifacts=recipe.artifacts)
-        student = load(out / "student")
-    with clock("scores"):
-        scores = make_scores(tokenizer, teacher, student, out / "scores", budget)
-    with clock("page"):
-        write_report(out, tokenizer, teacher, student, scores, clock.seconds)
-    write_json(done, made_by)
-    print(summary(scores))
+    made = plan(outdir, SMOKE if smoke else Budget(), seed).run()
+    print(f"  {'':<26}{'Frechet':>9}{'recall':>9}")
+    for name, result in made["scores"].items():
+        print(f"  {name:<26}{result.values['frechet_distance']:>9.3f}{result.values['recall']:>9.3f}")
+    out = Path(outdir)
     print(f"open {out / 'report.html'}; more samples: gen sample {out / 'student'} --seeds 0-63 --out grid.png")
 
 
-def summary(scores: "Scores") -> str:
-    """The result in a few lines of text."""
-    value = {name: result.values for name, result in scores.results.items()}
-    rows = [f"  {name:<26}{v['frechet_distance']:>9.3f}{v['recall']:>9.3f}" for name, v in value.items()]
-    return "\n".join(
-        [
-            f"  {'':<26}{'Frechet':>9}{'recall':>9}",
-            *rows,
-            f"  reconstruction PSNR {scores.psnr:.1f} dB; near-copies of training images {100 * scores.copies:.1f} %",
-        ]
+def plan(outdir: str | Path, budget: Budget, seed: int) -> Plan:
+    """The demo's steps."""
+    steps = (
+        Train(
+            "tokenizer",
+            functools.partial(_tokenizer, budget, seed),
+            about="8x8 pixels to 4 latent tokens of 8 channels",
+        ),
+        Encode("latents", "tokenizer", Digits("train"), about="the training images, encoded once"),
+        Train(
+            "teacher",
+            functools.partial(_teacher, budget, seed),
+            {"tokenizer": "tokenizer", "latents": "latents"},
+            about="a class-conditional flow transformer over the latents",
+        ),
+        MakeRecords("pairs", "teacher", budget.pairs, about="noise and what the teacher's solver makes of it"),
+        Train(
+            "student",
+            functools.partial(_student, budget, seed),
+            {"teacher": "teacher", "pairs": "pairs"},
+            about="regression on the pairs, then DMD2: one network call",
+        ),
+        Evaluate(
+            "scores",
+            functools.partial(score, budget),
+            {"teacher": "teacher", "student": "student"},
+            {"count": budget.count, "sets": budget.sets},
+            about="teacher, student and baselines against the training images",
+        ),
     )
+    return Plan(outdir, steps, page=functools.partial(report, budget))
 
 
-class Clock:
-    """Seconds per stage, kept over interruptions (a killed stage counts from its last restart)."""
+def score(budget: Budget, teacher: Loaded, student: Loaded) -> dict[str, Result]:
+    """Scores of teacher, student (same noise) and the baselines against the training images.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
-        self.number = 0
-
-    @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Times one stage and announces it."""
-        self.number += 1
-        print(f"[{self.number}/{len(STAGES)}] {stage}: {STAGES[stage]}", flush=True)
-        began = time.monotonic()
-        yield
-        spent = time.monotonic() - began
-        self.seconds[stage] = round(max(self.seconds.get(stage, 0.0), spent), 2)
-        write_json(self.path, self.seconds)
-
-
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """What the report shows of quality.
-
-    Attributes:
-      results: subject -> its scores, the mean of several noise seeds for generators.
-      copies: fraction of student samples that nearly copy a training image.
-      psnr: mean reconstruction PSNR of the held-out images, dB.
+    Those of generators are the mean over several sets of noise.
     """
-
-    results: Mapping[str, Result]
-    copies: float
-    psnr: float
-
-
-def make_scores(tokenizer: Loaded, teacher: Loaded, student: Loaded, path: Path, budget: Budget) -> Scores:
-    """Scores teacher, student (same noise) and the baselines against the training images."""
-    extractor = DigitsExtractor()
-    real, heldout = digits("train").arrays, digits("test").arrays
+    extractor, real = DigitsExtractor(), digits("train").arrays
     reference = make_reference(
         "digits", from_arrays(real["image"], real["label"]), extractor, split="train", batch=1024
     )
-    results, samples = {}, {}
+    results = {}
     for name, model in generators(teacher, student).items():
         print(f"{name}: {budget.sets} x {budget.count} samples", flush=True)
-        runs = []
-        for k in range(budget.sets):
-            seeds = range(k * budget.count, (k + 1) * budget.count)
-            images = model.sample(seeds, batch=1024)
-            samples[name] = images
-            runs.append(_score(images, np.asarray(seeds) % CLASSES, reference, extractor, seeds))
-        results[name] = combine(runs)
+        sets = [range(k * budget.count, (k + 1) * budget.count) for k in range(budget.sets)]
+        made = ((seeds, model.sample(seeds, batch=1024)) for seeds in sets)
+        results[name] = combine([_score(i, np.asarray(s) % CLASSES, reference, extractor, s) for s, i in made])
     for name, (images, labels) in baselines(budget.count).items():
         results[name] = _score(images, labels, reference, extractor)
-    scores = Scores(
-        results,
-        copies=memorisation(samples[STUDENT], real["image"], heldout["image"]).share,
-        psnr=float(psnr(tokenizer.decode(tokenizer.encode(heldout["image"])), heldout["image"]).mean()),
-    )
-    for name, result in results.items():
-        result.save(path / f"{name.replace(' ', '-').replace(',', '')}.json")
-    return scores
+    return results
 
 
 def generators(teacher: Loaded, student: Loaded) -> dict[str, Loaded]:
@@ -359,12 +285,14 @@ def baselines(count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
-def write_report(
-    out: Path, tokenizer: Loaded, teacher: Loaded, student: Loaded, scores: Scores, seconds: Mapping[str, float]
-) -> None:
+def report(budget: Budget, made: Made) -> Report:
     """One page: data, reconstructions, teacher and student from the same noise, curves, scores."""
-    heldout = digits("test").arrays["image"][:16]
-    distance = {name: result.values["frechet_distance"] for name, result in scores.results.items()}
+    tokenizer, teacher, student, scores = (made[name] for name in ("tokenizer", "teacher", "student", "scores"))
+    heldout: Any = digits("test").arrays["image"]
+    reconstructions = tokenizer.decode(tokenizer.encode(heldout))
+    distance = {name: result.values["frechet_distance"] for name, result in scores.items()}
+    samples = student.sample(range((budget.sets - 1) * budget.count, budget.sets * budget.count), batch=1024)
+    copies = memorisation(samples, digits("train").arrays["image"], heldout).share
     page = Report(
         "Handwritten digits in one step",
         "A 1D tokenizer, a flow transformer over its latents, and a student that needs one network call.",
@@ -374,13 +302,13 @@ def write_report(
             "student's Fréchet distance over its teacher's": f"{distance[STUDENT] / distance[TEACHER_NAME]:.2f}",
             "network calls, teacher": teacher.generator.nfe,
             "network calls, student": student.generator.nfe,
-            "reconstruction PSNR": f"{scores.psnr:.1f} dB",
-            "near-copies of training images": f"{100 * scores.copies:.1f} %",
-            "minutes in all": f"{sum(seconds.values()) / 60:.1f}",
+            "reconstruction PSNR": f"{psnr(reconstructions, heldout).mean():.1f} dB",
+            "near-copies of training images": f"{100 * copies:.1f} %",
+            "minutes in all": f"{sum(made.seconds.values()) / 60:.1f}",
         }
     )
     page.section("Data and reconstructions", "Held-out images, and what the tokenizer keeps of them in 32 numbers.")
-    page.pictures({"held-out images": heldout, "reconstructions": tokenizer.decode(tokenizer.encode(heldout))})
+    page.pictures({"held-out images": heldout[:16], "reconstructions": reconstructions[:16]})
     page.section(
         "The same noise through teacher and student",
         f"Every column starts from the same noise and class. The teacher is sampled with Heun's method at guidance "
@@ -400,11 +328,9 @@ def write_report(
         "standard deviation over noise seeds, teacher and student from the same noise. Baselines say what a score "
         "means; behind their ± stands the standard error over images.",
     )
-    page.results(scores.results)
+    page.results(scores)
     page.section("Training")
     for name in ("tokenizer", "teacher", "student"):
-        page.curves(logged(read_metrics(out / name))["loss"], f"{name}: loss", log=True)
-    page.table(
-        ["stage", "seconds"], [[name, value] for name, value in seconds.items()], "Time per stage on this machine."
-    )
-    page.write(out / "report.html")
+        page.curves(logged(read_metrics(made[name].path))["loss"], f"{name}: loss", log=True)
+    seconds = [[name, value] for name, value in made.seconds.items()]
+    return page.table(["step", "seconds"], seconds, "Time per step on this machine.")

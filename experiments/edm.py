@@ -69,9 +69,8 @@ def _recipe(
 
 
 def _images(path: str, network: Any) -> Images:
-    classes = network.num_classes
-    labels: Labels = "class" if classes else "none"
-    return Images(path, network.size, channels=network.channels, labels=labels, classes=classes or None)
+    labels: Labels = "class" if network.num_classes else "none"
+    return Images(path, network.size, channels=network.channels, labels=labels)
 
 
 def _cifar(name: str, network: SongUNetConfig, data: str) -> Recipe:

@@ -92,7 +92,7 @@ def _large(size: str, data: Any, *, mebi: int, decay: int, fsdp: int = 1, **opti
 
 def _latent(size: str, data: str, tokenizer: Loaded | None, mebi: int, fsdp: int = 1) -> Recipe:
     network = edm2(size, dtype="bfloat16")
-    found = latents(data, network.num_classes)
+    found = latents(data)
     expect(data, found.source(), latent=network.shape, label=())
     return _large(
         size,
@@ -128,7 +128,7 @@ def edm2_s_64(data: str) -> Recipe:
     """EDM2-S on ImageNet-64 pixels, the paper's 1 Gi images (data: images of 64 px)."""
     return _large(
         "S",
-        Images(data, size=64, crop="adm", classes=1000),
+        Images(data, size=64, crop="adm"),
         mebi=1024,
         decay=35_000,
         name="edm2-s-64",

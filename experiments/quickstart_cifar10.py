@@ -18,8 +18,9 @@ in benchmarks/RESULTS.md.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -28,7 +29,6 @@ from gen.data.augment import RandomAffine
 from gen.data.caches import Cache
 from gen.data.images import Images
 from gen.data.loader import expect
-from gen.data.sources import ArraySource
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.process import Linear
@@ -37,19 +37,18 @@ from gen.distill.dmd2 import DMD2Task
 from gen.distill.kd import KDTask
 from gen.errors import GenError
 from gen.experiments import Recipe
-from gen.files import atomic, write_json
 from gen.metrics.image import psnr
-from gen.metrics.report import mosaic
-from gen.runs import Loaded, load
+from gen.metrics.report import Report
+from gen.plan import Made, Plan
+from gen.runs import Loaded
 from gen.sampling.generator import FewSteps, Sampler
 from gen.sampling.guidance import ClassifierFree
-from gen.sampling.records import Records, Solved, make_records
+from gen.sampling.records import Records
 from gen.sampling.solvers import Heun
-from gen.tokenizers.encode import encode_images
+from gen.steps import Encode, MakeRecords, Train
 from gen.tokenizers.kl1d import KL1DConfig, Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.training.ema import Constant
-from gen.training.engine import train
 from gen.training.optim import OptimConfig
 from gen.training.program import enable_compile_cache
 from gen.training.run import EngineConfig, RunConfig
@@ -88,7 +87,7 @@ class Budget:
     matching: int = 1_500
     batch: int = 256
     pairs: int = 50_000
-    dtype: str = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
 
 GPU = Budget()
@@ -100,32 +99,32 @@ SMOKE = Budget(
 
 def cifar10_tokenizer(data: str) -> Recipe:
     """32x32 images: a 1D tokenizer, 64 latent tokens of 16 channels (data: images with classes)."""
-    return _tokenizer(GPU, _images(data), 0)
+    return _tokenizer(GPU, 0, _images(data))
 
 
 def cifar10_teacher(tokenizer: Loaded, data: str) -> Recipe:
     """32x32 images: a class-conditional flow transformer over the tokenizer's latents (data: a latent cache)."""
-    return _teacher(GPU, tokenizer, Cache(data), 0)
+    return _teacher(GPU, 0, tokenizer, Cache(data))
 
 
 def cifar10_student(teacher: Loaded, data: str) -> Recipe:
     """32x32 images: a one-step student by regression and DMD2 (data: stored pairs of the teacher)."""
-    return _student(GPU, teacher, Records(data, teacher.origin), 0)
+    return _student(GPU, 0, teacher, Records(data, teacher.origin))
 
 
 def cifar10_tokenizer_smoke(data: str) -> Recipe:
     """A toy of cifar10-tokenizer, a minute on a CPU (data: images with classes)."""
-    return _tokenizer(SMOKE, _images(data), 0)
+    return _tokenizer(SMOKE, 0, _images(data))
 
 
 def cifar10_teacher_smoke(tokenizer: Loaded, data: str) -> Recipe:
     """A toy of cifar10-teacher, a minute on a CPU (data: a latent cache)."""
-    return _teacher(SMOKE, tokenizer, Cache(data), 0)
+    return _teacher(SMOKE, 0, tokenizer, Cache(data))
 
 
 def cifar10_student_smoke(teacher: Loaded, data: str) -> Recipe:
     """A toy of cifar10-student, a minute on a CPU (data: stored pairs of the teacher)."""
-    return _student(SMOKE, teacher, Records(data, teacher.origin), 0)
+    return _student(SMOKE, 0, teacher, Records(data, teacher.origin))
 
 
 PRESETS = {
@@ -138,80 +137,68 @@ PRESETS = {
 }
 
 
-def run(data: str, outdir: str | Path = "runs/cifar10", *, smoke: bool = False, seed: int = 0) -> dict[str, float]:
+def run(data: str, outdir: str | Path = "runs/cifar10", *, smoke: bool = False, seed: int = 0) -> None:
     """The whole path; the same call again goes on where it was.
 
     Args:
       data: 32x32 images with classes: an EDM zip, or anything `gen.data.stores.open_store` reads.
-      outdir: gets tokenizer/, teacher/, student/ (run folders), latents/ (a cache), pairs/ (records), the pictures
-        data.png, reconstructions.png, teacher.png, student.png, and results.json.
+      outdir: gets tokenizer/, teacher/, student/ (run folders), latents/ (a cache), pairs/ (records) and report.html.
       smoke: seconds to minutes on a CPU.
       seed: of initial weights, data order and noise.
-
-    Returns the figures of results.json: reconstruction PSNR in dB, network calls.
     """
-    out, budget = Path(outdir), SMOKE if smoke else GPU
-    enable_compile_cache()
-    images = _images(data)
-    source = images.source()
-    count = min(len(source), budget.images or len(source))
-    rows = ArraySource(**source.gather(np.arange(count)))
+    budget, images = SMOKE if smoke else GPU, _images(data)
+    count = min(len(images.source()), budget.images or len(images.source()))
     if count < budget.batch:
         raise GenError(f"{data} has {count} images, fewer than the batch of {budget.batch}; add data")
-
-    print("[1/5] tokenizer", flush=True)
-    train(_tokenizer(budget, images, seed).config, out / "tokenizer")
-    tokenizer = load(out / "tokenizer")
-    print("[2/5] latents", flush=True)
-    latents = encode_images(tokenizer.tokenizer, tokenizer.params["tokenizer"], rows, out / "latents")
-    print("[3/5] teacher", flush=True)
-    recipe = _teacher(budget, tokenizer, latents, seed)
-    train(recipe.config, out / "teacher", frozen=recipe.frozen, artifacts=recipe.artifacts)
-    teacher = load(out / "teacher")
-    classes = teacher.denoiser.network.num_classes
-    print("[4/5] pairs", flush=True)
-    pairs = make_records(
-        Solved(teacher.generator),
-        teacher.params,
-        out / "pairs",
-        count=budget.pairs,
-        maker=teacher.origin,
-        cond={"label": np.arange(budget.pairs, dtype=np.int32) % classes},
-        label="pairs",
+    shown = images.source().gather(np.arange(min(count, 64)))["image"]
+    enable_compile_cache()
+    steps = (
+        Train("tokenizer", functools.partial(_tokenizer, budget, seed, images), about="images to latent tokens"),
+        Encode("latents", "tokenizer", images, budget.images, about="the images, encoded once"),
+        Train(
+            "teacher",
+            functools.partial(_teacher, budget, seed),
+            {"tokenizer": "tokenizer", "latents": "latents"},
+            about="a class-conditional flow transformer over the latents",
+        ),
+        MakeRecords("pairs", "teacher", budget.pairs, about="noise and what the teacher's solver makes of it"),
+        Train(
+            "student",
+            functools.partial(_student, budget, seed),
+            {"teacher": "teacher", "pairs": "pairs"},
+            about="regression on the pairs, then DMD2: one network call",
+        ),
     )
-    print("[5/5] student", flush=True)
-    recipe = _student(budget, teacher, pairs, seed)
-    train(recipe.config, out / "student", frozen=recipe.frozen, artifacts=recipe.artifacts)
-    student = load(out / "student")
+    Plan(outdir, steps, page=functools.partial(report, shown)).run()
+    out = Path(outdir)
+    print(f"open {out / 'report.html'}; more samples: gen sample {out / 'student'} --seeds 0-63 --out grid.png")
 
-    shown = rows.arrays["image"][:64]
-    made = tokenizer.decode(tokenizer.encode(shown))
+
+def report(shown: Any, made: Made) -> Report:
+    """One page: images `shown` and their reconstructions, teacher and student from the same noise."""
+    tokenizer, teacher, student = (made[name] for name in ("tokenizer", "teacher", "student"))
+    reconstructions = tokenizer.decode(tokenizer.encode(shown))
+    classes = teacher.denoiser.network.num_classes
     seeds = range(8 * classes)
-    for name, pictures, columns in (
-        ("data", shown, 16),
-        ("reconstructions", made, 16),
-        ("teacher", teacher.sample(seeds), classes),
-        ("student", student.sample(seeds), classes),
-    ):
-        grid = mosaic(pictures, columns)
-        atomic(out / f"{name}.png", lambda file, grid=grid: grid.save(file, "PNG"))
-    figures = {
-        "images": float(count),
-        "reconstruction_psnr": round(float(psnr(made, shown).mean()), 2),
-        "teacher_calls": float(teacher.generator.nfe),
-        "student_calls": float(student.generator.nfe),
-    }
-    write_json(out / "results.json", figures)
-    print(", ".join(f"{name} {value:g}" for name, value in figures.items()))
-    print(f"pictures in {out}; more: gen sample {out / 'student'} --seeds 0-63 --out grid.png")
-    return figures
+    page = Report("32x32 images in one step", "A tokenizer, a flow transformer over its latents, its one-call student.")
+    page.figures(
+        {
+            "network calls, teacher": teacher.generator.nfe,
+            "network calls, student": student.generator.nfe,
+            "reconstruction PSNR": f"{psnr(reconstructions, shown).mean():.1f} dB",
+            "minutes in all": f"{sum(made.seconds.values()) / 60:.1f}",
+        }
+    )
+    page.section("Data and reconstructions").pictures({"data": shown, "reconstructions": reconstructions})
+    page.section("Teacher and student", "From the same noise; the classes from left to right.")
+    return page.pictures({"teacher": teacher.sample(seeds), "student": student.sample(seeds)}, columns=classes)
 
 
 def _images(data: str) -> Images:
     return Images(data, size=SIZE, flip=True)
 
 
-def _tokenizer(budget: Budget, images: Images, seed: int) -> Recipe:
+def _tokenizer(budget: Budget, seed: int, images: Images) -> Recipe:
     tokenizer = KL1DConfig(
         (SIZE, SIZE, 3),
         patch=4,
@@ -237,7 +224,7 @@ def _tokenizer(budget: Budget, images: Images, seed: int) -> Recipe:
 SAMPLER = Sampler(Heun(), steps=9, guidance=ClassifierFree(1.5))
 
 
-def _teacher(budget: Budget, tokenizer: Loaded, latents: Cache, seed: int) -> Recipe:
+def _teacher(budget: Budget, seed: int, tokenizer: Loaded, latents: Cache) -> Recipe:
     """The network takes its classes from the labels that lie beside the latents."""
     label = latents.source().rows.arrays.get("label")
     if label is None:
@@ -264,7 +251,7 @@ def _teacher(budget: Budget, tokenizer: Loaded, latents: Cache, seed: int) -> Re
     return Recipe(config, artifacts=decoder)
 
 
-def _student(budget: Budget, teacher: Loaded, pairs: Records, seed: int) -> Recipe:
+def _student(budget: Budget, seed: int, teacher: Loaded, pairs: Records) -> Recipe:
     """Of the teacher's network, tokenizer and guidance, whatever they are."""
     denoiser = teacher.denoiser
     shape = denoiser.network.shape

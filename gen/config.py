@@ -3,13 +3,16 @@
 Every configurable thing of the project (process, backbone, solver, tokenizer, task ...) is a frozen
 dataclass named in `KINDS`. The table maps the short kind that stands in JSON to where the class lives, so
 that listing names imports nothing heavy. A class joins the project (JSON, ``gen list``, the conformance
-suites) by its one row here.
+suites) by its one row here. An installed package adds rows by entry points of the group ``gen.kinds``
+(``"backbone.mine" = "mypackage.net:MyConfig"``), a user's own file by assignment (`gen.own`).
 """
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib
+import importlib.metadata
 import json
 import types
 import typing
@@ -18,7 +21,19 @@ from typing import Any
 
 from gen.errors import GenError
 
-__all__ = ["KINDS", "config_class", "fingerprint", "from_json", "kind_of", "kinds", "suggest", "to_json"]
+__all__ = [
+    "KINDS",
+    "check_choices",
+    "config_class",
+    "fingerprint",
+    "from_json",
+    "installed",
+    "kind_of",
+    "kinds",
+    "members",
+    "suggest",
+    "to_json",
+]
 
 # family -> kind -> "module:Class". A kind is unique over all families.
 KINDS: dict[str, dict[str, str]] = {
@@ -171,7 +186,30 @@ KINDS: dict[str, dict[str, str]] = {
 
 def kinds() -> dict[str, str]:
     """All registered kinds: kind -> "module:Class". Imports nothing."""
-    return {kind: target for family in KINDS.values() for kind, target in family.items()}
+    return {kind: target for family in (*KINDS.values(), *installed().values()) for kind, target in family.items()}
+
+
+def members(family: str) -> dict[str, str]:
+    """The kinds of one family: kind -> "module:Class". Imports nothing."""
+    return KINDS[family] | installed().get(family, {})
+
+
+@functools.cache
+def installed() -> dict[str, dict[str, str]]:
+    """Kinds of installed packages: family -> kind -> "module:Class", from their entry points; imports none of them.
+
+    Raises GenError for an entry point that is not called FAMILY.KIND, and for a kind that exists already.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for point in importlib.metadata.entry_points(group="gen.kinds"):
+        family, _, kind = point.name.partition(".")
+        source = f"the entry point '{point.name}' of {point.dist.name if point.dist else 'an installed package'}"
+        if family not in KINDS or not kind:
+            raise GenError(f"{source} is not called FAMILY.KIND; {suggest(family, KINDS)}")
+        if any(kind in rows for rows in (*KINDS.values(), *found.values())):
+            raise GenError(f"{source} gives the kind '{kind}' a second meaning; uninstall the package or rename it")
+        found.setdefault(family, {})[kind] = point.value
+    return found
 
 
 def suggest(name: str, known: typing.Iterable[str]) -> str:
@@ -185,7 +223,9 @@ def config_class(kind: str) -> type:
     """The dataclass registered as `kind`; imports its module. Raises GenError for an unknown kind."""
     table = kinds()
     if kind not in table:
-        raise GenError(f"unknown kind '{kind}' in a configuration; {suggest(kind, table)}")
+        raise GenError(
+            f"unknown kind '{kind}' in a configuration; {suggest(kind, table)} (a kind of your own: --module FILE)"
+        )
     module, _, name = table[kind].partition(":")
     return typing.cast(type, getattr(importlib.import_module(module), name))
 
@@ -292,6 +332,13 @@ def _scalar(data: Any, expected: Any, where: str) -> Any:
     if isinstance(data, expected) and not (isinstance(data, bool) and expected in (int, float)):
         return data
     raise GenError(f"{where} is {data!r}; expected {expected.__name__}")
+
+
+def check_choices(config: Any) -> None:
+    """Raises GenError where a field of a dataclass that is annotated by a Literal holds none of its values."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(hint) is typing.Literal:
+            from_json(getattr(config, name), hint, f"{type(config).__name__}'s {name}")
 
 
 def fingerprint(value: Any) -> str:

@@ -84,6 +84,10 @@ class Pace:
         while len(points) > 2 and points[1][0] <= now - _WINDOW:
             points.popleft()
 
+    def pause(self, seconds: float) -> None:
+        """Leaves out of the speed a time just now in which the job stood still."""
+        self._points = collections.deque((then + seconds, done) for then, done in self._points)
+
     @property
     def speed(self) -> float:
         """How many a second; NaN before two reports."""

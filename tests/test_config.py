@@ -3,17 +3,24 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
 from gen import config
 from gen.config import KINDS, config_class, fingerprint, from_json, kind_of, kinds, to_json
+from gen.data.sources import Digits
 from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.process import Linear
+from gen.diffusion.train import DenoiserTask
 from gen.errors import GenError
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.sampling.guidance import ClassifierFree
+from gen.training.checks import check_run
+from gen.training.optim import OptimConfig
+from gen.training.run import RunConfig
+from gen.training.task import Stage
 
 GENERATOR = DiffusionGenerator(
     Denoiser(network=None, process=Linear(), parameterization=Predict("velocity")),
@@ -113,3 +120,24 @@ def test_every_public_name_resolves() -> None:
     assert set(gen._HOME) == set(gen.__all__)
     for name in gen.__all__:
         assert getattr(gen, name) is not None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Predict("velocty"), "Predict's output is 'velocty'; expected one of 'x', 'eps', 'v', 'velocity'"),
+        (lambda: Predict(clock="tiem"), "Predict's clock is 'tiem'; expected one of 'time'"),
+        (lambda: Predict(sign=0), "Predict's sign is 0; expected 1"),
+        (lambda: Sampler(steps=0), "a sampler of 0 steps; expected at least 1"),
+    ],
+)
+def test_nonsense_is_refused_at_construction(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(GenError, match=message):
+        make()
+
+
+def test_a_misspelt_choice_anywhere_in_a_run_is_refused_before_it_starts() -> None:
+    task = DenoiserTask(denoiser=GENERATOR.denoiser, optim=OptimConfig(schedule="cosin"))
+    run = RunConfig("x", (Stage("s", task, 1, 1, Digits()),))
+    with pytest.raises(GenError, match=r"optim.schedule is 'cosin'; expected one of 'constant', 'cosine'"):
+        check_run(run)

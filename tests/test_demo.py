@@ -31,13 +31,10 @@ def test_baselines_have_the_labels_they_claim():
         assert images.shape == (len(labels), 8, 8, 1)
 
 
-def test_a_finished_demo_says_so_and_another_is_refused(tmp_path, capsys):
-    made_by = {"budget": vars(demo.SMOKE), "seed": 0}
-    write_json(tmp_path / "demo.json", made_by)
-    demo.run(tmp_path, smoke=True)
-    assert "all is done" in capsys.readouterr().out
-    with pytest.raises(GenError, match="another budget or seed"):
-        demo.run(tmp_path, smoke=True, seed=1)
+def test_another_demo_in_the_folder_is_refused(tmp_path):
+    write_json(tmp_path / "plan.json", {"tokenizer": {"made of": {"its settings": "of another seed"}, "seconds": 1.0}})
+    with pytest.raises(GenError, match=r"step 'tokenizer' in .* was made before its settings changed"):
+        demo.run(tmp_path, smoke=True)
 
 
 @pytest.mark.slow
@@ -50,6 +47,11 @@ def test_killed_five_times_equals_undisturbed(tmp_path):
 @pytest.mark.slow
 def test_a_student_is_distilled_by_one_command(tmp_path, capsys):
     demo.run(tmp_path / "demo", smoke=True)
+    written = (tmp_path / "demo" / "report.html").stat().st_mtime_ns
+    capsys.readouterr()
+    demo.run(tmp_path / "demo", smoke=True)
+    assert capsys.readouterr().out.count("done before") == 6
+    assert (tmp_path / "demo" / "report.html").stat().st_mtime_ns == written
     short = ["--stages.0.steps", "2", "--stages.1.steps", "4", "--batch", "16"]
     teacher = ["--teacher", str(tmp_path / "demo" / "teacher")]
     command = ["distill", "demo-student", *teacher, "--outdir", str(tmp_path / "student"), *short]

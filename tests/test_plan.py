@@ -2,12 +2,30 @@
 
 import dataclasses
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from gen.data.sources import Digits
 from gen.errors import GenError
-from gen.plan import Encode, Evaluate, MakeRecords, Plan, Step, Train
+from gen.experiments import Recipe
+from gen.metrics.protocol import Protocol, Result
+from gen.metrics.report import Report
+from gen.plan import Plan, Step
+from gen.steps import Encode, Evaluate, MakeRecords, Train
+from gen.tokenizers.kl1d import KL1DConfig, Tower
+from gen.tokenizers.train import TokenizerTask
+from gen.training.engine import Hook
+from gen.training.run import EngineConfig, RunConfig
+from gen.training.task import Stage
+
+ROOT = Path(__file__).parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,3 +143,81 @@ def test_rounds_are_written_as_a_loop(tmp_path):
     steps += [Encode("latents", "flow-0", data=None), Evaluate("scores", recipe, {"of": "flow-2"})]
     assert len(Plan(tmp_path, tuple(steps)).steps) == 7
     assert not list(tmp_path.iterdir())
+
+
+def small(out, seed=0):
+    """A tokenizer of which the second of three steps is the best, its latents, their scores, and a page."""
+    tower = Tower(width=8, depth=1, heads=2)
+    task = TokenizerTask(KL1DConfig((8, 8, 1), patch=4, tokens=2, channels=4, encoder=tower, decoder=tower, scan=False))
+    engine = EngineConfig(seed=seed, keep=1, best="score", log_every=1, quiet=True)
+    config = RunConfig("small", (Stage("tokenizer", task, steps=3, batch=16, data=Digits("test")),), engine=engine)
+
+    def score(latents):
+        protocol = Protocol("none", "none", count=len(latents.source()))
+        return {"mean, of all": Result({"mean": float(latents.normalizer()["shift"].mean())}, protocol)}
+
+    steps = (
+        Train(
+            "tokenizer",
+            lambda: Recipe(config),
+            hooks=lambda recipe: [Hook(1, lambda stage, step, state, frozen: {"score": abs(step - 2.0)})],
+            best=True,
+        ),
+        Encode("latents", "tokenizer", Digits("test"), count=32, batch=16),
+        Evaluate("scores", score, {"latents": "latents"}),
+    )
+    return Plan(out, steps, page=lambda made: Report("small").results(made["scores"]))
+
+
+def test_a_run_its_best_checkpoint_its_latents_their_scores_and_the_page(tmp_path, capsys):
+    made = small(tmp_path).run()
+    assert made["tokenizer"].step == 2
+    assert len(made["latents"].source()) == 32
+    assert set(made["scores"]["mean, of all"].values) == {"mean"}
+    assert (tmp_path / "scores" / "mean-of-all.json").exists()
+    assert "mean, of all" in (tmp_path / "report.html").read_text()
+    (tmp_path / "report.html").unlink()
+    capsys.readouterr()
+    again = small(tmp_path).run()
+    assert capsys.readouterr().out.count("done before") == 3
+    assert again["scores"] == made["scores"]
+    assert (tmp_path / "report.html").exists()
+    with pytest.raises(GenError, match=r"step 'tokenizer' in .* was made before its settings changed"):
+        small(tmp_path, seed=1).run()
+
+
+def test_what_steps_cannot_give_is_refused(tmp_path):
+    recipe = Recipe(RunConfig("r"))
+    with pytest.raises(GenError, match=r"its recipe does not say by which metric; set engine.best"):
+        Plan(tmp_path, (Train("a", lambda: recipe, best=True),)).run()
+    result = Result({}, Protocol("none", "none", count=1))
+    with pytest.raises(GenError, match="step 'b' scores x, y, x-y; their files would share a name"):
+        Plan(tmp_path / "2", (Evaluate("b", lambda: {"x, y": result, "x-y": result}, {}),)).run()
+
+
+def join(out, port, process):
+    """One of two processes that run the small plan."""
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process))
+    made = small(out).run()
+    assert (made["tokenizer"].step, len(made["latents"].source())) == (2, 32)
+
+
+@pytest.mark.slow
+def test_two_processes_make_what_one_makes(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = "import sys; from tests.test_plan import join; join(*sys.argv[1:])"
+    options = {"cwd": ROOT, "env": os.environ | {"JAX_PLATFORMS": "cpu"}, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", script, str(tmp_path / "two"), str(port)]
+    started = [subprocess.Popen([*command, number], **options) for number in "01"]
+    said = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    one, two = (small(tmp_path / name).run() for name in ("one", "two"))
+    for name in ("latents", "scores"):
+        assert len(list((tmp_path / "two" / name).iterdir())) == len(list((tmp_path / "one" / name).iterdir()))
+    rows = [np.asarray(made["latents"].source().gather(np.arange(32))["latent"]) for made in (one, two)]
+    np.testing.assert_allclose(*rows, rtol=1e-4, atol=1e-4)

@@ -120,3 +120,6 @@ def test_the_time_left_is_steady(clock: Clock) -> None:
         pace.mark(done)
     assert pace.speed == pytest.approx(10, rel=0.01)
     assert len(pace._points) < 100
+    clock.now += 50  # pictures
+    pace.pause(50)
+    assert pace.left(1501) == pytest.approx(10, rel=0.02)

@@ -6,6 +6,7 @@ only when it is called, and imports jax only when it runs. `COMMANDS` is the who
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import importlib
 import inspect
@@ -17,9 +18,11 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from gen import own
 from gen.cli import together
 from gen.config import suggest
 from gen.errors import GenError
@@ -60,7 +63,8 @@ Examples:
   gen sample runs/demo/student --seeds 0-63 --out grid.png     images (also a folder/, .npz, .zip)
   gen evaluate runs/demo/student                               scores with the protocol they hold under
 
-gen COMMAND --help explains one command."""
+gen COMMAND --help explains one command. Every command takes --module FILE: a Python file of your own kinds (backbones,
+solvers ...), taken as it is now for runs that were made with an older version of it."""
 
 
 def overview(group: Sequence[str] = ()) -> str:
@@ -115,6 +119,8 @@ def _run(args: list[str]) -> int:
     except Exception as error:
         if _asked:  # what Ctrl-C became on its way through a library: an ImportError, say
             return _interruption()
+        if place := own.where(error):
+            return _failed(2, f"error: {place}", args)
         if together.joined():
             found = together.line_of_another()
             if found is None:
@@ -161,10 +167,29 @@ def _command(args: list[str]) -> int:
         return 0 if args[1:] else 2
     if args[0] not in COMMANDS:
         raise GenError(f"unknown command '{args[0]}'; {suggest(args[0], COMMANDS)} (gen --help shows all)")
-    run = parse(args[0], args[1:])
+    rest, files = _split_modules(args[1:])
+    run = parse(args[0], rest)
     if run is not None:
+        for file in files:
+            own.accept(file)
         run()
     return 0
+
+
+def _split_modules(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates ``--module FILE``, which every command takes, from the other arguments."""
+    rest: list[str] = []
+    files: list[str] = []
+    queue = list(args)
+    while queue:
+        flag, equals, value = (arg := queue.pop(0)).partition("=")
+        if flag != "--module":
+            rest.append(arg)
+            continue
+        if not equals and not queue:
+            raise GenError("--module lacks its value; write --module FILE, a Python file of your own kinds")
+        files.append(value if equals else queue.pop(0))
+    return rest, files
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -217,7 +242,8 @@ def parse(command: str, args: Sequence[str]) -> Callable[[], None] | None:
             return None
         raise GenError(f"{_one_line(outer.getvalue())}; see gen {command} --help") from None
     if unknown:
-        raise GenError(f"gen {command}: {_unknown(unknown[0], function)}; see gen {command} --help")
+        hint = _unknown(unknown[0], function, _settings(bound) if takes_overrides else ())
+        raise GenError(f"gen {command}: {hint}; see gen {command} --help")
     return functools.partial(bound, overrides=overrides) if takes_overrides else bound
 
 
@@ -279,7 +305,7 @@ def _flags(function: Callable[..., None]) -> list[str]:
             ]
         elif parameter.kind is not parameter.POSITIONAL_ONLY and name != "overrides":
             names += _spellings(name, hints[name])
-    return [*names, "--help"]
+    return [*names, "--module", "--help"]
 
 
 def _spellings(name: str, hint: Any) -> list[str]:
@@ -289,8 +315,34 @@ def _spellings(name: str, hint: Any) -> list[str]:
     return ["--" + named.replace("_", "-"), *(alias for e in extras for alias in getattr(e, "aliases", None) or ())]
 
 
-def _unknown(argument: str, function: Callable[..., None]) -> str:
+def _settings(bound: Any) -> list[str]:
+    """The paths of all settings that a bound command could override; [] where its preset or run cannot be opened."""
+    from gen.cli.info import leaves
+    from gen.cli.opening import prepare
+    from gen.runs import read_config
+
+    what = str(bound.args[0])
+    try:
+        if Path(what).is_dir():
+            paths = [path for path, _ in leaves(read_config(what))]
+            return [path for path in paths if path.startswith("sampler.")]
+        inputs = {name: bound.keywords.get(name) for name in ("data", "teacher", "tokenizer")}
+        return [path for path, _ in leaves(prepare(what, inputs).config)]
+    except GenError:
+        return []
+
+
+def _unknown(argument: str, function: Callable[..., None], settings: Sequence[str]) -> str:
+    """What is said of an argument that the parser does not know; `settings` are the paths that could be overridden."""
     flag = argument.partition("=")[0]
-    if flag.startswith("-"):
-        return f"unknown flag '{flag}'; {suggest(flag, _flags(function))}"
-    return f"unexpected argument '{argument}'"
+    if not flag.startswith("-"):
+        return f"unexpected argument '{argument}'"
+    name = flag.lstrip("-").replace("_", "-")
+    paths = [path for path in settings if path.rpartition(".")[2].replace("_", "-") == name]
+    if paths:
+        return f"unknown flag '{flag}'; a setting is called by its path: {' or '.join(f'--{path}' for path in paths)}"
+    flags = _flags(function)
+    close = difflib.get_close_matches(name, [known[2:] for known in flags if known.startswith("--")], n=1)
+    if not close and "overrides" in inspect.signature(function).parameters:
+        return f"unknown flag '{flag}'; a setting is called by its path, such as --stages.0.steps; gen info shows them"
+    return f"unknown flag '{flag}'; {suggest(f'--{close[0]}' if close else flag, flags)}"

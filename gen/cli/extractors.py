@@ -16,11 +16,11 @@ def open_extractor(text: str) -> Any:
 
     Raises GenError for an unknown name or mode.
     """
-    from gen.config import KINDS, config_class, suggest
+    from gen.config import config_class, members, suggest
 
     name, _, mode = text.partition(":")
-    if name not in KINDS["extractor"]:
-        raise GenError(f"unknown extractor '{name}'; {suggest(name, KINDS['extractor'])}")
+    if name not in members("extractor"):
+        raise GenError(f"unknown extractor '{name}'; {suggest(name, members('extractor'))}")
     network: Any = config_class(name)
     if mode and not network.modes:
         raise GenError(f"the extractor '{name}' has no modes; write --extractor {name}")
@@ -51,9 +51,9 @@ def find_extractor(named: str | None, reference: str | None, shape: Callable[[],
 
 def _maker(protocol: Any, where: str) -> Any:
     """The extractor that stored statistics were made with."""
-    from gen.config import KINDS, config_class
+    from gen.config import config_class, members
 
-    for name in KINDS["extractor"]:
+    for name in members("extractor"):
         kind: Any = config_class(name)
         for mode in kind.modes or ("",):
             network = open_extractor(f"{name}:{mode}" if mode else name)
@@ -66,11 +66,11 @@ def _maker(protocol: Any, where: str) -> Any:
 
 
 def _fitting(shape: tuple[int, ...]) -> Any:
-    from gen.config import KINDS
+    from gen.config import members
     from gen.features.extractor import accepts
 
     lacking = []
-    for name in KINDS["extractor"]:
+    for name in members("extractor"):
         network = open_extractor(name)
         if not accepts(network, shape):
             continue

@@ -1,6 +1,5 @@
 """``gen info``."""
 
-import importlib
 import inspect
 import json
 import math
@@ -19,7 +18,7 @@ AXES = ("data", "fsdp", "tensor")  # as in gen.training.sharding, which imports 
 
 
 def info(
-    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET|RUN")],
+    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET|FILE.py:PRESET|RUN")],
     /,
     *,
     mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
@@ -41,10 +40,11 @@ def info(
       gen info dit-xl2
       gen info demo-tokenizer
       gen info dit-xl2 --data cache --mesh data=8,fsdp=4 --batch-gpu 8 --engine.memory_gib 80
+      gen info ./myexp.py:my-flow
       gen info runs/demo/student
 
     Args:
-      what: a preset from gen list, or a run folder.
+      what: a preset from gen list or of your own file, or a run folder.
       mesh: axis sizes of the mesh to calculate for: data (copies), fsdp (parts of the state), tensor (parts of layers).
       devices: number of devices to calculate for; the product of the mesh, or those of this machine, by default.
       batch: global batch size of every stage.
@@ -65,7 +65,7 @@ def info(
     inputs = {"data": data, "teacher": teacher, "tokenizer": tokenizer}
     preset = find(what)
     if any(inputs[name] is None for name in preset.required):
-        _show_preset(preset)
+        _show_preset(what, preset)
         return
     recipe = prepare(what, inputs, (*axes, *overrides), {"batch": batch})
     print(f"{recipe.config.name}  (configuration {fingerprint(recipe.config)})")
@@ -88,14 +88,14 @@ def mesh_overrides(text: str | None) -> tuple[tuple[str, str], ...]:
     return tuple((f"engine.mesh.{axis}", size) for axis, size in sizes.items())
 
 
-def _show_preset(preset: Any) -> None:
+def _show_preset(what: str, preset: Any) -> None:
     """What its experiment file says of a preset, and the inputs without which there is no more to say."""
     flags = {"data": "--data PATH", "teacher": "--teacher RUN", "tokenizer": "--tokenizer RUN"}
     needs = " ".join(flags[name] for name in preset.required)
-    print(f"{preset.name}: {preset.line}\n\n{inspect.getdoc(importlib.import_module(preset.module))}\n")
+    print(f"{preset.name}: {preset.line}\n\n{inspect.getdoc(preset.load())}\n")
     if preset.optional:
         print(f"takes {' '.join(flags[name] for name in preset.optional)} as well")
-    print(f"parameters, memory and settings: gen info {preset.name} {needs}")
+    print(f"parameters, memory and settings: gen info {what} {needs}")
 
 
 def _show_run(path: Path, overrides: tuple[tuple[str, str], ...]) -> None:

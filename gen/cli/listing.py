@@ -1,5 +1,6 @@
 """``gen list``."""
 
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -8,27 +9,30 @@ __all__ = ["listing"]
 
 
 def listing(what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WHAT")] = "all", /) -> None:
-    """Lists presets and the registered building blocks by family; imports none of them.
+    """Lists presets, the registered building blocks by family, or the presets of your own file; imports none of them.
 
     Examples:
       gen list
       gen list presets
       gen list solver
       gen list protocols
+      gen list ./myexp.py
 
     Args:
-      what: presets, a family of building blocks, protocols or measures of gen evaluate, or all.
+      what: presets, a family of building blocks, protocols or measures of gen evaluate, a file, or all.
     """
     from gen.cli.tables import print_table
-    from gen.config import KINDS, suggest
+    from gen.config import KINDS, members, suggest
     from gen.errors import GenError
-    from gen.experiments import presets
+    from gen.experiments import file_presets, is_file, presets
 
     tables = ("presets", "protocols", "measures")
-    if what not in ("all", *tables, *KINDS):
+    own = is_file(what)
+    if not own and what not in ("all", *tables, *KINDS):
         raise GenError(f"nothing is called '{what}'; {suggest(what, ['all', *tables, *KINDS])}")
-    if what in ("all", "presets"):
-        rows = [[p.name, " ".join(f"--{name}" for name in p.required), p.line] for p in presets().values()]
+    if own or what in ("all", "presets"):
+        table = {f"{what}:{name}": p for name, p in file_presets(Path(what)).items()} if own else presets()
+        rows = [[name, " ".join(f"--{n}" for n in p.required), p.line] for name, p in table.items()]
         print_table(["preset", "needs", "what"], rows, names=2)
     if what == "all":
         print()
@@ -36,12 +40,11 @@ def listing(what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WH
         print_table(["protocol", "extractor", "N", "what"], _protocols(), names=3)
     elif what == "measures":
         print_table(["measure", "when", "what"], _measures(), names=2)
-    elif what != "presets":
-        chosen = {family: members for family, members in KINDS.items() if what in ("all", family)}
+    elif what != "presets" and not own:
         rows = [
             [family if i == 0 else "", kind, target.replace(":", ".")]
-            for family, members in chosen.items()
-            for i, (kind, target) in enumerate(members.items())
+            for family in (KINDS if what == "all" else [what])
+            for i, (kind, target) in enumerate(members(family).items())
         ]
         print_table(["family", "kind", "class"], rows, names=2)
 

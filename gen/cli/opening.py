@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from gen.cli.labels import with_labels
 from gen.errors import GenError
 
 __all__ = ["Overrides", "describe", "open_run", "prepare"]
@@ -36,17 +37,18 @@ def open_run(
       GenError: settings that the run does not have, and a guide that is none.
     """
     from gen.cli.overrides import override
-    from gen.config import KINDS, config_class, suggest
-    from gen.runs import load
+    from gen.config import config_class, members, suggest
+    from gen.runs import load, read_config
 
     given = {name: value for name, value in (settings or {}).items() if value is not None}
-    adaptive = KINDS["adaptive"]
-    for family, known in (("solver", KINDS["solver"] | adaptive), ("grid", KINDS["grid"])):
-        if family in given and given[family] not in known:
-            raise GenError(f"unknown {family} '{given[family]}'; {suggest(given[family], known)}")
     for path, _ in overrides:
         if not path.startswith("sampler."):
             raise GenError(f"--{path}: of a trained run only the sampler can be changed (--sampler.NAME VALUE)")
+    read_config(run)  # its own kinds are known from here on
+    adaptive = members("adaptive")
+    for family, known in (("solver", members("solver") | adaptive), ("grid", members("grid"))):
+        if family in given and given[family] not in known:
+            raise GenError(f"unknown {family} '{given[family]}'; {suggest(given[family], known)}")
     loaded = load(run, weights=weights, step=step)
     if guide is not None:
         loaded = _guided(loaded, load(guide, weights=weights), bool(given.get("guidance")) or bool(overrides))
@@ -96,6 +98,7 @@ def prepare(
     """The recipe of a preset with its inputs loaded and its settings overridden.
 
     Args:
+      preset: a name, or FILE.py:PRESET.
       inputs: paths by input name, None where not given; runs are loaded with their EMA weights.
       overrides: (path, text) pairs.
       short: settings under their short names: steps, batch, seed, profile ("FIRST-LAST"); None where not given.
@@ -128,6 +131,10 @@ def prepare(
         asked["profile"] = [window.start, window.stop - 1]
     known = tuple((path, str(value)) for name, value in asked.items() for path in paths[name])
     recipe = dataclasses.replace(recipe, config=override(recipe.config, [*known, *overrides]))
+    config = with_labels(recipe.config)
+    if not config.class_names and "teacher" in given:
+        config = dataclasses.replace(config, class_names=given["teacher"].config.class_names)
+    recipe = dataclasses.replace(recipe, config=config)
     return recipe if start is None else _started(recipe, start)
 
 

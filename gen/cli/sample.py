@@ -76,7 +76,7 @@ def sample(
     sample_form(where)
     settings = {"steps": steps, "solver": solver, "grid": grid, "guidance": guidance}
     loaded = open_run(run, weights, step, settings=settings, overrides=overrides, guide=guide)
-    given = {"label": parse_labels(label, wanted)}
+    given = {"label": parse_labels(label, wanted, loaded.config.class_names)}
     labels = make_conditions(loaded.generator.conditions, np.asarray(wanted), given).get("label")
     first = jax.process_index() == 0
     if first:

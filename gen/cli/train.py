@@ -74,7 +74,7 @@ def demo(
 
 
 def train(
-    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET")],
+    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET|FILE.py:PRESET")],
     /,
     *,
     outdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
@@ -96,10 +96,11 @@ def train(
       gen train demo-tokenizer --outdir runs/tok --stages.0.steps 200 --engine.log_every 20
       gen train demo-tokenizer --outdir runs/tok --engine.mesh.fsdp 4 --batch 1024 --batch-gpu 32
       gen train demo-tokenizer --dry-run
+      gen train ./myexp.py:my-flow --data images/
       gen train edm-cifar10 --data cifar10.zip --monitor cifar10.npz --monitor-extractor inception:legacy_tensorflow
 
     Args:
-      preset: a name from gen list; --preset NAME is the same.
+      preset: a name from gen list, or a preset of your own file; --preset NAME is the same.
       outdir: the run folder; runs/PRESET by default.
       data: the data or latent cache, for presets that take one.
       teacher: the teacher's run folder, for presets that take one.
@@ -118,7 +119,7 @@ def train(
         {name: getattr(training, name) for name in ("steps", "batch", "seed", "profile")},
         start=training.start,
     )
-    outdir = outdir or Path("runs") / preset
+    outdir = outdir or Path("runs") / find(preset).name
     from gen.training.checks import dry_run
     from gen.training.engine import train as run
 
@@ -160,7 +161,7 @@ def _monitored(recipe: Any, outdir: Path, training: Training, reference: str) ->
 
 
 def distill(
-    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET")],
+    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET|FILE.py:PRESET")],
     /,
     *,
     teacher: Annotated[Path, tyro.conf.arg(metavar="RUN")],
@@ -182,7 +183,7 @@ def distill(
       gen distill demo-student --teacher runs/demo/teacher --pairs 8192 --monitor digits.npz --monitor-every 500
 
     Args:
-      preset: a name from gen list; --preset NAME is the same.
+      preset: a name from gen list, or a preset of your own file; --preset NAME is the same.
       teacher: the teacher's run folder; its EMA weights are used.
       outdir: the run folder; runs/PRESET by default.
       data: the data, latent cache or teacher records, for presets that take them.
@@ -190,11 +191,14 @@ def distill(
       training: how it is trained.
       multihost: the job that this process belongs to.
     """
+    from gen.experiments import find
+
     if pairs is not None:
         if pairs < 1 or data is not None:
             wrong = f"--pairs {pairs}" if data is None else "--data and --pairs together"
             raise GenError(f"{wrong} makes no data to train on; give a positive number of pairs, or the data alone")
-        folder = (outdir or Path("runs") / preset) / "pairs"
+        outdir = outdir or Path("runs") / find(preset).name
+        folder = outdir / "pairs"
         data = str(folder)
         if not training.dry_run:
             _store_pairs(preset, teacher, folder, pairs, multihost)

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gen.arrays import digest
-from gen.data import labels, loader
+from gen.data import loader
 from gen.data.loader import Record
 from gen.data.sources import ArraySource
 from gen.data.stores import load_arrays
@@ -76,8 +76,9 @@ class CacheSource:
         return record | {self.name: self._checked(record[self.name], indices)}
 
     def title(self, index: int) -> str:
-        """How messages call record `index`."""
-        return self.rows.title(index)
+        """How messages call record `index`: by the folder."""
+        folders = sorted({str(Path(file).parent) for file in self.rows.files})
+        return f"row {index} of {', '.join(folders) or 'arrays in memory'}"
 
     def _checked(self, stored: np.ndarray, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
@@ -97,19 +98,15 @@ class _Rows:
 
     Attributes:
       path: the cache folder.
-      classes: number of classes the model knows; labels beyond are refused.
     """
 
     path: str
-    classes: int | None = None
     kind: ClassVar[str] = ""
 
     def source(self) -> CacheSource:
         """The rows by index, memory-mapped. Raises GenError for no cache of this kind, and an altered one."""
         head = _read(self.path, self.kind)
         rows = _rows(self.path, head)
-        if self.classes is not None and rows.label is not None:
-            labels.fits(rows.label, self.classes, lambda row: f"row {row} of {self.path}")
         return CacheSource(rows, _ARRAYS[self.kind], *_READERS[self.kind](head))
 
     @property
@@ -134,7 +131,6 @@ class Cache(_Rows):
 
     Attributes:
       path: the cache folder.
-      classes: number of classes the model knows; labels beyond are refused.
     """
 
     kind: ClassVar[str] = "latents"
@@ -151,7 +147,6 @@ class TokenCache(_Rows):
 
     Attributes:
       path: the cache folder.
-      classes: number of classes the model knows; labels beyond are refused.
     """
 
     kind: ClassVar[str] = "tokens"
@@ -168,7 +163,6 @@ class BitCache(_Rows):
 
     Attributes:
       path: the cache folder.
-      classes: number of classes the model knows; labels beyond are refused.
     """
 
     kind: ClassVar[str] = "bits"

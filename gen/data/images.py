@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from gen.data import loader
-from gen.data.labels import class_count, fits
+from gen.data.labels import class_count
 from gen.data.loader import Record, Source
 from gen.data.sources import ArraySource
 from gen.data.stores import Store, load_arrays, open_store
@@ -99,7 +99,6 @@ class Images:
       flip: mirror half of the images, anew every epoch.
       channels: 3 or 1.
       labels: "class", "text", "both" or "none".
-      classes: number of classes the model knows; labels beyond are refused.
       width: numbers D per text vector or token that the model takes; others are refused.
       length: positions T of a text sequence that the model takes; shorter ones are padded, longer ones refused.
     """
@@ -111,7 +110,6 @@ class Images:
     flip: bool = False
     channels: int = 3
     labels: Labels = "class"
-    classes: int | None = None
     width: int | None = None
     length: int | None = None
 
@@ -133,14 +131,11 @@ class Images:
     def store(self) -> Store:
         """The files, opened once. Raises GenError for labels that are missing or do not fit."""
         store = open_store(self.path)
-        if self.labels in ("class", "both"):
-            if store.label is None:
-                raise GenError(
-                    f"{self.path} has no class labels{store.unlabelled}; put the images of each class in a folder of "
-                    "its own, or train without (labels none)"
-                )
-            if self.classes is not None:
-                fits(store.label, self.classes, store.title)
+        if self.labels in ("class", "both") and store.label is None:
+            raise GenError(
+                f"{self.path} has no class labels{store.unlabelled}; put the images of each class in a folder of its "
+                "own, or train without: the data's labels none, the network's num_classes 0, the guidance's scale 1"
+            )
         if self.labels in ("text", "both"):
             self._check_text(store.text)
         return store

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import jax
 import jax.numpy as jnp
 
+from gen.config import check_choices
 from gen.diffusion.ddpm import DDPM
 from gen.diffusion.objectives import VelocityMatching
 from gen.diffusion.prediction import Denoise, Prediction, PredictionKind
@@ -80,6 +81,11 @@ class Predict:
     scale: float = 1.0
     sign: int = 1
     learned_variance: bool = False
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.sign not in (1, -1):
+            raise GenError(f"Predict's sign is {self.sign}; expected 1, or -1 where the network gives the negative")
 
     def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         if isinstance(process, DDPM) and process.zero_snr and self.output in ("eps", "score"):

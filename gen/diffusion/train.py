@@ -33,6 +33,11 @@ class DenoiserTask(Method):
     dropout: float = 0.1
     augment: Any = None
 
+    @property
+    def classes_at(self) -> str:
+        """The network's."""
+        return f"denoiser.network.{self.denoiser.network.classes_at}"
+
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise GenError(f"label dropout is {self.dropout}; expected a share in [0, 1)")

@@ -169,7 +169,7 @@ class DMD2Task(StudentMethod):
     def programs(self) -> Mapping[str, Program]:
         """``student`` (student, then fake score, on the same x) and ``fake_score`` alone.
 
-        ``loss`` and ``grad_norm`` are the fake score's, in both; the student's are ``student/loss`` and so on.
+        Metrics bear the name of the part that they are of: ``student/loss``, ``fake_score/loss``.
         """
         return {"student": self.update_both, "fake_score": self.update_fake_score}
 
@@ -193,10 +193,8 @@ class DMD2Task(StudentMethod):
             return self.student_loss(student, frozen["teacher"], state.params["fake_score"], cond, draws)
 
         state, metrics, _ = self.student_part.update(state, loss, data, schedule)
-        own = ("loss", "grad_norm", "skipped", "lr")
-        named = {f"student/{k}" if k in own else k: v for k, v in metrics.items()}
         state, fake_metrics = self._update_fake_score(state, before, data, schedule)
-        return state, {**fake_metrics, **named}
+        return state, {**self.student_part.named(metrics), **fake_metrics}
 
     def update_fake_score(
         self, state: State, frozen: Frozen, batch: Batch, schedule: Schedule, key: jax.Array
@@ -211,8 +209,9 @@ class DMD2Task(StudentMethod):
             x = self.generate(student, cond, draws)
             return self.fake_score_loss(fake, x, cond, real, real_cond, draws)
 
-        state, metrics, _ = self.parts[1].update(state, loss, data, schedule)
-        return state, metrics
+        part = self.parts[1]
+        state, metrics, _ = part.update(state, loss, data, schedule)
+        return state, part.named(metrics)
 
     def _draws(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, Cond, Cond, DMD2Draws]:
         """(real data, its conditions, the generated samples' conditions, draws), all with leading axis B."""

@@ -115,6 +115,10 @@ class Sampler:
     guide: Any = None
     decoding: Any = None
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise GenError(f"a sampler of {self.steps} steps; expected at least 1")
+
     def changed(self, **settings: Any) -> "Sampler":
         """With the settings ``steps``, ``solver``, ``grid``, ``guidance`` that are not None; a number is a scale.
 

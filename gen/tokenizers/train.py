@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from gen.errors import GenError
 from gen.nn.conditions import Conditions
 from gen.nn.network import Network, Params
+from gen.sampling.noise import decode_keys
 from gen.training.method import Method, signed
 from gen.training.part import Aux, Part
 from gen.training.task import Batch, Frozen, Metrics, Model, Schedule, State
@@ -53,8 +54,9 @@ class TokenizerTask(Method):
 
     def loss(self, params: Params, images: jax.Array, keys: jax.Array) -> tuple[jax.Array, Aux]:
         """The loss () and its terms of images (B, H, W, C) in [-1, 1] with per-sample keys (B,)."""
-        posterior = self.tokenizer.encode(params, images)
-        error = 0.5 * (self.tokenizer.decode(params, posterior.sample(keys)) - images)
+        posterior = self.tokenizer.encode(params, images, keys=keys)
+        decoded = self.tokenizer.decode(params, posterior.sample(keys), keys=decode_keys(keys))
+        error = 0.5 * (decoded - images)
         mse, l1, kl = jnp.square(error).mean(), jnp.abs(error).mean(), posterior.kl().mean()
         metrics = {"mse": mse, "kl": kl, "psnr": -10.0 * jnp.log10(jnp.maximum(mse, 1e-10))}
         return mse + self.l1 * l1 + self.kl * kl, Aux(metrics)
@@ -107,7 +109,9 @@ class TokenizerTask(Method):
 
     def preview(self, state: State, frozen: Frozen, key: jax.Array, generator: Any) -> Mapping[str, jax.Array]:
         """The newest images and their reconstructions from the posterior mode."""
-        del frozen, key, generator
+        del frozen, generator
         params, images = self.export(state)["tokenizer"], signed(state.aux["shown"])
-        decoded = self.tokenizer.decode(params, self.tokenizer.encode(params, images).mode())
+        keys = jax.random.split(key, len(images))
+        codes = self.tokenizer.encode(params, images, keys=keys).mode()
+        decoded = self.tokenizer.decode(params, codes, keys=decode_keys(keys))
         return {"images": images, "reconstructions": jnp.clip(decoded, -1.0, 1.0)}

@@ -19,7 +19,7 @@ from gen.errors import GenError
 from gen.files import writing
 from gen.training.task import State
 
-__all__ = ["Checkpoints", "latest_step", "load_meta", "load_weights"]
+__all__ = ["Checkpoints", "best_step", "latest_step", "load_meta", "load_weights"]
 
 _ITEMS = ("params", "opt", "ema", "aux")
 
@@ -48,15 +48,20 @@ class Checkpoints:
         rules: list[Any] = [policies.LatestN(max(keep, 1))]
         if keep_every:
             rules.append(policies.EveryNSteps(keep_every))
+
+        def score(metrics: Mapping[str, float]) -> float:
+            return metrics["score"]
+
         if best:
-            score = policies.BestN(
-                get_metric_fn=lambda m: m["score"], reverse=True, n=1, keep_checkpoints_without_metrics=False
-            )
-            rules.append(score)
+            rules.append(policies.BestN(get_metric_fn=score, reverse=True, n=1, keep_checkpoints_without_metrics=False))
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(rules), cleanup_tmp_directories=True
+                preservation_policy=policies.AnyPreservationPolicy(rules),
+                cleanup_tmp_directories=True,
+                best_fn=score
+                if best
+                else None,  # without it scores are not written, and forgotten by a run that goes on
             )
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._args = ocp.args
@@ -178,6 +183,17 @@ def latest_step(run_dir: str | Path) -> int:
     if not steps:
         raise GenError(f"{run_dir} has no finished checkpoint; train it first, or give a run folder")
     return max(steps)
+
+
+def best_step(run_dir: str | Path) -> int:
+    """The kept checkpoint with the lowest score. Raises GenError when there is none that has a score."""
+    scores = {
+        int(path.parents[1].name): float(json.loads(path.read_text())["score"])
+        for path in (Path(run_dir) / "checkpoints").glob("[0-9]*/metrics/metrics")
+    }
+    if not scores:
+        raise GenError(f"{run_dir} has no checkpoint with a score; train it with engine.best and a hook that scores it")
+    return min(scores, key=lambda step: scores[step])
 
 
 def load_meta(run_dir: str | Path, step: int | None = None) -> dict[str, Any]:

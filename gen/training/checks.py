@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from gen import own
+from gen.config import from_json, to_json
 from gen.errors import GenError
 from gen.nn.conditions import make_conditions
 from gen.nn.network import param_shapes
@@ -58,14 +60,18 @@ def check_data(stage: Stage) -> None:
 
 
 def check_run(config: RunConfig, artifacts: Mapping[str, Any] | None = None) -> None:
-    """Traces how what each stage trains would be sampled; nothing is allocated or compiled.
+    """Reads the configuration as it will be stored, and traces how what each stage trains would be sampled.
+
+    Nothing is allocated or compiled.
 
     Args:
       artifacts: the run's arrays, or their shapes, by role.
 
     Raises:
-      GenError: a sampler, guidance or tokenizer that does not go with the model, said before it is trained.
+      GenError: a value that the configuration may not hold, such as a misspelt choice; a sampler, guidance or
+        tokenizer that does not go with the model, said before it is trained.
     """
+    from_json(to_json(config), RunConfig)
     for stage in config.stages:
         generator = config.generator(stage)
         if generator is None:
@@ -76,6 +82,8 @@ def check_run(config: RunConfig, artifacts: Mapping[str, Any] | None = None) -> 
             cond = make_conditions(generator.conditions, range(1))
             jax.eval_shape(generator, params, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1)), cond)
         except (GenError, TypeError, ValueError) as error:
+            if own.where(error):
+                raise  # a fault in a user's own file, said with its line
             raise GenError(
                 f"run '{config.name}' could train stage '{stage.name}' but not sample what it makes: {error}"
             ) from error

@@ -22,7 +22,7 @@ from gen.errors import GenError
 from gen.files import RunLock, atomic
 from gen.progress import StatusLine
 from gen.training.budget import abstract_states, describe, device_bytes, held, refuse
-from gen.training.checkpoints import Checkpoints
+from gen.training.checkpoints import Checkpoints, latest_step
 from gen.training.checks import batches, check_batch, check_data, check_run, close, drawable
 from gen.training.logging import MetricsLog, write_picture
 from gen.training.meter import Meter, Reading, Skipped
@@ -96,8 +96,10 @@ def train(
     mesh = make_mesh(config.engine.mesh)
     parts = [microbatch_count(stage.batch, batch_gpu, mesh.shape) for stage in config.stages]
     main = jax.process_index() == 0
-    check_run(config, artifacts)
-    if not any((outdir / "checkpoints").glob("[0-9]*")):
+    begun = any((outdir / "checkpoints").glob("[0-9]*/meta/metadata"))
+    if not begun or latest_step(outdir) < config.steps:
+        check_run(config, artifacts)
+    if not begun:
         for stage in config.stages:  # before anything is written
             check_data(stage)
     with contextlib.ExitStack() as stack:
@@ -214,6 +216,7 @@ class _Run:
         at = self.checkpoints.latest()
         first, state = 0, None
         if at is not None:
+            self.start = {}
             meta = self.checkpoints.meta(at)
             first = meta["stage_index"]
             if at < self.config.steps and meta["data"] != (found := self.identity(first)):
@@ -328,7 +331,6 @@ class _Leg:
             every=self.engine.log_every,
             patience=self.engine.nan_patience,
             fresh=first == offset,
-            named=len(self.task.programs) > 1,
             record=lambda step, values: run.record(step, stage, values),
         )
         rows = batches(stage, self.engine.seed, first)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from gen.errors import GenError
-from gen.progress import duration
+from gen.progress import Pace, duration
 
 __all__ = ["Meter", "Reading", "Skipped"]
 
@@ -50,7 +50,6 @@ class Meter:
       every: steps between records.
       patience: skipped steps in a row after which `Skipped` is raised.
       fresh: whether the stage starts here; then not all of its steps may be skipped.
-      named: whether metrics carry their program's name (where a task has several).
       record: takes (global step, values by name) when a record is due.
     """
 
@@ -64,16 +63,16 @@ class Meter:
         every: int,
         patience: int,
         fresh: bool,
-        named: bool,
         record: Callable[[int, Mapping[str, float]], None],
     ) -> None:
         self.name, self.offset, self.steps, self.batch = name, offset, steps, batch
-        self.every, self.patience, self.fresh, self.named, self.record = every, patience, fresh, named, record
-        self.rate = math.nan  # samples per second
+        self.every, self.patience, self.fresh, self.record = every, patience, fresh, record
         self.line = ""  # what the newest step looks like, for the status line
         self._applied = 0  # steps read that were not skipped
         self._pending: Reading | None = None
-        self._sums: dict[str, tuple[tuple[str, ...], np.ndarray, int]] = {}
+        self._sums: dict[str, tuple[float, int]] = {}  # metric -> sum since the last record, of how many steps
+        self._newest: dict[str, float] = {}
+        self._pace = Pace()
         self._skips: dict[str, int] = {}
         self._mark = (time.monotonic(), -1)  # when and at which step the last record was written
 
@@ -100,13 +99,12 @@ class Meter:
     def pause(self, seconds: float) -> None:
         """Leaves out of the rate what was not training: scores and pictures."""
         self._mark = (self._mark[0] + seconds, self._mark[1])
+        self._pace.pause(seconds)
 
     def _read(self, late: Reading) -> None:
-        values = np.asarray(late.row, np.float64)
-        metrics = dict(zip(late.names, values, strict=True))
-        skipped = not math.isfinite(metrics.get("loss", 0.0)) or any(
-            value > 0 for key, value in metrics.items() if key.split("/")[-1] == "skipped"
-        )
+        metrics = dict(zip(late.names, np.asarray(late.row, np.float64).tolist(), strict=True))
+        of = {name: [value for key, value in metrics.items() if _last(key) == name] for name in ("loss", "skipped")}
+        skipped = any(value > 0 for value in of["skipped"]) or not all(map(math.isfinite, of["loss"]))
         self._applied += not skipped
         self._skips[late.program] = self._skips.get(late.program, 0) + 1 if skipped else 0
         all_lost = self.fresh and late.step == self.end and not self._applied
@@ -116,31 +114,35 @@ class Meter:
                 f"row, up to step {late.step}",
                 late,
             )
-        _, total, n = self._sums.get(late.program, ((), np.zeros_like(values), 0))
-        self._sums[late.program] = (late.names, total + values, n + 1)
+        for name, value in metrics.items():
+            total, n = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + value, n + 1)
+        self._newest |= metrics
+        self._pace.mark(late.step)
         if late.step % self.every == 0 or late.step == self.end:
             self._record(late.step)
-        self.line = self._line(late.step, metrics)
+        self.line = self._line(late.step)
 
     def _record(self, step: int) -> None:
-        now, values = time.monotonic(), dict[str, float]()
-        for program, (names, total, n) in self._sums.items():
-            prefix = f"{program}/" if self.named else ""
-            values |= {prefix + name: float(v) for name, v in zip(names, total / n, strict=True)}
-        self._update_rate(step, now)
-        self.record(step, values | {"images_per_second": round(self.rate, 3)})
+        now, (since, begun) = time.monotonic(), self._mark
+        rate = (step - begun) * self.batch / (now - since) if 0 <= begun < step and now > since else math.nan
+        means = {name: total / n for name, (total, n) in self._sums.items()}
+        self.record(step, means | {"images_per_second": round(rate, 3)})
         self._sums, self._mark = {}, (now, step)
 
-    def _update_rate(self, step: int, now: float) -> None:
-        since, begun = self._mark
-        if begun >= 0 and step > begun and now > since:
-            self.rate = (step - begun) * self.batch / (now - since)
-
-    def _line(self, step: int, metrics: Mapping[str, Any]) -> str:
-        self._update_rate(step, time.monotonic())
+    def _line(self, step: int) -> str:
         parts = [f"{self.name} {step - self.offset}/{self.steps}"]
-        if self.rate > 0:
-            left = (self.end - step) * self.batch / self.rate
-            parts += [f"{self.rate:,.0f} img/s", f"{duration(left)} left"]
-        names = {"loss": "loss", "grad_norm": "grad", "lr": "lr"}
-        return "  ".join(parts + [f"{text} {metrics[key]:.4g}" for key, text in names.items() if key in metrics])
+        if self._pace.speed > 0:
+            parts += [f"{self._pace.speed * self.batch:,.0f} img/s", f"{duration(self._pace.left(self.end))} left"]
+        if "loss" in self._newest:
+            shown = {"loss": "loss", "grad": "grad_norm", "lr": "lr"}
+        else:  # several parts: of each its loss
+            shown = {key.replace("/", " ").replace("_", " "): key for key in self._newest if _last(key) == "loss"}
+        return "  ".join(
+            parts + [f"{text} {self._newest[key]:.4g}" for text, key in shown.items() if key in self._newest]
+        )
+
+
+def _last(key: str) -> str:
+    """ "student/loss" -> "loss"."""
+    return key.rpartition("/")[2]

@@ -123,6 +123,11 @@ class Method(abc.ABC):
         return {self.role: self.parts[0].averaged(state)}
 
     @property
+    def classes_at(self) -> str:
+        """Path of the setting that says how many classes the model has; "" where that is a teacher's."""
+        return ""
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample of the data, channels last."""
         shape: tuple[int, ...] = self.models()[self.role].config.network.shape

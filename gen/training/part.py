@@ -138,6 +138,10 @@ class Part:
         metrics = {**aux.metrics, "loss": value, "grad_norm": norm, "skipped": skipped, "lr": rate}
         return state, metrics, aux.out
 
+    def named(self, metrics: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Metrics of a task with several parts, each under its part's name: ``student/loss``."""
+        return {f"{self.name}/{key}": value for key, value in metrics.items()}
+
     def _networks(self) -> Mapping[str, Any]:
         """Configurations by the path under which their parameters lie; "" for the only one."""
         return self.network if isinstance(self.network, Mapping) else {"": self.network}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gen import own
 from gen.config import from_json, to_json
 from gen.errors import GenError
 from gen.files import read_json, write_json
@@ -77,6 +78,7 @@ class RunConfig:
       tokenizer: configuration of the tokenizer that decodes them, whose arrays are the artifact "tokenizer"; None for
         models of pixels, and where samples stay latents.
       models: of published weights, what they belong to by role; a run with stages has its task's.
+      class_names: what the classes are called, in order, as the data say; () where they do not.
       engine: how it is carried out.
     """
 
@@ -86,6 +88,7 @@ class RunConfig:
     sampler: Any = None
     tokenizer: Any = dataclasses.field(default=None, metadata={"given": "tokenizer"})
     models: Mapping[str, Model] = dataclasses.field(default_factory=dict)
+    class_names: tuple[str, ...] = dataclasses.field(default=(), metadata={"given": "data"})
     engine: EngineConfig = EngineConfig()
 
     def __post_init__(self) -> None:
@@ -140,7 +143,10 @@ def _evaluated(config: Any) -> Any:
 
 
 def load_config(run_dir: str | Path) -> RunConfig:
-    """The configuration of a run folder. Raises GenError when there is none, or one that this version cannot read."""
+    """The configuration of a run folder; files of own kinds are imported if they are what the run recorded.
+
+    Raises GenError when there is none, one that this version cannot read, or own kinds whose file has changed.
+    """
     path = Path(run_dir) / "config.json"
     if not path.exists():
         raise GenError(f"{run_dir} is not a run folder (no config.json); give the folder that `gen train` wrote")
@@ -150,6 +156,7 @@ def load_config(run_dir: str | Path) -> RunConfig:
             f"{run_dir} was written by gen 0.1, whose configurations said the same thing in several places; this "
             "version does not read them: use it with `pip install gen-image==0.1.0`, or train it again"
         )
+    own.admit(run_dir)
     config: RunConfig = from_json(data, RunConfig)
     return config
 
@@ -168,17 +175,18 @@ def semantic(config: RunConfig) -> Any:
 
 
 def _semantic(data: Any) -> Any:
-    return {k: v for k, v in data.items() if k not in ("engine", "sampler")} | {"seed": data["engine"]["seed"]}
+    free = ("engine", "sampler", "class_names")
+    return {k: v for k, v in data.items() if k not in free} | {"seed": data["engine"]["seed"]}
 
 
 def settle_config(config: RunConfig, outdir: Path, *, write: bool) -> None:
-    """Writes config.json, or compares with the one in the folder.
+    """Writes config.json and the record of own kinds, or compares with those in the folder.
 
     Raises:
       GenError: a folder of another configuration. The last stage may get more steps, unless what it does depends on
         its length.
     """
-    path, new = outdir / "config.json", to_json(config)
+    path, old, new = outdir / "config.json", None, to_json(config)
     if path.exists():
         old = to_json(load_config(outdir))
         done = latest_step(outdir) if any((outdir / "checkpoints").glob("[0-9]*/meta/metadata")) else 0
@@ -198,10 +206,10 @@ def settle_config(config: RunConfig, outdir: Path, *, write: bool) -> None:
                 f"cannot become {config.stages[-1].steps}: start anew in another output folder, with --from {outdir} "
                 "to go on from its weights"
             )
-        if old == new:
-            return
     if write:
-        write_json(path, new)
+        own.write_record(outdir, own.record(config))
+        if old != new:
+            write_json(path, new)
 
 
 def _extensible(data: Any) -> Any:

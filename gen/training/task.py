@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from gen.nn.conditions import Conditions
+
 __all__ = ["Batch", "Frozen", "Metrics", "Model", "Program", "Schedule", "Stage", "State", "Task"]
 
 Batch = Mapping[str, Any]  # arrays by name with leading axis B
@@ -67,7 +69,8 @@ class Task(Protocol):
 
         Metrics are scalars. ``loss`` and ``grad_norm`` go to the status line; a positive ``skipped`` (or
         ``<name>/skipped``) says that a step was not finite and changed nothing. `gen.training.part.Part.update` gives
-        all three, and ``lr``. The engine counts ``state.step``.
+        all three, and ``lr``; a task with several parts gives each metric under its part's name
+        (`gen.training.part.Part.named`). The engine counts ``state.step``.
         """
         ...
 
@@ -82,6 +85,16 @@ class Task(Protocol):
     @property
     def derived(self) -> bool:
         """Whether `inputs` depends on the length of the stage, so that a finished stage cannot be made longer."""
+        ...
+
+    @property
+    def conditions(self) -> Conditions:
+        """What the trained model is conditioned on, by name."""
+        ...
+
+    @property
+    def classes_at(self) -> str:
+        """Path of the setting that says how many classes the model has; "" where there is none to change."""
         ...
 
     def check(self, row: Mapping[str, np.ndarray]) -> None:

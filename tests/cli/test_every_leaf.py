@@ -16,6 +16,7 @@ from gen.errors import GenError
 from gen.experiments import build, find, presets
 from gen.nn.network import param_shapes
 from gen.runs import Loaded
+from gen.training.checks import check_run
 from gen.training.run import RunConfig
 from tests.test_edm_presets import image_zip
 from tests.test_teacher_presets import cached
@@ -128,3 +129,17 @@ def test_zip_presets_change_alike(tmp_path: Path) -> None:
     data = image_zip(tmp_path / "images.zip", 32)
     config = prepare("dit-smoke", {"data": data}, (("stages.0.task.denoiser.network.depth", "1"),)).config
     assert config.generator().denoiser.network.depth == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ((("stages.0.task.denoiser.network.num_classes", "0"),), "guidance on a model without conditioning"),
+        ((("sampler.grid", "respaced"),), "needs the discrete ddpm process"),
+    ],
+)
+def test_what_could_not_be_sampled_is_not_trained(changes: Any, message: str) -> None:
+    config = prepare("sit-smoke", {}, changes).config
+    with pytest.raises(GenError, match="could train stage 'teacher' but not sample what it makes") as caught:
+        check_run(config)
+    assert message in str(caught.value)

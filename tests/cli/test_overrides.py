@@ -2,6 +2,7 @@
 
 import pytest
 
+from gen.cli import main
 from gen.cli.overrides import override
 from gen.config import to_json
 from gen.diffusion.backbones.dit import DiTConfig
@@ -75,3 +76,23 @@ def test_what_another_run_says_is_not_overridden() -> None:
     with pytest.raises(GenError, match="the tokenizer is what its own run says"):
         override(config, [("tokenizer.channels", "3")])
     assert override(config, [("stages.0.task.times", "[0.5]")]).stages[0].task.times == (0.5,)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "dit-smoke", "--lr", "1e-3"], "a setting is called by its path: --stages.0.task.optim.lr;"),
+        (["info", "dit-smoke", "--num-classes=3"], "by its path: --stages.0.task.denoiser.network.num_classes;"),
+        (
+            ["distill", "demo-student", "--teacher", "/none", "--lr", "3"],
+            "by its path, such as --stages.0.steps; gen info",
+        ),
+        (["train", "dit-smoke", "--btach", "3"], "did you mean '--batch'?"),
+        (["list", "--modul"], "did you mean '--module'?"),
+    ],
+)
+def test_an_unknown_flag_names_the_settings_path(
+    capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    assert main(args) == 2
+    assert message in capsys.readouterr().err

@@ -513,3 +513,15 @@ def test_an_interrupted_run_has_the_signals_status(
     monkeypatch.setattr(engine, "train", interrupted)
     assert main(["train", "demo-tokenizer", "--outdir", str(tmp_path)]) == 143
     assert capsys.readouterr().err == "saved at step 3\n"
+
+
+def test_classes_are_asked_for_by_name(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the data that the run was trained on called them."""
+    names = (*(f"class {i}" for i in range(9)), "cat")
+    config = dataclasses.replace(published(GENERATOR), class_names=names)
+    (copy / "config.json").write_text(json.dumps(to_json(config)))
+    args = ["sample", str(copy), "--seeds", "0-1", "--class", "cat,2", "--out", str(tmp_path / "x.npz")]
+    assert main(args) == 0
+    with np.load(tmp_path / "x.npz") as file:
+        assert file["arr_1"].tolist() == [9, 2]
+    assert "no class is called 'cta'; did you mean 'cat'?" in fails(capsys, "sample", copy, "--class", "cta")

@@ -44,7 +44,16 @@ VOCABULARY: dict[str, Any] = {
     "parts": (Digits("train"),),
     "maker": "a teacher",
 }
-KINDS_HERE = {"conformance-rows": f"{__name__}:Rows", "tiny": "tests.distill.tiny:Tiny"}
+TOKENIZERS = {
+    "toy-codebook": "tests.conformance.tokenizers:Codebook",
+    "toy-drawn": "tests.conformance.tokenizers:Drawn",
+}
+KINDS_HERE = {
+    "conformance-rows": f"{__name__}:Rows",
+    "tiny": "tests.distill.tiny:Tiny",
+    "toy-steps": "tests.conformance.tokenizers:Steps",
+    **TOKENIZERS,
+}
 
 
 def required(cls: type) -> list[str]:

@@ -12,8 +12,21 @@ import numpy as np
 import pytest
 
 from gen.config import KINDS, from_json, to_json
+from gen.data.sources import ArraySource
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.process import Linear
+from gen.nn.conditions import make_conditions
 from gen.nn.network import Network, count, param_shapes
+from gen.runs import Loaded
+from gen.sampling.generate import quantise
+from gen.sampling.generator import DiffusionGenerator, Sampler
+from gen.sampling.noise import decode_keys
+from gen.tokenizers.encode import encode_images
+from gen.training.run import RunConfig
+from gen.training.task import Model
 from tests.conformance import examples
+from tests.conformance.tokenizers import Codebook, Drawn, Steps
+from tests.distill.tiny import Tiny
 from tests.training.conformance import check_devices, check_task
 
 
@@ -80,7 +93,7 @@ def _same(left: list[dict[str, np.ndarray]], right: list[dict[str, np.ndarray]])
             np.testing.assert_array_equal(a[name], b[name])
 
 
-@pytest.mark.parametrize("kind", KINDS["tokenizer"])
+@pytest.mark.parametrize("kind", [*KINDS["tokenizer"], *examples.TOKENIZERS])
 def test_tokenizer(kind: str) -> None:
     """What `spec` promises is what encode and decode give; checked on shapes alone, for defaults may be large."""
     tokenizer = examples.example(kind)
@@ -88,15 +101,72 @@ def test_tokenizer(kind: str) -> None:
     assert count(params) > 0
     images = jax.ShapeDtypeStruct((2, *spec.image), jnp.float32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
-    posterior = jax.eval_shape(tokenizer.encode, params, images)
-    for latents in (
-        jax.eval_shape(lambda p: p.mode(), posterior),
-        jax.eval_shape(lambda p, k: p.sample(k), posterior, keys),
-    ):
-        assert latents.shape == (2, *spec.shape)
-        assert jnp.issubdtype(latents.dtype, jnp.floating if spec.kind == "continuous" else jnp.integer)
-        decoded = jax.eval_shape(tokenizer.decode, params, latents)
-        assert (decoded.shape, decoded.dtype) == ((2, *spec.image), jnp.float32)
+    cond = make_conditions(spec.conditions, range(2))
+
+    def encode(params: Any, images: Any, keys: Any) -> Any:
+        return tokenizer.encode(params, images, cond=cond, keys=keys)
+
+    def decode(params: Any, codes: Any, keys: Any) -> Any:
+        return tokenizer.decode(params, codes, cond=cond, keys=keys, options=None)
+
+    encoded = jax.eval_shape(encode, params, images, keys)
+    assert encoded.stored.shape == (2, *spec.shape)
+    if spec.kind == "continuous":
+        drawn = jax.eval_shape(lambda p, k: p.sample(k), encoded, keys)
+        assert (drawn.shape, drawn.dtype) == ((2, *spec.shape), jnp.float32)
+    else:
+        assert jnp.issubdtype(encoded.ids.dtype, jnp.integer)
+        codes = jax.eval_shape(tokenizer.embed, params, encoded.ids)
+        assert codes.shape == encoded.codes.shape
+        assert codes.shape[-1] == spec.width
+        again = jax.eval_shape(tokenizer.snap, params, codes)
+        assert jax.tree.map(lambda leaf: leaf.shape, again) == jax.tree.map(lambda leaf: leaf.shape, encoded)
+        assert set(encoded.statistics) <= Network(tokenizer).buffers
+    decoded = jax.eval_shape(decode, params, encoded.mode(), keys)
+    assert (decoded.shape, decoded.dtype) == ((2, *spec.image), jnp.float32)
+
+
+def test_ids_go_to_a_cache_and_back(tmp_path: Path) -> None:
+    """As they are: neither averaged nor normalised."""
+    tokenizer = Codebook()
+    params = jax.tree.map(np.asarray, Network(tokenizer).init(jax.random.key(0)))
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), np.uint8)
+    run = Loaded(tmp_path, RunConfig("t", models={"tokenizer": Model(tokenizer)}), {"tokenizer": params}, "raw", 0)
+    ids = run.encode(images)
+    cache = encode_images(tokenizer, params, ArraySource(image=images), tmp_path / "c", batch=5, label="")
+    rows = cache.source().gather(np.arange(12))["tokens"]
+    np.testing.assert_array_equal(rows, ids)
+    assert (rows.dtype, cache.vocabulary, len(np.unique(ids)) > 2) == (np.int32, 8, True)
+    embedded = tokenizer.embed(params, jnp.asarray(ids))
+    np.testing.assert_array_equal(tokenizer.snap(params, embedded).ids, ids)
+    np.testing.assert_array_equal(run.decode(ids), np.asarray(quantise(tokenizer.decode(params, embedded))))
+
+
+def test_a_decoder_that_samples_draws_for_each_image_alone(tmp_path: Path) -> None:
+    """From a stream of its own, by options and conditions that every caller passes on."""
+    denoiser = Denoiser(Tiny(channels=1, size=(4,)), Linear())
+    params = {"net": denoiser.net.init(jax.random.key(0)), "tokenizer": Network(Drawn()).init(jax.random.key(1))}
+    label, keys = jnp.arange(3), jax.random.split(jax.random.key(2), 3)
+    made = {}
+    for steps in (1, 2):
+        generator = DiffusionGenerator(denoiser, Sampler(steps=2, decoding=Steps(steps)), Drawn())
+        assert (generator.shape, set(generator.conditions)) == ((8, 8, 1), {"label", "keep"})
+        cond = {"label": label, "keep": jnp.array([4, 4, 0], jnp.int32)}
+        images = jax.jit(generator)(params, keys, cond)
+        alone = generator(params, keys[1:2], {name: value[1:2] for name, value in cond.items()})
+        np.testing.assert_allclose(alone, images[1:2], rtol=1e-5, atol=1e-5)
+        latents = generator.latents(params, keys, cond)
+        expected = Drawn().decode(params["tokenizer"], latents, cond=cond, keys=decode_keys(keys), options=Steps(steps))
+        np.testing.assert_allclose(images, expected, rtol=1e-5, atol=1e-5)
+        assert np.abs(np.asarray(images[2])).max() < 1.0  # no token is used: noise alone
+        made[steps] = np.asarray(images)
+    assert np.abs(made[1] - made[2]).max() > 0.05
+    run = RunConfig("t", models={"tokenizer": Model(Drawn())})
+    loaded = Loaded(tmp_path, run, {"tokenizer": params["tokenizer"]}, "raw", 0)
+    codes = np.zeros((3, 4, 1), np.float32)
+    first, again = (loaded.decode(codes, seeds=seeds) for seeds in ([5, 6, 7], [7, 5, 6]))
+    np.testing.assert_array_equal(first[[2, 0, 1]], again)
+    assert (loaded.decode(codes, seeds=[5, 6, 7], options=Steps(2)) != first).any()
 
 
 @pytest.mark.parametrize("kind", KINDS["generator"])

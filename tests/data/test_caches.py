@@ -1,4 +1,3 @@
-import dataclasses
 import itertools
 import json
 import os
@@ -11,6 +10,7 @@ import pytest
 from gen.config import from_json, to_json
 from gen.data import caches
 from gen.data.caches import Cache, seal, seal_bits, seal_tokens
+from gen.data.labels import check_classes
 from gen.errors import GenError
 
 ROWS = 200
@@ -93,7 +93,7 @@ def test_latents_damaged_after_they_were_sealed_are_refused_by_row(folder, value
     latent[137, 2, 1] = value
     latent.flush()
     source = cache.source()
-    message = r"the latent of record 137 of .*latent\.npy.* is NaN, infinite or out of range; it was not when it was"
+    message = r"the latent of row 137 of .* is NaN, infinite or out of range; it was not when it was"
     with pytest.raises(GenError, match=message):
         source[137]
     with pytest.raises(GenError, match=message):
@@ -153,10 +153,10 @@ def test_an_altered_description_is_refused(folder, name, value) -> None:
 
 
 def test_labels_beyond_the_classes_of_the_model_are_refused(folder) -> None:
-    cache = seal(folder, tokenizer="t", data="d")
-    assert len(dataclasses.replace(cache, classes=ROWS).source()) == ROWS
-    with pytest.raises(GenError, match=r"row 10 of .* has label 10; the model knows 10 classes, 0 to 9"):
-        dataclasses.replace(cache, classes=10).batches(batch=4, seed=0, start=0)
+    source = seal(folder, tokenizer="t", data="d").source()
+    check_classes("cache", source, ROWS, "--classes")
+    with pytest.raises(GenError, match=r"row 10 .*has label 10; the model knows 10 classes, 0 to 9"):
+        check_classes("cache", source, 10, "--classes")
 
 
 def test_fewer_rows_than_the_batch_are_refused(folder) -> None:
@@ -220,7 +220,7 @@ def test_tokens_and_bits_stay_as_they_are(tmp_path) -> None:
     stored = np.load(tmp_path / "t" / "tokens.npy", mmap_mode="r+")
     stored[5, 0, 0] = 65
     stored.flush()
-    with pytest.raises(GenError, match=r"the tokens of record 5 of .* is NaN, infinite or out of range"):
+    with pytest.raises(GenError, match=r"the tokens of row 5 of .* is NaN, infinite or out of range"):
         other.source().gather(np.array([4, 5]))
 
 

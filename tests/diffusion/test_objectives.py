@@ -143,7 +143,7 @@ def test_refusals(objective, process, kind, part: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DDPM("quadratic"), "DDPM schedule is 'quadratic'; expected linear, cosine or scaled-linear"),
+        (lambda: DDPM("quadratic"), "DDPM schedule is 'quadratic'; expected linear, cosine, scaled-linear or given"),
         (lambda: DDPM(steps=0), "DDPM chain of 0 steps"),
         (lambda: DDPM("cosine", max_beta=1.0), "DDPM chain with offset 0.008 and max_beta 1; expected"),
         (lambda: DDPM("cosine", ends=(1e-4, 0.02)), "none for cosine"),

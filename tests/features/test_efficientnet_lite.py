@@ -3,13 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gen import arrays
 from gen.errors import GenError
 from gen.features import efficientnet_lite as module
 from gen.features.efficientnet_lite import PUBLISHED, EfficientNetLite, conv_shapes
 from gen.features.resize import resize
 from gen.pretrained.efficientnet_lite import fold, installed
 from gen.pretrained.features import convert_installed, convert_network
-from gen.pretrained.readers import read_weights, write_weights
+from gen.pretrained.readers import read_weights
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_the_installed_package_is_all_it_needs(cache) -> None:
 def test_another_file_is_refused_by_name_or_has_an_identity_of_its_own(state, cache) -> None:
     source = cache.with_name("other.safetensors")
     source.parent.mkdir(parents=True)
-    write_weights(source, state | {"_bn0.bias": state["_bn0.bias"] + 1})
+    arrays.write(source, state | {"_bn0.bias": state["_bn0.bias"] + 1})
     assert "not the published file" in convert_network("lite", source)
     assert EfficientNetLite().fingerprint() != PUBLISHED
     wrong = {name: array for name, array in state.items() if name != "_bn1.weight"}

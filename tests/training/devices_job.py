@@ -58,7 +58,7 @@ def prepare(folder: Path) -> None:
 def recipe(folder: Path) -> Any:
     """The demo's teacher on those data; its decoder is not trained."""
     tokenizer = SimpleNamespace(params={"tokenizer": Network(demo.TOKENIZER).init(jax.random.key(0))}, origin="none")
-    made = demo._teacher(tokenizer, str(folder / "cache"), demo.Budget(), 0)
+    made = demo.demo_teacher(tokenizer, str(folder / "cache"))
     (stage,) = made.config.stages
     # cut and mirrored anew for every step and row
     images = Images(str(folder / "images.zip"), size=8, crop="random", flip=True)

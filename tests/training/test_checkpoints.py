@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gen.errors import GenError
-from gen.training.checkpoints import Checkpoints, latest_step, load_meta, load_weights
+from gen.training.checkpoints import Checkpoints, best_step, latest_step, load_meta, load_weights
 from gen.training.optim import OptimConfig
 from gen.training.task import State
 
@@ -48,6 +48,18 @@ def test_which_are_kept(tmp_path: Path) -> None:
             checkpoints.save(step, _state(), {}, score)
         checkpoints.wait()
         assert checkpoints.steps() == [2, 4, 6, 7]  # best, multiple of 4, the newest two
+
+
+def test_the_best_is_remembered_by_a_run_that_goes_on(tmp_path: Path) -> None:
+    for scores in ({1: 5.0, 2: 1.0, 3: None}, {4: 3.0, 5: 2.0}):
+        with Checkpoints(tmp_path / "checkpoints", keep=1, best=True) as checkpoints:
+            for step, score in scores.items():
+                checkpoints.save(step, _state(), {}, score)
+            checkpoints.wait()
+    assert checkpoints.steps() == [2, 5]
+    assert best_step(tmp_path) == 2
+    with pytest.raises(GenError, match=r"has no checkpoint with a score; train it with engine.best"):
+        best_step(tmp_path / "elsewhere")
 
 
 def test_other_structure_is_refused(tmp_path: Path) -> None:

@@ -323,7 +323,7 @@ def test_status_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("stage 'only': ")
     assert sum(line.startswith("compiled '") for line in lines) == 2
-    assert re.fullmatch(r"only 6/6  [\d,]+ img/s  0s left  loss \S+  grad \S+  lr 0.01", lines[-1])
+    assert re.fullmatch(r"only 6/6  [\d,]+ img/s  0s left  fake score loss \S+  student loss \S+", lines[-1])
 
 
 def test_checkpoints_are_not_closer_than_asked(tmp_path: Path) -> None:

@@ -113,7 +113,8 @@ class ToyTask(Method):
             error = net(params, data["x"]) - scale * net(frozen["teacher"], data["x"])
             return jnp.mean(error**2), Aux({"bias": jnp.mean(params["b"])})
 
-        return self.parts[0].update(state, loss, {"x": x}, schedule)[:2]
+        state, metrics, _ = self.parts[0].update(state, loss, {"x": x}, schedule)
+        return state, self.parts[0].named(metrics)
 
     def fake_score(self, state: Any, frozen: Any, batch: Any, schedule: Any, key: Any) -> Any:
         net = Network(self.network)
@@ -122,7 +123,8 @@ class ToyTask(Method):
         def loss(params: Any, data: Any) -> Any:
             return jnp.mean((net(params, data["x"]) - data["target"]) ** 2), Aux()
 
-        return self.parts[1].update(state, loss, {"x": batch["x"], "target": target}, schedule)[:2]
+        state, metrics, _ = self.parts[1].update(state, loss, {"x": batch["x"], "target": target}, schedule)
+        return state, self.parts[1].named(metrics)
 
     def preview(self, state: Any, frozen: Any, key: Any, generator: Any) -> Mapping[str, Any]:
         return {"weights": jnp.tanh(state.params["student"]["w"])[None, :, :, None]}

@@ -40,6 +40,11 @@ class AlignedConfig:
             raise GenError("no encoder to align with; give the widths of their features, or leave the projectors out")
 
     @property
+    def classes_at(self) -> str:
+        """The backbone's."""
+        return f"network.{self.network.classes_at}"
+
+    @property
     def size(self) -> Any:
         """The backbone's."""
         return self.network.size

@@ -67,6 +67,11 @@ class BackboneConfig:
         return (*self.size, self.channels)
 
     @property
+    def classes_at(self) -> str:
+        """Path of the setting that says how many classes there are."""
+        return "num_classes"
+
+    @property
     def conditions(self) -> Conditions:
         """What the network is conditioned on beside its times."""
         return label(self.num_classes)
