@@ -85,7 +85,7 @@ class AverageVelocity:
         return x, (self.scale * t, self.scale * (t - s if self.second == "duration" else s))
 
     def value(self, process: Process, raw: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
-        """u."""
+        """The mean velocity u, which is the raw output itself."""
         del process, x, t
         return raw
 

@@ -86,7 +86,7 @@ def noised(process: Any, x: jax.Array, draws: Draws) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class VelocityMatching:
-    """Flow matching: mean |v_hat - (alpha' x + sigma' eps)|^2 (Lipman et al. 2023; SiT section 2).
+    """Flow matching: mean |v_hat - (alpha' x + sigma' eps)|^2 (arXiv 2210.02747; SiT section 2).
 
     Attributes:
       times: how times are drawn.
@@ -145,7 +145,7 @@ def cosine_similarity(a: jax.Array, b: jax.Array, eps: float = 1e-8) -> jax.Arra
 
 @dataclasses.dataclass(frozen=True)
 class MinSNRLoss:
-    """Mean squared error weighted to min(SNR, gamma) on the data (Hang et al. 2023), in the network's own quantity.
+    """Mean squared error weighted to min(SNR, gamma) on the data (arXiv 2303.09556), in the network's own quantity.
 
     Attributes:
       gamma: where the weight stops to grow.
@@ -186,7 +186,7 @@ def min_snr(snr: jax.Array, gamma: float, kind: PredictionKind) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Aligned:
-    """Another objective plus REPA's alignment (Yu et al. 2025): -cos(projection, encoder feature), mean over tokens.
+    """Another objective plus REPA's alignment (arXiv 2410.06940): -cos(projection, encoder feature), mean over tokens.
 
     The network is an `gen.diffusion.backbones.aligned.AlignedConfig`. The condition carries the frozen encoders'
     features of the clean images: ``encoder_0`` ... (B, N, widths[i]), in the order of the network's tokens.
@@ -245,7 +245,7 @@ def alignment(projected: jax.Array, features: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class DDPMLoss:
-    """The losses of the discrete DDPM chain: simple, hybrid (DiT, ADM) and variational (Nichol & Dhariwal 2021).
+    """The losses of the discrete DDPM chain: simple, hybrid (DiT, ADM) and variational (arXiv 2102.09672).
 
     Attributes:
       term: ``mse`` in the network's own quantity, plus the variational term where the variance is learned; or ``kl``:
@@ -304,7 +304,7 @@ def _target(prediction: Prediction, process: Any, x: jax.Array, draws: Draws) ->
 
 @dataclasses.dataclass(frozen=True)
 class EDMLoss:
-    """EDM's denoising loss (Karras et al. 2022, table 1): lambda(sigma) mean |D(x + sigma eps; sigma) - x|^2.
+    """EDM's denoising loss (arXiv 2206.00364, table 1): lambda(sigma) mean |D(x + sigma eps; sigma) - x|^2.
 
     ln sigma is normal, lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 with the process's sigma_data.
 
@@ -338,7 +338,7 @@ class EDMLoss:
 
 @dataclasses.dataclass(frozen=True)
 class Uncertain:
-    """Another loss L weighted by the network's own uncertainty of its noise level: L exp(-u) + u (EDM2, eq. 15).
+    """Another loss L, weighted by the network's own uncertainty u: L exp(-u) + u (arXiv 2312.02696, eq. 15).
 
     u is the feature "logvar" that the network returns, learned along; it is used in training only.
     """

@@ -103,7 +103,7 @@ def pair(process: Process, t: Any, x: Any) -> tuple[Any, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """Rectified flow: alpha = 1 - t, sigma = sigma_min + (1 - sigma_min) t; the velocity is d x_t / d t.
+    """Rectified flow (arXiv 2209.03003): alpha = 1 - t, sigma = sigma_min + (1 - sigma_min) t.
 
     With ``sigma_min = 0`` this is the linear interpolant of SiT and rectified flow (velocity eps - x).
     """
@@ -141,7 +141,7 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True)
 class Trigonometric:
-    """GVP of SiT, the cosine interpolant: alpha = cos(pi t / 2), sigma = sin(pi t / 2)."""
+    """GVP of SiT (arXiv 2401.08740), the cosine interpolant: alpha = cos(pi t / 2), sigma = sin(pi t / 2)."""
 
     t_min = 0.0
     t_max = 1.0
@@ -171,7 +171,7 @@ class Trigonometric:
 
 @dataclasses.dataclass(frozen=True)
 class VP:
-    """Variance-preserving SDE with beta(t) = beta_min + t (beta_max - beta_min) (Song et al. 2021, eq. 33).
+    """Variance-preserving SDE with beta(t) = beta_min + t (beta_max - beta_min) (arXiv 2011.13456, eq. 33).
 
     alpha = exp(-t^2 (beta_max - beta_min) / 4 - t beta_min / 2), sigma = sqrt(1 - alpha^2).
     """
@@ -263,7 +263,7 @@ class VE:
 
 @dataclasses.dataclass(frozen=True)
 class EDM(VE):
-    """EDM's process (Karras et al. 2022): alpha = 1, sigma = t, uniform times on the rho curve (eq. 5).
+    """EDM's process (arXiv 2206.00364): alpha = 1, sigma = t, uniform times on the rho curve (eq. 5).
 
     sigma_data is the standard deviation of the data that preconditioning assumes.
     """

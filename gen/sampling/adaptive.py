@@ -170,18 +170,18 @@ class AdaptiveGenerator(DenoiserGenerator):
 
     @property
     def guide(self) -> Denoiser | None:
-        """The sampler's."""
+        """The weaker denoiser of autoguidance, as the sampler states it."""
         guide: Denoiser | None = self.sampler.guide
         return guide
 
     @property
     def options(self) -> Any:
-        """The sampler's."""
+        """Settings of the tokenizer's decoder, as the sampler states them."""
         return self.sampler.decoding
 
     @property
     def nfe(self) -> None:
-        """Measured, not stated."""
+        """None: the number of network calls is measured while sampling."""
 
     def ends(self) -> tuple[float, float]:
         """(start, end): the times between which the flow is followed."""

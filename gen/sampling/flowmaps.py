@@ -116,12 +116,12 @@ class FlowMapGenerator(LatentGenerator):
 
     @property
     def network(self) -> Any:
-        """The flow map's."""
+        """Configuration of the flow map's network."""
         return self.flow_map.network
 
     @property
     def options(self) -> Any:
-        """The sampler's."""
+        """Settings of the tokenizer's decoder, as the sampler states them."""
         return self.sampler.decoding
 
     @property
@@ -132,7 +132,7 @@ class FlowMapGenerator(LatentGenerator):
 
     @property
     def nfe(self) -> int:
-        """One network call a jump."""
+        """Network calls per sample: one for each jump."""
         return len(self.ends) - 1
 
     def latents(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:

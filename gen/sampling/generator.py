@@ -231,7 +231,7 @@ class DenoiserGenerator(LatentGenerator):
 
     @property
     def network(self) -> Any:
-        """The denoiser's."""
+        """Configuration of the denoiser's network."""
         return self.denoiser.network
 
 
@@ -258,13 +258,13 @@ class DiffusionGenerator(DenoiserGenerator):
 
     @property
     def guide(self) -> Denoiser | None:
-        """The sampler's."""
+        """The weaker denoiser of autoguidance, as the sampler states it."""
         guide: Denoiser | None = self.sampler.guide
         return guide
 
     @property
     def options(self) -> Any:
-        """The sampler's."""
+        """Settings of the tokenizer's decoder, as the sampler states them."""
         return self.sampler.decoding
 
     def latents(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:

@@ -83,7 +83,7 @@ def _both(
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierFree:
-    """u + w (c - u) in the network's own output space (Ho & Salimans 2022).
+    """u + w (c - u) in the network's own output space (arXiv 2207.12598).
 
     Attributes:
       scale: w; 1 is the conditional model, and then no unconditional call is made.
@@ -130,7 +130,7 @@ class ClassifierFree:
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveProjected:
-    """APG (Sadat et al. 2024): the guidance direction without its part along c, in data space.
+    """APG (arXiv 2410.02416): the guidance direction without its part along c, in data space.
 
     d = D_c - D_u + momentum d_prev is shortened to the length `norm`, split into parts along and across D_c, and
     D = D_c + (w - 1) (across + eta along).
@@ -182,7 +182,7 @@ class AdaptiveProjected:
 
 @dataclasses.dataclass(frozen=True)
 class ZeroStar:
-    """CFG-Zero* (Fan et al. 2025) on the velocity: s u + w (c - s u) with s = <c, u> / |u|^2 per sample.
+    """CFG-Zero* (arXiv 2503.18886) on the velocity: s u + w (c - s u) with s = <c, u> / |u|^2 per sample.
 
     Attributes:
       scale: w; 1 leaves c as it is.
@@ -220,7 +220,7 @@ class ZeroStar:
 
 @dataclasses.dataclass(frozen=True)
 class Autoguidance:
-    """u + w (c - u) where u is a weaker model's prediction for the same input (Karras et al. 2024a).
+    """u + w (c - u) where u is a weaker model's prediction for the same input (arXiv 2406.02507).
 
     The weaker network (smaller, less trained, or one without classes) is called once beside the main one.
 
@@ -255,7 +255,7 @@ class Autoguidance:
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """Another guidance inside an interval, none outside (Kynkäänniemi et al. 2024).
+    """Another guidance inside an interval, none outside (arXiv 2404.07724).
 
     Outside, only the conditional half of the batch is evaluated, where all samples share their time (solvers).
 
@@ -334,7 +334,7 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierGradient:
-    """Classifier guidance (Dhariwal & Nichol 2021): moves the prediction along a gradient of log p(cond | x_t).
+    """Classifier guidance (arXiv 2105.05233): moves the prediction along a gradient of log p(cond | x_t).
 
     Not a configuration, since it holds a function.
 

@@ -37,7 +37,7 @@ def _orders(grid: Grid, lam: Any, finite: Any, most: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class DPMSolver:
-    """DPM-Solver++ multistep (Lu et al. 2022b): 2M, 3M and, stochastic, 2M SDE; `solver_order` 1 is DDIM.
+    """DPM-Solver++ multistep (arXiv 2211.01095): 2M, 3M and, stochastic, 2M SDE; `solver_order` 1 is DDIM.
 
     With E = 1 - e^-ch (c = 1, or 2 for the SDE) and divided differences f01, f012 of past D:
 
@@ -116,7 +116,7 @@ class DPMSolver:
 
 @dataclasses.dataclass(frozen=True)
 class UniPC:
-    """UniPC, predictor-corrector on data predictions (Zhao et al. 2023), one call a step.
+    """UniPC, predictor-corrector on data predictions (arXiv 2302.04867), one call a step.
 
     The network is evaluated at the predicted state of a level; that evaluation then corrects the state and serves the
     next prediction. With nodes r_j = (lambda_j - lambda) / h and their D_j,

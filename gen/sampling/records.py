@@ -45,7 +45,7 @@ _AGAIN = "make records of the teacher: gen distill PRESET --teacher RUN --pairs 
 
 
 class Make(Protocol):
-    """What is recorded of a teacher."""
+    """A function that makes the rows of one kind of record from a teacher's parameters."""
 
     @property
     def identity(self) -> str:

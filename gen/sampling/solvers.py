@@ -76,7 +76,7 @@ def _two_stages(grid: Grid, starts: Any, alpha: float) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Heun(_Stages):
-    """Heun's second-order method on the probability-flow ODE; the last step is Euler (Karras et al. 2022, alg. 1).
+    """Heun's second-order method on the probability-flow ODE; the last step is Euler (arXiv 2206.00364, alg. 1).
 
     The last step never evaluates the network at the data end, where noise predictions are undefined.
     """
@@ -91,7 +91,7 @@ class Heun(_Stages):
 
 @dataclasses.dataclass(frozen=True)
 class EDMStochastic(_Stages):
-    """EDM's sampler with churn (Karras et al. 2022, alg. 2) on any process (their appendix C generalisation).
+    """EDM's sampler with churn (arXiv 2206.00364, alg. 2) on any process (their appendix C generalisation).
 
     Each step first raises the noise level sigma / alpha by the factor 1 + gamma with fresh noise, where
     gamma = min(s_churn / N, sqrt(2) - 1) if the level is within [s_min, s_max] and 0 elsewhere, then steps by
@@ -166,7 +166,7 @@ class EDMStochastic(_Stages):
 
 @dataclasses.dataclass(frozen=True)
 class DDIM(_OnePoint):
-    """DDIM in alpha / sigma form (Song et al. 2021, eq. 12), for any process.
+    """DDIM in alpha / sigma form (arXiv 2010.02502, eq. 12), for any process.
 
     x' = a' D + sqrt(s'^2 - tau^2) eps + tau z with tau = eta s' sqrt(1 - (a s' / (a' s))^2). On a DDPM chain
     eta = 1 is the ancestral sampler with the small variance. With eta = 0 the grid may run backwards (encoding).
@@ -209,7 +209,7 @@ class DDIM(_OnePoint):
 
 @dataclasses.dataclass(frozen=True)
 class Renoise(_OnePoint):
-    """x' = a' D + s' z: the data prediction, noised afresh to the next time.
+    """x' = alpha' D + sigma' z: the data prediction, noised afresh to the next time (arXiv 2303.01469, alg. 1).
 
     Multistep sampling of consistency models and few-step students (Song et al. 2023, alg. 1), whose D is a sample.
     With the mean prediction of a diffusion model the result is too smooth, however small the steps.
@@ -230,7 +230,7 @@ class Renoise(_OnePoint):
 
 @dataclasses.dataclass(frozen=True)
 class Ancestral(_OnePoint):
-    """DDPM's ancestral sampler (Ho et al. 2020, alg. 2) in alpha / sigma form, for any process and spacing.
+    """DDPM's ancestral sampler (arXiv 2006.11239, alg. 2) in alpha / sigma form, for any process and spacing.
 
     x' = mean + sqrt(variance) z; the mean and the small variance are those of q(x' | x_t, x = D). With
     r = a / a' and b = s^2 - r^2 s'^2 (beta of the spaced chain): mean = a' b / s^2 D + r s'^2 / s^2 x_t.
