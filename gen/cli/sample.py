@@ -23,6 +23,7 @@ def sample(
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
     seeds: Annotated[str, tyro.conf.arg(metavar="SEEDS")] = "0-63",
     label: Annotated[str | None, tyro.conf.arg(name="class", metavar="K[,K...]")] = None,
+    cond: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=FILE.npy")] = (),
     batch: Annotated[int, tyro.conf.arg(metavar="N")] = 64,
     steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     solver: Annotated[str | None, tyro.conf.arg(metavar="KIND")] = None,
@@ -52,6 +53,8 @@ def sample(
       seeds: ranges FIRST-LAST, both included, and single numbers, separated by commas; further seeds add to a folder.
       label: one class (its number, or its name where the run knows it) for all, or several in turn; all classes in
         turn (seed mod number of classes) by default.
+      cond: further conditions, such as text=features.npy: an array for all seeds, or one row for each; the mask of a
+        sequence as text_mask=mask.npy.
       batch: images at a time; changes nothing but speed and memory.
       steps: number of solver steps.
       solver: a solver from gen list solver, or dopri5, which chooses its steps itself.
@@ -76,8 +79,9 @@ def sample(
     sample_form(where)
     settings = {"steps": steps, "solver": solver, "grid": grid, "guidance": guidance}
     loaded = open_run(run, weights, step, settings=settings, overrides=overrides, guide=guide)
-    given = {"label": parse_labels(label, wanted, loaded.config.class_names)}
-    labels = make_conditions(loaded.generator.conditions, np.asarray(wanted), given).get("label")
+    given = {"label": parse_labels(label, wanted, loaded.config.class_names), **_arrays(cond)}
+    made = make_conditions(loaded.generator.conditions, np.asarray(wanted), given)
+    labels = made.pop("label", None)
     first = jax.process_index() == 0
     if first:
         print(describe(loaded))
@@ -87,6 +91,7 @@ def sample(
         loaded.params,
         seeds=wanted,
         labels=labels,
+        cond=made,
         rule="seed mod classes" if label is None else "given",
         out=where,
         batch=batch,
@@ -99,6 +104,22 @@ def sample(
         print(
             f"{len(wanted)} images in {seconds:.1f} s ({len(wanted) / seconds:.1f} images/s, compile included): {where}"
         )
+
+
+def _arrays(given: Sequence[str]) -> dict[str, Any]:
+    """The arrays that ``NAME=FILE.npy`` name. Raises GenError for other text, and for files that are none."""
+    import numpy as np
+
+    arrays = {}
+    for text in given:
+        name, equals, file = text.partition("=")
+        if not equals:
+            raise GenError(f"--cond '{text}' is not like text=features.npy")
+        try:
+            arrays[name] = np.load(file, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise GenError(f"--cond {name}: {file} cannot be read as an array ({error}); give an .npy file") from None
+    return arrays
 
 
 def parse_labels(text: str | None, seeds: Sequence[int], names: Sequence[str] | None = None) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 
 from gen.errors import GenError
 
-__all__ = ["Condition", "Conditions", "class_count", "label", "make_conditions"]
+__all__ = ["Condition", "Conditions", "class_count", "empty_conditions", "has_defaults", "label", "make_conditions"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,17 @@ def label(classes: int) -> dict[str, Condition]:
 def class_count(conditions: Conditions) -> int | None:
     """Number of classes of the condition "label"; None for models without one."""
     return conditions["label"].classes if "label" in conditions else None
+
+
+def has_defaults(conditions: Conditions) -> bool:
+    """Whether `make_conditions` needs nothing to be given."""
+    return all(condition.classes or condition.default is not None for condition in conditions.values())
+
+
+def empty_conditions(conditions: Conditions, count: int) -> dict[str, np.ndarray]:
+    """Zeros in place of every condition, and masks of nothing: for tracing, where values do not matter."""
+    made = {name: np.zeros((count, *c.shape), c.dtype) for name, c in conditions.items()}
+    return made | {c.mask: np.zeros((count, *c.shape[:1]), bool) for c in conditions.values() if c.mask}
 
 
 def make_conditions(

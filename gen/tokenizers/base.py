@@ -102,6 +102,11 @@ class Tokenizer(Protocol):
 
     @property
     def spec(self) -> TokenizerSpec: ...
+    @property
+    def last_layer(self) -> str:
+        """Path of the decoder's last weights in the parameters, at which adaptive weights compare gradients."""
+        ...
+
     def build(self, rngs: Any) -> Any: ...
     def encode(
         self, params: Params, images: jax.Array, *, cond: Cond | None = None, keys: jax.Array | None = None

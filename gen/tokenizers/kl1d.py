@@ -76,6 +76,11 @@ class KL1DConfig:
         """Continuous latents (tokens, channels)."""
         return TokenizerSpec("continuous", (self.tokens, self.channels), self.image)
 
+    @property
+    def last_layer(self) -> str:
+        """See `gen.tokenizers.base.Tokenizer`."""
+        return "conv_out/kernel"
+
     def build(self, rngs: nnx.Rngs) -> "KL1D":
         """The module with freshly drawn parameters."""
         return KL1D(self, rngs=rngs)

@@ -91,6 +91,11 @@ class KLVAEConfig:
         h, w, _ = self.image
         return TokenizerSpec("continuous", (h // self.factor, w // self.factor, self.channels), self.image)
 
+    @property
+    def last_layer(self) -> str:
+        """See `gen.tokenizers.base.Tokenizer`."""
+        return "decoder/conv_out/kernel"
+
     def build(self, rngs: nnx.Rngs) -> "KLVAE":
         """The module with freshly drawn parameters."""
         return KLVAE(self, rngs)

@@ -10,7 +10,7 @@ import numpy as np
 from gen import own
 from gen.config import from_json, to_json
 from gen.errors import GenError
-from gen.nn.conditions import make_conditions
+from gen.nn.conditions import empty_conditions
 from gen.nn.network import param_shapes
 from gen.training.budget import abstract_states, describe, device_bytes, held, refuse
 from gen.training.run import RunConfig
@@ -79,9 +79,9 @@ def check_run(config: RunConfig, artifacts: Mapping[str, Any] | None = None) -> 
         params = {role: param_shapes(network) for role, network in generator.networks.items()}
         params |= {role: jax.tree.map(_shape, tree) for role, tree in (artifacts or {}).items()}
         try:
-            cond = make_conditions(generator.conditions, range(1))
+            cond = empty_conditions(generator.conditions, 1)
             jax.eval_shape(generator, params, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1)), cond)
-        except (GenError, TypeError, ValueError) as error:
+        except (GenError, KeyError, TypeError, ValueError) as error:
             if own.where(error):
                 raise  # a fault in a user's own file, said with its line
             raise GenError(

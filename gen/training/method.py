@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen.errors import GenError
-from gen.nn.conditions import Conditions, make_conditions
+from gen.nn.conditions import Conditions, has_defaults, make_conditions
 from gen.training.optim import OptimConfig
 from gen.training.part import Part, begin, warm_start
 from gen.training.task import Batch, Frozen, Metrics, Model, Program, Schedule, State
@@ -180,8 +180,11 @@ class Method(abc.ABC):
                 )
 
     def preview(self, state: State, frozen: Frozen, key: jax.Array, generator: Any) -> Mapping[str, jax.Array]:
-        """Samples of the exported network, clipped; equal keys give equal noise."""
-        if generator is None:
+        """Samples of the exported network, clipped; equal keys give equal noise.
+
+        None for a model whose conditions have no default, such as text.
+        """
+        if generator is None or not has_defaults(generator.conditions):
             return {}
         cond = {k: jnp.asarray(v) for k, v in make_conditions(generator.conditions, range(PICTURES)).items()}
         images = generator({**frozen, **self.export(state)}, jax.random.split(key, PICTURES), cond)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gen.arrays import flatten
 from gen.config import KINDS, from_json, to_json
 from gen.data.sources import ArraySource
 from gen.diffusion.denoiser import Denoiser
@@ -99,6 +100,7 @@ def test_tokenizer(kind: str) -> None:
     tokenizer = examples.example(kind)
     spec, params = tokenizer.spec, param_shapes(tokenizer)
     assert count(params) > 0
+    assert tokenizer.last_layer in flatten(params)
     images = jax.ShapeDtypeStruct((2, *spec.image), jnp.float32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
     cond = make_conditions(spec.conditions, range(2))

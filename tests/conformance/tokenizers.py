@@ -35,6 +35,8 @@ class Codebook:
     def spec(self) -> TokenizerSpec:
         return TokenizerSpec("tokens", (2, 2), (8, 8, 1), vocabulary=self.size, width=PATCH**2)
 
+    last_layer = "scale"
+
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return _Codebook(self, rngs)
 
@@ -80,6 +82,8 @@ class Drawn:
     def spec(self) -> TokenizerSpec:
         keep = Condition((), "int32", default=4.0)
         return TokenizerSpec("continuous", (4, 1), (8, 8, 1), conditions={"keep": keep})
+
+    last_layer = "spread"
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return _Drawn(rngs)
