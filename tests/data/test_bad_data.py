@@ -59,9 +59,9 @@ CASES: dict[str, tuple[str, Callable[[Path], str], str]] = {
     "empty": ("edm-smoke", empty, "no images in "),
     "corrupt": ("edm-smoke", lambda f: of_images(f, [GOOD[:500]] * 64), "a.zip:0.png is not a readable image"),
     "wrong size": ("edm-smoke", lambda f: of_images(f, [png(picture(0))] * 64), "0.png is 16 x 12; expected 32 x 32"),
-    "labels missing": ("edm-smoke", lambda f: str(edm_zip(f / "a.zip", None)), "has no class labels"),
+    "labels missing": ("edm-cifar10-cond", lambda f: str(edm_zip(f / "a.zip", None)), "has no class labels"),
     "labels of too many classes": (
-        "edm-smoke",
+        "edm-cifar10-cond",
         lambda f: of_images(f, [GOOD] * 64, list(range(64))),
         "10.png has label 10; the model knows 10 classes, 0 to 9",
     ),
@@ -96,7 +96,7 @@ CASES: dict[str, tuple[str, Callable[[Path], str], str]] = {
         lambda f: latents(f, encoder_0=np.zeros((300, 64, 768), np.float32)),
         "'encoder_0' of {}/cache has the shape (64, 768); the model takes (256, 768)",
     ),
-    "text in place of classes": ("edm-smoke", vectors, "has no class labels"),
+    "text in place of classes": ("edm-cifar10-cond", vectors, "has no class labels"),
     "text of the wrong width": (
         "edm-smoke --stages.0.data.labels text --stages.0.data.width 768",
         vectors,

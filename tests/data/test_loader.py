@@ -156,7 +156,7 @@ def test_the_command_line_leaves_a_stalled_disk(tmp_path) -> None:
         "    def gather(self, indices):\n        threading.Event().wait()\n"
         "import numpy as np\n"
         "gen.cli.parse = lambda *args: lambda: next(loader.batches(Hung(id=np.arange(9)), batch=2, seed=0))\n"
-        "sys.exit(gen.cli.main(['train']))\n"
+        "sys.argv = ['gen', 'train']\nsys.exit(gen.cli.main())\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2

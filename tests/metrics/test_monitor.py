@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from gen.errors import GenError
 from gen.metrics.evaluate import evaluate
@@ -64,11 +65,22 @@ class DriftTask:
 
 
 @dataclasses.dataclass(frozen=True)
+class Noise:
+    """A network of the parameters of `draw`."""
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        module = nnx.Module()
+        module.scale = nnx.Param(jnp.float32(0.1))
+        module.means = nnx.Param(jnp.asarray(PARAMS["means"]))
+        return module
+
+
+@dataclasses.dataclass(frozen=True)
 class Drawn:
     """`draw` with the parameters of the role "net", its own sampler."""
 
     conditions = label(4)
-    networks: ClassVar[dict[str, Any]] = {}
+    networks: ClassVar[dict[str, Any]] = {"net": Noise()}
     shape = (6, 5, 3)
 
     def generator(self, models: Any, tokenizer: Any) -> "Drawn":
