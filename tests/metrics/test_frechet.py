@@ -89,7 +89,7 @@ def _mixed(blocks, turns):
     return sigma
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)  # the same covariances every time
 @given(st.integers(0, 10**6), st.sampled_from([2, 4, 8]), st.sampled_from([0, 4, 8]), st.booleans(), st.booleans())
 def test_against_sixty_digits(seed, count, decades, whole1, whole2):
     """Of 2x2 blocks tr (A B)^(1/2) = (tr A B + 2 (det A det B)^(1/2))^(1/2): covariances that need not commute, of full
