@@ -139,11 +139,21 @@ def prepare(
 
 
 def _started(recipe: Any, start: Path) -> Any:
-    """The recipe that starts from the weights of the run `start`, and says so. Raises GenError without such weights."""
+    """The recipe that starts from the weights of the run `start`; says which arrays start afresh.
+
+    Raises GenError for a run without such weights.
+    """
+    from gen.arrays import flatten
+    from gen.nn.network import param_shapes
     from gen.runs import load
 
     source, role = load(start), recipe.config.stages[0].task.role
     if role not in source.params:
         raise GenError(f"{start} holds {', '.join(source.params)}; this preset starts from a '{role}': give such a run")
+    wanted = flatten(param_shapes(recipe.config.stages[0].task.parts[0].network))
+    given = {path: leaf.shape for path, leaf in flatten(source.params[role]).items()}
+    fresh = [path for path, leaf in wanted.items() if given.get(path) != leaf.shape]
+    text = f"; afresh: {', '.join(fresh)}" if fresh else ""
+    print(f"starts from {len(wanted) - len(fresh)} of {len(wanted)} arrays of {start}{text}")
     config = dataclasses.replace(recipe.config, frozen={**recipe.config.frozen, "start": source.origin})
     return dataclasses.replace(recipe, config=config, frozen={**recipe.frozen, "start": source.params[role]})

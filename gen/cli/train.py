@@ -131,6 +131,11 @@ def train(
     if training.monitor is not None:
         recipe, hooks = _monitored(recipe, outdir, training, training.monitor)
     run(recipe.config, outdir, **arrays, batch_gpu=training.batch_gpu, hooks=hooks)
+    import jax
+
+    if jax.process_index() == 0 and not recipe.config.engine.quiet:
+        then = f"gen sample {outdir} --out grid.png" if recipe.config.sampler else f"gen reconstruct {outdir}"
+        print(f"done: {outdir}; next: {then}")
 
 
 def _monitored(recipe: Any, outdir: Path, training: Training, reference: str) -> tuple[Any, tuple[Any, ...]]:

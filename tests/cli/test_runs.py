@@ -415,6 +415,16 @@ def test_tokenizer_run_loads_reconstructs_and_encodes(
     )
 
 
+def test_a_run_starts_another(tokenizer_run: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the arrays that fit; what does not is named."""
+    args = ["train", "demo-tokenizer", "--from", str(tokenizer_run), "--dry-run"]
+    assert main(args) == 0
+    assert re.search(r"starts from (\d+) of \1 arrays of \S+tokenizer\n", capsys.readouterr().out)
+    assert main([*args, "--stages.0.task.tokenizer.channels", "4"]) == 0
+    assert "; afresh: decoder_embed/kernel, encoder_out/bias, encoder_out/kernel\n" in capsys.readouterr().out
+    assert "this preset starts from a 'tokenizer'" in fails(capsys, *args[:3], run, "--dry-run")
+
+
 def test_a_missing_step_is_refused(tokenizer_run: Path) -> None:
     with pytest.raises(GenError, match="is not a whole checkpoint"):
         gen.load(tokenizer_run, step=2)
