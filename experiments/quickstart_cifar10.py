@@ -198,6 +198,11 @@ def _images(data: str) -> Images:
     return Images(data, size=SIZE, flip=True)
 
 
+def _name(what: str, budget: Budget) -> str:
+    """The preset's."""
+    return f"cifar10-{what}-smoke" if budget == SMOKE else f"cifar10-{what}"
+
+
 def _tokenizer(budget: Budget, seed: int, images: Images) -> Recipe:
     tokenizer = KL1DConfig(
         (SIZE, SIZE, 3),
@@ -218,7 +223,7 @@ def _tokenizer(budget: Budget, seed: int, images: Images) -> Recipe:
         augmented=0.25,
     )
     stage = Stage("tokenizer", task, steps=budget.tokenizer, batch=budget.batch, data=images)
-    return Recipe(RunConfig("quickstart-tokenizer", (stage,), engine=_engine(seed)))
+    return Recipe(RunConfig(_name("tokenizer", budget), (stage,), engine=_engine(seed)))
 
 
 SAMPLER = Sampler(Heun(), steps=9, guidance=ClassifierFree(1.5))
@@ -247,7 +252,7 @@ def _teacher(budget: Budget, seed: int, tokenizer: Loaded, latents: Cache) -> Re
     decoder = {"tokenizer": tokenizer.params["tokenizer"], "normalizer": latents.normalizer()}
     stage = Stage("teacher", task, steps=budget.teacher, batch=budget.batch, data=latents)
     origins = {"tokenizer": tokenizer.origin}
-    config = RunConfig("quickstart-teacher", (stage,), origins, SAMPLER, tokenizer.tokenizer, engine=_engine(seed))
+    config = RunConfig(_name("teacher", budget), (stage,), origins, SAMPLER, tokenizer.tokenizer, engine=_engine(seed))
     return Recipe(config, artifacts=decoder)
 
 
@@ -271,7 +276,7 @@ def _student(budget: Budget, seed: int, teacher: Loaded, pairs: Records) -> Reci
     )
     origins = {"teacher": teacher.origin}
     config = RunConfig(
-        "quickstart-student", stages, origins, FewSteps(), teacher.config.tokenizer, engine=_engine(seed)
+        _name("student", budget), stages, origins, FewSteps(), teacher.config.tokenizer, engine=_engine(seed)
     )
     artifacts = {role: teacher.params[role] for role in ("tokenizer", "normalizer")}
     return Recipe(config, frozen={"teacher": teacher.params["net"]}, artifacts=artifacts)
