@@ -57,7 +57,8 @@ def prepare(folder: Path) -> None:
 
 def recipe(folder: Path) -> Any:
     """The demo's teacher on those data; its decoder is not trained."""
-    tokenizer = SimpleNamespace(params={"tokenizer": Network(demo.TOKENIZER).init(jax.random.key(0))}, origin="none")
+    params = {"tokenizer": Network(demo.TOKENIZER).init(jax.random.key(0))}
+    tokenizer = SimpleNamespace(tokenizer=demo.TOKENIZER, params=params, origin="none")
     made = demo.demo_teacher(tokenizer, str(folder / "cache"))
     (stage,) = made.config.stages
     # cut and mirrored anew for every step and row
@@ -78,7 +79,7 @@ def main(folder: str, out: str, process: str, processes: str, port: str) -> None
     with compilations() as compiled:
         hook = Hook(1, lambda *_: marks.append(len(compiled)))
         config: RunConfig = made.config
-        train(config, Path(out) / "run", frozen=made.frozen, hooks=(hook,), stop_after=STEPS)
+        train(config, Path(out) / "run", artifacts=made.artifacts, hooks=(hook,), stop_after=STEPS)
     rows = {name: np.stack([row[name] for row in ROWS[:STEPS]]) for name in ROWS[0]}
     programs = np.asarray(sum("_step" in name for name in compiled))
     np.savez(Path(out) / f"{process}.npz", **rows, marks=np.asarray(marks), programs=programs)
