@@ -233,7 +233,8 @@ def _store_pairs(preset: str, teacher: Path, folder: Path, count: int, multihost
 
     loaded = load(teacher)
     generator = loaded.generator
-    loaded.config.sampler.changed(steps=count)  # students have no steps to store
+    if any(model.times for model in loaded.config.exported().values()):
+        raise GenError(f"{teacher} is a student of few steps itself; give a teacher that a solver samples")
     make_records(
         Solved(generator),
         loaded.params,
