@@ -152,7 +152,8 @@ def accept(path: str | Path) -> None:
 def where(error: BaseException) -> str | None:
     """Where in a file of the user's own an error arose, and what it was, as one line; None where it did not.
 
-    "/home/me/myexp.py, line 12: KeyError: 'x'": the innermost line of such a file on the way to the error.
+    The line is like "myexp.py, line 12: KeyError: 'x'", with the file's whole path. It is the innermost line of such a
+    file on the way to the error.
     """
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _executed]
     if not frames:

@@ -20,13 +20,12 @@ def with_labels(config: Any) -> Any:
     names: tuple[str, ...] = config.class_names
     for i, stage in enumerate(config.stages):
         classes = class_count(stage.task.conditions) or 0
-        source, where = stage.data.source(), stage.name
         if not classes:
             continue
-        at = stage.task.classes_at
+        source, at, where = stage.data.source(), stage.task.classes_at, f"the data set of stage '{stage.name}'"
         flag = f"--stages.{i}.task.{at}" if at else ""
-        check_classes(f"the data set of stage '{where}'", source, classes, flag)
-        said = missing_classes(f"the data set of stage '{where}'", source, classes, flag) if at else None
+        check_classes(where, source, classes, flag)
+        said = missing_classes(where, source, classes, flag) if at else None
         if said is not None:
             print(f"note: {said}")
         names = names or tuple(source.class_names or ())

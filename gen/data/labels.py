@@ -93,14 +93,15 @@ def check_classes(path: str, source: Any, classes: int, flag: str) -> None:
       path: how messages call the data.
       source: a `gen.data.loader.Source`.
       classes: number of classes the model is conditioned on; 0 for an unconditional one, which takes anything.
-      flag: the flag that sets the number, without its value.
+      flag: the flag that sets the number, without its value; "" where there is none.
     """
     if not classes:
         return
     if source.label is None:
+        without = f", or train without classes ({flag} 0)" if flag else ""
         raise GenError(
             f"{path} has no class labels, and the model is conditioned on {classes} classes; put the images of each "
-            f"class in a folder of its own, or train without classes ({flag} 0)"
+            f"class in a folder of its own{without}"
         )
     fits(source.label, classes, source.title, flag)
 

@@ -19,7 +19,7 @@ from gen.diffusion.transport import interval
 from gen.errors import GenError
 from gen.nn.network import Cond
 from gen.sampling import likelihood
-from gen.sampling.generator import DenoiserGenerator, GeneratorParams, Sampler, changes, decode
+from gen.sampling.generator import GeneratorParams, SampledGenerator, Sampler, changes, decode
 from gen.sampling.grids import Grid
 from gen.sampling.guidance import ClassifierFree
 from gen.sampling.integrate import Problem
@@ -153,7 +153,7 @@ class AdaptiveSampler:
 
 
 @dataclasses.dataclass(frozen=True)
-class AdaptiveGenerator(DenoiserGenerator):
+class AdaptiveGenerator(SampledGenerator):
     """A `gen.sampling.generator.DiffusionGenerator` that integrates adaptively: its network calls are measured.
 
     From pure noise to the time nearest to the data at which the prediction's velocity is defined; where that is not
@@ -167,17 +167,6 @@ class AdaptiveGenerator(DenoiserGenerator):
     denoiser: Denoiser
     sampler: AdaptiveSampler = AdaptiveSampler()
     tokenizer: Any = None
-
-    @property
-    def guide(self) -> Denoiser | None:
-        """The weaker denoiser of autoguidance, as the sampler states it."""
-        guide: Denoiser | None = self.sampler.guide
-        return guide
-
-    @property
-    def options(self) -> Any:
-        """Settings of the tokenizer's decoder, as the sampler states them."""
-        return self.sampler.decoding
 
     @property
     def nfe(self) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "Generator",
     "LatentGenerator",
     "OneStepGenerator",
+    "SampledGenerator",
     "Sampler",
     "SamplerConfig",
 ]
@@ -235,8 +236,25 @@ class DenoiserGenerator(LatentGenerator):
         return self.denoiser.network
 
 
+class SampledGenerator(DenoiserGenerator):
+    """A `DenoiserGenerator` whose sampler states what guides and how the tokenizer decodes."""
+
+    sampler: Any
+
+    @property
+    def guide(self) -> Denoiser | None:
+        """The weaker denoiser of autoguidance, as the sampler states it."""
+        guide: Denoiser | None = self.sampler.guide
+        return guide
+
+    @property
+    def options(self) -> Any:
+        """Settings of the tokenizer's decoder, as the sampler states them."""
+        return self.sampler.decoding
+
+
 @dataclasses.dataclass(frozen=True)
-class DiffusionGenerator(DenoiserGenerator):
+class DiffusionGenerator(SampledGenerator):
     """Prior noise -> solver -> inverse normaliser -> tokenizer decode.
 
     Attributes:
@@ -255,17 +273,6 @@ class DiffusionGenerator(DenoiserGenerator):
     def nfe(self) -> int:
         """Network calls per sample (a guided call counts once)."""
         return self.sampler.nfe(self.denoiser.process)
-
-    @property
-    def guide(self) -> Denoiser | None:
-        """The weaker denoiser of autoguidance, as the sampler states it."""
-        guide: Denoiser | None = self.sampler.guide
-        return guide
-
-    @property
-    def options(self) -> Any:
-        """Settings of the tokenizer's decoder, as the sampler states them."""
-        return self.sampler.decoding
 
     def latents(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """The sampled latents (B, *latent) on the normalised scale the denoiser was trained on."""
