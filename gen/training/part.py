@@ -76,7 +76,7 @@ class Part:
         """
         paths = [path for path in flatten(params) if path not in self._buffers()]
         for pattern in self.train:
-            if not fnmatch.filter(paths, pattern):
+            if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
                 some = ", ".join(paths[:3])
                 raise GenError(f"no parameter of '{self.name}' fits the pattern '{pattern}'; paths are like {some}")
         return frozenset(path for path in paths if any(fnmatch.fnmatchcase(path, p) for p in self.train))
