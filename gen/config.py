@@ -133,9 +133,15 @@ KINDS: dict[str, dict[str, str]] = {
     "tokenizer": {
         "kl1d": "gen.tokenizers.kl1d:KL1DConfig",
         "kl-vae": "gen.tokenizers.kl_vae:KLVAEConfig",
+        "vqgan": "gen.tokenizers.vqgan:VQGANConfig",
+        "maskgit-vqgan": "gen.tokenizers.maskgit_vqgan:MaskGITVQGANConfig",
+        "var-vqvae": "gen.tokenizers.var_vqvae:VARVQVAEConfig",
     },
     "quantizer": {
         "vq": "gen.tokenizers.quantizers.vq:VQ",
+        "lfq": "gen.tokenizers.quantizers.lfq:LFQ",
+        "bsq": "gen.tokenizers.quantizers.lfq:BSQ",
+        "binary": "gen.tokenizers.quantizers.binary:Binary",
     },
     "run": {
         "run": "gen.training.run:RunConfig",
