@@ -134,6 +134,9 @@ KINDS: dict[str, dict[str, str]] = {
         "kl1d": "gen.tokenizers.kl1d:KL1DConfig",
         "kl-vae": "gen.tokenizers.kl_vae:KLVAEConfig",
     },
+    "quantizer": {
+        "vq": "gen.tokenizers.quantizers.vq:VQ",
+    },
     "run": {
         "run": "gen.training.run:RunConfig",
         "engine": "gen.training.run:EngineConfig",
