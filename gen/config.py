@@ -136,6 +136,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "quantizer": {
         "vq": "gen.tokenizers.quantizers.vq:VQ",
+        "fsq": "gen.tokenizers.quantizers.fsq:FSQ",
     },
     "run": {
         "run": "gen.training.run:RunConfig",

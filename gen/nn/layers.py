@@ -182,9 +182,7 @@ class MLP(nnx.Module):
 class SwiGLU(nnx.Module):
     """w3(silu(a) b) with [a, b] = w12(x) (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(
-        self, width: int, hidden: int, *, bias: bool = True, dtype: Any = jnp.float32, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, width: int, hidden: int, *, bias: bool = True, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
         self.w12 = linear(width, 2 * hidden, bias=bias, dtype=dtype, rngs=rngs)
         self.w3 = linear(hidden, width, bias=bias, dtype=dtype, rngs=rngs)
 

@@ -20,6 +20,7 @@ def test_every_id_is_the_id_of_its_code() -> None:
         place = (np.asarray(codes) * (np.asarray(levels) // 2) + offset) / reach
         z = np.arctanh(place) - np.arctanh(offset / reach)
         np.testing.assert_array_equal(quantizer(jnp.asarray(z, jnp.float32)).ids, ids)
+        np.testing.assert_array_equal(quantizer.snap(codes + 0.02).ids, ids)
 
 
 def test_a_share_of_samples_is_left_unrounded() -> None:

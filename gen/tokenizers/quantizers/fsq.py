@@ -80,10 +80,10 @@ class FSQModule(nnx.Module):
 
     def bound(self, z: jax.Array) -> jax.Array:
         """z (..., width) between the outermost levels, which are integers around 0; 0 stays 0."""
-        levels = np.asarray(self.config.levels, np.float64)
-        reach = (levels - 1.0) * (1.0 + _EPS) / 2.0
-        offset = np.where(levels % 2 == 0, 0.5, 0.0)
-        reach, offset, shift = (x.astype(np.float32) for x in (reach, offset, np.arctanh(offset / reach)))
+        levels = np.asarray(self.config.levels)
+        half_width = (levels - 1) * (1.0 + _EPS) / 2.0
+        between = np.where(levels % 2 == 0, 0.5, 0.0)
+        reach, offset, shift = map(np.float32, (half_width, between, np.arctanh(between / half_width)))
         return jnp.tanh(z.astype(jnp.float32) + shift) * reach - offset
 
     def __call__(self, z: jax.Array, keys: jax.Array | None = None) -> Quantized:
@@ -102,14 +102,23 @@ class FSQModule(nnx.Module):
         if z.shape[-1] != self.config.width:
             raise GenError(f"vectors have {z.shape[-1]} channels, and FSQ has levels for {self.config.width}")
         bounded = self.bound(z)
-        rounded = jnp.round(bounded)
-        digits = (rounded + self._half).astype(jnp.int32)
-        ids = (digits * self.config.basis).sum(-1).astype(jnp.int32)
-        codes = bounded + jax.lax.stop_gradient(rounded - bounded)
-        if keys is not None and self.config.unrounded:
-            kept = jax.vmap(lambda key: jax.random.bernoulli(key, self.config.unrounded))(keys)
-            codes = jnp.where(kept.reshape(-1, *(1,) * (z.ndim - 1)), bounded, codes)
-        return Quantized(ids, codes / self._half)
+        found = self._rounded(bounded)
+        if keys is None or not self.config.unrounded:
+            return found
+        left = jax.vmap(lambda key: jax.random.bernoulli(key, self.config.unrounded))(keys)
+        codes = jnp.where(left.reshape(-1, *(1,) * (z.ndim - 1)), bounded / self._half, found.codes)
+        return Quantized(found.ids, codes)
+
+    def _rounded(self, levels: jax.Array) -> Quantized:
+        """The grid points nearest to levels (B, ..., width) within the grid."""
+        rounded = jnp.round(levels)
+        ids = ((rounded + self._half).astype(jnp.int32) * self.config.basis).sum(-1).astype(jnp.int32)
+        return Quantized(ids, (levels + jax.lax.stop_gradient(rounded - levels)) / self._half)
+
+    def snap(self, codes: jax.Array) -> Quantized:
+        """See `gen.tokenizers.quantizers.base.QuantizerModule`."""
+        highest = np.asarray(self.config.levels, np.float32) - 1.0 - self._half
+        return self._rounded(jnp.clip(codes.astype(jnp.float32) * self._half, -self._half, highest))
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """The codes (B, ..., width) float32 of ids (B, ...)."""
