@@ -83,7 +83,7 @@ class DiscreteModule(nnx.Module):
 
     def snap(self, codes: jax.Array) -> Quantized:
         """See `gen.tokenizers.base.DiscreteTokenizer`."""
-        return within("quantizer", self.quantizer(codes))
+        return within("quantizer", self.quantizer.snap(codes))
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """See `gen.tokenizers.base.DiscreteTokenizer`."""

@@ -35,6 +35,13 @@ class QuantizerModule(Protocol):
         """The code vectors (B, ..., width) float32 of ids, equal to `codes` in value."""
         ...
 
+    def snap(self, codes: jax.Array) -> Quantized:
+        """The nearest code vectors of vectors (B, ..., width) that are on the scale of codes.
+
+        What a call gives, except where a call first bounds the encoder's outputs (FSQ).
+        """
+        ...
+
 
 class Quantizer(Protocol):
     """A quantizer's configuration, a frozen dataclass."""

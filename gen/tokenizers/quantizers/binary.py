@@ -67,6 +67,12 @@ class BinaryModule(nnx.Module):
         codes = ids.astype(jnp.float32)
         return codes if self.config.activation == "sigmoid" else 2.0 * codes - 1.0
 
+    def snap(self, codes: jax.Array) -> Quantized:
+        """The nearest bits of vectors (B, ..., width) on the scale of codes, without losses."""
+        middle = 0.5 if self.config.activation == "sigmoid" else 0.0
+        bits = (codes > middle).astype(jnp.uint8)
+        return Quantized(bits, codes + jax.lax.stop_gradient(self.embed(bits) - codes))
+
     def __call__(self, z: jax.Array, keys: jax.Array | None = None) -> Quantized:
         """Bits of logits z (B, ..., width); `keys` (B,) draw those that training decodes."""
         uniforms = None if keys is None else jax.vmap(lambda key: jax.random.uniform(key, z.shape[1:]))(keys)

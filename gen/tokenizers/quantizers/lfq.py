@@ -108,6 +108,10 @@ class SignModule(nnx.Module):
         """Codes (..., width) float32 of bits (..., width)."""
         return (2.0 * ids.astype(jnp.float32) - 1.0) * self.scale
 
+    def snap(self, codes: jax.Array) -> Quantized:
+        """The nearest codes of vectors (B, ..., width): their signs."""
+        return self(codes)
+
     def soft(self, x: jax.Array) -> jax.Array:
         """Logits (N, groups, 2^group) of vectors x (N, width) for the codes of each group, first bit first."""
         group = self.config.group or self.config.width

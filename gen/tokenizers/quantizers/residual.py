@@ -126,6 +126,10 @@ class ResidualModule(nnx.Module):
         """The code map (B, N, N, width) float32 of ids (B, tokens), all scales one after the other, row by row."""
         return self.sums(ids)[-1]
 
+    def snap(self, codes: jax.Array) -> Quantized:
+        """The token maps of vectors (B, N, N, width)."""
+        return self(codes)
+
     def inputs(self, ids: jax.Array) -> jax.Array:
         """What a next-scale model reads: (B, tokens - those of the first scale, width).
 

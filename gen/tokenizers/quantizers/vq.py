@@ -99,6 +99,10 @@ class VQModule(nnx.Module):
         """Code vectors (..., width) of ids (...)."""
         return self.codes[ids]
 
+    def snap(self, codes: jax.Array) -> Quantized:
+        """See `gen.tokenizers.quantizers.base.QuantizerModule`."""
+        return self(codes)
+
     def __call__(self, z: jax.Array, keys: jax.Array | None = None) -> Quantized:
         """The nearest codes of z (B, ..., width); the first among equals. `keys` (B,) choose restarted codes."""
         config, given = self.config, z.astype(jnp.float32)
