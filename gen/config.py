@@ -113,6 +113,11 @@ KINDS: dict[str, dict[str, str]] = {
         "conv-head": "gen.nn.adversarial:ConvHead",
         "token-head": "gen.nn.adversarial:TokenHead",
     },
+    "discriminator": {
+        "patchgan": "gen.nn.discriminators:PatchGAN",
+        "titok-discriminator": "gen.nn.discriminators:TiTokDiscriminator",
+        "stylegan": "gen.nn.discriminators:StyleGAN",
+    },
     "guidance": {
         "cfg": "gen.sampling.guidance:ClassifierFree",
         "apg": "gen.sampling.guidance:AdaptiveProjected",

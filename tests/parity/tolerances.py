@@ -41,6 +41,8 @@ TOLERANCES: list[tuple[str, str, float, float]] = [
     ("lpips-vgg*", "grad_*", 1e-3, 0.0),
     ("vavae-vf-loss*", "grad_*", 1e-3, 0.0),
     ("lite-features*", "*", 1e-4, 0.0),
+    ("patchgan*", "grad_*", 1e-3, 0.0),
+    ("lecam*", "*", 1e-5, 0.0),
     ("fsq*", "*", 0.0, 1e-5),
     ("fsq*", "*_grad_z", 1e-5, 1e-7),  # tiny near saturation
 ]
