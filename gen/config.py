@@ -133,6 +133,7 @@ KINDS: dict[str, dict[str, str]] = {
     "tokenizer": {
         "kl1d": "gen.tokenizers.kl1d:KL1DConfig",
         "kl-vae": "gen.tokenizers.kl_vae:KLVAEConfig",
+        "flextok": "gen.tokenizers.flextok:FlexTokConfig",
     },
     "quantizer": {
         "vq": "gen.tokenizers.quantizers.vq:VQ",
@@ -181,6 +182,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
+        "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "kd-task": "gen.distill.kd:KDTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",

@@ -23,6 +23,7 @@ SYSTEMS: dict[str, str] = {
     "sd-vae": "gen.pretrained.sdvae:DIFFUSERS",
     "sd-vae-old": "gen.pretrained.sdvae:DIFFUSERS_OLD",
     "kl-vae": "gen.pretrained.sdvae:COMPVIS",
+    "flextok": "gen.pretrained.flextok:IMPORTER",
     "edm": "gen.pretrained.edm:IMPORTER",
     "edm-vp": "gen.pretrained.edm:VP_IMPORTER",
     "edm-ve": "gen.pretrained.edm:VE_IMPORTER",
