@@ -18,7 +18,7 @@ from gen.data.images import Images
 from gen.errors import GenError
 from gen.experiments import build, presets
 from gen.features.alignment import patch_features
-from gen.features.dinov2 import DINOv2Config
+from gen.features.vit import ViTConfig
 from gen.nn.network import Network
 from gen.pretrained.dinov2 import IMPORTER as DINOV2
 from gen.pretrained.latent_shards import LatentShards
@@ -140,7 +140,7 @@ def test_repa_from_images_and_an_encoder(tmp_path: Path, capsys: pytest.CaptureF
     from tests.pretrained.test_decoder import VAE, official
 
     zipped = image_zip(tmp_path / "images.zip", 32)
-    encoder = DINOv2Config(28, 14, 64, 1, 1, 16)
+    encoder = ViTConfig(28, 14, 64, 1, 1, 16)
     arrays.write(tmp_path / "vae.safetensors", official("sd-vae", VAE))
     drawn = jax.jit(Network(encoder).init)(jax.random.key(0))
     arrays.write(tmp_path / "dino.safetensors", DINOV2.save(encoder, drawn))

@@ -187,4 +187,4 @@ def _encoder(file: Path, tokens: int) -> tuple[Any, Any]:
     if tokens < 1:
         raise GenError("images of fewer than 16 pixels have no token each 16; say how many per side with --tokens N")
     network, params, _ = IMPORTER.load(read_weights(file))
-    return params, lambda params, images: patch_features(network, params, images, tokens)
+    return params, lambda params, images: patch_features(network, params, images, tokens).astype("float16")
