@@ -73,8 +73,8 @@ def _blocks(official: str, ours: str) -> list[Rule]:
     return [
         Rule(qkv, f"{ours}/attn/qkv/kernel", joined(3)),
         *linear(f"{official}.attn.proj", f"{ours}/attn/proj", bias=False),
-        Rule((f"{official}.mlp.fc1.weight", f"{official}.mlp.fc3.weight"), f"{ours}/mlp/w12/kernel", joined(2)),
-        *linear(f"{official}.mlp.fc2", f"{ours}/mlp/w3", bias=False),
+        Rule((f"{official}.mlp.fc1.weight", f"{official}.mlp.fc3.weight"), f"{ours}/mlp/fc1/kernel", joined(2)),
+        *linear(f"{official}.mlp.fc2", f"{ours}/mlp/fc2", bias=False),
     ]
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from flax import nnx
 
 from gen.nn.attention import Attention
-from gen.nn.layers import SwiGLU, layer_norm, linear
+from gen.nn.layers import layer_norm, linear
 from gen.nn.network import Buffer
+from gen.nn.vit import Gated
 
 __all__ = ["EPS", "Block", "GridPositions", "ModulatedBlock", "Positions", "learned", "sincos_table", "stretch_weights"]
 
@@ -85,14 +86,14 @@ def _norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(width, epsilon=EPS, use_bias=False, use_scale=False, use_fast_variance=False, rngs=rngs)
 
 
-def _parts(width: int, heads: int, dtype: Any, rngs: nnx.Rngs) -> tuple[Attention, SwiGLU]:
+def _parts(width: int, heads: int, dtype: Any, rngs: nnx.Rngs) -> tuple[Attention, Gated]:
     """The two branches of a block.
 
     q and k are normed, and their products scaled by 8 / head size: 1 / sqrt(head size) at the published size of 64.
     """
     options: dict[str, Any] = {"bias": False, "dtype": dtype, "rngs": rngs}
     attention = Attention(width, heads, proj_bias=False, norm=_norm, scale=8.0 * heads / width, **options)
-    return attention, SwiGLU(width, int(2 * int(4 * width) / 3), **options)
+    return attention, Gated(width, int(2 * int(4 * width) / 3), jax.nn.silu, **options)
 
 
 class Block(nnx.Module):

@@ -22,8 +22,8 @@ from gen.diffusion.prediction import Prediction
 from gen.diffusion.times import TimeSampler
 from gen.errors import GenError
 from gen.features.alignment import patch_features
-from gen.features.dinov2 import DINOv2Config
 from gen.features.resize import resize
+from gen.features.vit import ViTConfig
 from gen.nn.conditions import Conditions
 from gen.nn.network import Cond, Network, Params
 from gen.sampling.noise import decode_keys
@@ -81,7 +81,7 @@ class Alignment:
       weight: factor on -cos, the mean over patches.
     """
 
-    encoder: DINOv2Config
+    encoder: ViTConfig
     block: int = 1
     tokens: int = 37
     weight: float = 1.0
