@@ -145,6 +145,7 @@ KINDS: dict[str, dict[str, str]] = {
         "vqgan": "gen.tokenizers.vqgan:VQGANConfig",
         "maskgit-vqgan": "gen.tokenizers.maskgit_vqgan:MaskGITVQGANConfig",
         "var-vqvae": "gen.tokenizers.var_vqvae:VARVQVAEConfig",
+        "flextok": "gen.tokenizers.flextok:FlexTokConfig",
     },
     "quantizer": {
         "vq": "gen.tokenizers.quantizers.vq:VQ",
@@ -196,6 +197,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
+        "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "kd-task": "gen.distill.kd:KDTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",
