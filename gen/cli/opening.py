@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from gen.cli.flags import USUAL, Sampling
 from gen.cli.labels import with_labels
 from gen.errors import GenError
 
@@ -17,21 +18,18 @@ Overrides = Annotated[tuple[tuple[str, str], ...], tyro.conf.Suppress]
 
 def open_run(
     run: Path,
-    weights: Any = "ema",
+    sampling: Sampling = USUAL,
     step: int | None = None,
     *,
-    settings: Mapping[str, Any] | None = None,
     overrides: tuple[tuple[str, str], ...] = (),
-    guide: Path | None = None,
 ) -> Any:
-    """The loaded run, sampled as the flags of a command say.
+    """Loads a run that is sampled as the flags of a command say.
 
     Args:
       run: a run folder.
-      weights, step: as for `gen.load`.
-      settings: the short flags steps, solver, grid (kinds) and guidance (a scale); None where not given.
+      sampling: the flags.
+      step: as for `gen.load`.
       overrides: (path, text) pairs under "sampler.".
-      guide: a weaker run of the same images, for autoguidance.
 
     Raises:
       GenError: settings that the run does not have, and a guide that is none.
@@ -40,7 +38,8 @@ def open_run(
     from gen.config import config_class, members, suggest
     from gen.runs import load, read_config
 
-    given = {name: value for name, value in (settings or {}).items() if value is not None}
+    named = {name: getattr(sampling, name) for name in ("steps", "solver", "grid", "guidance")}
+    given = {name: value for name, value in named.items() if value is not None}
     for path, _ in overrides:
         if not path.startswith("sampler."):
             raise GenError(f"--{path}: of a trained run only the sampler can be changed (--sampler.NAME VALUE)")
@@ -49,9 +48,10 @@ def open_run(
     for family, known in (("solver", members("solver") | adaptive), ("grid", members("grid"))):
         if family in given and given[family] not in known:
             raise GenError(f"unknown {family} '{given[family]}'; {suggest(given[family], known)}")
-    loaded = load(run, weights=weights, step=step)
-    if guide is not None:
-        loaded = _guided(loaded, load(guide, weights=weights), bool(given.get("guidance")) or bool(overrides))
+    loaded = load(run, weights=sampling.weights, step=step)
+    if sampling.guide is not None:
+        weak = load(sampling.guide, weights=sampling.weights)
+        loaded = _guided(loaded, weak, bool(given.get("guidance")) or bool(overrides))
     if not given and not overrides:
         return loaded
     loaded.generator  # noqa: B018 - says what a run without one is
