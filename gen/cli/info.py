@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from gen.cli.flags import flag
+from gen.cli.flags import Switch, flag
 from gen.cli.opening import Overrides, prepare
 from gen.config import fingerprint
 from gen.errors import GenError
@@ -29,6 +29,7 @@ def info(
     data: Annotated[str | None, flag("DATA")] = None,
     teacher: Annotated[Path | None, flag("RUN")] = None,
     tokenizer: Annotated[Path | None, flag("RUN")] = None,
+    unconditional: Switch = False,
     overrides: Overrides = (),
 ) -> None:
     """Shows a preset or a run: parameters per network, memory per device, identities, and every setting's path.
@@ -53,6 +54,7 @@ def info(
       data: the data or latent cache, for presets that take one.
       teacher: the teacher's run folder, for presets that take one.
       tokenizer: the tokenizer's run folder, for presets that take one.
+      unconditional: without classes, as for gen train.
     """
     if Path(what).is_dir():
         _show_run(Path(what), overrides)
@@ -68,7 +70,7 @@ def info(
     if any(inputs[name] is None for name in preset.required):
         _show_preset(what, preset)
         return
-    recipe = prepare(what, inputs, (*axes, *overrides), {"batch": batch})
+    recipe = prepare(what, inputs, (*axes, *overrides), {"batch": batch}, unconditional=unconditional)
     print(f"{recipe.config.name}  (configuration {fingerprint(recipe.config)})")
     dry_run(recipe.config, frozen=recipe.frozen, artifacts=recipe.artifacts, batch_gpu=batch_gpu, devices=devices)
     _show_settings(recipe.config)

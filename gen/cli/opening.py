@@ -93,15 +93,17 @@ def prepare(
     overrides: tuple[tuple[str, str], ...] = (),
     short: Mapping[str, Any] | None = None,
     *,
+    unconditional: bool = False,
     start: Path | None = None,
 ) -> Any:
-    """The recipe of a preset with its inputs loaded and its settings overridden.
+    """Gives the recipe of a preset with its inputs loaded and its settings overridden.
 
     Args:
       preset: a name, or FILE.py:PRESET.
       inputs: paths by input name, None where not given; runs are loaded with their EMA weights.
       overrides: (path, text) pairs.
       short: settings under their short names: steps, batch, seed, profile ("FIRST-LAST"); None where not given.
+      unconditional: whether the model loses its classes, the data their labels and the sampler its guidance.
       start: a run whose weights the first stage starts from, where they fit.
 
     Raises:
@@ -130,12 +132,26 @@ def prepare(
         window = parse_range(asked["profile"], "steps")
         asked["profile"] = [window.start, window.stop - 1]
     known = tuple((path, str(value)) for name, value in asked.items() for path in paths[name])
-    recipe = dataclasses.replace(recipe, config=override(recipe.config, [*known, *overrides]))
+    without = _without_classes(preset, recipe.config) if unconditional else ()
+    recipe = dataclasses.replace(recipe, config=override(recipe.config, [*known, *without, *overrides]))
     config = with_labels(recipe.config)
     if not config.class_names and "teacher" in given:
         config = dataclasses.replace(config, class_names=given["teacher"].config.class_names)
     recipe = dataclasses.replace(recipe, config=config)
     return recipe if start is None else _started(recipe, start)
+
+
+def _without_classes(preset: str, config: Any) -> list[tuple[str, str]]:
+    """The overrides that make a preset's model unconditional. Raises GenError where it has no classes of its own."""
+    from gen.config import to_json
+
+    stages = {f"stages.{i}": stage for i, stage in enumerate(config.stages) if stage.task.classes_at}
+    if not stages:
+        raise GenError(f"preset '{preset}' has no classes of its own to leave out; leave out --unconditional")
+    found = [(f"{path}.task.{stage.task.classes_at}", "0") for path, stage in stages.items()]
+    found += [(f"{path}.data.labels", "none") for path, stage in stages.items() if "labels" in to_json(stage.data)]
+    guided = "guidance" in (to_json(config.sampler) or {})
+    return [*found, ("sampler.guidance", "cfg")] if guided else found
 
 
 def _started(recipe: Any, start: Path) -> Any:

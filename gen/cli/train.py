@@ -23,6 +23,7 @@ class Training:
       batch: global batch size of every stage.
       batch_gpu: samples per device at a time; gradients are accumulated up to the batch.
       seed: of initial weights, data order and noise.
+      unconditional: train a model without classes, on data that have none or whose labels are not wanted.
       start: a run whose weights (EMA) the network starts from: arrays that fit by name and shape are taken over, so a
         network of another number of classes keeps the rest; the run records it.
       profile: steps to record with the profiler, into OUTDIR/profile (for TensorBoard or Perfetto).
@@ -37,6 +38,7 @@ class Training:
     batch: Annotated[int | None, flag("N")] = None
     batch_gpu: Annotated[int | None, flag("N")] = None
     seed: Annotated[int | None, flag("N")] = None
+    unconditional: Switch = False
     start: Annotated[Path | None, flag("RUN", name="from")] = None
     profile: Annotated[str | None, flag("FIRST-LAST")] = None
     monitor: Annotated[str | None, flag("REFERENCE")] = None
@@ -118,6 +120,7 @@ def train(
         {"data": data, "teacher": teacher, "tokenizer": tokenizer},
         overrides,
         {name: getattr(training, name) for name in ("steps", "batch", "seed", "profile")},
+        unconditional=training.unconditional,
         start=training.start,
     )
     outdir = outdir or Path("runs") / find(preset).name
