@@ -147,9 +147,16 @@ KINDS: dict[str, dict[str, str]] = {
     "tokenizer": {
         "kl1d": "gen.tokenizers.kl1d:KL1DConfig",
         "kl-vae": "gen.tokenizers.kl_vae:KLVAEConfig",
+        "vqgan": "gen.tokenizers.vqgan:VQGANConfig",
+        "maskgit-vqgan": "gen.tokenizers.maskgit_vqgan:MaskGITVQGANConfig",
+        "var-vqvae": "gen.tokenizers.var_vqvae:VARVQVAEConfig",
+        "flextok": "gen.tokenizers.flextok:FlexTokConfig",
     },
     "quantizer": {
         "vq": "gen.tokenizers.quantizers.vq:VQ",
+        "lfq": "gen.tokenizers.quantizers.lfq:LFQ",
+        "bsq": "gen.tokenizers.quantizers.lfq:BSQ",
+        "binary": "gen.tokenizers.quantizers.binary:Binary",
         "fsq": "gen.tokenizers.quantizers.fsq:FSQ",
     },
     "run": {
@@ -196,6 +203,7 @@ KINDS: dict[str, dict[str, str]] = {
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
         "adversarial-tokenizer-task": "gen.tokenizers.adversarial:AdversarialTask",
+        "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "kd-task": "gen.distill.kd:KDTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",

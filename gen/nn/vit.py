@@ -24,11 +24,18 @@ class Gated(nnx.Module):
     """fc2(activation(a) b) with (a, b) the halves of fc1: SwiGLU, GEGLU (Shazeer 2020, arXiv 2002.05202)."""
 
     def __init__(
-        self, width: int, hidden: int, activation: Callable[[jax.Array], jax.Array], *, dtype: Any, rngs: nnx.Rngs
+        self,
+        width: int,
+        hidden: int,
+        activation: Callable[[jax.Array], jax.Array],
+        *,
+        bias: bool = True,
+        dtype: Any,
+        rngs: nnx.Rngs,
     ) -> None:
         self.activation = activation
-        self.fc1 = linear(width, 2 * hidden, dtype=dtype, rngs=rngs)
-        self.fc2 = linear(hidden, width, dtype=dtype, rngs=rngs)
+        self.fc1 = linear(width, 2 * hidden, bias=bias, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, width, bias=bias, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate, value = jnp.split(self.fc1(x), 2, -1)
