@@ -188,6 +188,7 @@ KINDS: dict[str, dict[str, str]] = {
         "arrays": "gen.data.images:Arrays",
         "zipped": "gen.data.images:Zipped",
         "latent-shards": "gen.pretrained.latent_shards:LatentShards",
+        "random": "gen.data.random:Random",
     },
     "augmentation": {
         "random-affine": "gen.data.augment:RandomAffine",
