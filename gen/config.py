@@ -139,6 +139,7 @@ KINDS: dict[str, dict[str, str]] = {
         "kl-vae": "gen.tokenizers.kl_vae:KLVAEConfig",
         "vqgan": "gen.tokenizers.vqgan:VQGANConfig",
         "maskgit-vqgan": "gen.tokenizers.maskgit_vqgan:MaskGITVQGANConfig",
+        "instella": "gen.tokenizers.instella:InstellaConfig",
         "var-vqvae": "gen.tokenizers.var_vqvae:VARVQVAEConfig",
     },
     "quantizer": {
