@@ -27,6 +27,7 @@ SYSTEMS: dict[str, str] = {
     "llamagen-vq": "gen.pretrained.llamagen:VQ_IMPORTER",
     "instella-tokenizer": "gen.pretrained.instella:TOKENIZER_IMPORTER",
     "var-vqvae": "gen.pretrained.var:VQVAE_IMPORTER",
+    "flextok": "gen.pretrained.flextok:IMPORTER",
     "edm": "gen.pretrained.edm:IMPORTER",
     "edm-vp": "gen.pretrained.edm:VP_IMPORTER",
     "edm-ve": "gen.pretrained.edm:VE_IMPORTER",
