@@ -64,7 +64,10 @@ VOCABULARY: dict[str, Any] = {
     "width": 3,
 }
 # words that mean something else to one kind
-OWN: dict[str, dict[str, Any]] = {"flextok-task": {"tokenizer": FLEXTOK}}
+OWN: dict[str, dict[str, Any]] = {
+    "flextok-task": {"tokenizer": FLEXTOK},
+    "random": {"shapes": {"latent": (4, 3), "label": ()}},
+}
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
     "toy-drawn": "tests.conformance.tokenizers:Drawn",
