@@ -133,6 +133,9 @@ KINDS: dict[str, dict[str, str]] = {
     "tokenizer": {
         "kl1d": "gen.tokenizers.kl1d:KL1DConfig",
         "kl-vae": "gen.tokenizers.kl_vae:KLVAEConfig",
+        "vitok": "gen.tokenizers.vitok:ViTokConfig",
+        "detok": "gen.tokenizers.detok:DeTokConfig",
+        "rae": "gen.tokenizers.rae:RAEConfig",
     },
     "run": {
         "run": "gen.training.run:RunConfig",
