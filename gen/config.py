@@ -23,6 +23,7 @@ from gen.errors import GenError
 
 __all__ = [
     "KINDS",
+    "PLACE",
     "check_choices",
     "config_class",
     "fingerprint",
@@ -34,6 +35,9 @@ __all__ = [
     "suggest",
     "to_json",
 ]
+
+# metadata of the field of a data configuration that says where the data lie, and nothing of what they are
+PLACE = types.MappingProxyType({"place": True})
 
 # family -> kind -> "module:Class". A kind is unique over all families.
 KINDS: dict[str, dict[str, str]] = {
@@ -137,6 +141,10 @@ KINDS: dict[str, dict[str, str]] = {
         "detok": "gen.tokenizers.detok:DeTokConfig",
         "rae": "gen.tokenizers.rae:RAEConfig",
     },
+    "quantizer": {
+        "vq": "gen.tokenizers.quantizers.vq:VQ",
+        "fsq": "gen.tokenizers.quantizers.fsq:FSQ",
+    },
     "run": {
         "run": "gen.training.run:RunConfig",
         "engine": "gen.training.run:EngineConfig",
@@ -239,8 +247,13 @@ def kind_of(cls: type) -> str | None:
     return next((kind for kind, where in kinds().items() if where == target), None)
 
 
-def to_json(value: Any) -> Any:
-    """A configuration as plain JSON values; registered dataclasses carry their ``kind``.
+def to_json(value: Any, *, places: bool = True) -> Any:
+    """Gives a configuration as plain JSON values; registered dataclasses carry their ``kind``.
+
+    Args:
+      value: the configuration.
+      places: whether it says where data lie. False leaves out the fields marked `PLACE`: a folder that was moved or
+        copied holds the same data, which the data's own ``identity()`` tells.
 
     Raises TypeError for a value that has no JSON form (arrays, functions): configurations hold numbers,
     strings and other configurations only.
@@ -250,11 +263,12 @@ def to_json(value: Any) -> Any:
         if "kind" in (f.name for f in dataclasses.fields(value)):
             raise TypeError(f"{type(value).__name__} has a field 'kind', the name of the tag; rename the field")
         head = {"kind": kind} if kind else {}
-        return head | {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        fields = [f for f in dataclasses.fields(value) if f.init and (places or "place" not in f.metadata)]
+        return head | {f.name: to_json(getattr(value, f.name), places=places) for f in fields}
     if isinstance(value, Mapping):
-        return {str(k): to_json(v) for k, v in value.items()}
+        return {str(k): to_json(v, places=places) for k, v in value.items()}
     if isinstance(value, tuple | list):
-        return [to_json(v) for v in value]
+        return [to_json(v, places=places) for v in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"{type(value).__name__} does not belong in a configuration")

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
+from gen.config import PLACE
 from gen.data import loader
 from gen.data.labels import class_count
 from gen.data.loader import Record, Source
@@ -103,7 +104,7 @@ class Images:
       length: positions T of a text sequence that the model takes; shorter ones are padded, longer ones refused.
     """
 
-    path: str
+    path: str = dataclasses.field(metadata=PLACE)
     size: int | None = None
     crop: Crop = "none"
     filter: Filter = "lanczos"
@@ -203,7 +204,7 @@ class Arrays:
       shapes: expected row shapes by name, such as {"text": [768]}; others are refused.
     """
 
-    path: str
+    path: str = dataclasses.field(metadata=PLACE)
     name: str | None = None
     shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 

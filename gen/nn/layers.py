@@ -16,8 +16,10 @@ from flax import nnx
 
 __all__ = [
     "MLP",
+    "Gated",
     "Remat",
     "Stacked",
+    "SwiGLU",
     "TimeEmbedder",
     "dropout",
     "layer_norm",
@@ -92,13 +94,16 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def sinusoid(t: jax.Array, width: int = 256, max_period: float = 10000.0) -> jax.Array:
-    """Features of a time: [cos(t f), sin(t f)], f_k = max_period^(-k / (width / 2)); (B,) -> (B, width) float32."""
+    """Features of a time: [cos(t f), sin(t f)], f_k = max_period^(-k / (width / 2)); (B,) -> (B, width) float32.
+
+    Half of an odd width is rounded down, and a zero fills the last place.
+    """
     half = width // 2
     # the published networks round the exponent to float32; an angle of 1000 radians shows a last digit of the frequency
     exponents = -math.log(max_period) * np.arange(half, dtype=np.float32) / half
     freqs = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * freqs
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), jnp.zeros((len(t), width % 2))], axis=-1)
 
 
 def sincos_positions(shape: Sequence[int], width: int) -> np.ndarray:
@@ -177,6 +182,35 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=self.approximate))
+
+
+class Gated(nnx.Module):
+    """w3(activation(a) b) with [a, b] = w12(x) (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        activation: Callable[[jax.Array], jax.Array],
+        *,
+        bias: bool = True,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.activation = activation
+        self.w12 = linear(width, 2 * hidden, bias=bias, dtype=dtype, rngs=rngs)
+        self.w3 = linear(hidden, width, bias=bias, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        a, b = jnp.split(self.w12(x), 2, axis=-1)
+        return self.w3(self.activation(a) * b)
+
+
+class SwiGLU(Gated):
+    """`Gated` by silu."""
+
+    def __init__(self, width: int, hidden: int, *, bias: bool = True, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+        super().__init__(width, hidden, jax.nn.silu, bias=bias, dtype=dtype, rngs=rngs)
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:

@@ -43,6 +43,8 @@ VOCABULARY: dict[str, Any] = {
     "tokenizer": TOKENIZER,
     "parts": (Digits("train"),),
     "maker": "a teacher",
+    "vocabulary": 8,  # of a quantizer's codes
+    "width": 3,
 }
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",

@@ -50,7 +50,7 @@ def test_training(fx: Fixture) -> None:
         projector = Network(config.text).module(params["text"])
         posterior, kept = projector(text, keep=(0,))
         x0 = posterior.mean + jnp.exp(0.5 * posterior.logvar) * io["noise"]
-        images, null = paired(io["image_tokens"], io["null_indicator"])
+        images, null = paired(jnp.asarray(io["image_tokens"]), jnp.asarray(io["null_indicator"]))
         target = projector.target(text)
         found = {"text_block0_out": kept[0], "mu": posterior.mean, "log_var": posterior.logvar, "x0": x0}
         found |= {"projected_text": target, "target_image_tokens": images}
