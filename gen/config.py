@@ -140,6 +140,7 @@ KINDS: dict[str, dict[str, str]] = {
         "vitok": "gen.tokenizers.vitok:ViTokConfig",
         "detok": "gen.tokenizers.detok:DeTokConfig",
         "rae": "gen.tokenizers.rae:RAEConfig",
+        "flowtitok": "gen.tokenizers.flowtitok:FlowTiTokConfig",
     },
     "quantizer": {
         "vq": "gen.tokenizers.quantizers.vq:VQ",

@@ -257,12 +257,20 @@ class LatentDenoising:
         keep = 1.0 if self.additive else 1.0 - draws.level
         return keep * z + draws.level * self.gamma * draws.noise
 
-    def forward(
+    def encode(
         self, tokenizer: DeTokConfig, params: Params, images: jax.Array, draws: Draws
-    ) -> tuple[jax.Array, Gaussian]:
-        """Reconstructions (B, H, W, C) of images in [-1, 1], and the posterior: standard normal where hidden."""
-        network, visible = Network(tokenizer), draws.visible.reshape(len(images), -1)
-        posterior = network.apply(params, images, visible, method="encode")
+    ) -> tuple[Gaussian, jax.Array]:
+        """The posterior of images in [-1, 1], standard normal where nothing is seen, and the latents to decode."""
+        posterior = Network(tokenizer).apply(params, images, _flat(draws.visible), method="encode")
         seen = draws.visible[..., None]
         posterior = Gaussian(jnp.where(seen, posterior.mean, 0.0), jnp.where(seen, posterior.logvar, 0.0))
-        return network.apply(params, self.latents(posterior, draws), visible, method="decode"), posterior
+        return posterior, self.latents(posterior, draws)
+
+    def decode(self, tokenizer: DeTokConfig, params: Params, latents: jax.Array, draws: Draws) -> jax.Array:
+        """Images (B, H, W, C) of latents, of which the hidden ones are not looked at."""
+        images: jax.Array = Network(tokenizer).apply(params, latents, _flat(draws.visible), method="decode")
+        return images
+
+
+def _flat(visible: jax.Array) -> jax.Array:
+    return visible.reshape(len(visible), -1)

@@ -222,7 +222,12 @@ class LatentNoise:
         """The latents (B, *spec.shape) that are decoded."""
         return posterior.mode() + self.tau * draws.level * draws.noise
 
-    def forward(self, tokenizer: RAEConfig, params: Params, images: jax.Array, draws: Draws) -> tuple[jax.Array, Exact]:
-        """Reconstructions (B, H, W, C) of images in [-1, 1], and their latents without noise."""
+    def encode(self, tokenizer: RAEConfig, params: Params, images: jax.Array, draws: Draws) -> tuple[Exact, jax.Array]:
+        """The latents of images in [-1, 1], without noise and as they are decoded."""
         posterior = tokenizer.encode(params, images)
-        return tokenizer.decode(params, self.latents(posterior, draws)), posterior
+        return posterior, self.latents(posterior, draws)
+
+    def decode(self, tokenizer: RAEConfig, params: Params, latents: jax.Array, draws: Draws) -> jax.Array:
+        """Images (B, H, W, C) of latents."""
+        del draws
+        return tokenizer.decode(params, latents)

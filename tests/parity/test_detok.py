@@ -75,18 +75,19 @@ def test_training(fx: Fixture) -> None:
     training = LatentDenoising(gamma=given["gamma"], additive=given["use_additive_noise"])
 
     def loss(params: Any) -> tuple[jax.Array, Any]:
-        decoded, posterior = training.forward(config, params, images, draws)
+        posterior, latents = training.encode(config, params, images, draws)
+        decoded = training.decode(config, params, latents, draws)
         l2, kl = jnp.square(decoded - images).mean(), posterior.kl().mean()
-        return l2 + given["kl_weight_in_fixture"] * kl, (decoded, posterior, l2, kl)
+        return l2 + given["kl_weight_in_fixture"] * kl, (decoded, posterior, latents, l2, kl)
 
-    (_, (decoded, posterior, l2, kl)), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    (_, (decoded, posterior, latents, l2, kl)), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
     def listed(whole: jax.Array) -> np.ndarray:
         return np.asarray(whole).reshape(len(order), tokens, -1)[rows, kept]
 
     logvar = jnp.clip(posterior.logvar, -30.0, 20.0)
     fx.close(np.concatenate([listed(posterior.mean), listed(logvar)], axis=-1), "train_moments")
-    fx.close(listed(training.latents(posterior, draws)), "train_latent")
+    fx.close(listed(latents), "train_latent")
     fx.close(nchw(decoded), "train_recon")
     fx.close(l2, "l2")
     fx.close(kl, "kl")

@@ -119,7 +119,8 @@ def test_training(fx: Fixture) -> None:
     training = LatentNoise(fx.config["noise_tau"])
 
     def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-        decoded, _ = training.forward(config, params, images, draws)
+        _, latents = training.encode(config, params, images, draws)
+        decoded = training.decode(config, params, latents, draws)
         return 0.5 * jnp.abs(decoded - target).mean(), decoded
 
     (value, decoded), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)

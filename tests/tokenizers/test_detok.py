@@ -15,7 +15,7 @@ def test_published_size() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(GenError, match="unknown l-DeTok 'B'; did you mean 'B-B'"):
+    with pytest.raises(GenError, match="unknown l-DeTok 'B'; did you mean 'S-B'"):
         detok("B")
     with pytest.raises(GenError, match="250x256 pixels do not divide into patches of 16x16"):
         detok("B-B", image=(250, 256, 3))
