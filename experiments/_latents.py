@@ -60,8 +60,7 @@ def latent_recipe(
     """
     network = denoiser.network
     found = latents(data)
-    shapes: dict[str, tuple[int, ...]] = {"latent": network.shape, "label": ()}
-    expect(data, found.source(), **shapes, **(beside or {}))
+    expect(data, found.source(), latent=network.shape, **(beside or {}))
     decoder: dict[str, Any] = {"normalizer": found.normalizer()}
     origins = {}
     if tokenizer is not None:

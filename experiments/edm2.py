@@ -93,7 +93,7 @@ def _large(size: str, data: Any, *, mebi: int, decay: int, fsdp: int = 1, **opti
 def _latent(size: str, data: str, tokenizer: Loaded | None, mebi: int, fsdp: int = 1) -> Recipe:
     network = edm2(size, dtype="bfloat16")
     found = latents(data)
-    expect(data, found.source(), latent=network.shape, label=())
+    expect(data, found.source(), latent=network.shape)
     return _large(
         size,
         found,

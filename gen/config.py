@@ -113,6 +113,11 @@ KINDS: dict[str, dict[str, str]] = {
         "conv-head": "gen.nn.adversarial:ConvHead",
         "token-head": "gen.nn.adversarial:TokenHead",
     },
+    "discriminator": {
+        "patchgan": "gen.nn.discriminators:PatchGAN",
+        "titok-discriminator": "gen.nn.discriminators:TiTokDiscriminator",
+        "stylegan": "gen.nn.discriminators:StyleGAN",
+    },
     "guidance": {
         "cfg": "gen.sampling.guidance:ClassifierFree",
         "apg": "gen.sampling.guidance:AdaptiveProjected",
@@ -141,9 +146,16 @@ KINDS: dict[str, dict[str, str]] = {
         "detok": "gen.tokenizers.detok:DeTokConfig",
         "rae": "gen.tokenizers.rae:RAEConfig",
         "flowtitok": "gen.tokenizers.flowtitok:FlowTiTokConfig",
+        "vqgan": "gen.tokenizers.vqgan:VQGANConfig",
+        "maskgit-vqgan": "gen.tokenizers.maskgit_vqgan:MaskGITVQGANConfig",
+        "var-vqvae": "gen.tokenizers.var_vqvae:VARVQVAEConfig",
+        "flextok": "gen.tokenizers.flextok:FlexTokConfig",
     },
     "quantizer": {
         "vq": "gen.tokenizers.quantizers.vq:VQ",
+        "lfq": "gen.tokenizers.quantizers.lfq:LFQ",
+        "bsq": "gen.tokenizers.quantizers.lfq:BSQ",
+        "binary": "gen.tokenizers.quantizers.binary:Binary",
         "fsq": "gen.tokenizers.quantizers.fsq:FSQ",
     },
     "run": {
@@ -189,6 +201,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
+        "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "kd-task": "gen.distill.kd:KDTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",

@@ -135,7 +135,7 @@ class Images:
         if self.labels in ("class", "both") and store.label is None:
             raise GenError(
                 f"{self.path} has no class labels{store.unlabelled}; put the images of each class in a folder of its "
-                "own, or train without: the data's labels none, the network's num_classes 0, the guidance's scale 1"
+                "own, or train a model without classes: gen train --unconditional"
             )
         if self.labels in ("text", "both"):
             self._check_text(store.text)

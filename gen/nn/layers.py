@@ -16,10 +16,8 @@ from flax import nnx
 
 __all__ = [
     "MLP",
-    "Gated",
     "Remat",
     "Stacked",
-    "SwiGLU",
     "TimeEmbedder",
     "dropout",
     "layer_norm",
@@ -182,35 +180,6 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=self.approximate))
-
-
-class Gated(nnx.Module):
-    """w3(activation(a) b) with [a, b] = w12(x) (Shazeer 2020, arXiv 2002.05202)."""
-
-    def __init__(
-        self,
-        width: int,
-        hidden: int,
-        activation: Callable[[jax.Array], jax.Array],
-        *,
-        bias: bool = True,
-        dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> None:
-        self.activation = activation
-        self.w12 = linear(width, 2 * hidden, bias=bias, dtype=dtype, rngs=rngs)
-        self.w3 = linear(hidden, width, bias=bias, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        a, b = jnp.split(self.w12(x), 2, axis=-1)
-        return self.w3(self.activation(a) * b)
-
-
-class SwiGLU(Gated):
-    """`Gated` by silu."""
-
-    def __init__(self, width: int, hidden: int, *, bias: bool = True, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
-        super().__init__(width, hidden, jax.nn.silu, bias=bias, dtype=dtype, rngs=rngs)
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:

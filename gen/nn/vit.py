@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gen.nn.attention import Attention
-from gen.nn.layers import MLP, Gated
+from gen.nn.layers import MLP, linear
 
-__all__ = ["FeedForward", "ViTBlock", "normed"]
+__all__ = ["FeedForward", "Gated", "ViTBlock", "normed"]
 
 FeedForward = Literal["mlp", "swiglu", "geglu"]
 
@@ -20,6 +20,28 @@ def normed(kind: Literal["layer", "rms"], width: int, eps: float, rngs: nnx.Rngs
     if kind == "layer":
         return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, rngs=rngs)
     return nnx.RMSNorm(width, epsilon=eps, rngs=rngs)
+
+
+class Gated(nnx.Module):
+    """fc2(activation(a) b) with (a, b) the halves of fc1: SwiGLU, GEGLU (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        activation: Callable[[jax.Array], jax.Array],
+        *,
+        bias: bool = True,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.activation = activation
+        self.fc1 = linear(width, 2 * hidden, bias=bias, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, width, bias=bias, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate, value = jnp.split(self.fc1(x), 2, -1)
+        return self.fc2(self.activation(gate) * value)
 
 
 def _exact_gelu(x: jax.Array) -> jax.Array:

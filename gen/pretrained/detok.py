@@ -46,8 +46,8 @@ def rules(config: DeTokConfig) -> Rules:
             Rule(f"{block}.norm2.weight", f"{ours}/norm2/scale"),
             *linear(f"{block}.attn.qkv", f"{ours}/attn/qkv"),
             *linear(f"{block}.attn.proj", f"{ours}/attn/proj"),
-            *linear(f"{block}.mlp.w12", f"{ours}/mlp/w12"),
-            *linear(f"{block}.mlp.w3", f"{ours}/mlp/w3"),
+            *linear(f"{block}.mlp.w12", f"{ours}/mlp/fc1"),
+            *linear(f"{block}.mlp.w3", f"{ours}/mlp/fc2"),
         ]
     return found
 

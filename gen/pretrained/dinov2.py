@@ -63,8 +63,8 @@ def rules(config: ViTConfig, naming: Naming = "official") -> Rules:
         *_qkv(block, naming),
         *linear(block + names["proj"], "blocks/attn/proj"),
         *([Rule(block + names["scale"].replace("{k}", k), f"blocks/scale{k}") for k in "12"] if config.scaled else []),
-        *linear(f"{block}mlp.{inner}", "blocks/mlp/w12" if config.swiglu else "blocks/mlp/fc1"),
-        *linear(f"{block}mlp.{outer}", "blocks/mlp/w3" if config.swiglu else "blocks/mlp/fc2"),
+        *linear(f"{block}mlp.{inner}", "blocks/mlp/fc1"),
+        *linear(f"{block}mlp.{outer}", "blocks/mlp/fc2"),
         *(Rule(f"{n}.{w}", f"{ours}/{m}") for n, ours in norms for w, m in (("weight", "scale"), ("bias", "bias"))),
     ]
 

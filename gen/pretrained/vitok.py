@@ -57,9 +57,9 @@ def _trunk(name: str) -> list[Rule]:
     return [
         *linear(f"{block}.attn.qkv", f"{ours}/attn/qkv", bias=False),
         *linear(f"{block}.attn.proj", f"{ours}/attn/proj"),
-        Rule(tuple(f"{gate}.weight" for gate in gates), f"{ours}/mlp/w12/kernel", joined(2)),
-        Rule(tuple(f"{gate}.bias" for gate in gates), f"{ours}/mlp/w12/bias", joined(2, SAME)),
-        *linear(f"{block}.mlp.fc3", f"{ours}/mlp/w3"),
+        Rule(tuple(f"{gate}.weight" for gate in gates), f"{ours}/mlp/fc1/kernel", joined(2)),
+        Rule(tuple(f"{gate}.bias" for gate in gates), f"{ours}/mlp/fc1/bias", joined(2, SAME)),
+        *linear(f"{block}.mlp.fc3", f"{ours}/mlp/fc2"),
         *(Rule(f"{n}.{w}", f"{o}/{m}") for n, o in norms for w, m in (("weight", "scale"), ("bias", "bias"))),
     ]
 

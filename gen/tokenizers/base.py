@@ -103,16 +103,23 @@ class Quantized:
       codes: (B, ..., width) float32 code vectors, through which gradients reach the encoder (straight-through).
       losses: (B,) by name, unweighted: commitment, codebook, entropy.
       statistics: new values of the quantizer's `gen.nn.network.Buffer`s by path, means over the batch.
+      drawn: the codes that training decodes, like `codes`, of a quantizer that draws and was given keys.
     """
 
     ids: jax.Array
     codes: jax.Array
     losses: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
     statistics: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+    drawn: jax.Array | None = None
 
     def mode(self) -> jax.Array:
         """The code vectors, which are decoded."""
         return self.codes
+
+    def sample(self, keys: jax.Array) -> jax.Array:
+        """What training decodes: the drawn codes of a quantizer that draws, or else the codes."""
+        del keys  # they were the encoder's
+        return self.codes if self.drawn is None else self.drawn
 
     @property
     def stored(self) -> jax.Array:

@@ -19,7 +19,7 @@ from gen.training.optim import OptimConfig
 from gen.training.sharding import constrain
 from gen.training.task import Schedule, State
 
-__all__ = ["Aux", "Part", "begin", "keep_if", "microbatches", "warm_start"]
+__all__ = ["Aux", "Part", "begin", "keep_if", "microbatches", "warm_start", "with_buffers"]
 
 
 @jax.tree_util.register_dataclass
@@ -120,7 +120,7 @@ class Part:
         ok = jnp.isfinite(value) & jnp.isfinite(norm)
         direction, inner = self.optim.transform().update(grads, entry["state"], trained)
         learned = optax.apply_updates(trained, jax.tree.map(lambda d: -rate * d, direction))
-        new_params = _with_buffers(_join(learned, rest), aux.buffers)
+        new_params = with_buffers(_join(learned, rest), aux.buffers)
         updates, batch = entry["updates"] + 1, jax.tree.leaves(data)[0].shape[0]
         new_ema = {
             key: self._average(state.ema[key], new_params, decay.weight(updates, batch))
@@ -226,7 +226,8 @@ def _join(trained: Any, fixed: Any) -> Any:
     return jax.tree.map(lambda a, b: b if a is None else a, trained, fixed, is_leaf=lambda leaf: leaf is None)
 
 
-def _with_buffers(params: Any, buffers: Mapping[str, jax.Array]) -> Any:
+def with_buffers(params: Any, buffers: Mapping[str, jax.Array]) -> Any:
+    """The parameters with new values of the `Buffer`s named by path."""
     if not buffers:
         return params
     return map_paths(lambda path, leaf: buffers.get(path, leaf), params)
