@@ -118,6 +118,11 @@ KINDS: dict[str, dict[str, str]] = {
         "titok-discriminator": "gen.nn.discriminators:TiTokDiscriminator",
         "stylegan": "gen.nn.discriminators:StyleGAN",
     },
+    "image-term": {
+        "lpips": "gen.tokenizers.losses:LPIPS",
+        "feature-term": "gen.tokenizers.losses:FeatureTerm",
+        "lite-maps": "gen.tokenizers.losses:LiteMaps",
+    },
     "guidance": {
         "cfg": "gen.sampling.guidance:ClassifierFree",
         "apg": "gen.sampling.guidance:AdaptiveProjected",
@@ -157,6 +162,10 @@ KINDS: dict[str, dict[str, str]] = {
         "bsq": "gen.tokenizers.quantizers.lfq:BSQ",
         "binary": "gen.tokenizers.quantizers.binary:Binary",
         "fsq": "gen.tokenizers.quantizers.fsq:FSQ",
+    },
+    "corruption": {
+        "latent-noise": "gen.tokenizers.rae:LatentNoise",
+        "latent-denoising": "gen.tokenizers.detok:LatentDenoising",
     },
     "run": {
         "run": "gen.training.run:RunConfig",
@@ -202,6 +211,7 @@ KINDS: dict[str, dict[str, str]] = {
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
         "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
+        "adversarial-tokenizer-task": "gen.tokenizers.adversarial:AdversarialTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "kd-task": "gen.distill.kd:KDTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",

@@ -253,7 +253,7 @@ class LatentDenoising:
 
     def latents(self, posterior: Gaussian, draws: Draws) -> jax.Array:
         """(B, h, w, channels) that are decoded: posterior samples with noise."""
-        z = posterior.mean + jnp.exp(0.5 * jnp.clip(posterior.logvar, -30.0, 20.0)) * draws.posterior
+        z = posterior.mean + posterior.std * draws.posterior
         keep = 1.0 if self.additive else 1.0 - draws.level
         return keep * z + draws.level * self.gamma * draws.noise
 
