@@ -212,6 +212,7 @@ KINDS: dict[str, dict[str, str]] = {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
         "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "adversarial-tokenizer-task": "gen.tokenizers.adversarial:AdversarialTask",
+        "vavae-task": "gen.tokenizers.vavae:VAVAETask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "kd-task": "gen.distill.kd:KDTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",

@@ -216,4 +216,6 @@ class TokenizerTask(Method):
         keys = jax.random.split(key, len(images))
         codes = self.tokenizer.encode(params, images, cond=cond, keys=keys).mode()
         decoded = self.tokenizer.decode(params, codes, cond=cond, keys=decode_keys(keys))
-        return {"images": images, "reconstructions": jnp.clip(decoded, -1.0, 1.0)}
+        pictures = {"images": images, "reconstructions": jnp.clip(decoded, -1.0, 1.0)}
+        # of a video the middle frame
+        return {name: x if x.ndim == 4 else x[:, x.shape[1] // 2] for name, x in pictures.items()}
