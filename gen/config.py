@@ -153,6 +153,8 @@ KINDS: dict[str, dict[str, str]] = {
         "flowtitok": "gen.tokenizers.flowtitok:FlowTiTokConfig",
         "vqgan": "gen.tokenizers.vqgan:VQGANConfig",
         "maskgit-vqgan": "gen.tokenizers.maskgit_vqgan:MaskGITVQGANConfig",
+        "binary-autoencoder": "gen.tokenizers.binary:BinaryAutoencoderConfig",
+        "instella": "gen.tokenizers.instella:InstellaConfig",
         "var-vqvae": "gen.tokenizers.var_vqvae:VARVQVAEConfig",
         "flextok": "gen.tokenizers.flextok:FlexTokConfig",
     },
@@ -196,6 +198,7 @@ KINDS: dict[str, dict[str, str]] = {
         "arrays": "gen.data.images:Arrays",
         "zipped": "gen.data.images:Zipped",
         "latent-shards": "gen.pretrained.latent_shards:LatentShards",
+        "random": "gen.data.random:Random",
     },
     "augmentation": {
         "random-affine": "gen.data.augment:RandomAffine",
@@ -210,9 +213,9 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
-        "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "adversarial-tokenizer-task": "gen.tokenizers.adversarial:AdversarialTask",
         "vavae-task": "gen.tokenizers.vavae:VAVAETask",
+        "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "kd-task": "gen.distill.kd:KDTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",

@@ -26,8 +26,10 @@ from gen.features.vit import ViTConfig
 from gen.nn.discriminators import PatchGAN
 from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
+from gen.tokenizers.flextok import FlexTokConfig, Pixels, decoding
 from gen.tokenizers.kl1d import KL1DConfig, Tower
 from gen.tokenizers.kl_vae import KLVAEConfig
+from gen.tokenizers.quantizers.fsq import FSQ
 from gen.tokenizers.vavae import VisionFoundation
 from gen.training.optim import OptimConfig
 from tests.data import files
@@ -38,6 +40,19 @@ NETWORK = Tiny(channels=SHAPE[-1], classes=CLASSES)
 # A large epsilon: Adam would blow up the rounding of gradients that are zero in exact arithmetic.
 OPTIM = OptimConfig(lr=1e-3, eps=1e-2)
 TOKENIZER = KL1DConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
+FLEXTOK = FlexTokConfig(
+    first=Pixels((8, 8, 1)),
+    tokens=4,
+    encoder=Tower(16, 1, 4),
+    decoder=Tower(16, 1, 4),
+    quantizer=FSQ((5, 5)),
+    length=4,
+    frequencies=16,
+    max_time=1.0,
+    decoding=decoding(2.0, 1.0, 2),
+    remat="none",
+    scan=False,
+)
 VOCABULARY: dict[str, Any] = {
     "network": NETWORK,
     "process": Linear(),
@@ -54,6 +69,7 @@ VOCABULARY: dict[str, Any] = {
 ENCODER = ViTConfig(size=4, patch=1, width=8, depth=1, heads=1, hidden=8)
 # words that mean something else to one kind
 OWN: dict[str, dict[str, Any]] = {
+    "flextok-task": {"tokenizer": FLEXTOK},
     "vavae-task": {
         "tokenizer": KLVAEConfig((8, 8, 1), 4, (1, 2), 1, 3, 3, groups=2, middle_attention=False),
         "alignment": VisionFoundation(ENCODER),
