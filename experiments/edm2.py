@@ -91,7 +91,7 @@ def _large(size: str, data: Any, *, mebi: int, decay: int, fsdp: int = 1, **opti
 
 def _latent(size: str, data: str, tokenizer: Loaded | None, mebi: int, fsdp: int = 1) -> Recipe:
     network = edm2(size, dtype="bfloat16")
-    found = latents(data, latent=network.shape, label=())
+    found = latents(data, latent=network.shape)
     return _large(
         size,
         found,

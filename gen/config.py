@@ -23,6 +23,7 @@ from gen.errors import GenError
 
 __all__ = [
     "KINDS",
+    "PLACE",
     "check_choices",
     "config_class",
     "fingerprint",
@@ -34,6 +35,9 @@ __all__ = [
     "suggest",
     "to_json",
 ]
+
+# metadata of the field of a data configuration that says where the data lie, and nothing of what they are
+PLACE = types.MappingProxyType({"place": True})
 
 # family -> kind -> "module:Class". A kind is unique over all families.
 KINDS: dict[str, dict[str, str]] = {
@@ -109,6 +113,16 @@ KINDS: dict[str, dict[str, str]] = {
         "conv-head": "gen.nn.adversarial:ConvHead",
         "token-head": "gen.nn.adversarial:TokenHead",
     },
+    "discriminator": {
+        "patchgan": "gen.nn.discriminators:PatchGAN",
+        "titok-discriminator": "gen.nn.discriminators:TiTokDiscriminator",
+        "stylegan": "gen.nn.discriminators:StyleGAN",
+    },
+    "image-term": {
+        "lpips": "gen.tokenizers.losses:LPIPS",
+        "feature-term": "gen.tokenizers.losses:FeatureTerm",
+        "lite-maps": "gen.tokenizers.losses:LiteMaps",
+    },
     "guidance": {
         "cfg": "gen.sampling.guidance:ClassifierFree",
         "apg": "gen.sampling.guidance:AdaptiveProjected",
@@ -133,6 +147,19 @@ KINDS: dict[str, dict[str, str]] = {
     "tokenizer": {
         "kl1d": "gen.tokenizers.kl1d:KL1DConfig",
         "kl-vae": "gen.tokenizers.kl_vae:KLVAEConfig",
+        "vqgan": "gen.tokenizers.vqgan:VQGANConfig",
+        "maskgit-vqgan": "gen.tokenizers.maskgit_vqgan:MaskGITVQGANConfig",
+        "binary-autoencoder": "gen.tokenizers.binary:BinaryAutoencoderConfig",
+        "instella": "gen.tokenizers.instella:InstellaConfig",
+        "var-vqvae": "gen.tokenizers.var_vqvae:VARVQVAEConfig",
+        "flextok": "gen.tokenizers.flextok:FlexTokConfig",
+    },
+    "quantizer": {
+        "vq": "gen.tokenizers.quantizers.vq:VQ",
+        "lfq": "gen.tokenizers.quantizers.lfq:LFQ",
+        "bsq": "gen.tokenizers.quantizers.lfq:BSQ",
+        "binary": "gen.tokenizers.quantizers.binary:Binary",
+        "fsq": "gen.tokenizers.quantizers.fsq:FSQ",
     },
     "run": {
         "run": "gen.training.run:RunConfig",
@@ -178,6 +205,8 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
+        "adversarial-tokenizer-task": "gen.tokenizers.adversarial:AdversarialTask",
+        "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "kd-task": "gen.distill.kd:KDTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",
@@ -237,8 +266,13 @@ def kind_of(cls: type) -> str | None:
     return next((kind for kind, where in kinds().items() if where == target), None)
 
 
-def to_json(value: Any) -> Any:
-    """A configuration as plain JSON values; registered dataclasses carry their ``kind``.
+def to_json(value: Any, *, places: bool = True) -> Any:
+    """Gives a configuration as plain JSON values; registered dataclasses carry their ``kind``.
+
+    Args:
+      value: the configuration.
+      places: whether it says where data lie. False leaves out the fields marked `PLACE`: a folder that was moved or
+        copied holds the same data, which the data's own ``identity()`` tells.
 
     Raises TypeError for a value that has no JSON form (arrays, functions): configurations hold numbers,
     strings and other configurations only.
@@ -248,11 +282,12 @@ def to_json(value: Any) -> Any:
         if "kind" in (f.name for f in dataclasses.fields(value)):
             raise TypeError(f"{type(value).__name__} has a field 'kind', the name of the tag; rename the field")
         head = {"kind": kind} if kind else {}
-        return head | {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        fields = [f for f in dataclasses.fields(value) if f.init and (places or "place" not in f.metadata)]
+        return head | {f.name: to_json(getattr(value, f.name), places=places) for f in fields}
     if isinstance(value, Mapping):
-        return {str(k): to_json(v) for k, v in value.items()}
+        return {str(k): to_json(v, places=places) for k, v in value.items()}
     if isinstance(value, tuple | list):
-        return [to_json(v) for v in value]
+        return [to_json(v, places=places) for v in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"{type(value).__name__} does not belong in a configuration")

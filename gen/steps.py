@@ -67,15 +67,16 @@ class Train(_About):
     best: bool = False
 
     def settings(self, given: Mapping[str, Any]) -> Any:
-        """The run's configuration; of how it is carried out only the seed."""
-        config = to_json(self.recipe(**given).config)
+        """Gives the run's configuration, of how it is carried out only the seed, and of the data what they are."""
+        recipe = self.recipe(**given)
+        config = to_json(recipe.config, places=False)
         if self.best and not config["engine"]["best"]:
             raise GenError(
                 f"step '{self.name}' is to give its best checkpoint, and its recipe does not say by which metric; "
                 "set engine.best to the name of a logged one"
             )
         decisive = {"seed": config["engine"]["seed"]} | ({"best": config["engine"]["best"]} if self.best else {})
-        return config | {"engine": decisive}
+        return config | {"engine": decisive, "data": [stage.data.identity() for stage in recipe.config.stages]}
 
     def run(self, given: Mapping[str, Any], out: Path) -> None:
         """See `gen.plan.Step`."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from gen.cli.flags import flag
 from gen.cli.info import mesh_overrides
 from gen.cli.opening import Overrides, prepare
 from gen.errors import GenError
@@ -18,19 +19,19 @@ __all__ = ["compile_preset", "estimates", "planned"]
 
 
 def compile_preset(
-    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET|FILE.py:PRESET")],
+    preset: Annotated[str, tyro.conf.Positional, flag("PRESET|FILE.py:PRESET")],
     /,
     *,
-    target: Annotated[str, tyro.conf.arg(metavar="NAME[:SHAPE]")],
-    mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
-    batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    batch_gpu: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    data: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None,
-    teacher: Annotated[str | None, tyro.conf.arg(metavar="RUN|PRESET")] = None,
-    tokenizer: Annotated[str | None, tyro.conf.arg(metavar="RUN|PRESET")] = None,
-    programs: Annotated[str, tyro.conf.arg(metavar="KIND,...")] = "train,sample,one-step",
-    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
-    hlo: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
+    target: Annotated[str, flag("NAME[:SHAPE]")],
+    mesh: Annotated[str | None, flag("AXIS=N,...")] = None,
+    batch: Annotated[int | None, flag("N")] = None,
+    batch_gpu: Annotated[int | None, flag("N")] = None,
+    data: Annotated[str | None, flag("PATH")] = None,
+    teacher: Annotated[str | None, flag("RUN|PRESET")] = None,
+    tokenizer: Annotated[str | None, flag("RUN|PRESET")] = None,
+    programs: Annotated[str, flag("KIND,...")] = "train,sample,one-step",
+    json: Annotated[Path | None, flag("FILE")] = None,
+    hlo: Annotated[Path | None, flag("DIR")] = None,
     overrides: Overrides = (),
 ) -> None:
     """Compiles a preset's programs for TPUs or GPUs that are not here, and shows what the compiler says of them.

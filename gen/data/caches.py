@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gen.arrays import digest
+from gen.config import PLACE
 from gen.data import loader
 from gen.data.loader import Record
 from gen.data.sources import ArraySource
@@ -100,7 +101,7 @@ class _Rows:
       path: the cache folder.
     """
 
-    path: str
+    path: str = dataclasses.field(metadata=PLACE)
     kind: ClassVar[str] = ""
 
     def source(self) -> CacheSource:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
+from gen.config import PLACE
 from gen.data import loader
 from gen.data.labels import class_count
 from gen.data.loader import Record, Source
@@ -105,7 +106,7 @@ class Images:
       length: positions T of a text sequence that the model takes; shorter ones are padded, longer ones refused.
     """
 
-    path: str
+    path: str = dataclasses.field(metadata=PLACE)
     size: int | None = None
     crop: Crop = "none"
     filter: Filter = "lanczos"
@@ -136,7 +137,7 @@ class Images:
         if self.labels in ("class", "both") and store.label is None:
             raise GenError(
                 f"{self.path} has no class labels{store.unlabelled}; put the images of each class in a folder of its "
-                "own, or train without: the data's labels none, the network's num_classes 0, the guidance's scale 1"
+                "own, or train a model without classes: gen train --unconditional"
             )
         if self.labels in ("text", "both"):
             self._check_text(store.text)
@@ -225,7 +226,7 @@ class Arrays:
       shapes: expected row shapes by name, such as {"text": [768]}; others are refused.
     """
 
-    path: str
+    path: str = dataclasses.field(metadata=PLACE)
     name: str | None = None
     shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 

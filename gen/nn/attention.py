@@ -17,9 +17,15 @@ __all__ = ["Attention", "attention"]
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None = None, bias: jax.Array | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    scale: float | None = None,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(D) + bias) v for every head, with the softmax in float32.
+    """softmax(scale q k^T + bias) v for every head, with the softmax in float32.
 
     The heads are moved in front of the tokens first: einsums over the given layout copy the N x S weights as well,
     which costs a CPU half of the time again.
@@ -28,6 +34,7 @@ def attention(
       q: (*B, N, H, D) with any number of leading axes; k, v: (*B, S, H, D), all of one type.
       mask: bool, broadcast to (*B, H, N, S): where to look; None for everywhere.
       bias: float32, broadcast to (*B, H, N, S), added to the scaled products; None for none.
+      scale: factor on the products; None for 1 / sqrt(D).
 
     Returns:
       (*B, N, H, D) in the type of v.
@@ -35,7 +42,7 @@ def attention(
     q, k, v = (x.swapaxes(-2, -3) for x in (q, k, v))
     batch, last = tuple(range(q.ndim - 2)), q.ndim - 1
     scores = jax.lax.dot_general(q, k, (((last,), (last,)), (batch, batch)), preferred_element_type=jnp.float32)
-    scores = scores * q.shape[-1] ** -0.5
+    scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:
         scores = scores + bias
     if mask is not None:
@@ -48,7 +55,9 @@ class Attention(nnx.Module):
     """Multi-head self-attention; one qkv projection with rows ordered q, k, v, then head, then head_dim.
 
     Args of the constructor:
+      bias, proj_bias: whether the projection to q, k and v, and the last one, have biases.
       norm: makes the norms of q and k, each over head_dim, from (head_dim, rngs); None for none.
+      scale: factor on the products of q and k; None for 1 / sqrt(head_dim).
     """
 
     def __init__(
@@ -57,13 +66,15 @@ class Attention(nnx.Module):
         heads: int,
         *,
         bias: bool = True,
+        proj_bias: bool = True,
         norm: Callable[[int, nnx.Rngs], Any] | None = None,
+        scale: float | None = None,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        self.heads, self.normed = heads, norm is not None
+        self.heads, self.normed, self.scale = heads, norm is not None, scale
         self.qkv = linear(width, 3 * width, bias=bias, dtype=dtype, rngs=rngs)
-        self.proj = linear(width, width, dtype=dtype, rngs=rngs)
+        self.proj = linear(width, width, bias=proj_bias, dtype=dtype, rngs=rngs)
         if norm is not None:
             self.q_norm, self.k_norm = norm(width // heads, rngs), norm(width // heads, rngs)
 
@@ -88,4 +99,4 @@ class Attention(nnx.Module):
     ) -> jax.Array:
         """Attends; `rotate` acts on q and k (B, N, H, D): the caller's choice of position encoding, or None."""
         q, k, v = self.project(x, rotate)
-        return self.proj(attention(q, k, v, mask=mask).reshape(x.shape))
+        return self.proj(attention(q, k, v, mask=mask, scale=self.scale).reshape(x.shape))

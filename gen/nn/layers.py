@@ -92,13 +92,16 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def sinusoid(t: jax.Array, width: int = 256, max_period: float = 10000.0) -> jax.Array:
-    """Features of a time: [cos(t f), sin(t f)], f_k = max_period^(-k / (width / 2)); (B,) -> (B, width) float32."""
+    """Features of a time: [cos(t f), sin(t f)], f_k = max_period^(-k / (width / 2)); (B,) -> (B, width) float32.
+
+    Half of an odd width is rounded down, and a zero fills the last place.
+    """
     half = width // 2
     # the published networks round the exponent to float32; an angle of 1000 radians shows a last digit of the frequency
     exponents = -math.log(max_period) * np.arange(half, dtype=np.float32) / half
     freqs = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * freqs
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), jnp.zeros((len(t), width % 2))], axis=-1)
 
 
 def sincos_positions(shape: Sequence[int], width: int) -> np.ndarray:
@@ -212,6 +215,7 @@ def run_stack(
     remat: Remat = "none",
     scan: bool = True,
     keep: tuple[int, ...] = (),
+    start: int = 0,
     stop: int | None = None,
 ) -> Stacked:
     """Runs x through stacked blocks: ``x, output = call(block, x, extra)`` for each layer.
@@ -224,7 +228,7 @@ def run_stack(
       remat: what the backward pass recomputes: nothing, all but matrix products, or everything.
       scan: one `lax.scan` over depth (constant compile time) or a Python loop (faster on CPU for a few layers).
       keep: layer indices whose outputs are returned; the stack is split there, so other layers cost no memory.
-      stop: run only the first `stop` layers.
+      start, stop: run only the layers from `start` to before `stop`.
     """
     graphdef, params = nnx.split(blocks)
     depth = jax.tree.leaves(params)[0].shape[0]
@@ -238,8 +242,7 @@ def run_stack(
     kept: dict[int, jax.Array] = {}
     parts: list[Any] = []  # the outputs of runs of layers
     stop = depth if stop is None else stop
-    start = 0
-    for end in sorted({*(k + 1 for k in keep if k < stop), stop}):
+    for end in sorted({*(k + 1 for k in keep if start <= k < stop), stop}):
         layers = jax.tree.map(lambda a, s=start, e=end: a[s:e], (params, per_layer))
         if scan:
             x, outputs = jax.lax.scan(body, x, layers)

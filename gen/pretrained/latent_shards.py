@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gen.config import PLACE
 from gen.data import labels, loader
 from gen.errors import GenError
 from gen.pretrained.readers import read_weights
@@ -64,7 +65,7 @@ class LatentShards:
       multiplier: times this afterwards (0.18215 for the SD-VAE).
     """
 
-    path: str
+    path: str = dataclasses.field(metadata=PLACE)
     normalize: bool = True
     multiplier: float = 1.0
 

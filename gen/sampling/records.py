@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gen.arrays import digest
-from gen.config import fingerprint
+from gen.config import PLACE, fingerprint
 from gen.data import loader
 from gen.data.sources import ArraySource
 from gen.data.stores import load_arrays
@@ -181,7 +181,7 @@ class Records:
       maker: the teacher that the student needs (`gen.runs.Loaded.origin`).
     """
 
-    path: str
+    path: str = dataclasses.field(metadata=PLACE)
     maker: str
 
     def source(self) -> ArraySource:

@@ -117,7 +117,10 @@ def _labelled(rows: list[tuple[str, int, int]]) -> dict[str, tuple[int, int]]:
     return found
 
 
-_FRAMES = re.compile(r"^(jit\(_?\w*\)|pjit|while|body|cond|closed_call|checkpoint|rematted_computation|jvp\(.*|)$")
+# what jax wraps around an operation: functions, loops, branches, transformations
+_FRAMES = re.compile(
+    r"^(jit\(_?\w*\)|pjit|while|body|cond|branch_\d+_fun|closed_call|checkpoint|rematted_computation|jvp\(.*|)$"
+)
 
 
 def _label(origin: str) -> str:
