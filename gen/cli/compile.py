@@ -26,7 +26,7 @@ def compile_preset(
     mesh: Annotated[str | None, flag("AXIS=N,...")] = None,
     batch: Annotated[int | None, flag("N")] = None,
     batch_gpu: Annotated[int | None, flag("N")] = None,
-    data: Annotated[str | None, flag("PATH")] = None,
+    data: Annotated[str | None, flag("DATA")] = None,
     teacher: Annotated[str | None, flag("RUN|PRESET")] = None,
     tokenizer: Annotated[str | None, flag("RUN|PRESET")] = None,
     programs: Annotated[str, flag("KIND,...")] = "train,sample,one-step",
