@@ -138,5 +138,5 @@ def carried(width: int, channels: int) -> int:
 
 def small_images(path: str) -> tuple[Images, int]:
     """The images of smoke runs, 32 x 32 pixels, and the number of their classes: 0 where they have no labels."""
-    classes = Images(path, 32, labels="none").store.num_classes or 0
+    classes = 10 if path == RANDOM else Images(path, 32, labels="none").store.num_classes or 0
     return Images(path, 32, labels="class" if classes else "none"), classes

@@ -17,11 +17,12 @@ from gen.nn.conditions import make_conditions
 from gen.nn.network import param_shapes
 from gen.sampling.generate import quantise
 from gen.sampling.noise import decode_keys
+from gen.training.budget import abstract_states
 from gen.training.checkpoints import latest_step
 from gen.training.indexed import sample_keys
 from gen.training.run import RunConfig, load_config, load_run
 
-__all__ = ["Loaded", "Weights", "load", "read_config"]
+__all__ = ["Loaded", "Weights", "load", "planned", "read_config"]
 
 Weights = Literal["ema", "raw"]
 
@@ -227,6 +228,17 @@ def load(path: str | Path, *, weights: Weights = "ema", step: int | None = None)
         loaded = Loaded(path, config, params, "ema" if state.ema else "raw", step)
     _check_shapes(loaded)
     return loaded
+
+
+def planned(config: RunConfig, frozen: Mapping[str, Any], artifacts: Mapping[str, Any]) -> Loaded:
+    """A run that has not been trained, as what is planned with it sees it: shapes in place of weights.
+
+    Args:
+      frozen, artifacts: arrays or shapes by role, as the run would be trained with them.
+    """
+    *_, state = abstract_states(config.stages, frozen)
+    params = {**artifacts, **jax.eval_shape(config.stages[-1].task.export, state)}
+    return Loaded(Path(config.name), config, params, "ema" if state.ema else "raw", config.steps)
 
 
 def _check_shapes(loaded: Loaded) -> None:
