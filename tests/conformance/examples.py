@@ -27,6 +27,7 @@ from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
 from gen.tokenizers.kl1d import KL1DConfig, Tower
 from gen.training.optim import OptimConfig
+from tests.conformance.tokenizers import Codebook
 from tests.data import files
 from tests.distill.tiny import Tiny
 
@@ -42,6 +43,7 @@ VOCABULARY: dict[str, Any] = {
     "teacher": Denoiser(NETWORK, Linear(), Predict("velocity")),
     "flow_map": FlowMap(NETWORK, EDM(), Consistency()),
     "tokenizer": TOKENIZER,
+    "discrete": Codebook(),
     "discriminator": PatchGAN(channels=1, width=4, layers=1),
     "parts": (Digits("train"),),
     "maker": "a teacher",
