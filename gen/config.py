@@ -150,6 +150,8 @@ KINDS: dict[str, dict[str, str]] = {
         "code-vectors": "gen.tokenizers.code_vectors:CodeVectors",
         "vqgan": "gen.tokenizers.vqgan:VQGANConfig",
         "maskgit-vqgan": "gen.tokenizers.maskgit_vqgan:MaskGITVQGANConfig",
+        "binary-autoencoder": "gen.tokenizers.binary:BinaryAutoencoderConfig",
+        "instella": "gen.tokenizers.instella:InstellaConfig",
         "var-vqvae": "gen.tokenizers.var_vqvae:VARVQVAEConfig",
         "flextok": "gen.tokenizers.flextok:FlexTokConfig",
     },
