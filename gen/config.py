@@ -151,6 +151,7 @@ KINDS: dict[str, dict[str, str]] = {
         "detok": "gen.tokenizers.detok:DeTokConfig",
         "rae": "gen.tokenizers.rae:RAEConfig",
         "flowtitok": "gen.tokenizers.flowtitok:FlowTiTokConfig",
+        "code-vectors": "gen.tokenizers.code_vectors:CodeVectors",
         "vqgan": "gen.tokenizers.vqgan:VQGANConfig",
         "maskgit-vqgan": "gen.tokenizers.maskgit_vqgan:MaskGITVQGANConfig",
         "binary-autoencoder": "gen.tokenizers.binary:BinaryAutoencoderConfig",

@@ -32,6 +32,7 @@ from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.quantizers.fsq import FSQ
 from gen.tokenizers.vavae import VisionFoundation
 from gen.training.optim import OptimConfig
+from tests.conformance.tokenizers import Codebook
 from tests.data import files
 from tests.distill.tiny import Tiny
 
@@ -60,6 +61,7 @@ VOCABULARY: dict[str, Any] = {
     "teacher": Denoiser(NETWORK, Linear(), Predict("velocity")),
     "flow_map": FlowMap(NETWORK, EDM(), Consistency()),
     "tokenizer": TOKENIZER,
+    "discrete": Codebook(),
     "discriminator": PatchGAN(channels=1, width=4, layers=1),
     "parts": (Digits("train"),),
     "maker": "a teacher",
