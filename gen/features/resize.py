@@ -76,6 +76,13 @@ def _taps(
     return weights
 
 
+def _cells(size: int, out: int) -> np.ndarray:
+    """torch's adaptive average: means of the pixels that a cell touches; cells overlap where `out` does not divide."""
+    index, cell = np.arange(size)[None], np.arange(out)[:, None]
+    inside = (index >= cell * size // out) & (index < -(-(cell + 1) * size // out))
+    return np.asarray(inside / inside.sum(1, keepdims=True))
+
+
 def _nearest(size: int, out: int) -> np.ndarray:
     # Pillow adds the step up pixel by pixel, which decides where a centre falls between two pixels
     step = size / out
@@ -92,6 +99,7 @@ METHODS: dict[str, Callable[[int, int], np.ndarray]] = {
     "pil-nearest": _nearest,
     "torch-bilinear": functools.partial(_taps, _triangle, 1, True),
     "torch-bicubic": functools.partial(_taps, cubic(-0.75), 2, True),
+    "torch-area": _cells,
     "tf1-bilinear": functools.partial(_taps, _triangle, 1, False),
 }
 

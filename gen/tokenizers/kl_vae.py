@@ -16,7 +16,7 @@ from gen.config import suggest
 from gen.errors import GenError
 from gen.nn.network import Cond, Network, Params
 from gen.tokenizers.base import Gaussian, TokenizerSpec
-from gen.tokenizers.towers import Decoder, Encoder, conv
+from gen.tokenizers.towers import Decoder, Encoder, check_images, check_latents, check_levels, conv, factor_of
 
 __all__ = ["KLVAE", "SIZES", "KLVAEConfig", "kl_vae"]
 
@@ -57,16 +57,9 @@ class KLVAEConfig:
     remat: Literal["none", "full"] = "none"
 
     def __post_init__(self) -> None:
-        if not self.mult or min(self.width, self.blocks, self.channels, self.inner, self.groups, *self.mult) < 1:
-            raise GenError("a KL autoencoder needs at least one level, block, channel and group; give positive numbers")
-        if self.image[0] % self.factor or self.image[1] % self.factor:
-            raise GenError(
-                f"images of {self.image[0]}x{self.image[1]} cannot be halved {len(self.mult) - 1} times; "
-                f"use multiples of {self.factor}"
-            )
-        for width in self.widths:
-            if width % self.groups:
-                raise GenError(f"level width {width} does not divide into {self.groups} groups; change one of them")
+        if min(self.channels, self.inner) < 1:
+            raise GenError("a KL autoencoder needs at least one channel; give positive numbers")
+        check_levels(self.image, self.width, self.mult, self.blocks, self.groups)
         for level in (*self.attention, *self.decoder_attention):
             if not 0 <= level < len(self.mult):
                 raise GenError(f"attention at level {level}; this autoencoder has levels 0 to {len(self.mult) - 1}")
@@ -76,7 +69,7 @@ class KLVAEConfig:
     @property
     def factor(self) -> int:
         """Pixels per latent along each side."""
-        return int(2 ** (len(self.mult) - 1))
+        return factor_of(self.mult)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -161,18 +154,13 @@ class KLVAE(nnx.Module):
 
     def encode(self, images: jax.Array) -> Gaussian:
         """(B, H, W, C) in [-1, 1] -> Gaussian over (B, H / factor, W / factor, channels), float32."""
-        config, (h, w) = self.config, images.shape[1:3]
-        if images.ndim != 4 or images.shape[3] != config.image[2] or h % config.factor or w % config.factor:
-            raise GenError(
-                f"images are {images.shape}; this autoencoder takes (B, H, W, {config.image[2]}), "
-                f"H and W multiples of {config.factor}"
-            )
+        config = self.config
+        check_images(images, config.image[2], config.factor)
         moments = self.encoder(images).astype(jnp.float32)
         mean, logvar = jnp.split(self.quant(moments) if config.quant_conv else moments, 2, axis=-1)
         return Gaussian(mean, logvar)
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """(B, h, w, channels) -> (B, h factor, w factor, C) float32."""
-        if latents.ndim != 4 or latents.shape[3] != self.config.channels:
-            raise GenError(f"latents are {latents.shape}; this autoencoder decodes (B, h, w, {self.config.channels})")
+        check_latents(latents, self.config.channels)
         return self.decoder(self.post_quant(latents) if self.config.quant_conv else latents).astype(jnp.float32)

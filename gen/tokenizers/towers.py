@@ -10,11 +10,24 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gen.errors import GenError
 from gen.nn.attention import attention
 from gen.nn.convolution import convolution
 from gen.training.sharding import constrain
 
-__all__ = ["Decoder", "Encoder", "ResBlock", "SelfAttention", "TowerConfig", "conv", "norm"]
+__all__ = [
+    "Decoder",
+    "Encoder",
+    "ResBlock",
+    "SelfAttention",
+    "TowerConfig",
+    "check_images",
+    "check_latents",
+    "check_levels",
+    "conv",
+    "factor_of",
+    "norm",
+]
 
 
 class TowerConfig(Protocol):
@@ -42,6 +55,39 @@ class TowerConfig(Protocol):
     def dtype(self) -> str: ...
     @property
     def remat(self) -> str: ...
+
+
+def factor_of(mult: tuple[int, ...]) -> int:
+    """Pixels per latent along each side, from the factors of the levels."""
+    return int(2 ** (len(mult) - 1))
+
+
+def check_levels(image: tuple[int, int, int], width: int, mult: tuple[int, ...], blocks: int, groups: int) -> None:
+    """Raises GenError for towers that cannot be built, or not be used on such images."""
+    if not mult or min(width, blocks, groups, *mult) < 1:
+        raise GenError("an autoencoder needs at least one level, block, channel and group; give positive numbers")
+    if image[0] % factor_of(mult) or image[1] % factor_of(mult):
+        raise GenError(
+            f"images of {image[0]}x{image[1]} cannot be halved {len(mult) - 1} times; use multiples of "
+            f"{factor_of(mult)}"
+        )
+    for level in (width * m for m in mult):
+        if level % groups:
+            raise GenError(f"level width {level} does not divide into {groups} groups; change one of them")
+
+
+def check_images(images: jax.Array, channels: int, factor: int) -> None:
+    """Raises GenError unless images are (B, H, W, channels), H and W multiples of `factor`."""
+    if images.ndim != 4 or images.shape[3] != channels or images.shape[1] % factor or images.shape[2] % factor:
+        raise GenError(
+            f"images are {images.shape}; this autoencoder takes (B, H, W, {channels}), H and W multiples of {factor}"
+        )
+
+
+def check_latents(latents: jax.Array, channels: int) -> None:
+    """Raises GenError unless latents, or codes, are (B, h, w, channels)."""
+    if latents.ndim != 4 or latents.shape[3] != channels:
+        raise GenError(f"latents are {latents.shape}; this autoencoder decodes (B, h, w, {channels})")
 
 
 def conv(
@@ -167,9 +213,10 @@ class Middle(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """(B, H, W, C) -> (B, h, w, outputs)."""
+    """(B, H, W, C) -> (B, h, w, outputs); `activate`: whether a SiLU stands between the last norm and convolution."""
 
-    def __init__(self, config: TowerConfig, outputs: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TowerConfig, outputs: int, rngs: nnx.Rngs, *, activate: bool = True) -> None:
+        self.activate = activate
         widths, dtype, last = config.widths, jnp.dtype(config.dtype), len(config.widths) - 1
         self.conv_in = conv(config.image[2], config.width, 3, dtype, rngs)
         self.down = nnx.Dict(
@@ -194,13 +241,22 @@ class Encoder(nnx.Module):
         x = self.conv_in(x)
         for i in range(len(self.down)):
             x = self.down[f"level{i}"](x)
-        return self.conv_out(jax.nn.silu(self.norm_out(self.mid(x))))
+        x = self.norm_out(self.mid(x))
+        return self.conv_out(jax.nn.silu(x) if self.activate else x)
 
 
 class Decoder(nnx.Module):
-    """(B, h, w, inner) -> (B, H, W, C). Level 0 is the finest, and the last to run."""
+    """(B, h, w, inner) -> (B, H, W, C). Level 0 is the finest, and the last to run.
 
-    def __init__(self, config: TowerConfig, rngs: nnx.Rngs) -> None:
+    Args of the constructor:
+      blocks: residual blocks per level; by default one more than the encoder has.
+      activate: as of the `Encoder`.
+    """
+
+    def __init__(
+        self, config: TowerConfig, rngs: nnx.Rngs, *, blocks: int | None = None, activate: bool = True
+    ) -> None:
+        self.activate = activate
         widths, dtype, last = config.widths, jnp.dtype(config.dtype), len(config.widths) - 1
         self.conv_in = conv(config.inner, widths[-1], 3, dtype, rngs)
         self.mid = Middle(config, rngs)
@@ -210,7 +266,7 @@ class Decoder(nnx.Module):
                     config,
                     widths[min(i + 1, last)],
                     widths[i],
-                    config.blocks + 1,
+                    config.blocks + 1 if blocks is None else blocks,
                     attention=i in config.decoder_attention,
                     resample="up" if i else "",
                     rngs=rngs,
@@ -225,4 +281,5 @@ class Decoder(nnx.Module):
         x = self.mid(self.conv_in(x))
         for i in reversed(range(len(self.up))):
             x = self.up[f"level{i}"](x)
-        return self.conv_out(jax.nn.silu(self.norm_out(x)))
+        x = self.norm_out(x)
+        return self.conv_out(jax.nn.silu(x) if self.activate else x)

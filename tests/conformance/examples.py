@@ -22,6 +22,7 @@ from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.flowmap import Consistency, FlowMap
 from gen.diffusion.process import EDM, Linear
 from gen.errors import GenError
+from gen.nn.discriminators import PatchGAN
 from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
 from gen.tokenizers.flextok import FlexTokConfig, Pixels, decoding
@@ -56,6 +57,7 @@ VOCABULARY: dict[str, Any] = {
     "teacher": Denoiser(NETWORK, Linear(), Predict("velocity")),
     "flow_map": FlowMap(NETWORK, EDM(), Consistency()),
     "tokenizer": TOKENIZER,
+    "discriminator": PatchGAN(channels=1, width=4, layers=1),
     "parts": (Digits("train"),),
     "maker": "a teacher",
     "vocabulary": 8,  # of a quantizer's codes

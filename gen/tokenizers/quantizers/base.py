@@ -1,5 +1,6 @@
 """What a quantizer offers to every tokenizer of tokens or bits, and what is logged of its ids."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -65,7 +66,7 @@ class Quantizer(Protocol):
 def within(prefix: str, quantized: Quantized) -> Quantized:
     """The same with its statistics named by their path in a network that holds the quantizer at `prefix`."""
     statistics = {f"{prefix}/{path}": value for path, value in quantized.statistics.items()}
-    return Quantized(quantized.ids, quantized.codes, quantized.losses, statistics)
+    return dataclasses.replace(quantized, statistics=statistics)
 
 
 def usage(ids: jax.Array, vocabulary: int | None) -> Mapping[str, jax.Array]:
