@@ -11,6 +11,7 @@ import numpy as np
 from gen.data.caches import Cache
 from gen.data.images import Images
 from gen.data.loader import expect
+from gen.data.random import RANDOM, Random
 from gen.data.sources import Digits
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.train import DenoiserTask
@@ -33,10 +34,18 @@ def adamw(lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.999), clip: flo
     return OptimConfig(lr, betas=betas, clip=clip)
 
 
-def latents(path: str) -> Any:
-    """The data at `path`: a latent cache, or a folder of LightningDiT's published shards."""
+def latents(path: str, **shapes: tuple[int, ...]) -> Any:
+    """The data at `path`: a latent cache, a folder of LightningDiT's published shards, or random arrays (``random``).
+
+    Args:
+      shapes: of a row, by name, as the model takes them, beside its label. Raises GenError for data of other ones.
+    """
+    if path == RANDOM:
+        return Random({**shapes, "label": ()})
     sealed = (Path(path) / "cache.json").exists() or not list(Path(path).glob("*.safetensors"))
-    return Cache(path) if sealed else LatentShards(path)
+    found: Any = Cache(path) if sealed else LatentShards(path)
+    expect(path, found.source(), **shapes)
+    return found
 
 
 def latent_recipe(
@@ -59,9 +68,7 @@ def latent_recipe(
       beside: shapes of further arrays that the latents must have beside them, by name.
       tokenizer: decodes previews and samples; without it the run generates latents.
     """
-    network = denoiser.network
-    found = latents(data)
-    expect(data, found.source(), latent=network.shape, **(beside or {}))
+    found = latents(data, latent=denoiser.network.shape, **(beside or {}))
     decoder: dict[str, Any] = {"normalizer": found.normalizer()}
     origins = {}
     if tokenizer is not None:

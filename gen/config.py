@@ -118,6 +118,11 @@ KINDS: dict[str, dict[str, str]] = {
         "titok-discriminator": "gen.nn.discriminators:TiTokDiscriminator",
         "stylegan": "gen.nn.discriminators:StyleGAN",
     },
+    "image-term": {
+        "lpips": "gen.tokenizers.losses:LPIPS",
+        "feature-term": "gen.tokenizers.losses:FeatureTerm",
+        "lite-maps": "gen.tokenizers.losses:LiteMaps",
+    },
     "guidance": {
         "cfg": "gen.sampling.guidance:ClassifierFree",
         "apg": "gen.sampling.guidance:AdaptiveProjected",
@@ -144,6 +149,8 @@ KINDS: dict[str, dict[str, str]] = {
         "kl-vae": "gen.tokenizers.kl_vae:KLVAEConfig",
         "vqgan": "gen.tokenizers.vqgan:VQGANConfig",
         "maskgit-vqgan": "gen.tokenizers.maskgit_vqgan:MaskGITVQGANConfig",
+        "binary-autoencoder": "gen.tokenizers.binary:BinaryAutoencoderConfig",
+        "instella": "gen.tokenizers.instella:InstellaConfig",
         "var-vqvae": "gen.tokenizers.var_vqvae:VARVQVAEConfig",
         "flextok": "gen.tokenizers.flextok:FlexTokConfig",
     },
@@ -183,6 +190,7 @@ KINDS: dict[str, dict[str, str]] = {
         "arrays": "gen.data.images:Arrays",
         "zipped": "gen.data.images:Zipped",
         "latent-shards": "gen.pretrained.latent_shards:LatentShards",
+        "random": "gen.data.random:Random",
     },
     "augmentation": {
         "random-affine": "gen.data.augment:RandomAffine",
@@ -197,6 +205,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
+        "adversarial-tokenizer-task": "gen.tokenizers.adversarial:AdversarialTask",
         "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "kd-task": "gen.distill.kd:KDTask",

@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data split": ("gen.cli.data:split", "hold out a share of every class"),
     "convert": ("gen.cli.convert:convert", "published weights to ours and back"),
     "info": ("gen.cli.info:info", "parameters, memory and identities of a preset or run"),
+    "compile": ("gen.cli.compile:compile_preset", "memory, traffic and time on a TPU or GPU that is not here"),
     "report": ("gen.cli.report:report", "rebuild the report page of a run folder"),
     "doctor": ("gen.cli.doctor:doctor", "devices, versions and what is missing for which feature"),
     "list": ("gen.cli.listing:listing", "presets and registered building blocks"),

@@ -215,6 +215,7 @@ def run_stack(
     remat: Remat = "none",
     scan: bool = True,
     keep: tuple[int, ...] = (),
+    start: int = 0,
     stop: int | None = None,
 ) -> Stacked:
     """Runs x through stacked blocks: ``x, output = call(block, x, extra)`` for each layer.
@@ -227,7 +228,7 @@ def run_stack(
       remat: what the backward pass recomputes: nothing, all but matrix products, or everything.
       scan: one `lax.scan` over depth (constant compile time) or a Python loop (faster on CPU for a few layers).
       keep: layer indices whose outputs are returned; the stack is split there, so other layers cost no memory.
-      stop: run only the first `stop` layers.
+      start, stop: run only the layers from `start` to before `stop`.
     """
     graphdef, params = nnx.split(blocks)
     depth = jax.tree.leaves(params)[0].shape[0]
@@ -241,8 +242,7 @@ def run_stack(
     kept: dict[int, jax.Array] = {}
     parts: list[Any] = []  # the outputs of runs of layers
     stop = depth if stop is None else stop
-    start = 0
-    for end in sorted({*(k + 1 for k in keep if k < stop), stop}):
+    for end in sorted({*(k + 1 for k in keep if start <= k < stop), stop}):
         layers = jax.tree.map(lambda a, s=start, e=end: a[s:e], (params, per_layer))
         if scan:
             x, outputs = jax.lax.scan(body, x, layers)

@@ -3,7 +3,7 @@
 import dataclasses
 
 from gen.errors import GenError
-from gen.pretrained import sdvae
+from gen.pretrained import sdvae, towers
 from gen.pretrained.rules import Arrays, Importer, Rule, Rules, Transform, depth_of, joined, linear
 from gen.tokenizers.flextok import FlexTokConfig, Pixels
 from gen.tokenizers.flextok_layers import Positions
@@ -24,7 +24,7 @@ _TABLE = Transform(lambda a: a[0].transpose(1, 2, 0), lambda a: (a.transpose(2, 
 
 def rules(config: FlexTokConfig) -> Rules:
     """The table of official names for a configuration."""
-    first = [] if isinstance(config.first, Pixels) else sdvae.rules(config.first, "diffusers")
+    first = [] if isinstance(config.first, Pixels) else sdvae.rules(config.first, towers.DIFFUSERS)
     table = [
         dataclasses.replace(rule, official=_FIRST + rule.official, ours=f"first/{rule.ours}")
         for rule in first
@@ -153,7 +153,7 @@ def _first(weights: Arrays, size: int | None, latent: tuple[int, int, int], grou
     own = {name.removeprefix(_FIRST): array for name, array in weights.items() if name.startswith(_FIRST)}
     if not own:
         return Pixels(latent if size is None else (size, size, latent[2]))
-    found = sdvae.config("diffusers", own, size=0, groups=groups)
+    found = sdvae.config(towers.DIFFUSERS, own, size=0, groups=groups)
     sides = (latent[0] * found.factor, latent[1] * found.factor) if size is None else (size, size)
     return dataclasses.replace(found, image=(*sides, found.image[2]))
 

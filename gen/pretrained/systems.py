@@ -25,6 +25,8 @@ SYSTEMS: dict[str, str] = {
     "kl-vae": "gen.pretrained.sdvae:COMPVIS",
     "maskgit-vqgan": "gen.pretrained.maskgit:IMPORTER",
     "llamagen-vq": "gen.pretrained.llamagen:VQ_IMPORTER",
+    "binary-autoencoder": "gen.pretrained.binary_latents:AUTOENCODER_IMPORTER",
+    "instella-tokenizer": "gen.pretrained.instella:TOKENIZER_IMPORTER",
     "var-vqvae": "gen.pretrained.var:VQVAE_IMPORTER",
     "flextok": "gen.pretrained.flextok:IMPORTER",
     "edm": "gen.pretrained.edm:IMPORTER",
