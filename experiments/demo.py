@@ -43,7 +43,7 @@ from gen.sampling.guidance import ClassifierFree
 from gen.sampling.records import Records
 from gen.sampling.solvers import Euler, Heun
 from gen.steps import Encode, Evaluate, MakeRecords, Train
-from gen.tokenizers.kl1d import KL1DConfig, Tower
+from gen.tokenizers.titok import TiTokConfig, Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.training.ema import Constant
 from gen.training.logging import read_metrics
@@ -83,7 +83,7 @@ class Budget:
 SMOKE = Budget(tokenizer=60, teacher=60, regression=20, matching=20, pairs=512, count=300, sets=1)
 
 TOWER = Tower(width=64, depth=1, heads=8)
-TOKENIZER = KL1DConfig((8, 8, 1), patch=4, tokens=4, channels=8, encoder=TOWER, decoder=TOWER, scan=False)
+TOKENIZER = TiTokConfig((8, 8, 1), patch=4, tokens=4, channels=8, encoder=TOWER, decoder=TOWER, scan=False)
 TEACHER = Denoiser(
     DiTConfig((4,), channels=8, patch=1, width=64, depth=3, heads=4, num_classes=CLASSES, remat="none", scan=False),
     Linear(),

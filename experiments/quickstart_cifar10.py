@@ -46,7 +46,7 @@ from gen.sampling.guidance import ClassifierFree
 from gen.sampling.records import Records
 from gen.sampling.solvers import Heun
 from gen.steps import Encode, MakeRecords, Train
-from gen.tokenizers.kl1d import KL1DConfig, Tower
+from gen.tokenizers.titok import TiTokConfig, Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
@@ -204,7 +204,7 @@ def _name(what: str, budget: Budget) -> str:
 
 
 def _tokenizer(budget: Budget, seed: int, images: Images) -> Recipe:
-    tokenizer = KL1DConfig(
+    tokenizer = TiTokConfig(
         (SIZE, SIZE, 3),
         patch=4,
         tokens=budget.tokens,

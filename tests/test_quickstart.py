@@ -8,7 +8,7 @@ from gen.data.caches import Cache, seal
 from gen.errors import GenError
 from gen.experiments import build, quickstart_cifar10
 from gen.experiments.quickstart_cifar10 import GPU, SMOKE, Budget, run
-from gen.tokenizers.kl1d import Tower
+from gen.tokenizers.titok import Tower
 from tests.data.files import edm_zip
 from tests.test_edm_presets import image_zip
 

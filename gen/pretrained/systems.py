@@ -26,6 +26,7 @@ SYSTEMS: dict[str, str] = {
     "maskgit-vqgan": "gen.pretrained.maskgit:IMPORTER",
     "llamagen-vq": "gen.pretrained.llamagen:VQ_IMPORTER",
     "var-vqvae": "gen.pretrained.var:VQVAE_IMPORTER",
+    "titok": "gen.pretrained.titok:IMPORTER",
     "edm": "gen.pretrained.edm:IMPORTER",
     "edm-vp": "gen.pretrained.edm:VP_IMPORTER",
     "edm-ve": "gen.pretrained.edm:VE_IMPORTER",

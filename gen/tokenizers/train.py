@@ -27,7 +27,7 @@ class TokenizerTask(Method):
     Batches: "image" (B, H, W, C) uint8.
 
     Attributes:
-      tokenizer: the tokenizer (a config such as `gen.tokenizers.kl1d.KL1DConfig`).
+      tokenizer: the tokenizer (a config such as `gen.tokenizers.titok.TiTokConfig`).
       kl, l1: weights of the terms.
       augment: (key, images) -> images on [-1, 1], such as `gen.data.augment.RandomAffine`, or None.
       augmented: fraction of the images that are augmented. Resampled images are smoother than real ones: a share of

@@ -24,7 +24,7 @@ from gen.diffusion.process import EDM, Linear
 from gen.errors import GenError
 from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
-from gen.tokenizers.kl1d import KL1DConfig, Tower
+from gen.tokenizers.titok import TiTokConfig, Tower
 from gen.training.optim import OptimConfig
 from tests.data import files
 from tests.distill.tiny import Tiny
@@ -33,7 +33,7 @@ SHAPE, CLASSES = (4, 3), 3
 NETWORK = Tiny(channels=SHAPE[-1], classes=CLASSES)
 # A large epsilon: Adam would blow up the rounding of gradients that are zero in exact arithmetic.
 OPTIM = OptimConfig(lr=1e-3, eps=1e-2)
-TOKENIZER = KL1DConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
+TOKENIZER = TiTokConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
 VOCABULARY: dict[str, Any] = {
     "network": NETWORK,
     "process": Linear(),
