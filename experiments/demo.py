@@ -43,6 +43,7 @@ from gen.sampling.guidance import ClassifierFree
 from gen.sampling.records import Records
 from gen.sampling.solvers import Euler, Heun
 from gen.steps import Encode, Evaluate, MakeRecords, Train
+from gen.tokenizers.encode import expect_maker
 from gen.tokenizers.titok import TiTokConfig, Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.training.ema import Constant
@@ -125,6 +126,7 @@ def _tokenizer(budget: Budget, seed: int) -> Recipe:
 
 def _teacher(budget: Budget, seed: int, tokenizer: Loaded, latents: Cache) -> Recipe:
     expect(latents.path, latents.source(), latent=TOKENIZER.spec.shape, label=())
+    expect_maker(latents, tokenizer.tokenizer, tokenizer.params["tokenizer"])
     task = DenoiserTask(TEACHER, optim=_cosine(2e-3, budget.teacher), emas=(Constant(0.998, warmup=True),))
     decoder = {"tokenizer": tokenizer.params["tokenizer"], "normalizer": latents.normalizer()}
     stage = Stage("teacher", task, steps=budget.teacher, batch=128, data=latents)

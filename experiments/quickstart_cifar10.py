@@ -46,6 +46,7 @@ from gen.sampling.guidance import ClassifierFree
 from gen.sampling.records import Records
 from gen.sampling.solvers import Heun
 from gen.steps import Encode, MakeRecords, Train
+from gen.tokenizers.encode import expect_maker
 from gen.tokenizers.titok import TiTokConfig, Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.training.ema import Constant
@@ -236,6 +237,7 @@ def _teacher(budget: Budget, seed: int, tokenizer: Loaded, latents: Cache) -> Re
         raise GenError(f"{latents.path} has no labels; encode images that have classes (gen encode)")
     spec = tokenizer.tokenizer.spec
     expect(latents.path, latents.source(), latent=spec.shape)
+    expect_maker(latents, tokenizer.tokenizer, tokenizer.params["tokenizer"])
     network = DiTConfig(
         (spec.shape[0],),
         channels=spec.shape[1],
