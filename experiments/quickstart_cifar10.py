@@ -37,6 +37,7 @@ from gen.distill.dmd2 import DMD2Task
 from gen.distill.kd import KDTask
 from gen.errors import GenError
 from gen.experiments import Recipe
+from gen.experiments._latents import small_images
 from gen.metrics.image import psnr
 from gen.metrics.report import Report
 from gen.plan import Made, Plan
@@ -99,7 +100,7 @@ SMOKE = Budget(
 
 
 def cifar10_tokenizer(data: str) -> Recipe:
-    """32x32 images: a 1D tokenizer, 64 latent tokens of 16 channels (data: images with classes)."""
+    """32x32 images: a 1D tokenizer, 64 latent tokens of 16 channels (data: images, with classes or without)."""
     return _tokenizer(GPU, 0, _images(data))
 
 
@@ -114,7 +115,7 @@ def cifar10_student(teacher: Loaded, data: str) -> Recipe:
 
 
 def cifar10_tokenizer_smoke(data: str) -> Recipe:
-    """A toy of cifar10-tokenizer, a minute on a CPU (data: images with classes)."""
+    """A toy of cifar10-tokenizer, a minute on a CPU (data: images, with classes or without)."""
     return _tokenizer(SMOKE, 0, _images(data))
 
 
@@ -179,7 +180,7 @@ def report(shown: Any, made: Made) -> Report:
     """One page: images `shown` and their reconstructions, teacher and student from the same noise."""
     tokenizer, teacher, student = (made[name] for name in ("tokenizer", "teacher", "student"))
     reconstructions = tokenizer.decode(tokenizer.encode(shown))
-    classes = teacher.denoiser.network.num_classes
+    classes = teacher.denoiser.network.num_classes or 10
     seeds = range(8 * classes)
     page = Report("32x32 images in one step", "A tokenizer, a flow transformer over its latents, its one-call student.")
     page.figures(
@@ -196,7 +197,8 @@ def report(shown: Any, made: Made) -> Report:
 
 
 def _images(data: str) -> Images:
-    return Images(data, size=SIZE, flip=True)
+    images, _ = small_images(data)
+    return dataclasses.replace(images, flip=True)
 
 
 def _name(what: str, budget: Budget) -> str:
@@ -231,10 +233,8 @@ SAMPLER = Sampler(Heun(), steps=9, guidance=ClassifierFree(1.5))
 
 
 def _teacher(budget: Budget, seed: int, tokenizer: Loaded, latents: Cache) -> Recipe:
-    """The network takes its classes from the labels that lie beside the latents."""
-    label = latents.source().rows.arrays.get("label")
-    if label is None:
-        raise GenError(f"{latents.path} has no labels; encode images that have classes (gen encode)")
+    """The network takes its classes from the labels that lie beside the latents; without them it has none."""
+    label = latents.source().label
     spec = tokenizer.tokenizer.spec
     expect(latents.path, latents.source(), latent=spec.shape)
     expect_maker(latents, tokenizer.tokenizer, tokenizer.params["tokenizer"])
@@ -245,7 +245,7 @@ def _teacher(budget: Budget, seed: int, tokenizer: Loaded, latents: Cache) -> Re
         width=budget.width,
         depth=budget.depth,
         heads=budget.heads,
-        num_classes=int(label.max()) + 1,
+        num_classes=0 if label is None else int(label.max()) + 1,
         dtype=budget.dtype,
     )
     denoiser = Denoiser(network, Linear(), Predict("velocity", scale=10.0))
@@ -254,7 +254,8 @@ def _teacher(budget: Budget, seed: int, tokenizer: Loaded, latents: Cache) -> Re
     decoder = {"tokenizer": tokenizer.params["tokenizer"], "normalizer": latents.normalizer()}
     stage = Stage("teacher", task, steps=budget.teacher, batch=budget.batch, data=latents)
     origins = {"tokenizer": tokenizer.origin}
-    config = RunConfig(_name("teacher", budget), (stage,), origins, SAMPLER, tokenizer.tokenizer, engine=_engine(seed))
+    sampler = SAMPLER if network.num_classes else dataclasses.replace(SAMPLER, guidance=ClassifierFree())
+    config = RunConfig(_name("teacher", budget), (stage,), origins, sampler, tokenizer.tokenizer, engine=_engine(seed))
     return Recipe(config, artifacts=decoder)
 
 
@@ -262,7 +263,7 @@ def _student(budget: Budget, seed: int, teacher: Loaded, pairs: Records) -> Reci
     """Of the teacher's network, tokenizer and guidance, whatever they are."""
     denoiser = teacher.denoiser
     shape = denoiser.network.shape
-    expect(pairs.path, pairs.source(), latent=shape, noise=shape, label=())
+    expect(pairs.path, pairs.source(), latent=shape, noise=shape)
     regression = KDTask(teacher=denoiser, optim=_cosine(0.128 / denoiser.network.width, budget.regression))
     matching = DMD2Task(
         teacher=denoiser,

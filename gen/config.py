@@ -113,6 +113,16 @@ KINDS: dict[str, dict[str, str]] = {
         "conv-head": "gen.nn.adversarial:ConvHead",
         "token-head": "gen.nn.adversarial:TokenHead",
     },
+    "discriminator": {
+        "patchgan": "gen.nn.discriminators:PatchGAN",
+        "titok-discriminator": "gen.nn.discriminators:TiTokDiscriminator",
+        "stylegan": "gen.nn.discriminators:StyleGAN",
+    },
+    "image-term": {
+        "lpips": "gen.tokenizers.losses:LPIPS",
+        "feature-term": "gen.tokenizers.losses:FeatureTerm",
+        "lite-maps": "gen.tokenizers.losses:LiteMaps",
+    },
     "guidance": {
         "cfg": "gen.sampling.guidance:ClassifierFree",
         "apg": "gen.sampling.guidance:AdaptiveProjected",
@@ -139,7 +149,10 @@ KINDS: dict[str, dict[str, str]] = {
         "kl-vae": "gen.tokenizers.kl_vae:KLVAEConfig",
         "vqgan": "gen.tokenizers.vqgan:VQGANConfig",
         "maskgit-vqgan": "gen.tokenizers.maskgit_vqgan:MaskGITVQGANConfig",
+        "binary-autoencoder": "gen.tokenizers.binary:BinaryAutoencoderConfig",
+        "instella": "gen.tokenizers.instella:InstellaConfig",
         "var-vqvae": "gen.tokenizers.var_vqvae:VARVQVAEConfig",
+        "flextok": "gen.tokenizers.flextok:FlexTokConfig",
     },
     "quantizer": {
         "vq": "gen.tokenizers.quantizers.vq:VQ",
@@ -177,6 +190,7 @@ KINDS: dict[str, dict[str, str]] = {
         "arrays": "gen.data.images:Arrays",
         "zipped": "gen.data.images:Zipped",
         "latent-shards": "gen.pretrained.latent_shards:LatentShards",
+        "random": "gen.data.random:Random",
     },
     "augmentation": {
         "random-affine": "gen.data.augment:RandomAffine",
@@ -191,6 +205,8 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
+        "adversarial-tokenizer-task": "gen.tokenizers.adversarial:AdversarialTask",
+        "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "kd-task": "gen.distill.kd:KDTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",

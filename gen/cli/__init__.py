@@ -17,7 +17,7 @@ import signal
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data split": ("gen.cli.data:split", "hold out a share of every class"),
     "convert": ("gen.cli.convert:convert", "published weights to ours and back"),
     "info": ("gen.cli.info:info", "parameters, memory and identities of a preset or run"),
+    "compile": ("gen.cli.compile:compile_preset", "memory, traffic and time on a TPU or GPU that is not here"),
     "report": ("gen.cli.report:report", "rebuild the report page of a run folder"),
     "doctor": ("gen.cli.doctor:doctor", "devices, versions and what is missing for which feature"),
     "list": ("gen.cli.listing:listing", "presets and registered building blocks"),
@@ -240,11 +241,21 @@ def parse(command: str, args: Sequence[str]) -> Callable[[], None] | None:
     except SystemExit as stop:
         if not stop.code:
             return None
+        _refuse_positional_flags(command, parameters, plain)
         raise GenError(f"{_one_line(outer.getvalue())}; see gen {command} --help") from None
     if unknown:
         hint = _unknown(unknown[0], function, _settings(bound) if takes_overrides else ())
         raise GenError(f"gen {command}: {hint}; see gen {command} --help")
     return functools.partial(bound, overrides=overrides) if takes_overrides else bound
+
+
+def _refuse_positional_flags(command: str, parameters: Mapping[str, inspect.Parameter], args: Sequence[str]) -> None:
+    """Raises GenError where an argument that has no flag is given as if it had one."""
+    plain = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_ONLY]
+    for name in plain:
+        if any(arg.partition("=")[0] == f"--{name}" for arg in args):
+            usage = " ".join(word.upper() for word in plain)
+            raise GenError(f"{name.upper()} is given without a flag: gen {command} {usage}; leave out --{name}")
 
 
 def split_overrides(args: Sequence[str]) -> tuple[list[str], tuple[tuple[str, str], ...]]:

@@ -6,17 +6,18 @@ from typing import Annotated, Any
 
 import tyro
 
+from gen.cli.flags import Switch, flag
 from gen.errors import GenError
 
 __all__ = ["compare", "show"]
 
 
 def compare(
-    what: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN|JSON")],
+    what: Annotated[tuple[str, ...], tyro.conf.Positional, flag("RUN|JSON")],
     /,
     *,
-    force: bool = False,
-    out: Annotated[Path | None, tyro.conf.arg(metavar="HTML")] = None,
+    force: Switch = False,
+    out: Annotated[Path | None, flag("HTML")] = None,
 ) -> None:
     """Scores of several evaluations side by side, under one protocol.
 

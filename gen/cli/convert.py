@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from gen.cli.flags import flag
 from gen.cli.opening import Overrides
 from gen.errors import GenError
 
@@ -14,15 +15,15 @@ __all__ = ["convert"]
 
 
 def convert(
-    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE|DIR|RUN|NETWORK")],
-    file: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[FILE]")] = None,
+    source: Annotated[Path, tyro.conf.Positional, flag("FILE|DIR|RUN|NETWORK")],
+    file: Annotated[Path | None, tyro.conf.Positional, flag("[FILE]")] = None,
     /,
     *,
-    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
-    system: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    key: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    vae: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
-    normalizer: Annotated[str | None, tyro.conf.arg(metavar="X")] = None,
+    out: Annotated[Path | None, flag("RUN|FILE|DIR")] = None,
+    system: Annotated[str | None, flag("NAME")] = None,
+    key: Annotated[str | None, flag("NAME")] = None,
+    vae: Annotated[Path | None, flag("FILE|DIR|RUN")] = None,
+    normalizer: Annotated[str | None, flag("X")] = None,
     overrides: Overrides = (),
 ) -> None:
     """Turns published weights into a run folder that gen sample takes, or a run back into published names.
@@ -149,7 +150,7 @@ def _joined(
     from gen.pretrained.decoder import join, read_decoder, read_normalizer
 
     if vae is None:
-        raise GenError(f"--normalizer {normalizer} without an autoencoder; add --vae PATH")
+        raise GenError(f"--normalizer {normalizer} without an autoencoder; add --vae FILE")
     if generator is None:
         raise GenError(f"{importer.name} weights make no latents; leave out --vae")
     decoder = read_decoder(vae)

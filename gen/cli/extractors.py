@@ -6,7 +6,7 @@ from typing import Any
 
 from gen.errors import GenError
 
-__all__ = ["find_extractor", "is_statistics", "made_shape", "open_extractor", "open_reference", "stored_shape"]
+__all__ = ["find_extractor", "is_statistics", "open_extractor", "open_reference", "stored_shape"]
 
 
 def open_extractor(text: str) -> Any:
@@ -93,15 +93,6 @@ def _convert_installed(name: str, network: Any) -> None:
         line = convert_installed(name)
         if line is not None:
             print(line)
-
-
-def made_shape(images: Any) -> tuple[int, ...]:
-    """(H, W, C) of the images that a generator makes (`gen.metrics.sources.generated`); nothing is computed."""
-    import jax
-    import jax.numpy as jnp
-
-    made = jax.eval_shape(images.function, images.arguments, jax.ShapeDtypeStruct((1,), jnp.int32))
-    return tuple(made["image"].shape[1:])
 
 
 def stored_shape(text: str) -> tuple[int, ...]:

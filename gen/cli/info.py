@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from gen.cli.flags import Switch, flag
 from gen.cli.opening import Overrides, prepare
 from gen.config import fingerprint
 from gen.errors import GenError
@@ -18,16 +19,17 @@ AXES = ("data", "fsdp", "tensor")  # as in gen.training.sharding, which imports 
 
 
 def info(
-    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET|FILE.py:PRESET|RUN")],
+    what: Annotated[str, tyro.conf.Positional, flag("PRESET|FILE.py:PRESET|RUN")],
     /,
     *,
-    mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
-    devices: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    batch_gpu: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    data: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None,
-    teacher: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
-    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
+    mesh: Annotated[str | None, flag("AXIS=N,...")] = None,
+    devices: Annotated[int | None, flag("N")] = None,
+    batch: Annotated[int | None, flag("N")] = None,
+    batch_gpu: Annotated[int | None, flag("N")] = None,
+    data: Annotated[str | None, flag("DATA")] = None,
+    teacher: Annotated[Path | None, flag("RUN")] = None,
+    tokenizer: Annotated[Path | None, flag("RUN")] = None,
+    unconditional: Switch = False,
     overrides: Overrides = (),
 ) -> None:
     """Shows a preset or a run: parameters per network, memory per device, identities, and every setting's path.
@@ -52,6 +54,7 @@ def info(
       data: the data or latent cache, for presets that take one.
       teacher: the teacher's run folder, for presets that take one.
       tokenizer: the tokenizer's run folder, for presets that take one.
+      unconditional: without classes, as for gen train.
     """
     if Path(what).is_dir():
         _show_run(Path(what), overrides)
@@ -67,7 +70,7 @@ def info(
     if any(inputs[name] is None for name in preset.required):
         _show_preset(what, preset)
         return
-    recipe = prepare(what, inputs, (*axes, *overrides), {"batch": batch})
+    recipe = prepare(what, inputs, (*axes, *overrides), {"batch": batch}, unconditional=unconditional)
     print(f"{recipe.config.name}  (configuration {fingerprint(recipe.config)})")
     dry_run(recipe.config, frozen=recipe.frozen, artifacts=recipe.artifacts, batch_gpu=batch_gpu, devices=devices)
     _show_settings(recipe.config)
@@ -90,7 +93,7 @@ def mesh_overrides(text: str | None) -> tuple[tuple[str, str], ...]:
 
 def _show_preset(what: str, preset: Any) -> None:
     """What its experiment file says of a preset, and the inputs without which there is no more to say."""
-    flags = {"data": "--data PATH", "teacher": "--teacher RUN", "tokenizer": "--tokenizer RUN"}
+    flags = {"data": "--data DATA", "teacher": "--teacher RUN", "tokenizer": "--tokenizer RUN"}
     needs = " ".join(flags[name] for name in preset.required)
     print(f"{preset.name}: {preset.line}\n\n{inspect.getdoc(preset.load())}\n")
     if preset.optional:
@@ -112,17 +115,28 @@ def _show_run(path: Path, overrides: tuple[tuple[str, str], ...]) -> None:
         print(f"{role}: {count(tree):,} parameters")
     if loaded.config.sampler is not None:
         print(f"network calls per sample: {loaded.generator.nfe}")
-    _show_settings(config)
+    _show_settings(config, trained=True)
 
 
-def _show_settings(config: Any) -> None:
-    """Where frozen arrays and data come from; every setting with its path."""
+def _show_settings(config: Any, *, trained: bool = False) -> None:
+    """Where frozen arrays and data come from; every setting with its path. Of a trained run the sampler's alone change.
+
+    A run that is gone on with takes its preset's settings: gen train PRESET shows what it refuses.
+    """
     for role, origin in config.frozen.items():
         print(f"frozen {role}: {origin}")
     for stage in config.stages:
         print(f"data of {stage.name}: {stage.data.identity()}")
-    print("\nsettings (override with --PATH VALUE):")
-    for path, value in leaves(config):
+    settings = leaves(config)
+    if trained:
+        changeable = [setting for setting in settings if setting[0].startswith("sampler")]
+        settings = [setting for setting in settings if setting not in changeable]
+        if changeable:
+            print("\nhow it is sampled (gen sample and gen evaluate take --PATH VALUE):")
+            for path, value in changeable:
+                print(f"  {path} = {value}")
+    print("\nhow it was trained:" if trained else "\nsettings (override with --PATH VALUE):")
+    for path, value in settings:
         print(f"  {path} = {value}")
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from gen.cli.flags import flag
 from gen.cli.start import start
 from gen.errors import GenError
 from gen.progress import Bar
@@ -14,19 +15,19 @@ __all__ = ["encode", "reconstruct"]
 
 
 def reconstruct(
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    run: Annotated[Path, tyro.conf.Positional, flag("RUN")],
     /,
     *,
-    data: Annotated[str, tyro.conf.arg(metavar="DATA")] = "digits:test",
-    extractor: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    data: Annotated[str, flag("DATA")] = "digits:test",
+    extractor: Annotated[str | None, flag("NAME")] = None,
     lpips: tuple[Literal["alex", "vgg", "squeeze"], ...] = (),
-    protocol: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    split: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
+    protocol: Annotated[str | None, flag("NAME")] = None,
+    split: Annotated[str, flag("TEXT")] = "",
     quantiser: Literal["round", "truncate"] = "round",
-    measures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = (),
-    out: Annotated[Path | None, tyro.conf.arg(metavar="NPZ")] = None,
-    scores: Annotated[Path | None, tyro.conf.arg(metavar="JSON")] = None,
-    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 256,
+    measures: Annotated[tuple[str, ...], flag("NAME")] = (),
+    out: Annotated[Path | None, flag("NPZ")] = None,
+    scores: Annotated[Path | None, flag("JSON")] = None,
+    batch: Annotated[int, flag("N")] = 256,
 ) -> None:
     """Sends images through a tokenizer and back, and scores what comes back: PSNR, SSIM, LPIPS, rFID.
 
@@ -133,15 +134,15 @@ def _save(out: Path, images: Any, labels: Any) -> None:
 
 
 def encode(
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    run: Annotated[Path, tyro.conf.Positional, flag("RUN")],
     /,
     *,
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
-    data: Annotated[str, tyro.conf.arg(metavar="DATA")] = "digits:train",
-    align: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
-    tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    out: Annotated[Path, flag("DIR")],
+    data: Annotated[str, flag("DATA")] = "digits:train",
+    align: Annotated[Path | None, flag("FILE")] = None,
+    tokens: Annotated[int | None, flag("N")] = None,
     flip: bool = False,
-    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 256,
+    batch: Annotated[int, flag("N")] = 256,
 ) -> None:
     """Encodes images once into a cache of latents, tokens or bits, which generators train on.
 

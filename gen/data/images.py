@@ -14,6 +14,7 @@ from gen.config import PLACE
 from gen.data import loader
 from gen.data.labels import class_count
 from gen.data.loader import Record, Source
+from gen.data.random import RANDOM, RandomSource
 from gen.data.sources import ArraySource
 from gen.data.stores import Store, load_arrays, open_store
 from gen.data.text import lengthened
@@ -92,7 +93,8 @@ class Images:
     bool.
 
     Attributes:
-      path: whatever `gen.data.stores.open_store` takes: folder, .zip, .tar, .npz, .npy, .array_record, hf:NAME.
+      path: whatever `gen.data.stores.open_store` takes: folder, .zip, .tar, .npz, .npy, .array_record, hf:NAME; or
+        "random", for noise of that size.
       size: side in pixels; None: the size of the first image, which all must have.
       crop: "none" (all images already have the size), "adm" (centre), "center" (EDM's), "squeeze" (no crop), "random"
         (ADM's random crop).
@@ -135,7 +137,7 @@ class Images:
         if self.labels in ("class", "both") and store.label is None:
             raise GenError(
                 f"{self.path} has no class labels{store.unlabelled}; put the images of each class in a folder of its "
-                "own, or train without: the data's labels none, the network's num_classes 0, the guidance's scale 1"
+                "own, or train a model without classes: gen train --unconditional"
             )
         if self.labels in ("text", "both"):
             self._check_text(store.text)
@@ -155,8 +157,10 @@ class Images:
                 "tokens, make them with the matching encoder"
             )
 
-    def source(self) -> ImageSource:
+    def source(self) -> ImageSource | RandomSource:
         """The records by index, without chance: "random" leaves images at their own size here."""
+        if self.path == RANDOM:
+            return RandomSource(self._shapes)
         shape = None if self.size is None else (self.size, self.size)
         if self.size is None:
             first = self.store.image(0, self.channels)
@@ -180,9 +184,27 @@ class Images:
 
     def identity(self) -> str:
         """Fingerprint of the files, the labels and what is done to them; not of where they lie."""
+        if self.path == RANDOM:
+            return f"random {self._shapes}"
         unsaid = ("path",) if self.length is not None else ("path", "length")  # data without it keep their fingerprint
         done = [f"{f.name}={getattr(self, f.name)}" for f in dataclasses.fields(self) if f.name not in unsaid]
         return hashlib.sha256(f"{self.store.identity()} {done}".encode()).hexdigest()[:16]
+
+    @property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of a row by name, for random ones."""
+        if self.size is None:
+            raise GenError("random images have the size that is asked for; set size in pixels")
+        shapes: dict[str, tuple[int, ...]] = {"image": (self.size, self.size, self.channels)}
+        if self.labels in ("class", "both"):
+            shapes["label"] = ()
+        if self.labels in ("text", "both"):
+            if self.width is None:
+                raise GenError("random text has the width that the model takes; set width")
+            shapes["text"] = (self.width,) if self.length is None else (self.length, self.width)
+            if self.length is not None:
+                shapes["text_mask"] = (self.length,)
+        return shapes
 
     def _transform(self, rng: np.random.Generator, record: Record) -> Record:
         image = record["image"]

@@ -98,7 +98,7 @@ def check_classes(path: str, source: Any, classes: int, flag: str) -> None:
     if not classes:
         return
     if source.label is None:
-        without = f", or train without classes ({flag} 0)" if flag else ""
+        without = ", or train a model without classes: gen train --unconditional" if flag else ""
         raise GenError(
             f"{path} has no class labels, and the model is conditioned on {classes} classes; put the images of each "
             f"class in a folder of its own{without}"

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import ndtri
 from scipy.special import erf
 
 from gen.errors import GenError
@@ -53,6 +54,8 @@ class TimeSampler:
         ``at(u)``. ``lognormal``: the noise level sigma / alpha is exp(mean + std n), as in EDM.
       mean, std: location and scale of the normal laws.
       scale: of ``mode``, from -1 to 2 / (pi - 2); 0 is uniform.
+      stratified: one draw from each of B equal parts of the distribution, B the size of the batch, where all B samples
+        are drawn freely otherwise; for the laws of [0, 1].
       shift: resolution shift u' = shift u / (1 + (shift - 1) u); 1 for none. Not for ``lognormal``.
       levels: of ``lognormal``: only these many times of the process's own grid are drawn, each but the lowest with the
         mass of the interval below it (improved consistency training, Song and Dhariwal 2024, sec. 3.5); None for all.
@@ -64,8 +67,11 @@ class TimeSampler:
     scale: float = 1.29
     shift: float = 1.0
     levels: int | None = None
+    stratified: bool = False
 
     def __post_init__(self) -> None:
+        if self.stratified and self.law == "lognormal":
+            raise GenError("stratified times are of laws on [0, 1]; choose uniform, logit-normal or mode")
         if self.levels is not None and (self.levels < 2 or self.law != "lognormal"):
             raise GenError(f"{self.levels} levels of a {self.law} law; expected two or more, of the lognormal law")
         if self.law == "mode" and not -1.0 <= self.scale <= 2.0 / (math.pi - 2.0):
@@ -74,7 +80,15 @@ class TimeSampler:
     def __call__(self, key: jax.Array, process: Any, count: int) -> jax.Array:
         """(count,) float32 times."""
         uniform = self.law in ("uniform", "mode") or self.levels is not None
+        if self.stratified:
+            q = self.strata(jax.random.uniform(key, (count,)))
+            return self.times(process, q if uniform else ndtri(q))
         return self.times(process, (jax.random.uniform if uniform else jax.random.normal)(key, (count,)))
+
+    @staticmethod
+    def strata(u: jax.Array) -> jax.Array:
+        """Uniform draws (B,) brought into the parts 0 to 1 / B, 1 / B to 2 / B ... of [0, 1], one into each."""
+        return (jnp.arange(len(u)) + u) / len(u)
 
     def times(self, process: Any, z: jax.Array) -> jax.Array:
         """The times of draws z (B,): standard normal, or uniform on [0, 1] for ``uniform``, ``mode`` and levels."""

@@ -18,7 +18,6 @@ __all__ = [
     "MLP",
     "Remat",
     "Stacked",
-    "SwiGLU",
     "TimeEmbedder",
     "dropout",
     "layer_norm",
@@ -187,18 +186,6 @@ class MLP(nnx.Module):
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=self.approximate))
 
 
-class SwiGLU(nnx.Module):
-    """w3(silu(a) b) with [a, b] = w12(x) (Shazeer 2020, arXiv 2002.05202)."""
-
-    def __init__(self, width: int, hidden: int, *, bias: bool = True, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
-        self.w12 = linear(width, 2 * hidden, bias=bias, dtype=dtype, rngs=rngs)
-        self.w3 = linear(hidden, width, bias=bias, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        a, b = jnp.split(self.w12(x), 2, axis=-1)
-        return self.w3(jax.nn.silu(a) * b)
-
-
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
     """`depth` modules as one whose parameters carry the layer on axis 0."""
 
@@ -236,6 +223,7 @@ def run_stack(
     remat: Remat = "none",
     scan: bool = True,
     keep: tuple[int, ...] = (),
+    start: int = 0,
     stop: int | None = None,
 ) -> Stacked:
     """Runs x through stacked blocks: ``x, output = call(block, x, extra)`` for each layer.
@@ -248,7 +236,7 @@ def run_stack(
       remat: what the backward pass recomputes: nothing, all but matrix products, or everything.
       scan: one `lax.scan` over depth (constant compile time) or a Python loop (faster on CPU for a few layers).
       keep: layer indices whose outputs are returned; the stack is split there, so other layers cost no memory.
-      stop: run only the first `stop` layers.
+      start, stop: run only the layers from `start` to before `stop`.
     """
     graphdef, params = nnx.split(blocks)
     depth = jax.tree.leaves(params)[0].shape[0]
@@ -262,8 +250,7 @@ def run_stack(
     kept: dict[int, jax.Array] = {}
     parts: list[Any] = []  # the outputs of runs of layers
     stop = depth if stop is None else stop
-    start = 0
-    for end in sorted({*(k + 1 for k in keep if k < stop), stop}):
+    for end in sorted({*(k + 1 for k in keep if start <= k < stop), stop}):
         layers = jax.tree.map(lambda a, s=start, e=end: a[s:e], (params, per_layer))
         if scan:
             x, outputs = jax.lax.scan(body, x, layers)

@@ -24,11 +24,18 @@ class Gated(nnx.Module):
     """fc2(activation(a) b) with (a, b) the halves of fc1: SwiGLU, GEGLU (Shazeer 2020, arXiv 2002.05202)."""
 
     def __init__(
-        self, width: int, hidden: int, activation: Callable[[jax.Array], jax.Array], *, dtype: Any, rngs: nnx.Rngs
+        self,
+        width: int,
+        hidden: int,
+        activation: Callable[[jax.Array], jax.Array],
+        *,
+        bias: bool = True,
+        dtype: Any,
+        rngs: nnx.Rngs,
     ) -> None:
         self.activation = activation
-        self.fc1 = linear(width, 2 * hidden, dtype=dtype, rngs=rngs)
-        self.fc2 = linear(hidden, width, dtype=dtype, rngs=rngs)
+        self.fc1 = linear(width, 2 * hidden, bias=bias, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, width, bias=bias, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate, value = jnp.split(self.fc1(x), 2, -1)
@@ -50,7 +57,8 @@ class ViTBlock(nnx.Module):
       feedforward: an MLP with the exact GELU, or gated layers.
       norm: "layer" with gain and bias, or "rms" with a gain.
       eps: of the norms.
-      qkv_bias: whether q, k and v have biases.
+      bias, qkv_bias: whether the layers have biases; those of q, k and v by themselves. An MLP always has.
+      qk_norm: whether q and k are RMS-normed over each head.
       scaled: whether g1 and g2 are learned vectors (LayerScale); 1 otherwise.
     """
 
@@ -63,7 +71,9 @@ class ViTBlock(nnx.Module):
         feedforward: FeedForward = "mlp",
         norm: Literal["layer", "rms"] = "layer",
         eps: float = 1e-6,
+        bias: bool = True,
         qkv_bias: bool = True,
+        qk_norm: bool = False,
         scaled: bool = False,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -72,11 +82,19 @@ class ViTBlock(nnx.Module):
             layer_normed(width, eps, rngs) if norm == "layer" else nnx.RMSNorm(width, epsilon=eps, rngs=rngs)
             for _ in range(2)
         )
-        self.attn = Attention(width, heads, bias=qkv_bias, dtype=dtype, rngs=rngs)
+        self.attn = Attention(
+            width,
+            heads,
+            bias=bias and qkv_bias,
+            proj_bias=bias,
+            norm=(lambda size, rngs: nnx.RMSNorm(size, epsilon=eps, rngs=rngs)) if qk_norm else None,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.mlp: Any = (
             MLP(width, hidden, approximate=False, dtype=dtype, rngs=rngs)
             if feedforward == "mlp"
-            else Gated(width, hidden, _GATES[feedforward], dtype=dtype, rngs=rngs)
+            else Gated(width, hidden, _GATES[feedforward], bias=bias, dtype=dtype, rngs=rngs)
         )
         self.scaled = scaled
         if scaled:

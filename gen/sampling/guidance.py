@@ -22,6 +22,7 @@ from gen.nn.network import Cond
 
 __all__ = [
     "AdaptiveProjected",
+    "Arch",
     "Autoguidance",
     "Chained",
     "ClassifierFree",
@@ -129,6 +130,17 @@ class ClassifierFree:
 
 
 @dataclasses.dataclass(frozen=True)
+class Arch:
+    """A guidance scale that is 1 at both ends of a flow: w(t) = 1 + height t (1 - t)."""
+
+    height: float
+
+    def __call__(self, t: jax.Array) -> jax.Array:
+        """w at t in [0, 1]."""
+        return 1.0 + self.height * t * (1.0 - t)
+
+
+@dataclasses.dataclass(frozen=True)
 class AdaptiveProjected:
     """APG (arXiv 2410.02416): the guidance direction without its part along c, in data space.
 
@@ -136,21 +148,23 @@ class AdaptiveProjected:
     D = D_c + (w - 1) (across + eta along).
 
     Attributes:
-      scale: w; 1 is no guidance, whatever the rest.
+      scale: w, a number or an `Arch`; 1 is no guidance, whatever the rest.
       eta: share kept of the part along D_c; 1 is classifier-free guidance.
       norm: greatest length of d, per sample; 0 for no bound.
       momentum: weight of the previous (unshortened) d; the paper's are negative. Not advanced on unguided calls.
       base: what the update is added to: ``conditional`` as in the paper, or ``unconditional`` with the weight w,
         which differs unless eta = 1 without bound and momentum.
       rescale: as in `ClassifierFree`.
+      space: what D is: the ``data``, as in the paper, or the ``velocity``, as in FlexTok's code.
     """
 
-    scale: float = 4.0
+    scale: float | Arch = 4.0
     eta: float = 0.0
     norm: float = 0.0
     momentum: float = 0.0
     base: Literal["conditional", "unconditional"] = "conditional"
     rescale: float = 0.0
+    space: Literal["data", "velocity"] = "data"
 
     def init(self, x: jax.Array) -> Carry:
         """The running direction, where there is momentum."""
@@ -164,7 +178,7 @@ class AdaptiveProjected:
 
         def guided(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
             first, u, carry = _both(denoise, null, x, t, cond, step, carry)
-            c, u = first.denoised, first.with_value(u).denoised
+            c, u = (self._value(p) for p in (first, first.with_value(u)))
             d = c - u
             if self.momentum:
                 d = d + self.momentum * carry["apg"]
@@ -174,10 +188,17 @@ class AdaptiveProjected:
                 d = d * jnp.minimum(1.0, self.norm / jnp.where(length > 0.0, length, 1.0))
             along = c * _inner(d, c) / jnp.maximum(_inner(c, c), jnp.finfo(c.dtype).tiny)
             update = d - along + self.eta * along
-            value = c + (self.scale - 1.0) * update if self.base == "conditional" else u + self.scale * update
-            return first.with_denoised(_rescaled(value, c, self.rescale)), carry
+            scale = expand(self.scale(t), x) if isinstance(self.scale, Arch) else self.scale
+            value = c + (scale - 1.0) * update if self.base == "conditional" else u + scale * update
+            value = _rescaled(value, c, self.rescale)
+            if self.space == "data":
+                return first.with_denoised(value), carry
+            return dataclasses.replace(first, value=value, kind="velocity"), carry
 
         return guided
+
+    def _value(self, prediction: Prediction) -> jax.Array:
+        return prediction.denoised if self.space == "data" else prediction.velocity
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,16 +55,31 @@ class Gaussian:
         """What a cache keeps of an image: the mean."""
         return self.mean
 
+    @property
+    def std(self) -> jax.Array:
+        """The standard deviation, exp(logvar / 2)."""
+        return jnp.exp(0.5 * jnp.clip(self.logvar, -30.0, 20.0))
+
     def sample(self, keys: jax.Array) -> jax.Array:
-        """mean + exp(logvar / 2) n, n drawn from per-sample keys (B,)."""
+        """mean + std n, n drawn from per-sample keys (B,): what a decoder in training is given."""
         noise = jax.vmap(lambda key: jax.random.normal(key, self.mean.shape[1:]))(keys)
-        return self.mean + jnp.exp(0.5 * jnp.clip(self.logvar, -30.0, 20.0)) * noise
+        return self.mean + self.std * noise
 
     def kl(self) -> jax.Array:
         """KL to the standard normal, summed over latents: (B,)."""
         logvar = jnp.clip(self.logvar, -30.0, 20.0)
         value = 0.5 * (jnp.square(self.mean) + jnp.exp(logvar) - 1.0 - logvar)
         return value.reshape(value.shape[0], -1).sum(axis=1)
+
+    @property
+    def losses(self) -> Mapping[str, jax.Array]:
+        """What the posterior adds to a loss, (B,) by name, unweighted: its KL."""
+        return {"kl": self.kl()}
+
+    @property
+    def statistics(self) -> Mapping[str, jax.Array]:
+        """New values of buffers by path: a posterior has none."""
+        return {}
 
 
 @jax.tree_util.register_dataclass

@@ -213,9 +213,10 @@ class Middle(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """(B, H, W, C) -> (B, h, w, outputs)."""
+    """(B, H, W, C) -> (B, h, w, outputs); `activate`: whether a SiLU stands between the last norm and convolution."""
 
-    def __init__(self, config: TowerConfig, outputs: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TowerConfig, outputs: int, rngs: nnx.Rngs, *, activate: bool = True) -> None:
+        self.activate = activate
         widths, dtype, last = config.widths, jnp.dtype(config.dtype), len(config.widths) - 1
         self.conv_in = conv(config.image[2], config.width, 3, dtype, rngs)
         self.down = nnx.Dict(
@@ -240,13 +241,22 @@ class Encoder(nnx.Module):
         x = self.conv_in(x)
         for i in range(len(self.down)):
             x = self.down[f"level{i}"](x)
-        return self.conv_out(jax.nn.silu(self.norm_out(self.mid(x))))
+        x = self.norm_out(self.mid(x))
+        return self.conv_out(jax.nn.silu(x) if self.activate else x)
 
 
 class Decoder(nnx.Module):
-    """(B, h, w, inner) -> (B, H, W, C). Level 0 is the finest, and the last to run."""
+    """(B, h, w, inner) -> (B, H, W, C). Level 0 is the finest, and the last to run.
 
-    def __init__(self, config: TowerConfig, rngs: nnx.Rngs) -> None:
+    Args of the constructor:
+      blocks: residual blocks per level; by default one more than the encoder has.
+      activate: as of the `Encoder`.
+    """
+
+    def __init__(
+        self, config: TowerConfig, rngs: nnx.Rngs, *, blocks: int | None = None, activate: bool = True
+    ) -> None:
+        self.activate = activate
         widths, dtype, last = config.widths, jnp.dtype(config.dtype), len(config.widths) - 1
         self.conv_in = conv(config.inner, widths[-1], 3, dtype, rngs)
         self.mid = Middle(config, rngs)
@@ -256,7 +266,7 @@ class Decoder(nnx.Module):
                     config,
                     widths[min(i + 1, last)],
                     widths[i],
-                    config.blocks + 1,
+                    config.blocks + 1 if blocks is None else blocks,
                     attention=i in config.decoder_attention,
                     resample="up" if i else "",
                     rngs=rngs,
@@ -271,4 +281,5 @@ class Decoder(nnx.Module):
         x = self.mid(self.conv_in(x))
         for i in reversed(range(len(self.up))):
             x = self.up[f"level{i}"](x)
-        return self.conv_out(jax.nn.silu(self.norm_out(x)))
+        x = self.norm_out(x)
+        return self.conv_out(jax.nn.silu(x) if self.activate else x)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -66,13 +66,13 @@ def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
     return sizes
 
 
-def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:
-    """The mesh over all devices of all processes, Auto axes ("data", "fsdp", "tensor").
+def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over `devices`, by default all devices of all processes, Auto axes ("data", "fsdp", "tensor").
 
     Raises GenError when the axes do not multiply to the number of devices.
     """
-    sizes = mesh_sizes(config, jax.device_count())
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    sizes = mesh_sizes(config, jax.device_count() if devices is None else len(devices))
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int], shard_from: int = 2**16) -> P:

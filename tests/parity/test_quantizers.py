@@ -12,6 +12,7 @@ from gen.nn.network import Network, param_shapes
 from gen.pretrained.rules import load, save
 from gen.pretrained.var import quantizer_rules
 from gen.tokenizers.quantizers.binary import Binary
+from gen.tokenizers.quantizers.entropy import entropies
 from gen.tokenizers.quantizers.lfq import BSQ, LFQ
 from gen.tokenizers.quantizers.residual import Residual
 from tests.parity.conftest import Fixture, fixtures
@@ -34,29 +35,30 @@ def place(bits: Any, first: bool) -> np.ndarray:
 def test_spherical_signs(fx: Fixture, grouped: bool) -> None:
     given, prefix = fx.config, "bsq_group" if grouped else "bsq_analytic"
     group = given["group_size"] if grouped else 1
-    config = BSQ(given["dim"], 1.0 / given["inv_temperature"], group)
+    config = BSQ(given["dim"], 1.0 / given["inv_temperature"], given["gamma"] / given["gamma0"], group)
     module = Network(config).module({})
 
     def loss(h: jax.Array) -> tuple[jax.Array, Any]:
         found = module(h)
         losses = {name: value.mean() for name, value in found.losses.items()}
-        entropy = given["gamma0"] * losses["sample_entropy"] - given["gamma"] * losses["batch_entropy"]
-        total = given["beta"] * losses["commitment"] + given["zeta"] / given["inv_temperature"] * entropy
-        return (found.codes * fx.io["upstream_grad"]).sum() + total, (found, losses, total)
+        entropy = given["gamma0"] * losses["entropy"] / given["inv_temperature"]
+        total = given["beta"] * losses["commitment"] + given["zeta"] * entropy
+        return (found.codes * fx.io["upstream_grad"]).sum() + total, (found, total)
 
     h = jnp.asarray(fx.io["h"])
-    grad, (found, losses, total) = jax.grad(loss, has_aux=True)(h)
+    grad, (found, total) = jax.grad(loss, has_aux=True)(h)
     fx.close(found.codes, f"{prefix}_zq")
     fx.close(one(total), f"{prefix}_loss")
-    fx.close(one(losses["sample_entropy"]), f"{prefix}_persample_entropy")
-    fx.close(one(losses["batch_entropy"]), f"{prefix}_codebook_entropy")
     fx.close(grad, f"{prefix}_grad_h")
     fx.close(place(found.ids, first=True), f"{prefix}_indices")
     groups = found.ids.reshape(*h.shape[:-1], -1, group)
     fx.close(place(groups, first=True), f"{prefix}_group_indices")
     unit = h / jnp.linalg.norm(h, axis=-1, keepdims=True)
-    soft = jax.nn.softmax(module.soft(unit.reshape(-1, given["dim"])))
-    fx.close(soft.mean(axis=0), f"{prefix}_avg_prob")
+    soft = module.soft(unit.reshape(-1, given["dim"]))
+    fx.close(jax.nn.softmax(soft).mean(axis=0), f"{prefix}_avg_prob")
+    sample, batch = entropies(soft, config.floor)
+    fx.close(one(sample.mean()), f"{prefix}_persample_entropy")
+    fx.close(one(batch), f"{prefix}_codebook_entropy")
 
 
 @pytest.mark.parametrize("fx", fixtures("binary-lfq-bsq*"), ids=str)
@@ -67,17 +69,17 @@ def test_lookup_free_signs(fx: Fixture) -> None:
     def loss(x: jax.Array) -> tuple[jax.Array, Any]:
         found = module(x)
         losses = {name: value.mean() for name, value in found.losses.items()}
-        entropy = losses["sample_entropy"] - losses["batch_entropy"]
-        total = (found.codes * upstream).sum() + 0.1 * entropy + 0.25 * losses["commitment"]
-        return total, (found, losses, entropy)
+        total = (found.codes * upstream).sum() + 0.1 * losses["entropy"] + 0.25 * losses["commitment"]
+        return total, (found, losses)
 
-    grad, (found, losses, entropy) = jax.grad(loss, has_aux=True)(x)
+    grad, (found, losses) = jax.grad(loss, has_aux=True)(x)
     fx.close(nchw(found.codes), "lfq_quantized")
     fx.close(place(found.ids, first=False).reshape(-1), "lfq_indices")
-    fx.close(one(losses["sample_entropy"]), "lfq_persample_entropy")
-    fx.close(one(losses["batch_entropy"]), "lfq_codebook_entropy")
+    sample, batch = entropies(module.soft(x.reshape(-1, x.shape[-1])), module.config.floor)
+    fx.close(one(sample.mean()), "lfq_persample_entropy")
+    fx.close(one(batch), "lfq_codebook_entropy")
     fx.close(one(losses["commitment"]), "lfq_commitment")
-    fx.close(one(entropy), "lfq_entropy_loss")
+    fx.close(one(losses["entropy"]), "lfq_entropy_loss")
     fx.close(nchw(grad), "lfq_grad_x")
 
 

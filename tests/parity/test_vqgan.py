@@ -63,7 +63,7 @@ def test_llamagen(fx: Fixture) -> None:
         terms = {
             "vq_loss": losses["codebook"],
             "commit_loss": given.get("commit_loss_beta", 0.25) * losses["commitment"],
-            "entropy_loss": given["entropy_loss_ratio"] * (losses["sample_entropy"] - losses["batch_entropy"]),
+            "entropy_loss": given["entropy_loss_ratio"] * losses["entropy"],
         }
         return (found.codes * probe).sum() + sum(terms.values()), terms
 

@@ -16,7 +16,7 @@ from gen.errors import GenError
 from gen.nn.conditions import Conditions
 from gen.nn.layers import linear
 
-__all__ = ["AlignedConfig", "AlignedNetwork"]
+__all__ = ["AlignedConfig", "AlignedNetwork", "Projector"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from gen.diffusion.backbones.backbone import Factors, scaled
 from gen.diffusion.backbones.dit import DiT, DiTConfig
 from gen.errors import GenError
 from gen.nn.attention import Attention
-from gen.nn.layers import MLP, SwiGLU, layer_norm, linear, modulate
+from gen.nn.layers import MLP, layer_norm, linear, modulate
 
 __all__ = ["SIZES", "LightningDiT", "LightningDiTConfig", "axial_rotation", "lightningdit", "rotate_pairs"]
 
@@ -111,6 +111,18 @@ def lightningdit(name: str, **changes: Any) -> LightningDiTConfig:
     size, channels = ((16, 16), 32) if patch == "1" else ((32, 32), 4)
     config = LightningDiTConfig(size, channels, int(patch), width, depth, heads)
     return dataclasses.replace(config, **changes)
+
+
+class SwiGLU(nnx.Module):
+    """w3(silu(a) b) with [a, b] = w12(x)."""
+
+    def __init__(self, width: int, hidden: int, *, dtype: Any, rngs: nnx.Rngs) -> None:
+        self.w12 = linear(width, 2 * hidden, dtype=dtype, rngs=rngs)
+        self.w3 = linear(hidden, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        a, b = jnp.split(self.w12(x), 2, axis=-1)
+        return self.w3(jax.nn.silu(a) * b)
 
 
 def _norm(config: LightningDiTConfig) -> Callable[[int, nnx.Rngs], Any]:

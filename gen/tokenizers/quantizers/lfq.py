@@ -23,13 +23,14 @@ __all__ = ["BSQ", "LFQ", "SignModule"]
 class LFQ:
     """Codes in {-1, 1}^width: the signs of the channels (Yu et al. 2023, MAGVIT-v2, arXiv 2310.05737, section 3.1).
 
-    Losses: ``commitment`` mean (x - sign x)^2; ``sample_entropy``, the mean entropy of the vectors' soft codes
-    softmax_c(2 x.c / temperature); and ``batch_entropy``, that of their mean, which is to be weighted negatively.
-    Itself a `gen.tokenizers.quantizers.base.Quantizer`.
+    Losses: ``commitment`` mean (x - sign x)^2; ``entropy``, the mean entropy of the vectors' soft codes
+    softmax_c(2 x.c / temperature) less `diversity` times that of their mean. Itself a
+    `gen.tokenizers.quantizers.base.Quantizer`.
 
     Attributes:
       width: number of bits.
       temperature: of the soft codes.
+      diversity: weight of the entropy of the batch, relative to that of the vectors.
       group: bits that are counted jointly, 2^group soft codes at a time; None for all, as published. The entropies of
         groups are added.
     """
@@ -41,6 +42,7 @@ class LFQ:
 
     width: int
     temperature: float = 0.01
+    diversity: float = 1.0
     group: int | None = None
 
     def __post_init__(self) -> None:
@@ -57,12 +59,14 @@ class BSQ:
     """Codes in {-1, 1}^width / sqrt(width): signs on the unit sphere (Zhao et al. 2024, arXiv 2406.07548, section 3).
 
     Vectors are brought to length 1 first. Losses: ``commitment`` |sign(u) / sqrt(width) - u|^2, a mean over positions;
-    ``sample_entropy`` and ``batch_entropy`` as of `LFQ`, of softmax_c(2 u.c / temperature) with c = +-1 / sqrt(width).
-    Itself a `gen.tokenizers.quantizers.base.Quantizer`.
+    ``entropy`` as of `LFQ`, of softmax_c(2 u.c / temperature) with c = +-1 / sqrt(width). The published penalty is
+    zeta gamma0 / inv_temperature times it, with a diversity of gamma / gamma0. Itself a
+    `gen.tokenizers.quantizers.base.Quantizer`.
 
     Attributes:
       width: number of bits.
-      temperature: of the soft codes; the inverse of the published `inv_temperature`.
+      temperature: of the soft codes; the inverse of the published inv_temperature.
+      diversity: weight of the entropy of the batch, relative to that of the vectors.
       group: bits that are counted jointly; 1 takes them as independent; None for all.
     """
 
@@ -73,6 +77,7 @@ class BSQ:
 
     width: int
     temperature: float = 1.0
+    diversity: float = 1.0
     group: int | None = 1
 
     def __post_init__(self) -> None:
@@ -131,8 +136,7 @@ class SignModule(nnx.Module):
         sample, batch = entropies(self.soft(x.reshape(-1, self.config.width)), self.config.floor)
         losses = {
             "commitment": errors.sum(-1).mean(1) if self.config.unit else errors.mean((1, 2)),
-            "sample_entropy": sample.reshape(len(x), -1).mean(1),
-            "batch_entropy": jnp.broadcast_to(batch, len(x)),
+            "entropy": sample.reshape(len(x), -1).mean(1) - self.config.diversity * batch,
         }
         # the gradient passes the sign but not the scale of the codes
         through = x * self.scale

@@ -34,9 +34,8 @@ class VQ:
         Jukebox), all codes on the first step: the codebook starts from the data. With gradient accumulation a code
         moves to the mean of the vectors that the microbatches choose.
       decay: of the running averages, per step.
-      temperature: of soft codes softmax(-|z - e|^2 / temperature), whose entropies then become losses: those of the
-        vectors, ``sample_entropy``, and that of their mean over the batch, ``batch_entropy``, which is to be weighted
-        negatively (LlamaGen: 0.01). None for neither.
+      temperature: of soft codes softmax(-|z - e|^2 / temperature); ``entropy`` is then a loss as well: the mean entropy
+        of the vectors' less that of their mean over the batch (LlamaGen: 0.01). None for no such loss.
     """
 
     kind: ClassVar[Literal["tokens", "bits"]] = "tokens"
@@ -116,8 +115,7 @@ class VQModule(nnx.Module):
             losses["codebook"] = jnp.square(chosen - fixed(z)).mean(axes)
         if config.temperature is not None:
             sample, batch = entropies(-distances[:, None] / config.temperature, 1e-5)
-            losses["sample_entropy"] = sample.reshape(len(z), -1).mean(axis=1)
-            losses["batch_entropy"] = jnp.broadcast_to(batch, len(z))
+            losses["entropy"] = sample.reshape(len(z), -1).mean(axis=1) - batch
         statistics = self._statistics(fixed(given), fixed(z), ids, fixed(distances), keys)
         return Quantized(ids, z + fixed(chosen - z), losses, statistics)
 
