@@ -145,7 +145,7 @@ KINDS: dict[str, dict[str, str]] = {
         "adaptive-sampler": "gen.sampling.adaptive:AdaptiveSampler",
     },
     "tokenizer": {
-        "kl1d": "gen.tokenizers.kl1d:KL1DConfig",
+        "titok": "gen.tokenizers.titok:TiTokConfig",
         "kl-vae": "gen.tokenizers.kl_vae:KLVAEConfig",
         "vitok": "gen.tokenizers.vitok:ViTokConfig",
         "detok": "gen.tokenizers.detok:DeTokConfig",

@@ -149,6 +149,7 @@ class Loaded:
         tokenizer = self.tokenizer
         if tuple(stored.shape[1:]) != tuple(tokenizer.spec.shape):
             raise GenError(f"{stored.shape} is not what this tokenizer decodes: (N, {tokenizer.spec.shape})")
+        _check_rows(tokenizer.spec, stored)
         numbers = np.arange(len(stored), dtype=np.int32) if seeds is None else np.asarray(list(seeds), np.int32)
         made = make_conditions(tokenizer.spec.conditions, numbers, cond)
         return np.asarray(_decoder(tokenizer, options)(self.params["tokenizer"], stored, numbers, made))
@@ -161,6 +162,20 @@ class Loaded:
     def _what(self) -> str:
         tasks = ", ".join(type(stage.task).__name__ for stage in self.config.stages)
         return f"'{self.config.name}', {tasks or 'no training stage'}"
+
+
+def _check_rows(spec: Any, stored: np.ndarray) -> None:
+    """Raises GenError for ids that the tokenizer does not have, and for latents that are no numbers."""
+    if spec.kind == "continuous":
+        good, expected = np.isfinite(stored), "finite latents"
+    else:
+        top = (spec.vocabulary or 2) - 1
+        good, expected = (stored >= 0) & (stored <= top), f"integers from 0 to {top}"
+        if stored.dtype.kind not in "iub":
+            raise GenError(f"{spec.kind} are {stored.dtype}; this tokenizer decodes {expected}")
+    if not good.all():
+        row = np.argwhere(~good)[0]
+        raise GenError(f"row {row[0]} holds {stored[tuple(row)]}; this tokenizer decodes {expected}")
 
 
 @functools.lru_cache(maxsize=8)
