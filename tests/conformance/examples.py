@@ -27,12 +27,10 @@ from gen.nn.discriminators import PatchGAN
 from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
 from gen.tokenizers.flextok import FlexTokConfig, Pixels, decoding
-from gen.tokenizers.kl1d import KL1DConfig, Tower
 from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.quantizers.fsq import FSQ
-from gen.tokenizers.vavae import VisionFoundation
-from gen.tokenizers.quantizers.fsq import FSQ
 from gen.tokenizers.titok import TiTokConfig, Tower
+from gen.tokenizers.vavae import VisionFoundation
 from gen.training.optim import OptimConfig
 from tests.conformance.tokenizers import Codebook
 from tests.data import files
@@ -42,7 +40,6 @@ SHAPE, CLASSES = (4, 3), 3
 NETWORK = Tiny(channels=SHAPE[-1], classes=CLASSES)
 # A large epsilon: Adam would blow up the rounding of gradients that are zero in exact arithmetic.
 OPTIM = OptimConfig(lr=1e-3, eps=1e-2)
-TOKENIZER = TiTokConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
 TOKENIZER = TiTokConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
 FLEXTOK = FlexTokConfig(
     first=Pixels((8, 8, 1)),
