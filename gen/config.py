@@ -216,6 +216,7 @@ KINDS: dict[str, dict[str, str]] = {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
         "adversarial-tokenizer-task": "gen.tokenizers.adversarial:AdversarialTask",
         "vavae-task": "gen.tokenizers.vavae:VAVAETask",
+        "proxy-task": "gen.tokenizers.titok_train:ProxyTask",
         "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "kd-task": "gen.distill.kd:KDTask",

@@ -28,7 +28,9 @@ from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
 from gen.tokenizers.flextok import FlexTokConfig, Pixels, decoding
 from gen.tokenizers.kl_vae import KLVAEConfig
+from gen.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
 from gen.tokenizers.quantizers.fsq import FSQ
+from gen.tokenizers.quantizers.vq import VQ
 from gen.tokenizers.titok import TiTokConfig, Tower
 from gen.tokenizers.vavae import VisionFoundation
 from gen.training.optim import OptimConfig
@@ -70,7 +72,9 @@ VOCABULARY: dict[str, Any] = {
 }
 ENCODER = ViTConfig(size=4, patch=1, width=8, depth=1, heads=1, hidden=8)
 # words that mean something else to one kind
+PROXY = MaskGITVQGANConfig((8, 8, 1), 4, (1, 1, 1), 1, VQ(8, 3), groups=2)
 OWN: dict[str, dict[str, Any]] = {
+    "proxy-task": {"tokenizer": dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3), pixels=PROXY)},
     "flextok-task": {"tokenizer": FLEXTOK},
     "random": {"shapes": {"latent": (4, 3), "label": ()}},
     "vavae-task": {
@@ -112,9 +116,9 @@ def task(kind: str) -> Any:
 
 @functools.cache
 def frozen() -> Mapping[str, Params]:
-    """Arrays by role, for tasks that need a teacher, or an encoder to be aligned with."""
-    teacher, encoder = (Network(config).init(jax.random.key(7)) for config in (NETWORK, ENCODER))
-    return {"teacher": teacher, "encoder": encoder}
+    """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a tokenizer to be named."""
+    roles = {"teacher": NETWORK, "encoder": ENCODER, "proxy": PROXY}
+    return {role: Network(config).init(jax.random.key(7)) for role, config in roles.items()}
 
 
 @dataclasses.dataclass(frozen=True)
