@@ -72,12 +72,12 @@ class CacheSource:
         return record | {self.name: self._checked(record[self.name][None], [index])[0]}
 
     def gather(self, indices: np.ndarray) -> Record:
-        """Rows `indices` (B,) of every array."""
+        """Gives rows `indices` (B,) of every array."""
         record = self.rows.gather(indices)
         return record | {self.name: self._checked(record[self.name], indices)}
 
     def title(self, index: int) -> str:
-        """How messages call record `index`: by the folder."""
+        """Tells how messages call record `index`: by the folder."""
         folders = sorted({str(Path(file).parent) for file in self.rows.files})
         return f"row {index} of {', '.join(folders) or 'arrays in memory'}"
 
@@ -137,7 +137,7 @@ class Cache(_Rows):
     kind: ClassVar[str] = "latents"
 
     def normalizer(self) -> dict[str, np.ndarray]:
-        """ "shift" and "scale" (C,) float32: raw latents are normalised * scale + shift."""
+        """Gives "shift" and "scale" (C,) float32: raw latents are normalised * scale + shift."""
         head = _read(self.path, self.kind)
         return {name: np.asarray(head[name], np.float32) for name in ("shift", "scale")}
 
@@ -154,7 +154,7 @@ class TokenCache(_Rows):
 
     @property
     def vocabulary(self) -> int:
-        """How many different tokens there are: they count from 0 to vocabulary - 1."""
+        """Tells how many different tokens there are: they count from 0 to vocabulary - 1."""
         return int(_read(self.path, self.kind)["vocabulary"])
 
 
@@ -170,7 +170,7 @@ class BitCache(_Rows):
 
     @property
     def width(self) -> int:
-        """How many bits each position has: the last axis."""
+        """Tells how many bits each position has: the last axis."""
         return self.shape[-1]
 
 
