@@ -1,6 +1,7 @@
 """What the class-conditional latent experiments share: data, previews, artifacts, engine."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from gen.training.optim import OptimConfig
 from gen.training.run import EngineConfig, RunConfig
 from gen.training.task import Stage
 
-__all__ = ["adamw", "encoded_rows", "latent_recipe", "latents", "small_images", "smoke_recipe"]
+__all__ = ["adamw", "carried", "encoded_rows", "latent_recipe", "latents", "small_images", "smoke_recipe"]
 
 
 def adamw(lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.999), clip: float = 0.0) -> OptimConfig:
@@ -107,14 +108,15 @@ def smoke_recipe(
 
     Args:
       denoiser: for 8 x 8 digits.
-      data: images of 32 x 32 pixels (`small_images`), cut into as many patches, four times as wide; None for the
-        embedded digits. The network has the classes of the data; without labels it is unconditional and unguided.
+      data: images of 32 x 32 pixels (`small_images`), cut into the largest patches that a token carries (`carried`);
+        None for the embedded digits. The network has the classes of the data; without labels it is unconditional and
+        unguided.
     """
     images: Any = Digits("train")
     if data is not None:
         images, classes = small_images(data)
         network = dataclasses.replace(
-            denoiser.network, size=(32, 32), channels=3, patch=4 * denoiser.network.patch, num_classes=classes
+            denoiser.network, size=(32, 32), channels=3, patch=carried(denoiser.network.width, 3), num_classes=classes
         )
         denoiser = dataclasses.replace(denoiser, network=network)
         sampler = sampler if classes else dataclasses.replace(sampler, guidance=ClassifierFree())
@@ -123,6 +125,15 @@ def smoke_recipe(
     stage = Stage("teacher", task, steps, batch, images)
     engine = EngineConfig(checkpoint_every=100, log_every=20)
     return Recipe(RunConfig(name, (stage,), sampler=sampler, engine=engine))
+
+
+def carried(width: int, channels: int) -> int:
+    """Gives the side of the largest patch, a power of 2, whose numbers are no more than the `width` of its token.
+
+    A velocity holds the noise of every pixel. Through a token that is narrower than its patch it does not pass, and
+    samples stay noise however long the model trains.
+    """
+    return 1 << int(math.log2(width / channels) / 2)
 
 
 def small_images(path: str) -> tuple[Images, int]:

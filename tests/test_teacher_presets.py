@@ -17,6 +17,7 @@ from gen.data.caches import seal
 from gen.data.images import Images
 from gen.errors import GenError
 from gen.experiments import build, presets
+from gen.experiments._latents import carried
 from gen.features.alignment import patch_features
 from gen.features.vit import ViTConfig
 from gen.nn.network import Network
@@ -117,6 +118,11 @@ def test_smoke_presets_train_resume_and_sample(name: str, real: bool, tmp_path: 
     train(config, tmp_path / "run", stop_after=2)
     assert same(train(config, tmp_path / "run"), whole)
     assert gen.load(tmp_path / "run").sample(range(2)).shape == ((2, 32, 32, 3) if real else (2, 8, 8, 1))
+
+
+@pytest.mark.parametrize(("width", "patch"), [(16, 2), (47, 2), (48, 4), (64, 4), (192, 8)])
+def test_a_token_of_a_smoke_preset_carries_its_patch(width: int, patch: int) -> None:
+    assert carried(width, 3) == patch
 
 
 @pytest.mark.parametrize(

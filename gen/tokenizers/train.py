@@ -59,7 +59,8 @@ class TokenizerTask(Method):
       augmented: fraction of the images that are augmented. Resampled images are smoother than real ones: a share of
         real ones keeps their sharpness.
       pictures: images shown in previews.
-      quantizer: weights of a quantizer's losses by name; one that has no such loss ignores them.
+      quantizer: weights of a quantizer's losses by name; one that has no such loss ignores them. The entropy of the
+        batch's codes is to be large: its weight is negative.
       terms: distances by frozen networks, such as `gen.tokenizers.losses.LPIPS`; ``frozen`` holds their weights.
       signed: errors are measured on [-1, 1], where they are twice as large: latent diffusion's convention.
       summed: errors and terms are summed over an image's entries and not averaged: latent diffusion's convention, to
@@ -76,7 +77,7 @@ class TokenizerTask(Method):
     pictures: int = 8
     l2: float = 1.0
     quantizer: Mapping[str, float] = dataclasses.field(
-        default_factory=lambda: {"commitment": 0.25, "codebook": 1.0, "entropy": 0.1}
+        default_factory=lambda: {"commitment": 0.25, "codebook": 1.0, "sample_entropy": 0.1, "batch_entropy": -0.1}
     )
     terms: tuple[Any, ...] = ()
     signed: bool = False
@@ -86,10 +87,10 @@ class TokenizerTask(Method):
     takes: ClassVar[tuple[str, ...]] = ("image",)
 
     def __post_init__(self) -> None:
-        if min(self.kl, self.l1, self.l2, *self.quantizer.values()) < 0 or not 0 <= self.augmented <= 1:
+        if min(self.kl, self.l1, self.l2) < 0 or not 0 <= self.augmented <= 1:
             raise GenError(
-                f"kl {self.kl}, l1 {self.l1}, l2 {self.l2}, quantizer {dict(self.quantizer)}, augmented "
-                f"{self.augmented}; weights are >= 0, the fraction in [0, 1]"
+                f"kl {self.kl}, l1 {self.l1}, l2 {self.l2}, augmented {self.augmented}; weights are >= 0, the fraction "
+                "in [0, 1]"
             )
         names = [term.name for term in self.terms]
         if len(set(names)) < len(names):
@@ -132,17 +133,21 @@ class TokenizerTask(Method):
         cond = empty_conditions(self.conditions, self.pictures)
         return {"shown": images, **{f"shown/{name}": jnp.asarray(value) for name, value in cond.items()}}
 
-    def reconstruct(self, params: Params, rows: Rows) -> tuple[Any, jax.Array, jax.Array]:
-        """(posterior or quantised features, the latents or codes that are decoded, images (B, H, W, C))."""
-        encode_keys = jax.vmap(lambda key: jax.random.fold_in(key, _ENCODE))(rows.keys)
-        encoded = self.tokenizer.encode(params, rows.images, cond=rows.cond, keys=encode_keys)
-        latents = encoded.sample(rows.keys)
-        return encoded, latents, self.decode(params, latents, rows)
+    def encode(self, params: Params, rows: Rows) -> tuple[Any, jax.Array]:
+        """(posterior or quantised features, the latents or codes that are decoded)."""
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, _ENCODE))(rows.keys)
+        encoded = self.tokenizer.encode(params, rows.images, cond=rows.cond, keys=keys)
+        return encoded, encoded.sample(rows.keys)
 
     def decode(self, params: Params, latents: jax.Array, rows: Rows) -> jax.Array:
         """Images (B, H, W, C) of latents or codes."""
         decoded: jax.Array = self.tokenizer.decode(params, latents, cond=rows.cond, keys=decode_keys(rows.keys))
         return decoded
+
+    def reconstruct(self, params: Params, rows: Rows) -> tuple[Any, jax.Array, jax.Array]:
+        """What `encode` gives, and the images (B, H, W, C) of it."""
+        encoded, latents = self.encode(params, rows)
+        return encoded, latents, self.decode(params, latents, rows)
 
     def image_loss(
         self, frozen: Frozen, images: jax.Array, decoded: jax.Array

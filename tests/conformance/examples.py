@@ -25,7 +25,9 @@ from gen.errors import GenError
 from gen.nn.discriminators import PatchGAN
 from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
+from gen.tokenizers.flextok import FlexTokConfig, Pixels, decoding
 from gen.tokenizers.kl1d import KL1DConfig, Tower
+from gen.tokenizers.quantizers.fsq import FSQ
 from gen.training.optim import OptimConfig
 from tests.data import files
 from tests.distill.tiny import Tiny
@@ -35,6 +37,19 @@ NETWORK = Tiny(channels=SHAPE[-1], classes=CLASSES)
 # A large epsilon: Adam would blow up the rounding of gradients that are zero in exact arithmetic.
 OPTIM = OptimConfig(lr=1e-3, eps=1e-2)
 TOKENIZER = KL1DConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
+FLEXTOK = FlexTokConfig(
+    first=Pixels((8, 8, 1)),
+    tokens=4,
+    encoder=Tower(16, 1, 4),
+    decoder=Tower(16, 1, 4),
+    quantizer=FSQ((5, 5)),
+    length=4,
+    frequencies=16,
+    max_time=1.0,
+    decoding=decoding(2.0, 1.0, 2),
+    remat="none",
+    scan=False,
+)
 VOCABULARY: dict[str, Any] = {
     "network": NETWORK,
     "process": Linear(),
@@ -48,6 +63,8 @@ VOCABULARY: dict[str, Any] = {
     "vocabulary": 8,  # of a quantizer's codes
     "width": 3,
 }
+# words that mean something else to one kind
+OWN: dict[str, dict[str, Any]] = {"flextok-task": {"tokenizer": FLEXTOK}}
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
     "toy-drawn": "tests.conformance.tokenizers:Drawn",
@@ -69,7 +86,8 @@ def required(cls: type) -> list[str]:
 def example(kind: str, **words: Any) -> Any:
     """The example of a registered kind; `words` add to the vocabulary. KeyError names the word that is missing."""
     cls = config_class(kind)
-    return cls(**{name: (VOCABULARY | words)[name] for name in required(cls)})
+    known = VOCABULARY | OWN.get(kind, {}) | words
+    return cls(**{name: known[name] for name in required(cls)})
 
 
 def task(kind: str) -> Any:
