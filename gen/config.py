@@ -147,6 +147,10 @@ KINDS: dict[str, dict[str, str]] = {
     "tokenizer": {
         "kl1d": "gen.tokenizers.kl1d:KL1DConfig",
         "kl-vae": "gen.tokenizers.kl_vae:KLVAEConfig",
+        "vitok": "gen.tokenizers.vitok:ViTokConfig",
+        "detok": "gen.tokenizers.detok:DeTokConfig",
+        "rae": "gen.tokenizers.rae:RAEConfig",
+        "flowtitok": "gen.tokenizers.flowtitok:FlowTiTokConfig",
         "vqgan": "gen.tokenizers.vqgan:VQGANConfig",
         "maskgit-vqgan": "gen.tokenizers.maskgit_vqgan:MaskGITVQGANConfig",
         "binary-autoencoder": "gen.tokenizers.binary:BinaryAutoencoderConfig",
@@ -160,6 +164,10 @@ KINDS: dict[str, dict[str, str]] = {
         "bsq": "gen.tokenizers.quantizers.lfq:BSQ",
         "binary": "gen.tokenizers.quantizers.binary:Binary",
         "fsq": "gen.tokenizers.quantizers.fsq:FSQ",
+    },
+    "corruption": {
+        "latent-noise": "gen.tokenizers.rae:LatentNoise",
+        "latent-denoising": "gen.tokenizers.detok:LatentDenoising",
     },
     "run": {
         "run": "gen.training.run:RunConfig",
@@ -206,6 +214,7 @@ KINDS: dict[str, dict[str, str]] = {
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
         "adversarial-tokenizer-task": "gen.tokenizers.adversarial:AdversarialTask",
+        "vavae-task": "gen.tokenizers.vavae:VAVAETask",
         "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "kd-task": "gen.distill.kd:KDTask",

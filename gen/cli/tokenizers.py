@@ -73,7 +73,7 @@ def reconstruct(
     start()
     loaded = load(run)
     tokenizer = loaded.tokenizer
-    size = tuple(tokenizer.spec.image)
+    size = _image(tokenizer)
     name, _, part = data.partition(":")
     images = open_images(data, Pixels(size, name="tokenizer"))
     identity = f"{fingerprint(loaded.config)} step {loaded.step} {loaded.weights}"
@@ -146,8 +146,9 @@ def encode(
     start()
     loaded = load(run)
     tokenizer = loaded.tokenizer
-    source, identity = _records(data, tokenizer.spec.image[2])
-    beside = None if align is None else {"encoder_0": _encoder(align, tokens or tokenizer.spec.image[0] // 16)}
+    side, _, channels = _image(tokenizer)
+    source, identity = _records(data, channels)
+    beside = None if align is None else {"encoder_0": _encoder(align, tokens or side // 16)}
     cache = encode_images(
         tokenizer,
         loaded.params["tokenizer"],
@@ -160,6 +161,15 @@ def encode(
     )
     print(f"{len(source)} latents {tuple(tokenizer.spec.shape)} of {data}, {loaded.weights} weights")
     print(f"written to {out} (identity {cache.identity()}); train on it with --data {out}")
+
+
+def _image(tokenizer: Any) -> tuple[int, int, int]:
+    """(H, W, C) of the images that it takes. Raises GenError for a tokenizer of videos."""
+    shape = tuple(tokenizer.spec.image)
+    if len(shape) != 3:
+        raise GenError(f"this tokenizer takes videos {shape}, and the data are images; encode arrays of them in Python")
+    height, width, channels = shape
+    return height, width, channels
 
 
 def _records(data: str, channels: int) -> tuple[Any, str]:

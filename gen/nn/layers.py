@@ -122,25 +122,29 @@ def sincos_positions(shape: Sequence[int], width: int) -> np.ndarray:
     return np.concatenate([axis(columns, width // 2), axis(rows, width // 2)], axis=1).astype(np.float32)
 
 
-def patchify(x: jax.Array, patch: int) -> jax.Array:
-    """Cuts (B, *size, C) with one or two spatial axes into tokens (B, N, patch^axes C).
+def patchify(x: jax.Array, patch: int | Sequence[int]) -> jax.Array:
+    """Cuts (B, *size, C) with one to three spatial axes into tokens (B, N, pixels of a patch times C).
 
     Tokens are row-major; inside a token the order is (row in patch, column in patch, channel), channel fastest.
-    `patch` must divide every entry of size.
+    `patch`, one side for all axes or one for each, must divide every entry of size.
     """
     b, *size, c = x.shape
-    axes = len(size)
-    split = [m for n in size for m in (n // patch, patch)]
+    axes, sides = len(size), _sides(patch, len(size))
+    split = [m for n, side in zip(size, sides, strict=True) for m in (n // side, side)]
     order = (0, *range(1, 2 * axes + 1, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1)
-    return x.reshape(b, *split, c).transpose(order).reshape(b, -1, patch**axes * c)
+    return x.reshape(b, *split, c).transpose(order).reshape(b, -1, math.prod(sides) * c)
 
 
-def unpatchify(tokens: jax.Array, size: Sequence[int], patch: int) -> jax.Array:
-    """The inverse of `patchify`: tokens (B, N, patch^axes C) back to (B, *size, C)."""
-    axes = len(size)
-    x = tokens.reshape(tokens.shape[0], *(n // patch for n in size), *(patch,) * axes, -1)
+def unpatchify(tokens: jax.Array, size: Sequence[int], patch: int | Sequence[int]) -> jax.Array:
+    """The inverse of `patchify`: tokens (B, N, pixels of a patch times C) back to (B, *size, C)."""
+    axes, sides = len(size), _sides(patch, len(size))
+    x = tokens.reshape(tokens.shape[0], *(n // side for n, side in zip(size, sides, strict=True)), *sides, -1)
     order = (0, *(m for i in range(axes) for m in (1 + i, 1 + axes + i)), 2 * axes + 1)
     return x.transpose(order).reshape(tokens.shape[0], *size, -1)
+
+
+def _sides(patch: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    return (patch,) * axes if isinstance(patch, int) else tuple(patch)
 
 
 class TimeEmbedder(nnx.Module):

@@ -40,6 +40,8 @@ TOLERANCES: list[tuple[str, str, float, float]] = [
     ("dinov2-forward*", "*/pos_embed_used", 1e-5, 0.0),
     ("lpips-vgg*", "grad_*", 1e-3, 0.0),
     ("vavae-vf-loss*", "grad_*", 1e-3, 0.0),
+    ("detok-autoencoder*", "*", 1e-4, 0.0),
+    ("rae-autoencoder*", "*", 1e-4, 0.0),
     ("binary-quantizer*", "*", 1e-5, 0.0),
     ("lite-features*", "*", 1e-4, 0.0),
     ("patchgan*", "grad_*", 1e-3, 0.0),
