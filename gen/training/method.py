@@ -22,7 +22,7 @@ PICTURES = 8  # samples in a preview; their seeds 0 to 7 keep noise and conditio
 
 
 def given(role: str) -> Any:
-    """Makes a field that says what a frozen role's own run says; it is recorded in the configuration, and no override."""
+    """Makes a field that says what a frozen role's own run says, recorded in the configuration and no override."""
     return dataclasses.field(metadata={"given": role})
 
 
