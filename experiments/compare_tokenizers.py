@@ -47,7 +47,6 @@ from gen.sampling.generator import Sampler
 from gen.sampling.solvers import Heun
 from gen.steps import Encode, Evaluate, Train
 from gen.tokenizers.code_vectors import CodeVectors
-from gen.tokenizers.kl1d import KL1DConfig, Tower
 from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.quantizers.base import usage
 from gen.tokenizers.quantizers.binary import Binary
@@ -56,6 +55,7 @@ from gen.tokenizers.quantizers.lfq import BSQ, LFQ
 from gen.tokenizers.quantizers.residual import Residual
 from gen.tokenizers.quantizers.vq import VQ
 from gen.tokenizers.reconstruct import evaluate_reconstruction, reconstructions
+from gen.tokenizers.titok import TiTokConfig, Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.tokenizers.var_vqvae import VARVQVAEConfig
 from gen.tokenizers.vqgan import VQGANConfig
@@ -84,7 +84,7 @@ def _conv(quantizer: Any) -> VQGANConfig:
 TOKENIZERS: dict[str, Any] = {
     "kl-8x8x4": KLVAEConfig(**_SHAPE, channels=4, inner=32),
     "kl-8x8x16": KLVAEConfig(**_SHAPE, channels=16, inner=32),
-    "kl-16x16": KL1DConfig(IMAGE, patch=4, tokens=16, channels=16, encoder=_TOWER, decoder=_TOWER, scan=False),
+    "kl-16x16": TiTokConfig(IMAGE, patch=4, tokens=16, channels=16, encoder=_TOWER, decoder=_TOWER, scan=False),
     "vq": _conv(VQ(1024, 8, normalize=True)),
     "vq-averages": _conv(VQ(1024, 8, averages=True, restart="random")),
     "fsq": _conv(FSQ((8, 5, 5, 5))),

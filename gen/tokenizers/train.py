@@ -167,7 +167,9 @@ class TokenizerMethod(Method):
         keys = jax.random.split(key, len(images))
         codes = self.tokenizer.encode(params, images, cond=cond, keys=keys).mode()
         decoded = self.tokenizer.decode(params, codes, cond=cond, keys=decode_keys(keys))
-        return {"images": images, "reconstructions": jnp.clip(decoded, -1.0, 1.0)}
+        pictures = {"images": images, "reconstructions": jnp.clip(decoded, -1.0, 1.0)}
+        # of a video the middle frame
+        return {name: x if x.ndim == 4 else x[:, x.shape[1] // 2] for name, x in pictures.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +187,8 @@ class TokenizerTask(TokenizerMethod):
       signed: errors are measured on [-1, 1], where they are twice as large: latent diffusion's convention.
       summed: errors and terms are summed over an image's entries and not averaged: latent diffusion's convention, to
         which its weights of the KL belong.
+      corruption: how latents are disturbed before they are decoded (`gen.tokenizers.rae.LatentNoise`,
+        `gen.tokenizers.detok.LatentDenoising`); None for a posterior sample as it is.
     """
 
     l1: float = 0.0
@@ -192,6 +196,7 @@ class TokenizerTask(TokenizerMethod):
     terms: tuple[Any, ...] = ()
     signed: bool = False
     summed: bool = False
+    corruption: Any = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -210,6 +215,22 @@ class TokenizerTask(TokenizerMethod):
                     "gen.tokenizers.losses.frozen_terms makes it"
                 )
         return super().start(key, frozen, previous)
+
+    def encode(self, params: Params, rows: Rows) -> tuple[Any, jax.Array]:
+        """See `TokenizerMethod`; the latents are disturbed where that is asked for."""
+        if self.corruption is None:
+            return super().encode(params, rows)
+        draws = self.corruption.draw(self.tokenizer, rows.keys)
+        disturbed: tuple[Any, jax.Array] = self.corruption.encode(self.tokenizer, params, rows.images, draws)
+        return disturbed
+
+    def decode(self, params: Params, latents: jax.Array, rows: Rows) -> jax.Array:
+        """See `TokenizerMethod`."""
+        if self.corruption is None:
+            return super().decode(params, latents, rows)
+        draws = self.corruption.draw(self.tokenizer, rows.keys)
+        decoded: jax.Array = self.corruption.decode(self.tokenizer, params, latents, draws)
+        return decoded
 
     def image_loss(
         self, frozen: Frozen, images: jax.Array, decoded: jax.Array
