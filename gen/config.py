@@ -145,8 +145,13 @@ KINDS: dict[str, dict[str, str]] = {
         "adaptive-sampler": "gen.sampling.adaptive:AdaptiveSampler",
     },
     "tokenizer": {
-        "kl1d": "gen.tokenizers.kl1d:KL1DConfig",
+        "titok": "gen.tokenizers.titok:TiTokConfig",
         "kl-vae": "gen.tokenizers.kl_vae:KLVAEConfig",
+        "vitok": "gen.tokenizers.vitok:ViTokConfig",
+        "detok": "gen.tokenizers.detok:DeTokConfig",
+        "rae": "gen.tokenizers.rae:RAEConfig",
+        "flowtitok": "gen.tokenizers.flowtitok:FlowTiTokConfig",
+        "code-vectors": "gen.tokenizers.code_vectors:CodeVectors",
         "vqgan": "gen.tokenizers.vqgan:VQGANConfig",
         "maskgit-vqgan": "gen.tokenizers.maskgit_vqgan:MaskGITVQGANConfig",
         "binary-autoencoder": "gen.tokenizers.binary:BinaryAutoencoderConfig",
@@ -160,6 +165,10 @@ KINDS: dict[str, dict[str, str]] = {
         "bsq": "gen.tokenizers.quantizers.lfq:BSQ",
         "binary": "gen.tokenizers.quantizers.binary:Binary",
         "fsq": "gen.tokenizers.quantizers.fsq:FSQ",
+    },
+    "corruption": {
+        "latent-noise": "gen.tokenizers.rae:LatentNoise",
+        "latent-denoising": "gen.tokenizers.detok:LatentDenoising",
     },
     "run": {
         "run": "gen.training.run:RunConfig",
@@ -206,6 +215,7 @@ KINDS: dict[str, dict[str, str]] = {
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
         "adversarial-tokenizer-task": "gen.tokenizers.adversarial:AdversarialTask",
+        "vavae-task": "gen.tokenizers.vavae:VAVAETask",
         "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "kd-task": "gen.distill.kd:KDTask",

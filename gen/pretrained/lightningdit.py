@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from gen.diffusion.backbones.lightningdit import LightningDiTConfig, axial_rotation
+from gen.diffusion.backbones.lightningdit import LightningDiTConfig
 from gen.diffusion.backbones.sit import parameterization
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.objectives import TimeSampler, VelocityMatching
 from gen.diffusion.process import Linear
 from gen.errors import GenError
+from gen.nn.rotary import axial_rotation
 from gen.pretrained.dit import dimensions, frame
 from gen.pretrained.rules import Arrays, Computed, Importer, Rule, Rules, linear
 from gen.sampling.generator import DiffusionGenerator, Sampler

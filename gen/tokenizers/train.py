@@ -65,6 +65,8 @@ class TokenizerTask(Method):
       signed: errors are measured on [-1, 1], where they are twice as large: latent diffusion's convention.
       summed: errors and terms are summed over an image's entries and not averaged: latent diffusion's convention, to
         which its weights of the KL belong.
+      corruption: how latents are disturbed before they are decoded (`gen.tokenizers.rae.LatentNoise`,
+        `gen.tokenizers.detok.LatentDenoising`); None for a posterior sample as it is.
       train: patterns of the parameters that learn (`gen.training.part.Part`): ("decoder/*",) tunes a decoder on the
         latents of a fixed encoder, whose quantizer then keeps its statistics as well.
     """
@@ -82,6 +84,7 @@ class TokenizerTask(Method):
     terms: tuple[Any, ...] = ()
     signed: bool = False
     summed: bool = False
+    corruption: Any = None
     train: tuple[str, ...] = ("*",)
 
     takes: ClassVar[tuple[str, ...]] = ("image",)
@@ -135,13 +138,22 @@ class TokenizerTask(Method):
 
     def encode(self, params: Params, rows: Rows) -> tuple[Any, jax.Array]:
         """(posterior or quantised features, the latents or codes that are decoded)."""
+        if self.corruption is not None:
+            draws = self.corruption.draw(self.tokenizer, rows.keys)
+            disturbed: tuple[Any, jax.Array] = self.corruption.encode(self.tokenizer, params, rows.images, draws)
+            return disturbed
         keys = jax.vmap(lambda key: jax.random.fold_in(key, _ENCODE))(rows.keys)
         encoded = self.tokenizer.encode(params, rows.images, cond=rows.cond, keys=keys)
         return encoded, encoded.sample(rows.keys)
 
     def decode(self, params: Params, latents: jax.Array, rows: Rows) -> jax.Array:
         """Images (B, H, W, C) of latents or codes."""
-        decoded: jax.Array = self.tokenizer.decode(params, latents, cond=rows.cond, keys=decode_keys(rows.keys))
+        decoded: jax.Array
+        if self.corruption is not None:
+            draws = self.corruption.draw(self.tokenizer, rows.keys)
+            decoded = self.corruption.decode(self.tokenizer, params, latents, draws)
+        else:
+            decoded = self.tokenizer.decode(params, latents, cond=rows.cond, keys=decode_keys(rows.keys))
         return decoded
 
     def reconstruct(self, params: Params, rows: Rows) -> tuple[Any, jax.Array, jax.Array]:
@@ -205,4 +217,6 @@ class TokenizerTask(Method):
         keys = jax.random.split(key, len(images))
         codes = self.tokenizer.encode(params, images, cond=cond, keys=keys).mode()
         decoded = self.tokenizer.decode(params, codes, cond=cond, keys=decode_keys(keys))
-        return {"images": images, "reconstructions": jnp.clip(decoded, -1.0, 1.0)}
+        pictures = {"images": images, "reconstructions": jnp.clip(decoded, -1.0, 1.0)}
+        # of a video the middle frame
+        return {name: x if x.ndim == 4 else x[:, x.shape[1] // 2] for name, x in pictures.items()}
