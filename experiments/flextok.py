@@ -27,9 +27,9 @@ from gen.features.dinov2 import DINOv2Extractor
 from gen.runs import Loaded
 from gen.tokenizers.flextok import FlexTokConfig, Pixels, decoding, flextok
 from gen.tokenizers.flextok_train import Alignment, FlexTokTask
-from gen.tokenizers.kl1d import Tower
 from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.quantizers.fsq import FSQ
+from gen.tokenizers.titok import Tower
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
 from gen.training.run import EngineConfig, RunConfig
