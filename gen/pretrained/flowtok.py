@@ -6,29 +6,17 @@ from gen.nn.layers import sincos_positions
 from gen.pretrained.rules import SAME, Arrays, Computed, Importer, Rule, Rules, depth_of, joined, linear
 from gen.tokenizers.flowtok import FlowTokConfig, TextProjectorConfig
 
-__all__ = ["IMPORTER", "rules"]
+__all__ = ["IMPORTER", "rules", "velocity_rules"]
 
 _HEADS = {768: 12, 1024: 16, 1152: 16, 1280: 20}
 
 
 def rules(config: FlowTokConfig) -> Rules:
     """The table of official names for a configuration."""
-    network = config.velocity
     block, ours = "context_encoder.layers.{i}", "text/blocks"
     qkv = [f"{block}.attn.W_{part}" for part in "QKV"]
     return [
-        Computed("pos_embed", sincos_positions(network.grid, network.width)[None], atol=1e-5),
-        *linear("x_embedder", "velocity/patch"),
-        *linear("t_embedder.mlp.0", "velocity/time/fc1"),
-        *linear("t_embedder.mlp.2", "velocity/time/fc2"),
-        Rule("y_embedder.embedding_table.weight", "velocity/label/embedding"),
-        *linear("blocks.{i}.attn.qkv", "velocity/blocks/attn/qkv"),
-        *linear("blocks.{i}.attn.proj", "velocity/blocks/attn/proj"),
-        *linear("blocks.{i}.mlp.fc1", "velocity/blocks/mlp/fc1"),
-        *linear("blocks.{i}.mlp.fc2", "velocity/blocks/mlp/fc2"),
-        *linear("blocks.{i}.adaLN_modulation.1", "velocity/blocks/ada"),
-        *linear("final_layer.linear", "velocity/final"),
-        *linear("final_layer.adaLN_modulation.1", "velocity/final_ada"),
+        *velocity_rules(config.velocity, "velocity/"),
         Rule(tuple(f"{part}.weight" for part in qkv), f"{ours}/attn/qkv/kernel", joined(3)),
         Rule(tuple(f"{part}.bias" for part in qkv), f"{ours}/attn/qkv/bias", joined(3, SAME)),
         *linear(f"{block}.attn.W_O", f"{ours}/attn/proj"),
@@ -42,6 +30,24 @@ def rules(config: FlowTokConfig) -> Rules:
         *linear("context_encoder.linear", "text/out"),
         *(rule for i in (0, 2, 4) for rule in linear(f"context_projector.{i}", f"text/align{i // 2 + 1}")),
         Rule("t2t_temperature", "text/log_scale"),
+    ]
+
+
+def velocity_rules(network: DiTConfig, ours: str = "") -> Rules:
+    """The rows of the velocity network, which lies under `ours`."""
+    return [
+        Computed("pos_embed", sincos_positions(network.grid, network.width)[None], atol=1e-5),
+        *linear("x_embedder", f"{ours}patch"),
+        *linear("t_embedder.mlp.0", f"{ours}time/fc1"),
+        *linear("t_embedder.mlp.2", f"{ours}time/fc2"),
+        Rule("y_embedder.embedding_table.weight", f"{ours}label/embedding"),
+        *linear("blocks.{i}.attn.qkv", f"{ours}blocks/attn/qkv"),
+        *linear("blocks.{i}.attn.proj", f"{ours}blocks/attn/proj"),
+        *linear("blocks.{i}.mlp.fc1", f"{ours}blocks/mlp/fc1"),
+        *linear("blocks.{i}.mlp.fc2", f"{ours}blocks/mlp/fc2"),
+        *linear("blocks.{i}.adaLN_modulation.1", f"{ours}blocks/ada"),
+        *linear("final_layer.linear", f"{ours}final"),
+        *linear("final_layer.adaLN_modulation.1", f"{ours}final_ada"),
     ]
 
 

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.objectives import Draws, noised
-from gen.nn.network import Network
-from gen.pretrained.flowtok import IMPORTER
+from gen.nn.network import Network, param_shapes
+from gen.pretrained.flowtok import IMPORTER, velocity_rules
+from gen.pretrained.rules import load
 from gen.tokenizers.base import Gaussian
 from gen.tokenizers.flowtok import SIGMA_MIN, FlowTokConfig, contrastive, flat_kl, flow_loss, paired, velocity_denoiser
 from tests.parity.conftest import Fixture, fixtures
@@ -75,6 +77,28 @@ def test_training(fx: Fixture) -> None:
     for name, array in found.items():
         fx.close(array, name)
     fx.close(gradient, "grad_text_embedding")
+
+
+@pytest.mark.parametrize("fx", fixtures("flowtok-transformer*"), ids=str)
+def test_velocity_network(fx: Fixture) -> None:
+    given, io = fx.config, fx.io
+    network = DiTConfig(
+        (given["num_latent_tokens"],),
+        given["channels"],
+        1,
+        given["hidden_size"],
+        given["depth"],
+        given["num_heads"],
+        mlp_ratio=given["mlp_ratio"],
+        num_classes=1,
+    )
+    params, _ = load(velocity_rules(network), fx.weights, param_shapes(network))
+    module, cond = Network(network).module(params), {"label": jnp.asarray(io["null_indicator"])}
+    fx.close(module.embed((io["t"],), cond), "cond")
+    out, taps = jax.jit(lambda x, t: module(x, (t,), cond, taps=("tokens", "block_0")))(io["x"], io["t"])
+    fx.close(taps["tokens"], "tokens_in")
+    fx.close(taps["block_0"], "block0_out")
+    fx.close(out, "output")
 
 
 def test_rings_of_null_samples() -> None:
