@@ -34,9 +34,9 @@ from gen.nn.discriminators import PatchGAN
 from gen.tokenizers.adversarial import AdversarialTask
 from gen.tokenizers.binary import BinaryAutoencoderConfig
 from gen.tokenizers.instella import InstellaConfig
-from gen.tokenizers.kl1d import Tower
 from gen.tokenizers.quantizers.binary import Binary
 from gen.tokenizers.quantizers.lfq import BSQ
+from gen.tokenizers.titok import Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.training.ema import Constant
 from gen.training.task import Stage
