@@ -48,7 +48,8 @@ from gen.sampling.guidance import ClassifierFree
 from gen.sampling.records import Records
 from gen.sampling.solvers import Heun
 from gen.steps import Encode, MakeRecords, Train
-from gen.tokenizers.kl1d import KL1DConfig, Tower
+from gen.tokenizers.encode import expect_maker
+from gen.tokenizers.titok import TiTokConfig, Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
@@ -217,7 +218,7 @@ def _name(what: str, budget: Budget) -> str:
 
 
 def _tokenizer(budget: Budget, seed: int, images: Images) -> Recipe:
-    tokenizer = KL1DConfig(
+    tokenizer = TiTokConfig(
         (SIZE, SIZE, 3),
         patch=4,
         tokens=budget.tokens,
@@ -247,6 +248,7 @@ def _teacher(budget: Budget, seed: int, tokenizer: Loaded, latents: Cache | Rand
     label = latents.source().label
     spec = tokenizer.tokenizer.spec
     expect(latents.path, latents.source(), latent=spec.shape)
+    expect_maker(latents, tokenizer.tokenizer, tokenizer.params["tokenizer"])
     network = DiTConfig(
         (spec.shape[0],),
         channels=spec.shape[1],

@@ -145,8 +145,13 @@ KINDS: dict[str, dict[str, str]] = {
         "adaptive-sampler": "gen.sampling.adaptive:AdaptiveSampler",
     },
     "tokenizer": {
-        "kl1d": "gen.tokenizers.kl1d:KL1DConfig",
+        "titok": "gen.tokenizers.titok:TiTokConfig",
         "kl-vae": "gen.tokenizers.kl_vae:KLVAEConfig",
+        "vitok": "gen.tokenizers.vitok:ViTokConfig",
+        "detok": "gen.tokenizers.detok:DeTokConfig",
+        "rae": "gen.tokenizers.rae:RAEConfig",
+        "flowtitok": "gen.tokenizers.flowtitok:FlowTiTokConfig",
+        "code-vectors": "gen.tokenizers.code_vectors:CodeVectors",
         "vqgan": "gen.tokenizers.vqgan:VQGANConfig",
         "maskgit-vqgan": "gen.tokenizers.maskgit_vqgan:MaskGITVQGANConfig",
         "binary-autoencoder": "gen.tokenizers.binary:BinaryAutoencoderConfig",
@@ -160,6 +165,10 @@ KINDS: dict[str, dict[str, str]] = {
         "bsq": "gen.tokenizers.quantizers.lfq:BSQ",
         "binary": "gen.tokenizers.quantizers.binary:Binary",
         "fsq": "gen.tokenizers.quantizers.fsq:FSQ",
+    },
+    "corruption": {
+        "latent-noise": "gen.tokenizers.rae:LatentNoise",
+        "latent-denoising": "gen.tokenizers.detok:LatentDenoising",
     },
     "run": {
         "run": "gen.training.run:RunConfig",
@@ -206,6 +215,7 @@ KINDS: dict[str, dict[str, str]] = {
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
         "adversarial-tokenizer-task": "gen.tokenizers.adversarial:AdversarialTask",
+        "vavae-task": "gen.tokenizers.vavae:VAVAETask",
         "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "kd-task": "gen.distill.kd:KDTask",
@@ -215,12 +225,12 @@ KINDS: dict[str, dict[str, str]] = {
 
 
 def kinds() -> dict[str, str]:
-    """All registered kinds: kind -> "module:Class". Imports nothing."""
+    """Gives all registered kinds: kind -> "module:Class". Imports nothing."""
     return {kind: target for family in (*KINDS.values(), *installed().values()) for kind, target in family.items()}
 
 
 def members(family: str) -> dict[str, str]:
-    """The kinds of one family: kind -> "module:Class". Imports nothing."""
+    """Gives the kinds of one family: kind -> "module:Class". Imports nothing."""
     return KINDS[family] | installed().get(family, {})
 
 
@@ -243,14 +253,14 @@ def installed() -> dict[str, dict[str, str]]:
 
 
 def suggest(name: str, known: typing.Iterable[str]) -> str:
-    """A clause for an error message that names the closest known name, or the known names."""
+    """Gives a clause for an error message that names the closest known name, or the known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
 
 
 def config_class(kind: str) -> type:
-    """The dataclass registered as `kind`; imports its module. Raises GenError for an unknown kind."""
+    """Gives the dataclass registered as `kind`; imports its module. Raises GenError for an unknown kind."""
     table = kinds()
     if kind not in table:
         raise GenError(
@@ -261,7 +271,7 @@ def config_class(kind: str) -> type:
 
 
 def kind_of(cls: type) -> str | None:
-    """The kind under which `cls` is registered, or None."""
+    """Gives the kind under which `cls` is registered, or None."""
     target = f"{cls.__module__}:{cls.__qualname__}"
     return next((kind for kind, where in kinds().items() if where == target), None)
 
@@ -378,6 +388,6 @@ def check_choices(config: Any) -> None:
 
 
 def fingerprint(value: Any) -> str:
-    """SHA-256 (16 hex digits) of a configuration's canonical JSON: equal configurations, equal text."""
+    """Gives the SHA-256 (16 hex digits) of a configuration's canonical JSON: equal configurations, equal text."""
     text = json.dumps(to_json(value), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

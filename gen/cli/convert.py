@@ -23,6 +23,7 @@ def convert(
     system: Annotated[str | None, flag("NAME")] = None,
     key: Annotated[str | None, flag("NAME")] = None,
     vae: Annotated[Path | None, flag("FILE|DIR|RUN")] = None,
+    encoder: Annotated[Path | None, flag("FILE")] = None,
     normalizer: Annotated[str | None, flag("X")] = None,
     overrides: Overrides = (),
 ) -> None:
@@ -40,6 +41,7 @@ def convert(
       gen convert SiT-XL-2-256x256.pt --out runs/sit-xl --system sit --vae runs/vae
       gen convert lightningdit-xl.pt --out runs/light --vae vavae.pt --normalizer latents_stats.pt
       gen convert DiT-XL-2-256/ --out runs/dit-xl
+      gen convert rae-decoder.pt --encoder dinov2-with-registers.safetensors --out runs/rae
       gen convert small.safetensors --out runs/small --system dit --network.heads 6
       gen convert runs/dit-xl --out back.safetensors
       gen convert runs/mine --out pipeline/ --system dit-diffusers
@@ -54,6 +56,8 @@ def convert(
       system: the published system (dit, ...); known by the names in the file by default. Of a run, what to export to.
       key: which entry of a training checkpoint (ema, model, ...), model for raw weights; the averaged ones by default.
       vae: the autoencoder of a latent model: its file, diffusers folder or run folder.
+      encoder: of a released RAE decoder: the file of its frozen encoder (dinov2-with-registers-base of the transformers
+        library).
       normalizer: of its latents, where the published one is not meant: the factor that scaled them (0.18215), a file
         with their mean and std, or a latent cache.
     """
@@ -73,7 +77,8 @@ def convert(
         _export(source, out, system)
     else:
         inside = source / "vae"
-        _import(source, out, system, key, inside if vae is None and inside.is_dir() else vae, normalizer, overrides)
+        vae = inside if vae is None and inside.is_dir() else vae
+        _import(source, out, system, key, vae, encoder, normalizer, overrides)
 
 
 def _import(
@@ -82,6 +87,7 @@ def _import(
     system: str | None,
     key: str | None,
     vae: Path | None,
+    encoder: Path | None,
     normalizer: str | None,
     overrides: Any,
 ) -> None:
@@ -91,7 +97,8 @@ def _import(
     from gen.nn.network import count
     from gen.pretrained import diffusers
     from gen.pretrained.exports import described, sampled_as
-    from gen.pretrained.readers import read_state
+    from gen.pretrained.rae import with_encoder
+    from gen.pretrained.readers import read_state, read_weights
     from gen.pretrained.schedulers import obeyed
     from gen.pretrained.systems import locate
     from gen.training.run import RunConfig
@@ -107,6 +114,8 @@ def _import(
         options = component.options | options
     else:
         weights, entry = read_state(source, key)
+    if encoder is not None:
+        weights = with_encoder(weights, read_weights(encoder))
     held = described(file)
     found = locate(held.system if system is None else system, weights)
     importer = found.importer

@@ -15,7 +15,7 @@ from flax import nnx
 from gen.errors import GenError
 from gen.features.resize import cubic
 from gen.nn.layers import layer_norm, linear, patchify, run_stack, stack
-from gen.nn.vit import FeedForward, ViTBlock, layer_normed
+from gen.nn.vit import FeedForward, ViTBlock, normed
 
 __all__ = ["DEVIATION", "MEAN", "ViT", "ViTConfig"]
 
@@ -110,7 +110,7 @@ class ViT(nnx.Module):
             self.registers = nnx.Param(normal(rngs.params(), (1, config.registers, width)))
         self.blocks = stack(lambda r: _block(config, r), config.depth, rngs)
         if config.affine:
-            self.norm = layer_normed(width, config.eps, rngs)
+            self.norm = normed("layer", width, config.eps, rngs)
 
     def final(self, x: jax.Array) -> jax.Array:
         """The norm after the last block."""
@@ -167,7 +167,7 @@ class ViT(nnx.Module):
         Raises GenError for images that do not consist of whole patches.
         """
         x, _, kept = run_stack(self.blocks, self.embed(images, mask), lambda block, x, _: (block(x), None), keep=keep)
-        normed, start = self.final(x), 1 + self.config.registers
+        last, start = self.final(x), 1 + self.config.registers
         found = {f"block_{i}": self.final(kept[i]) for i in keep}
-        parts = {"cls": normed[:, 0], "registers": normed[:, 1:start], "patches": normed[:, start:], "prenorm": x}
+        parts = {"cls": last[:, 0], "registers": last[:, 1:start], "patches": last[:, start:], "prenorm": x}
         return found | parts

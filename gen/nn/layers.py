@@ -30,11 +30,12 @@ __all__ = [
     "sinusoid",
     "stack",
     "unpatchify",
+    "xavier",
 ]
 
 Remat = Literal["none", "dots", "full"]
 
-_xavier = nnx.initializers.xavier_uniform()
+xavier = nnx.initializers.xavier_uniform()
 
 
 def linear(
@@ -44,7 +45,7 @@ def linear(
     rngs: nnx.Rngs,
     dtype: Any = jnp.float32,
     bias: bool = True,
-    init: Callable[..., jax.Array] = _xavier,
+    init: Callable[..., jax.Array] = xavier,
 ) -> nnx.Linear:
     """A dense layer with Xavier-uniform weights and zero bias unless told otherwise."""
     return nnx.Linear(
@@ -122,25 +123,29 @@ def sincos_positions(shape: Sequence[int], width: int) -> np.ndarray:
     return np.concatenate([axis(columns, width // 2), axis(rows, width // 2)], axis=1).astype(np.float32)
 
 
-def patchify(x: jax.Array, patch: int) -> jax.Array:
-    """Cuts (B, *size, C) with one or two spatial axes into tokens (B, N, patch^axes C).
+def patchify(x: jax.Array, patch: int | Sequence[int]) -> jax.Array:
+    """Cuts (B, *size, C) with one to three spatial axes into tokens (B, N, pixels of a patch times C).
 
     Tokens are row-major; inside a token the order is (row in patch, column in patch, channel), channel fastest.
-    `patch` must divide every entry of size.
+    `patch`, one side for all axes or one for each, must divide every entry of size.
     """
     b, *size, c = x.shape
-    axes = len(size)
-    split = [m for n in size for m in (n // patch, patch)]
+    axes, sides = len(size), _sides(patch, len(size))
+    split = [m for n, side in zip(size, sides, strict=True) for m in (n // side, side)]
     order = (0, *range(1, 2 * axes + 1, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1)
-    return x.reshape(b, *split, c).transpose(order).reshape(b, -1, patch**axes * c)
+    return x.reshape(b, *split, c).transpose(order).reshape(b, -1, math.prod(sides) * c)
 
 
-def unpatchify(tokens: jax.Array, size: Sequence[int], patch: int) -> jax.Array:
-    """The inverse of `patchify`: tokens (B, N, patch^axes C) back to (B, *size, C)."""
-    axes = len(size)
-    x = tokens.reshape(tokens.shape[0], *(n // patch for n in size), *(patch,) * axes, -1)
+def unpatchify(tokens: jax.Array, size: Sequence[int], patch: int | Sequence[int]) -> jax.Array:
+    """The inverse of `patchify`: tokens (B, N, pixels of a patch times C) back to (B, *size, C)."""
+    axes, sides = len(size), _sides(patch, len(size))
+    x = tokens.reshape(tokens.shape[0], *(n // side for n, side in zip(size, sides, strict=True)), *sides, -1)
     order = (0, *(m for i in range(axes) for m in (1 + i, 1 + axes + i)), 2 * axes + 1)
     return x.transpose(order).reshape(tokens.shape[0], *size, -1)
+
+
+def _sides(patch: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    return (patch,) * axes if isinstance(patch, int) else tuple(patch)
 
 
 class TimeEmbedder(nnx.Module):
@@ -168,11 +173,18 @@ class MLP(nnx.Module):
     """Linear -> GELU -> Linear; `approximate` chooses the tanh form of GELU (DiT) or the exact one (ViT)."""
 
     def __init__(
-        self, width: int, hidden: int, *, approximate: bool = True, dtype: Any = jnp.float32, rngs: nnx.Rngs
+        self,
+        width: int,
+        hidden: int,
+        *,
+        approximate: bool = True,
+        init: Callable[..., jax.Array] = xavier,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
     ) -> None:
         self.approximate = approximate
-        self.fc1 = linear(width, hidden, dtype=dtype, rngs=rngs)
-        self.fc2 = linear(hidden, width, dtype=dtype, rngs=rngs)
+        self.fc1 = linear(width, hidden, init=init, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, width, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=self.approximate))

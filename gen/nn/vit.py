@@ -10,14 +10,16 @@ from flax import nnx
 from gen.nn.attention import Attention
 from gen.nn.layers import MLP, linear
 
-__all__ = ["FeedForward", "Gated", "ViTBlock", "layer_normed"]
+__all__ = ["FeedForward", "Gated", "ViTBlock", "normed"]
 
 FeedForward = Literal["mlp", "swiglu", "geglu"]
 
 
-def layer_normed(width: int, eps: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with gain and bias, computed in two passes as torch does."""
-    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, rngs=rngs)
+def normed(kind: Literal["layer", "rms"], width: int, eps: float, rngs: nnx.Rngs) -> Any:
+    """LayerNorm with gain and bias, computed in two passes as torch does, or RMSNorm with a gain; float32."""
+    if kind == "layer":
+        return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, rngs=rngs)
+    return nnx.RMSNorm(width, epsilon=eps, rngs=rngs)
 
 
 class Gated(nnx.Module):
@@ -78,10 +80,7 @@ class ViTBlock(nnx.Module):
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        self.norm1, self.norm2 = (
-            layer_normed(width, eps, rngs) if norm == "layer" else nnx.RMSNorm(width, epsilon=eps, rngs=rngs)
-            for _ in range(2)
-        )
+        self.norm1, self.norm2 = (normed(norm, width, eps, rngs) for _ in range(2))
         self.attn = Attention(
             width,
             heads,
@@ -100,8 +99,13 @@ class ViTBlock(nnx.Module):
         if scaled:
             self.scale1, self.scale2 = nnx.Param(jnp.ones(width)), nnx.Param(jnp.ones(width))
 
-    def __call__(self, x: jax.Array, rotate: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
-        """x (B, N, width) -> the same; `rotate` as in `gen.nn.attention.Attention`."""
+    def __call__(
+        self,
+        x: jax.Array,
+        rotate: Callable[[jax.Array], jax.Array] | None = None,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """x (B, N, width) -> the same; `rotate` and `mask` as in `gen.nn.attention.Attention`."""
         first, second = (self.scale1[...], self.scale2[...]) if self.scaled else (1.0, 1.0)
-        x = x + first * self.attn(self.norm1(x), rotate=rotate)
+        x = x + first * self.attn(self.norm1(x), rotate=rotate, mask=mask)
         return x + second * self.mlp(self.norm2(x))

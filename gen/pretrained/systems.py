@@ -23,11 +23,15 @@ SYSTEMS: dict[str, str] = {
     "sd-vae": "gen.pretrained.sdvae:DIFFUSERS",
     "sd-vae-old": "gen.pretrained.sdvae:DIFFUSERS_OLD",
     "kl-vae": "gen.pretrained.sdvae:COMPVIS",
+    "vitok": "gen.pretrained.vitok:IMPORTER",
+    "detok": "gen.pretrained.detok:IMPORTER",
+    "rae": "gen.pretrained.rae:IMPORTER",
     "maskgit-vqgan": "gen.pretrained.maskgit:IMPORTER",
     "llamagen-vq": "gen.pretrained.llamagen:VQ_IMPORTER",
     "binary-autoencoder": "gen.pretrained.binary_latents:AUTOENCODER_IMPORTER",
     "instella-tokenizer": "gen.pretrained.instella:TOKENIZER_IMPORTER",
     "var-vqvae": "gen.pretrained.var:VQVAE_IMPORTER",
+    "titok": "gen.pretrained.titok:IMPORTER",
     "flextok": "gen.pretrained.flextok:IMPORTER",
     "edm": "gen.pretrained.edm:IMPORTER",
     "edm-vp": "gen.pretrained.edm:VP_IMPORTER",
@@ -56,7 +60,7 @@ class Located:
 
 
 def system(name: str) -> Importer:
-    """The importer called `name`. Raises GenError for an unknown name."""
+    """Gives the importer called `name`. Raises GenError for an unknown name."""
     if name not in SYSTEMS:
         raise GenError(f"unknown system '{name}'; {suggest(name, SYSTEMS)}")
     module, _, attribute = SYSTEMS[name].partition(":")

@@ -11,7 +11,7 @@ import numpy as np
 from gen.nn.conditions import Conditions
 from gen.nn.network import Cond, Params
 
-__all__ = ["Affine", "DiscreteTokenizer", "Gaussian", "Quantized", "Tokenizer", "TokenizerSpec"]
+__all__ = ["Affine", "DiscreteTokenizer", "Exact", "Gaussian", "Quantized", "Tokenizer", "TokenizerSpec"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TokenizerSpec:
       kind: continuous latents, integer tokens, or bits.
       shape: shape of what a cache keeps of one image: latents with channels last ((K, C) for 1D, (h, w, C) for 2D), the
         grid of tokens, or bits with the bits of one code last.
-      image: (H, W, C) of the images it takes.
+      image: (H, W, C) of the images it takes; (T, H, W, C) of videos.
       vocabulary: number of token ids, for tokens.
       width: channels of one code vector, for tokens and bits.
       scales: sides of the token maps of multi-scale tokenizers, coarse to fine; () for all others.
@@ -31,7 +31,7 @@ class TokenizerSpec:
 
     kind: Literal["continuous", "tokens", "bits"]
     shape: tuple[int, ...]
-    image: tuple[int, int, int]
+    image: tuple[int, ...]
     vocabulary: int | None = None
     width: int | None = None
     scales: tuple[int, ...] = ()
@@ -79,6 +79,38 @@ class Gaussian:
     @property
     def statistics(self) -> Mapping[str, jax.Array]:
         """New values of buffers by path: a posterior has none."""
+        return {}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Exact:
+    """The latents of an encoder that leaves nothing to chance: a posterior at one point, which costs nothing."""
+
+    mean: jax.Array
+
+    def mode(self) -> jax.Array:
+        """The latents."""
+        return self.mean
+
+    @property
+    def stored(self) -> jax.Array:
+        """What a cache keeps of an image: the latents."""
+        return self.mean
+
+    def sample(self, keys: jax.Array) -> jax.Array:
+        """The latents, whatever the keys."""
+        del keys
+        return self.mean
+
+    @property
+    def losses(self) -> Mapping[str, jax.Array]:
+        """What the latents add to a loss: nothing."""
+        return {}
+
+    @property
+    def statistics(self) -> Mapping[str, jax.Array]:
+        """New values of buffers by path: there are none."""
         return {}
 
 
@@ -132,8 +164,8 @@ class Tokenizer(Protocol):
     def build(self, rngs: Any) -> Any: ...
     def encode(
         self, params: Params, images: jax.Array, *, cond: Cond | None = None, keys: jax.Array | None = None
-    ) -> Gaussian | Quantized:
-        """images (B, H, W, C) float in [-1, 1]; per-sample `keys` (B,) for encoders that draw."""
+    ) -> Gaussian | Exact | Quantized:
+        """images (B, *spec.image) float in [-1, 1]; per-sample `keys` (B,) for encoders that draw."""
         ...
 
     def decode(
@@ -145,7 +177,7 @@ class Tokenizer(Protocol):
         keys: jax.Array | None = None,
         options: Any = None,
     ) -> jax.Array:
-        """Images (B, H, W, C) float, about [-1, 1], unclipped.
+        """Images (B, *spec.image) float, about [-1, 1], unclipped.
 
         Args:
           codes: raw latents (B, *spec.shape), or code vectors (B, ..., spec.width).

@@ -19,11 +19,11 @@ from gen.errors import GenError
 from gen.nn.convolution import convolution
 from gen.nn.layers import Remat, linear, patchify, run_stack, stack, unpatchify
 from gen.nn.network import Cond, Network, Params
-from gen.nn.vit import ViTBlock, layer_normed
+from gen.nn.vit import ViTBlock, normed
 from gen.tokenizers.base import TokenizerSpec
 from gen.tokenizers.discrete import Discrete, DiscreteModule
-from gen.tokenizers.kl1d import Tower
 from gen.tokenizers.quantizers.binary import Binary
+from gen.tokenizers.titok import Tower
 from gen.training.sharding import constrain
 
 __all__ = ["DecodedSize", "Instella", "InstellaConfig", "positions", "rotate"]
@@ -287,7 +287,7 @@ class Decoder(nnx.Module):
         self.norm_out = _norm(width, rngs)
         if config.aligned_width:
             self.align_in = linear(width, width, dtype=dtype, rngs=rngs)
-            self.align_norm = layer_normed(width, 1e-5, rngs)
+            self.align_norm = normed("layer", width, 1e-5, rngs)
             self.align_out = linear(width, config.aligned_width, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: jax.Array, size: tuple[int, int], tap: int | None = None) -> tuple[Any, Any]:
