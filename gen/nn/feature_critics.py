@@ -45,7 +45,7 @@ class FeatureCritic:
             )
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The module: `heads` arrays (B, N, width) -> logits (B, heads N) and statistics."""
+        """Makes the module, which takes `heads` arrays (B, N, width) to logits (B, heads N) and statistics."""
         return _FeatureCritic(self, rngs)
 
 
@@ -61,7 +61,7 @@ class SpectralConv(nnx.Module):
         self.left = Buffer(_unit(jax.random.normal(rngs.params(), (outputs,))))
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(B, N, inputs) -> (B, N, outputs), and the new left singular vector."""
+        """Takes (B, N, inputs) to (B, N, outputs), and gives the new left singular vector beside."""
         size, _, outputs = self.kernel.shape
         matrix = self.kernel[...].reshape(-1, outputs).T
         fixed = jax.lax.stop_gradient(matrix)

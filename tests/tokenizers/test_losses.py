@@ -51,6 +51,7 @@ def test_weights_are_found_by_file_and_what_is_missing_is_said(tmp_path: Path, m
         TokenizerTask(TOKENIZER, terms=(term,)).init(jax.random.key(0), {}, None)
 
 
+@pytest.mark.slow
 def test_lite_maps_see_the_networks_scale_of_pixels() -> None:
     """They are 0 for equal images and have a gradient there."""
     shapes = conv_shapes()
