@@ -214,6 +214,7 @@ KINDS: dict[str, dict[str, str]] = {
         "dinov2": "gen.features.dinov2:DINOv2Extractor",
         "clip": "gen.features.clip:CLIPExtractor",
         "convnext": "gen.features.convnext:ConvNeXt",
+        "resnet": "gen.features.resnet:ResNet",
     },
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",

@@ -18,6 +18,7 @@ NETWORKS: dict[str, str] = {
     "lite": "gen.pretrained.efficientnet_lite:convert",
     "lpips": "gen.pretrained.lpips:convert",
     "convnext": "gen.pretrained.convnext:convert",
+    "resnet": "gen.pretrained.resnet:convert",
     "clip": "gen.pretrained.clip:convert",
     "clip-vocabulary": "gen.pretrained.clip:convert_vocabulary",
 }
