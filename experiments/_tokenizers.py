@@ -8,9 +8,11 @@ from typing import Any
 from gen.data.images import Images
 from gen.data.sources import Digits
 from gen.experiments import Recipe
+from gen.features.efficientnet_lite import EfficientNetLite
 from gen.features.vit import ViTConfig
 from gen.features.weights import cache_path, identity_of, load_weights, network_of
 from gen.nn.network import Params
+from gen.pretrained.features import convert_installed
 from gen.tokenizers.losses import LPIPS, LiteMaps, available, frozen_terms
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
@@ -21,6 +23,7 @@ __all__ = [
     "Encoder",
     "adam",
     "encoder",
+    "keep_lite",
     "perceptual",
     "smoke_images",
     "smoke_optim",
@@ -59,11 +62,18 @@ def encoder(name: str, path: str, hint: str) -> Encoder:
     return Encoder(network, load_weights(file, hint), f"{name} {identity_of(file, hint)}")
 
 
+def keep_lite() -> None:
+    """Converts the `[lite]` network of the installed package where that is still to be done."""
+    if not EfficientNetLite().path.exists():
+        convert_installed("lite")
+
+
 def perceptual(weight: float = 1.0) -> tuple[Any, ...]:
     """LPIPS (VGG) where its weights are on this machine; else feature maps of the `[lite]` network; else nothing.
 
     What a run goes without is printed, and its configuration names the terms that it has.
     """
+    keep_lite()
     terms, lines = available((LPIPS(weight),), LiteMaps(weight))
     for line in lines:
         print(line)

@@ -15,7 +15,7 @@ from gen.errors import GenError
 from gen.nn.conditions import Conditions, empty_conditions
 from gen.nn.network import Cond, Network, Params
 from gen.sampling.noise import decode_keys
-from gen.tokenizers.losses import penalties
+from gen.tokenizers.losses import expect_frozen, penalties
 from gen.tokenizers.quantizers.base import usage
 from gen.training.method import Method, signed
 from gen.training.part import Aux, Part
@@ -209,11 +209,7 @@ class TokenizerTask(TokenizerMethod):
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
         """Fresh parameters, or those of the previous stage. Raises GenError where a term's weights are not given."""
         for term in self.terms:
-            if term.name not in frozen:
-                raise GenError(
-                    f"the loss has the term '{term.name}', and the frozen role '{term.name}' is not given; "
-                    "gen.tokenizers.losses.frozen_terms makes it"
-                )
+            expect_frozen(frozen, term)
         return super().start(key, frozen, previous)
 
     def encode(self, params: Params, rows: Rows) -> tuple[Any, jax.Array]:
