@@ -34,11 +34,13 @@ class Rows:
       images: (B, H, W, C) float32 in [-1, 1].
       keys: (B,) typed keys: all that encoder, posterior and decoder draw.
       cond: the tokenizer's conditions by name.
+      draws: what the task's corruption drew.
     """
 
     images: jax.Array
     keys: jax.Array
     cond: Cond = dataclasses.field(default_factory=dict)
+    draws: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +141,7 @@ class TokenizerTask(Method):
     def encode(self, params: Params, rows: Rows) -> tuple[Any, jax.Array]:
         """(posterior or quantised features, the latents or codes that are decoded)."""
         if self.corruption is not None:
-            draws = self.corruption.draw(self.tokenizer, rows.keys)
-            disturbed: tuple[Any, jax.Array] = self.corruption.encode(self.tokenizer, params, rows.images, draws)
+            disturbed: tuple[Any, jax.Array] = self.corruption.encode(self.tokenizer, params, rows.images, rows.draws)
             return disturbed
         keys = jax.vmap(lambda key: jax.random.fold_in(key, _ENCODE))(rows.keys)
         encoded = self.tokenizer.encode(params, rows.images, cond=rows.cond, keys=keys)
@@ -150,8 +151,7 @@ class TokenizerTask(Method):
         """Images (B, H, W, C) of latents or codes."""
         decoded: jax.Array
         if self.corruption is not None:
-            draws = self.corruption.draw(self.tokenizer, rows.keys)
-            decoded = self.corruption.decode(self.tokenizer, params, latents, draws)
+            decoded = self.corruption.decode(self.tokenizer, params, latents, rows.draws)
         else:
             decoded = self.tokenizer.decode(params, latents, cond=rows.cond, keys=decode_keys(rows.keys))
         return decoded
@@ -181,12 +181,20 @@ class TokenizerTask(Method):
         spec = self.tokenizer.spec
         return loss, metrics if spec.kind == "continuous" else metrics | dict(usage(encoded.ids, spec.vocabulary))
 
+    def beside(
+        self, params: Params, rows: Rows, frozen: Frozen, encoded: Any, latents: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """A further loss () of a method that inherits from this one, with its parts; none here."""
+        del params, rows, frozen, encoded, latents
+        return jnp.zeros(()), {}
+
     def loss(self, params: Params, rows: Rows, frozen: Frozen) -> tuple[jax.Array, Aux]:
         """The whole loss () of a batch, with its parts."""
-        encoded, _, decoded = self.reconstruct(params, rows)
+        encoded, latents, decoded = self.reconstruct(params, rows)
         images, metrics = self.image_loss(frozen, rows.images, decoded)
-        latents, more = self.latent_loss(encoded)
-        return images + latents, Aux(metrics | more, encoded.statistics)
+        cost, more = self.latent_loss(encoded)
+        further, others = self.beside(params, rows, frozen, encoded, latents)
+        return images + cost + further, Aux(metrics | more | others, encoded.statistics)
 
     def drawn(self, state: State, batch: Batch, key: jax.Array) -> tuple[State, Rows]:
         """The rows of a batch; its first images are kept for the preview."""
@@ -198,7 +206,9 @@ class TokenizerTask(Method):
             images = jnp.where(chosen, self.augment(augment_key, images), images)
         new = {"shown": batch["image"], **{f"shown/{name}": value for name, value in cond.items()}}
         shown = {name: state.aux[name].at[:count].set(rows[: self.pictures]) for name, rows in new.items()}
-        rows = Rows(images, jax.random.split(sample_key, count), cond)
+        keys = jax.random.split(sample_key, count)
+        draws = None if self.corruption is None else self.corruption.draw(self.tokenizer, keys)
+        rows = Rows(images, keys, cond, draws)
         return dataclasses.replace(state, aux=state.aux | shown), rows
 
     def update(

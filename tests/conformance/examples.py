@@ -75,6 +75,7 @@ OWN: dict[str, dict[str, Any]] = {
         "alignment": VisionFoundation(ENCODER),
     },
 }
+SLOW = ("vavae-task",)  # tasks that differ from a quick one in a term
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
     "toy-drawn": "tests.conformance.tokenizers:Drawn",
