@@ -21,6 +21,7 @@ from gen.pretrained.latent_shards import LatentShards
 from gen.runs import Loaded
 from gen.sampling.generator import Sampler
 from gen.sampling.guidance import ClassifierFree
+from gen.tokenizers.encode import expect_maker
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
 from gen.training.run import EngineConfig, RunConfig
@@ -72,6 +73,7 @@ def latent_recipe(
     decoder: dict[str, Any] = {"normalizer": found.normalizer()}
     origins = {}
     if tokenizer is not None:
+        expect_maker(found, tokenizer.tokenizer, tokenizer.params["tokenizer"])
         decoder["tokenizer"] = tokenizer.params["tokenizer"]
         origins["tokenizer"] = tokenizer.origin
     task = DenoiserTask(denoiser, optim=optim or adamw(), emas=(Constant(0.9999),))
@@ -138,5 +140,5 @@ def carried(width: int, channels: int) -> int:
 
 def small_images(path: str) -> tuple[Images, int]:
     """The images of smoke runs, 32 x 32 pixels, and the number of their classes: 0 where they have no labels."""
-    classes = Images(path, 32, labels="none").store.num_classes or 0
+    classes = 10 if path == RANDOM else Images(path, 32, labels="none").store.num_classes or 0
     return Images(path, 32, labels="class" if classes else "none"), classes

@@ -29,6 +29,7 @@ from gen.data.augment import RandomAffine
 from gen.data.caches import Cache
 from gen.data.images import Images
 from gen.data.loader import expect
+from gen.data.random import RANDOM, Random
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.process import Linear
@@ -47,7 +48,8 @@ from gen.sampling.guidance import ClassifierFree
 from gen.sampling.records import Records
 from gen.sampling.solvers import Heun
 from gen.steps import Encode, MakeRecords, Train
-from gen.tokenizers.kl1d import KL1DConfig, Tower
+from gen.tokenizers.encode import expect_maker
+from gen.tokenizers.titok import TiTokConfig, Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
@@ -105,12 +107,12 @@ def cifar10_tokenizer(data: str) -> Recipe:
 
 def cifar10_teacher(tokenizer: Loaded, data: str) -> Recipe:
     """32x32 images: a class-conditional flow transformer over the tokenizer's latents (data: a latent cache)."""
-    return _teacher(GPU, 0, tokenizer, Cache(data))
+    return _teacher(GPU, 0, tokenizer, _latents(data, tokenizer))
 
 
 def cifar10_student(teacher: Loaded, data: str) -> Recipe:
     """32x32 images: a one-step student by regression and DMD2 (data: stored pairs of the teacher)."""
-    return _student(GPU, 0, teacher, Records(data, teacher.origin))
+    return _student(GPU, 0, teacher, _pairs(data, teacher))
 
 
 def cifar10_tokenizer_smoke(data: str) -> Recipe:
@@ -120,12 +122,12 @@ def cifar10_tokenizer_smoke(data: str) -> Recipe:
 
 def cifar10_teacher_smoke(tokenizer: Loaded, data: str) -> Recipe:
     """A toy of cifar10-teacher, a minute on a CPU (data: a latent cache)."""
-    return _teacher(SMOKE, 0, tokenizer, Cache(data))
+    return _teacher(SMOKE, 0, tokenizer, _latents(data, tokenizer))
 
 
 def cifar10_student_smoke(teacher: Loaded, data: str) -> Recipe:
     """A toy of cifar10-student, a minute on a CPU (data: stored pairs of the teacher)."""
-    return _student(SMOKE, 0, teacher, Records(data, teacher.origin))
+    return _student(SMOKE, 0, teacher, _pairs(data, teacher))
 
 
 PRESETS = {
@@ -200,13 +202,23 @@ def _images(data: str) -> Images:
     return dataclasses.replace(images, flip=True)
 
 
+def _latents(data: str, tokenizer: Loaded) -> Cache | Random:
+    return Random({"latent": tokenizer.tokenizer.spec.shape, "label": ()}) if data == RANDOM else Cache(data)
+
+
+def _pairs(data: str, teacher: Loaded) -> Records | Random:
+    shape = teacher.denoiser.network.shape
+    pairs = Random({"latent": shape, "noise": shape, "label": ()})
+    return pairs if data == RANDOM else Records(data, teacher.origin)
+
+
 def _name(what: str, budget: Budget) -> str:
     """The preset's."""
     return f"cifar10-{what}-smoke" if budget == SMOKE else f"cifar10-{what}"
 
 
 def _tokenizer(budget: Budget, seed: int, images: Images) -> Recipe:
-    tokenizer = KL1DConfig(
+    tokenizer = TiTokConfig(
         (SIZE, SIZE, 3),
         patch=4,
         tokens=budget.tokens,
@@ -231,11 +243,12 @@ def _tokenizer(budget: Budget, seed: int, images: Images) -> Recipe:
 SAMPLER = Sampler(Heun(), steps=9, guidance=ClassifierFree(1.5))
 
 
-def _teacher(budget: Budget, seed: int, tokenizer: Loaded, latents: Cache) -> Recipe:
+def _teacher(budget: Budget, seed: int, tokenizer: Loaded, latents: Cache | Random) -> Recipe:
     """The network takes its classes from the labels that lie beside the latents; without them it has none."""
     label = latents.source().label
     spec = tokenizer.tokenizer.spec
     expect(latents.path, latents.source(), latent=spec.shape)
+    expect_maker(latents, tokenizer.tokenizer, tokenizer.params["tokenizer"])
     network = DiTConfig(
         (spec.shape[0],),
         channels=spec.shape[1],
@@ -257,7 +270,7 @@ def _teacher(budget: Budget, seed: int, tokenizer: Loaded, latents: Cache) -> Re
     return Recipe(config, artifacts=decoder)
 
 
-def _student(budget: Budget, seed: int, teacher: Loaded, pairs: Records) -> Recipe:
+def _student(budget: Budget, seed: int, teacher: Loaded, pairs: Records | Random) -> Recipe:
     """Of the teacher's network, tokenizer and guidance, whatever they are."""
     denoiser = teacher.denoiser
     shape = denoiser.network.shape

@@ -19,10 +19,10 @@ from gen.metrics.onepass import traced_step
 from gen.metrics.sources import from_arrays
 from gen.metrics.statistics import basic_statistics
 from gen.nn.conditions import empty_conditions
-from gen.nn.network import param_shapes
+from gen.nn.network import count, param_shapes
 from gen.sampling.generate import quantise
 from gen.sampling.generator import OneStepGenerator
-from gen.training.budget import abstract_states
+from gen.training.budget import Memory, abstract_states, held
 from gen.training.checks import batches, check_batch, close, drawable
 from gen.training.indexed import sample_keys
 from gen.training.program import Compiled, Placement
@@ -45,6 +45,7 @@ class Traced:
       name: for people.
       images: how many it takes or makes in a call.
       parameters: how many numbers it trains; 0 where it trains none.
+      held: what a device holds between training steps; None where it trains nothing.
       trace: gives what ``jax.jit(...).trace(...)`` gives.
     """
 
@@ -52,6 +53,7 @@ class Traced:
     name: str
     images: int
     parameters: int
+    held: Memory | None
     trace: Callable[[], Any]
 
 
@@ -112,9 +114,9 @@ def _training(
 
         return trace
 
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    parameters, memory = count(state.params), held(state, frozen, dict(mesh.shape), shard_from)
     return [
-        Traced("train", f"train {stage.name}/{name}", stage.batch, parameters, tracer(name, program))
+        Traced("train", f"train {stage.name}/{name}", stage.batch, parameters, memory, tracer(name, program))
         for name, program in stage.task.programs.items()
     ]
 
@@ -132,16 +134,16 @@ def _generators(config: RunConfig) -> dict[str, Any]:
 
 def _sampling(kind: str, generator: Any, mesh: Mesh, artifacts: Mapping[str, Any]) -> Traced:
     """A batch of images, as `gen.sampling.generate` makes it."""
-    count = _rounded(_SAMPLES, mesh)
+    images = _rounded(_SAMPLES, mesh)
     params = {role: param_shapes(network) for role, network in generator.networks.items()} | dict(artifacts)
-    made = empty_conditions(generator.conditions, count)
+    made = empty_conditions(generator.conditions, images)
 
     def make(params: Any, indices: jax.Array, cond: Any) -> jax.Array:
         return quantise(generator(params, sample_keys(0, indices), cond))
 
     def trace() -> Any:
         split, whole = batch_sharding(mesh), replicated(mesh)
-        rows = {"indices": jax.ShapeDtypeStruct((count,), jnp.int32), "cond": jax.tree.map(_shape, made)}
+        rows = {"indices": jax.ShapeDtypeStruct((images,), jnp.int32), "cond": jax.tree.map(_shape, made)}
         rows = _on(jax.tree.map(lambda _: split, rows), rows)
         with jax.set_mesh(mesh):
             given = (_on(jax.tree.map(lambda _: whole, params), params), rows["indices"], rows["cond"])
@@ -149,12 +151,12 @@ def _sampling(kind: str, generator: Any, mesh: Mesh, artifacts: Mapping[str, Any
 
     calls = generator.nfe
     name = "generate in one call" if calls == 1 else f"sample, {calls or 'measured'} calls"
-    return Traced(kind, name, count, 0, trace)
+    return Traced(kind, name, images, 0, None, trace)
 
 
 def _evaluation(config: RunConfig, mesh: Mesh) -> Traced:
     """Features of a batch of images by the Inception network and their sums, as `gen.metrics.onepass` takes them."""
-    count, generator = _rounded(_EVALUATED, mesh), config.generator()
+    images, generator = _rounded(_EVALUATED, mesh), config.generator()
     side = generator.shape[0] if drawable(generator.shape) else 256
     extractor = Inception()
     params = unflatten({path: jax.ShapeDtypeStruct(s, jnp.float32) for path, s in extractor.shapes().items()})
@@ -162,9 +164,9 @@ def _evaluation(config: RunConfig, mesh: Mesh) -> Traced:
     statistics = basic_statistics(extractor, True, 10_000)
 
     def trace() -> Any:
-        return traced_step(source, extractor, statistics, params, batch=count, mesh=mesh)
+        return traced_step(source, extractor, statistics, params, batch=images, mesh=mesh)
 
-    return Traced("evaluate", f"evaluate, Inception at {side} px", count, 0, trace)
+    return Traced("evaluate", f"evaluate, Inception at {side} px", images, 0, None, trace)
 
 
 def _rounded(count: int, mesh: Mesh) -> int:

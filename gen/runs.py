@@ -17,11 +17,12 @@ from gen.nn.conditions import make_conditions
 from gen.nn.network import param_shapes
 from gen.sampling.generate import quantise
 from gen.sampling.noise import decode_keys
+from gen.training.budget import abstract_states
 from gen.training.checkpoints import latest_step
 from gen.training.indexed import sample_keys
 from gen.training.run import RunConfig, load_config, load_run
 
-__all__ = ["Loaded", "Weights", "load", "read_config"]
+__all__ = ["Loaded", "Weights", "load", "planned", "read_config"]
 
 Weights = Literal["ema", "raw"]
 
@@ -148,6 +149,7 @@ class Loaded:
         tokenizer = self.tokenizer
         if tuple(stored.shape[1:]) != tuple(tokenizer.spec.shape):
             raise GenError(f"{stored.shape} is not what this tokenizer decodes: (N, {tokenizer.spec.shape})")
+        _check_rows(tokenizer.spec, stored)
         numbers = np.arange(len(stored), dtype=np.int32) if seeds is None else np.asarray(list(seeds), np.int32)
         made = make_conditions(tokenizer.spec.conditions, numbers, cond)
         return np.asarray(_decoder(tokenizer, options)(self.params["tokenizer"], stored, numbers, made))
@@ -160,6 +162,20 @@ class Loaded:
     def _what(self) -> str:
         tasks = ", ".join(type(stage.task).__name__ for stage in self.config.stages)
         return f"'{self.config.name}', {tasks or 'no training stage'}"
+
+
+def _check_rows(spec: Any, stored: np.ndarray) -> None:
+    """Raises GenError for ids that the tokenizer does not have, and for latents that are no numbers."""
+    if spec.kind == "continuous":
+        good, expected = np.isfinite(stored), "finite latents"
+    else:
+        top = (spec.vocabulary or 2) - 1
+        good, expected = (stored >= 0) & (stored <= top), f"integers from 0 to {top}"
+        if stored.dtype.kind not in "iub":
+            raise GenError(f"{spec.kind} are {stored.dtype}; this tokenizer decodes {expected}")
+    if not good.all():
+        row = np.argwhere(~good)[0]
+        raise GenError(f"row {row[0]} holds {stored[tuple(row)]}; this tokenizer decodes {expected}")
 
 
 @functools.lru_cache(maxsize=8)
@@ -227,6 +243,17 @@ def load(path: str | Path, *, weights: Weights = "ema", step: int | None = None)
         loaded = Loaded(path, config, params, "ema" if state.ema else "raw", step)
     _check_shapes(loaded)
     return loaded
+
+
+def planned(config: RunConfig, frozen: Mapping[str, Any], artifacts: Mapping[str, Any]) -> Loaded:
+    """A run that has not been trained, as what is planned with it sees it: shapes in place of weights.
+
+    Args:
+      frozen, artifacts: arrays or shapes by role, as the run would be trained with them.
+    """
+    *_, state = abstract_states(config.stages, frozen)
+    params = {**artifacts, **jax.eval_shape(config.stages[-1].task.export, state)}
+    return Loaded(Path(config.name), config, params, "ema" if state.ema else "raw", config.steps)
 
 
 def _check_shapes(loaded: Loaded) -> None:

@@ -24,7 +24,7 @@ from gen.metrics.protocol import Protocol, Result
 from gen.metrics.report import Report
 from gen.plan import Plan, Step
 from gen.steps import Encode, Evaluate, MakeRecords, Train
-from gen.tokenizers.kl1d import KL1DConfig, Tower
+from gen.tokenizers.titok import TiTokConfig, Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.training.engine import Hook
 from gen.training.run import EngineConfig, RunConfig
@@ -153,7 +153,9 @@ def test_rounds_are_written_as_a_loop(tmp_path):
 def small(out, seed=0):
     """A tokenizer of which the second of three steps is the best, its latents, their scores, and a page."""
     tower = Tower(width=8, depth=1, heads=2)
-    task = TokenizerTask(KL1DConfig((8, 8, 1), patch=4, tokens=2, channels=4, encoder=tower, decoder=tower, scan=False))
+    task = TokenizerTask(
+        TiTokConfig((8, 8, 1), patch=4, tokens=2, channels=4, encoder=tower, decoder=tower, scan=False)
+    )
     engine = EngineConfig(seed=seed, keep=1, best="score", log_every=1, quiet=True)
     config = RunConfig("small", (Stage("tokenizer", task, steps=3, batch=16, data=Digits("test")),), engine=engine)
 

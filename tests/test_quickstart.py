@@ -9,7 +9,8 @@ from gen.data.caches import Cache, seal
 from gen.errors import GenError
 from gen.experiments import build, quickstart_cifar10
 from gen.experiments.quickstart_cifar10 import GPU, SMOKE, Budget, run
-from gen.tokenizers.kl1d import KL1DConfig, Tower
+from gen.tokenizers.encode import tokenizer_identity
+from gen.tokenizers.titok import TiTokConfig, Tower
 from tests.data.files import edm_zip
 from tests.test_edm_presets import image_zip
 
@@ -42,10 +43,9 @@ def test_stages_are_presets(tmp_path: Path) -> None:
         assert from_json(to_json(config)) == config
     unlabelled = np.random.default_rng(0).normal(size=(8, 4, 4)).astype(np.float32)
     np.save(tmp_path / "latent.npy", unlabelled)
-    seal(tmp_path, tokenizer="t", data="d")
-    tokenizer = SimpleNamespace(
-        tokenizer=KL1DConfig((8, 8, 1), patch=4, tokens=4, channels=4), params={"tokenizer": {}}, origin="t"
-    )
+    network = TiTokConfig((8, 8, 1), patch=4, tokens=4, channels=4)
+    seal(tmp_path, tokenizer=tokenizer_identity(network, {}), data="d")
+    tokenizer = SimpleNamespace(tokenizer=network, params={"tokenizer": {}}, origin="t")
     config = build("cifar10-teacher-smoke", {"tokenizer": tokenizer, "data": str(tmp_path)}).config
     assert (config.stages[0].task.denoiser.network.num_classes, config.sampler.guidance.scale) == (0, 1.0)
 

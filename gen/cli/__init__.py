@@ -337,7 +337,8 @@ def _settings(bound: Any) -> list[str]:
         if Path(what).is_dir():
             paths = [path for path, _ in leaves(read_config(what))]
             return [path for path in paths if path.startswith("sampler.")]
-        inputs = {name: bound.keywords.get(name) for name in ("data", "teacher", "tokenizer")}
+        given = {name: bound.keywords.get(name) for name in ("data", "teacher", "tokenizer")}
+        inputs = {name: value if name == "data" or value is None else Path(value) for name, value in given.items()}
         return [path for path, _ in leaves(prepare(what, inputs).config)]
     except GenError:
         return []

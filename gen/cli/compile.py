@@ -1,12 +1,16 @@
 """``gen compile``: what a preset would need on hardware that is not here, as its compiler says."""
 
 import dataclasses
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from gen.cli.flags import flag
 from gen.cli.info import mesh_overrides
 from gen.cli.opening import Overrides, prepare
 from gen.errors import GenError
@@ -15,19 +19,19 @@ __all__ = ["compile_preset", "estimates", "planned"]
 
 
 def compile_preset(
-    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET|FILE.py:PRESET")],
+    preset: Annotated[str, tyro.conf.Positional, flag("PRESET|FILE.py:PRESET")],
     /,
     *,
-    target: Annotated[str, tyro.conf.arg(metavar="NAME[:SHAPE]")],
-    mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
-    batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    batch_gpu: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    data: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None,
-    teacher: Annotated[str | None, tyro.conf.arg(metavar="RUN|PRESET")] = None,
-    tokenizer: Annotated[str | None, tyro.conf.arg(metavar="RUN|PRESET")] = None,
-    programs: Annotated[str, tyro.conf.arg(metavar="KIND,...")] = "train,sample,one-step,evaluate",
-    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
-    hlo: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
+    target: Annotated[str, flag("NAME[:SHAPE]")],
+    mesh: Annotated[str | None, flag("AXIS=N,...")] = None,
+    batch: Annotated[int | None, flag("N")] = None,
+    batch_gpu: Annotated[int | None, flag("N")] = None,
+    data: Annotated[str | None, flag("DATA")] = None,
+    teacher: Annotated[str | None, flag("RUN|PRESET")] = None,
+    tokenizer: Annotated[str | None, flag("RUN|PRESET")] = None,
+    programs: Annotated[str, flag("KIND,...")] = "train,sample,one-step",
+    json: Annotated[Path | None, flag("FILE")] = None,
+    hlo: Annotated[Path | None, flag("DIR")] = None,
     overrides: Overrides = (),
 ) -> None:
     """Compiles a preset's programs for TPUs or GPUs that are not here, and shows what the compiler says of them.
@@ -52,7 +56,7 @@ def compile_preset(
       teacher: the teacher's run folder, or its preset, whose shapes are enough.
       tokenizer: the tokenizer's run folder, or its preset.
       programs: what to compile: train, sample (at the preset's number of steps), one-step (a student of the model),
-        evaluate (Inception features).
+        evaluate (Inception features, the same for all models of images of a size; minutes of compiling for TPUs).
       json: a file for the same figures.
       hlo: a folder for the compiled programs as text.
     """
@@ -81,21 +85,50 @@ def compile_preset(
         write_json(json, as_json(config, found, made))
 
 
-def planned(preset: str, inputs: dict[str, Any], overrides: tuple[tuple[str, str], ...], batch: int | None) -> Any:
-    """The recipe of a preset, with random data where it needs some and is given none."""
+def planned(
+    preset: str,
+    inputs: Mapping[str, str | None],
+    overrides: tuple[tuple[str, str], ...] = (),
+    short: Mapping[str, Any] | None = None,
+) -> Any:
+    """The recipe of a preset that is not to be trained here.
+
+    Args:
+      inputs: by name, None where not given: the path of the data, random where the preset needs some; run folders, or
+        presets of runs, of which the shapes are taken. A teacher that needs a tokenizer takes the one that is given.
+      overrides, short: as for `gen.cli.opening.prepare`.
+    """
     from gen.data.random import RANDOM
     from gen.experiments import find
 
-    if inputs["data"] is None and "data" in find(preset).required:
-        inputs = {**inputs, "data": RANDOM}
-    return prepare(preset, inputs, overrides, {"batch": batch})
+    row = find(preset)
+    given: dict[str, Any] = {name: value for name, value in inputs.items() if value is not None}
+    if "data" in row.required:
+        given.setdefault("data", RANDOM)
+    if "tokenizer" not in row.required + row.optional and "teacher" in given:
+        given.pop("tokenizer", None)  # the teacher's
+    for name in {"teacher", "tokenizer"} & set(given):
+        given[name] = _run(given[name], inputs)
+    return prepare(preset, given, overrides, short)
+
+
+def _run(what: str, inputs: Mapping[str, str | None]) -> Any:
+    """The run folder `what`, or what the preset `what` would make."""
+    if Path(what).is_dir():
+        return Path(what)
+    from gen.experiments import find
+    from gen.runs import planned as run_of
+
+    row = find(what)
+    recipe = planned(what, {name: inputs.get(name) for name in ("tokenizer",) if name in row.required})
+    return run_of(recipe.config, recipe.frozen, recipe.artifacts)
 
 
 def estimates(
     preset: str,
     target: Any,
     *,
-    inputs: dict[str, Any],
+    inputs: Mapping[str, str | None],
     overrides: tuple[tuple[str, str], ...] = (),
     batch: int | None = None,
     batch_gpu: int | None = None,
@@ -119,13 +152,14 @@ def estimates(
     from gen.programs import KINDS
     from gen.programs import programs as programs_of
     from gen.training.ahead import estimate
+    from gen.training.budget import refuse
     from gen.training.sharding import make_mesh
 
     for kind in kinds:
         if kind not in KINDS:
             raise GenError(f"unknown program '{kind}'; {suggest(kind, KINDS)}")
     devices = target.devices()
-    recipe = planned(preset, inputs, overrides, batch)
+    recipe = planned(preset, inputs, overrides, {"batch": batch})
     mesh = make_mesh(recipe.config.engine.mesh, devices)
     todo = programs_of(
         recipe.config, mesh, frozen=recipe.frozen, artifacts=recipe.artifacts, kinds=kinds, batch_gpu=batch_gpu
@@ -133,15 +167,25 @@ def estimates(
     if say is not None:
         shape = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
         say(f"{recipe.config.name} for {target.count} x {target.chip.title} ({target.name}), mesh {shape}")
-    made = []
+    memory, sizes = recipe.config.engine.memory_gib, dict(mesh.shape)
+    limit = target.chip.memory if memory is None else int(memory * 2**30)
     for program in todo:
-        dump = None if hlo is None else hlo / f"{program.name.replace('/', '-').replace(' ', '-')}.txt"
-        if dump is not None:
-            dump.parent.mkdir(parents=True, exist_ok=True)
-        made.append((program, estimate(program.name, program.trace(), target, dump)))
+        if program.held is not None:
+            refuse(f"'{program.name}'", program.held, limit, sizes)
+
+    def compiled(program: Any, traced: Any) -> Any:
+        file = re.sub(r"\W+", "-", program.name)
+        found = estimate(program.name, traced, target, None if hlo is None else hlo / f"{file}.hlo.txt")
         if say is not None:
-            say(f"compiled '{program.name}' in {made[-1][1].seconds:.0f} s")
-    return recipe.config, made
+            say(f"compiled '{program.name}' in {found.seconds:.0f} s")
+        if program.held is not None:
+            needed = dataclasses.replace(program.held, temporaries=found.temporaries)
+            refuse(f"a step of '{program.name}'", needed, limit, sizes)
+        return program, found
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # tracing keeps to one thread, compiling does not
+        running = [pool.submit(compiled, program, program.trace()) for program in todo]
+        return recipe.config, [done.result() for done in running]
 
 
 def as_json(config: Any, target: Any, made: Sequence[tuple[Any, Any]]) -> dict[str, Any]:

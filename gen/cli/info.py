@@ -1,5 +1,6 @@
 """``gen info``."""
 
+import dataclasses
 import inspect
 import json
 import math
@@ -30,18 +31,19 @@ def info(
     teacher: Annotated[Path | None, flag("RUN")] = None,
     tokenizer: Annotated[Path | None, flag("RUN")] = None,
     unconditional: Switch = False,
+    target: Annotated[str | None, flag("NAME[:SHAPE]")] = None,
     overrides: Overrides = (),
 ) -> None:
     """Shows a preset or a run: parameters per network, memory per device, identities, and every setting's path.
 
-    For presets the memory of a training step is estimated for each rematerialisation policy (what the backward pass
-    recalculates instead of keeping: nothing, all but matrix products, everything). Allocates and compiles nothing.
-    Without the inputs that a preset needs, the paper, its recipe and the expected result.
+    Allocates and compiles nothing, unless a target is named: then the memory of a step there is its compiler's figure,
+    and no data are needed. Without the inputs that a preset needs, the paper, its recipe and the expected result.
 
     Examples:
       gen info dit-xl2
       gen info demo-tokenizer
       gen info dit-xl2 --data cache --mesh data=8,fsdp=4 --batch-gpu 8 --engine.memory_gib 80
+      gen info dit-xl2 --target v5e:8x8
       gen info ./myexp.py:my-flow
       gen info runs/demo/student
 
@@ -55,7 +57,11 @@ def info(
       teacher: the teacher's run folder, for presets that take one.
       tokenizer: the tokenizer's run folder, for presets that take one.
       unconditional: without classes, as for gen train.
+      target: a TPU slice or GPUs to compile a step for, as for gen compile; its wheels must be installed.
     """
+    if target is not None:
+        _show_target(what, target, (mesh_overrides(mesh), overrides), batch, batch_gpu, (data, teacher, tokenizer))
+        return
     if Path(what).is_dir():
         _show_run(Path(what), overrides)
         return
@@ -74,6 +80,34 @@ def info(
     print(f"{recipe.config.name}  (configuration {fingerprint(recipe.config)})")
     dry_run(recipe.config, frozen=recipe.frozen, artifacts=recipe.artifacts, batch_gpu=batch_gpu, devices=devices)
     _show_settings(recipe.config)
+
+
+def _show_target(
+    what: str, target: str, changes: Any, batch: int | None, batch_gpu: int | None, given: tuple[Any, ...]
+) -> None:
+    """What a training step of a preset needs on a device that is not here."""
+    from gen.training.targets import find_target
+    from gen.training.targets import prepare as prepare_compilers
+
+    found = find_target(target)
+    prepare_compilers()
+    from gen.cli.compile import estimates
+    from gen.training.budget import size_text
+
+    names = ("data", "teacher", "tokenizer")
+    inputs = {name: None if value is None else str(value) for name, value in zip(names, given, strict=True)}
+    axes, overrides = changes
+    _, made = estimates(
+        what, found, inputs=inputs, overrides=(*axes, *overrides), batch=batch, batch_gpu=batch_gpu, say=print
+    )
+    for program, estimate in made:
+        held = {name: size for name, size in dataclasses.asdict(program.held).items() if size}
+        parts = {**held, "temporaries": estimate.temporaries}
+        listed = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items())
+        print(
+            f"'{program.name}': {listed}; {size_text(sum(parts.values()))} of the {size_text(found.chip.memory)} of a "
+            f"{found.chip.title}"
+        )
 
 
 def mesh_overrides(text: str | None) -> tuple[tuple[str, str], ...]:

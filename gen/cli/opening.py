@@ -100,7 +100,8 @@ def prepare(
 
     Args:
       preset: a name, or FILE.py:PRESET.
-      inputs: paths by input name, None where not given; runs are loaded with their EMA weights.
+      inputs: by name, None where not given: paths, of which runs are loaded with their EMA weights, or what `gen.load`
+        gives.
       overrides: (path, text) pairs.
       short: settings under their short names: steps, batch, seed, profile ("FIRST-LAST"); None where not given.
       unconditional: whether the model loses its classes, the data their labels and the sampler its guidance.
@@ -118,7 +119,7 @@ def prepare(
     if set(given) - {"data"}:
         from gen.runs import load
 
-        given = {name: path if name == "data" else load(path) for name, path in given.items()}
+        given = {name: load(found) if isinstance(found, Path) else found for name, found in given.items()}
     recipe = build(preset, given)
     stages = range(len(recipe.config.stages))
     paths = {

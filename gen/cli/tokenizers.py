@@ -34,6 +34,8 @@ def reconstruct(
     PSNR is the mean over 8-bit images (psnr_pooled: of their mean error). SSIM is given in three dialects, which differ
     by up to 0.02: original (Wang et al. 2004), skimage and torchmetrics; MS-SSIM from 176 pixels a side. With a feature
     network, frechet_distance is the rFID: reconstructions against their own originals. Errors are standard errors.
+    Of tokens and bits, codebook_usage is the share of the codes that occur and codebook_entropy theirs, in bits. The
+    first images are shown before and after in a picture beside the scores.
 
     Examples:
       gen reconstruct runs/demo/tokenizer --extractor digits-extractor
@@ -53,12 +55,16 @@ def reconstruct(
       scores: .json for the scores with their protocol; RUN/reconstruction.json by default.
       batch: images at a time; does not change the scores.
     """
+    import numpy as np
+
     from gen.cli.compare import show
     from gen.cli.extractors import open_extractor
     from gen.cli.images import open_images
     from gen.config import fingerprint
+    from gen.files import atomic
     from gen.metrics.evaluate import Settings
     from gen.metrics.protocol import preset
+    from gen.metrics.report import mosaic
     from gen.runs import load
     from gen.tokenizers.reconstruct import Pixels, evaluate_reconstruction, reconstructions
     from gen.training.sharding import make_mesh
@@ -78,15 +84,17 @@ def reconstruct(
     images = open_images(data, Pixels(size, name="tokenizer"))
     identity = f"{fingerprint(loaded.config)} step {loaded.step} {loaded.weights}"
     params = loaded.params["tokenizer"]
-    made = reconstructions(tokenizer, params, images, identity=identity, quantiser=quantiser, lpips=lpips)
+    made = reconstructions(
+        tokenizer, params, images, identity=identity, quantiser=quantiser, lpips=lpips, cond=_text(data, tokenizer)
+    )
     found = evaluate_reconstruction(
         made,
         images,
         network,
+        tokenizer=tokenizer,
         name=name,
         split=split or part,
         settings=settings,
-        size=size,
         keep=out is not None,
         batch=batch,
         mesh=make_mesh(),
@@ -96,9 +104,24 @@ def reconstruct(
     scores = scores or run / "reconstruction.json"
     found.result.save(scores)
     show({str(run): found.result})
+    picture, shown = scores.with_suffix(".png"), len(found.before)
+    page = mosaic(np.concatenate([found.before, found.after]), columns=shown)
+    atomic(picture, lambda file: page.save(file, "png"))
     if out is not None:
         _save(out, found.images, found.labels)
     print(f"{found.result.protocol.count} images of {data}, {loaded.weights} weights; written to {scores}")
+    print(f"the first {shown} before (above) and after (below): {picture}")
+
+
+def _text(data: str, tokenizer: Any) -> dict[str, Any]:
+    """The captions' features beside the images, for a decoder that reads them; nothing where there are none."""
+    from gen.data.stores import open_store
+
+    if "text" not in tokenizer.spec.conditions or data.partition(":")[0] == "digits":
+        return {}
+    store = open_store(data)
+    found = {"text": store.text, "text_mask": store.text_mask}
+    return {name: rows for name, rows in found.items() if rows is not None}
 
 
 def _save(out: Path, images: Any, labels: Any) -> None:
@@ -119,9 +142,13 @@ def encode(
     data: Annotated[str, flag("DATA")] = "digits:train",
     align: Annotated[Path | None, flag("FILE")] = None,
     tokens: Annotated[int | None, flag("N")] = None,
+    flip: bool = False,
     batch: Annotated[int, flag("N")] = 256,
 ) -> None:
-    """Encodes images once into a cache of latents, with the normaliser that generators train under.
+    """Encodes images once into a cache of latents, tokens or bits, which generators train on.
+
+    A cache of latents holds the normaliser that they are trained under; tokens and bits stay as they are. Interrupted
+    and started again, it goes on where it was.
 
     Examples:
       gen encode runs/demo/tokenizer --out runs/cache
@@ -137,6 +164,7 @@ def encode(
         encoder_0, for training with representation alignment (repa-xl2).
       tokens: patches per side that the encoder sees, as many as the trained network has tokens; one per 16 pixels by
         default.
+      flip: encode the mirror images too; training then takes every image from one of the two by chance.
       batch: images at a time.
     """
     from gen.runs import load
@@ -157,9 +185,11 @@ def encode(
         identity=identity,
         batch=batch,
         mesh=make_mesh(),
+        flip=flip,
         beside=beside,
     )
-    print(f"{len(source)} latents {tuple(tokenizer.spec.shape)} of {data}, {loaded.weights} weights")
+    both = ", and of the mirror images" if flip else ""
+    print(f"{cache.kind} {tokenizer.spec.shape} of {len(source)} images of {data}{both}, {loaded.weights} weights")
     print(f"written to {out} (identity {cache.identity()}); train on it with --data {out}")
 
 

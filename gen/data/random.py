@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import numpy as np
 
@@ -63,6 +64,7 @@ class Random:
     """
 
     shapes: Mapping[str, tuple[int, ...]]
+    path: ClassVar[str] = RANDOM
 
     def source(self) -> RandomSource:
         """The records by index."""

@@ -132,8 +132,14 @@ def _root_trace(sigma1: Float64[Array, "d d"], sigma2: Float64[Array, "d d"], to
 
 
 def _factor(sigma: Float64[Array, "d d"]) -> Float64[Array, "d r"]:
-    """A with A A^T = sigma and r = its numerical rank, by Cholesky with complete pivoting (LAPACK dpstrf)."""
-    lower, pivots, rank, _ = lapack.dpstrf(sigma, lower=1)
+    """Gives A with A A^T = sigma and r = its numerical rank, by Cholesky with complete pivoting (LAPACK dpstrf).
+
+    A pivot is what remains of a diagonal entry s_jj when sum_k l_jk^2 <= s_jj is taken from it, in at most n roundings
+    of each: where nothing remains, up to 2 (n + 1) u max s of rounding does, with u = 2^-53. LAPACK's own limit, half
+    of it, lets such a remainder pass as a further column, whose norm is its root: 1e-10 of the traces and more.
+    """
+    limit = (len(sigma) + 1) * np.finfo(np.float64).eps * np.diag(sigma).max(initial=0.0)  # eps = 2 u
+    lower, pivots, rank, _ = lapack.dpstrf(sigma, tol=limit, lower=1)
     factor = np.zeros((len(sigma), rank))
     factor[pivots - 1] = np.tril(lower)[:, :rank]
     return factor

@@ -30,11 +30,12 @@ __all__ = [
     "sinusoid",
     "stack",
     "unpatchify",
+    "xavier",
 ]
 
 Remat = Literal["none", "dots", "full"]
 
-_xavier = nnx.initializers.xavier_uniform()
+xavier = nnx.initializers.xavier_uniform()
 
 
 def linear(
@@ -44,7 +45,7 @@ def linear(
     rngs: nnx.Rngs,
     dtype: Any = jnp.float32,
     bias: bool = True,
-    init: Callable[..., jax.Array] = _xavier,
+    init: Callable[..., jax.Array] = xavier,
 ) -> nnx.Linear:
     """A dense layer with Xavier-uniform weights and zero bias unless told otherwise."""
     return nnx.Linear(
@@ -172,11 +173,18 @@ class MLP(nnx.Module):
     """Linear -> GELU -> Linear; `approximate` chooses the tanh form of GELU (DiT) or the exact one (ViT)."""
 
     def __init__(
-        self, width: int, hidden: int, *, approximate: bool = True, dtype: Any = jnp.float32, rngs: nnx.Rngs
+        self,
+        width: int,
+        hidden: int,
+        *,
+        approximate: bool = True,
+        init: Callable[..., jax.Array] = xavier,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
     ) -> None:
         self.approximate = approximate
-        self.fc1 = linear(width, hidden, dtype=dtype, rngs=rngs)
-        self.fc2 = linear(hidden, width, dtype=dtype, rngs=rngs)
+        self.fc1 = linear(width, hidden, init=init, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, width, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=self.approximate))

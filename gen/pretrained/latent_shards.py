@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -64,6 +65,8 @@ class LatentShards:
       normalize: subtract the mean and divide by the deviation; False for SD-VAE latents, which are only scaled.
       multiplier: times this afterwards (0.18215 for the SD-VAE).
     """
+
+    tokenizer: ClassVar[str] = ""  # published shards do not say what encoded them
 
     path: str = dataclasses.field(metadata=PLACE)
     normalize: bool = True

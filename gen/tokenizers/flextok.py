@@ -28,9 +28,9 @@ from gen.sampling.solvers import Euler
 from gen.tokenizers.base import Gaussian, Quantized, TokenizerSpec
 from gen.tokenizers.flextok_decoder import FlowDecoderConfig
 from gen.tokenizers.flextok_layers import EPS, Block, GridPositions, Positions, learned
-from gen.tokenizers.kl1d import Tower
 from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.quantizers.fsq import FSQ
+from gen.tokenizers.titok import Tower
 from gen.training.sharding import constrain
 
 __all__ = ["PREVIEW", "SIZES", "FlexTok", "FlexTokConfig", "Pixels", "decoding", "flextok"]

@@ -181,12 +181,10 @@ class FlexTokTask(Method):
         """
         if previous is not None:
             return {"tokenizer": previous.params["tokenizer"]}
-        params = Network(self.parts[0].network).init(key)
-        if isinstance(self.tokenizer.first, Pixels):
-            return {"tokenizer": params}
-        if "first" not in frozen:
+        first = {} if isinstance(self.tokenizer.first, Pixels) else {"first": frozen.get("first")}
+        if None in first.values():
             raise GenError("FlexTok works on the latents of a trained autoencoder; give its run as the tokenizer")
-        return {"tokenizer": {**params, "first": frozen["first"]}}
+        return {"tokenizer": {**Network(self.parts[0].network).init(key), **first}}
 
     def aux(self) -> Mapping[str, Any]:
         """Room for the images that previews show."""

@@ -22,8 +22,8 @@ from gen.nn.network import Cond, Network, Params
 from gen.nn.vit import ViTBlock, normed
 from gen.tokenizers.base import TokenizerSpec
 from gen.tokenizers.discrete import Discrete, DiscreteModule
-from gen.tokenizers.kl1d import Tower
 from gen.tokenizers.quantizers.binary import Binary
+from gen.tokenizers.titok import Tower
 from gen.training.sharding import constrain
 
 __all__ = ["DecodedSize", "Instella", "InstellaConfig", "positions", "rotate"]

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -55,13 +56,13 @@ class Estimate:
         return sum(traffic.sent for traffic in self.traffic.values())
 
 
-def estimate(name: str, traced: Any, target: Target, dump: Any = None) -> Estimate:
-    """Compiles a program traced for the devices of `target`.
+def estimate(name: str, traced: Any, target: Target, dump: Path | None = None) -> Estimate:
+    """Compiles a program traced for the devices of `target`; several may compile at a time, each in a thread.
 
     Args:
       name: what the program is called.
       traced: as of ``jax.jit(...).trace(...)``, of shapes whose shardings name those devices.
-      dump: a path that gets the text of the compiled program; None for none.
+      dump: a file that gets the text of the compiled program; None for none.
 
     Raises GenError for a program that needs more memory than a device has, and one that the compiler refuses.
     """
@@ -72,6 +73,7 @@ def estimate(name: str, traced: Any, target: Target, dump: Any = None) -> Estima
         raise GenError(_refused(name, target, str(error))) from None
     seconds, text, memory = time.monotonic() - began, compiled.as_text(), compiled.memory_analysis()
     if dump is not None:
+        dump.parent.mkdir(parents=True, exist_ok=True)
         dump.write_text(text)
     flops, clock = count_flops(traced.jaxpr.jaxpr), target.chip.clock
     flops = Flops(flops.model / target.count, flops.recomputed / target.count)
@@ -115,7 +117,10 @@ def _labelled(rows: list[tuple[str, int, int]]) -> dict[str, tuple[int, int]]:
     return found
 
 
-_FRAMES = re.compile(r"^(jit\(_?\w*\)|pjit|while|body|cond|closed_call|checkpoint|rematted_computation|jvp\(.*|)$")
+# what jax wraps around an operation: functions, loops, branches, transformations
+_FRAMES = re.compile(
+    r"^(jit\(_?\w*\)|pjit|while|body|cond|branch_\d+_fun|closed_call|checkpoint|rematted_computation|jvp\(.*|)$"
+)
 
 
 def _label(origin: str) -> str:

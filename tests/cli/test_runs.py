@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import gen
 from gen import (
@@ -403,6 +404,10 @@ def test_tokenizer_run_loads_reconstructs_and_encodes(
     images = digits("test").arrays["image"]
     with np.load(tmp_path / "r.npz") as file:
         np.testing.assert_allclose(file["arr_0"], loaded.decode(loaded.encode(images)), atol=1)
+    with Image.open(tokenizer_run / "reconstruction.png") as picture:
+        assert picture.width > 4 * picture.height  # sixteen before above sixteen after
+    with pytest.raises(GenError, match="row 2 holds nan; this tokenizer decodes finite latents"):
+        loaded.decode(np.where(np.arange(3)[:, None, None] == 2, np.nan, np.zeros((3, 4, 8))))
     encode = ["encode", str(tokenizer_run), "--data", "digits:test", "--out", str(tmp_path / "cache")]
     assert main(encode) == 0
     rows = Cache(str(tmp_path / "cache")).source()

@@ -27,11 +27,12 @@ from gen.nn.discriminators import PatchGAN
 from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
 from gen.tokenizers.flextok import FlexTokConfig, Pixels, decoding
-from gen.tokenizers.kl1d import KL1DConfig, Tower
 from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.quantizers.fsq import FSQ
+from gen.tokenizers.titok import TiTokConfig, Tower
 from gen.tokenizers.vavae import VisionFoundation
 from gen.training.optim import OptimConfig
+from tests.conformance.tokenizers import Codebook
 from tests.data import files
 from tests.distill.tiny import Tiny
 
@@ -39,7 +40,7 @@ SHAPE, CLASSES = (4, 3), 3
 NETWORK = Tiny(channels=SHAPE[-1], classes=CLASSES)
 # A large epsilon: Adam would blow up the rounding of gradients that are zero in exact arithmetic.
 OPTIM = OptimConfig(lr=1e-3, eps=1e-2)
-TOKENIZER = KL1DConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
+TOKENIZER = TiTokConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
 FLEXTOK = FlexTokConfig(
     first=Pixels((8, 8, 1)),
     tokens=4,
@@ -60,6 +61,7 @@ VOCABULARY: dict[str, Any] = {
     "teacher": Denoiser(NETWORK, Linear(), Predict("velocity")),
     "flow_map": FlowMap(NETWORK, EDM(), Consistency()),
     "tokenizer": TOKENIZER,
+    "discrete": Codebook(),
     "discriminator": PatchGAN(channels=1, width=4, layers=1),
     "parts": (Digits("train"),),
     "maker": "a teacher",
@@ -70,6 +72,7 @@ ENCODER = ViTConfig(size=4, patch=1, width=8, depth=1, heads=1, hidden=8)
 # words that mean something else to one kind
 OWN: dict[str, dict[str, Any]] = {
     "flextok-task": {"tokenizer": FLEXTOK},
+    "random": {"shapes": {"latent": (4, 3), "label": ()}},
     "vavae-task": {
         "tokenizer": KLVAEConfig((8, 8, 1), 4, (1, 2), 1, 3, 3, groups=2, middle_attention=False),
         "alignment": VisionFoundation(ENCODER),

@@ -2,6 +2,8 @@
 
 import dataclasses
 import fnmatch
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,24 +12,32 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.scipy.special import ndtri
+from safetensors.numpy import save_file
 
+import gen
+from gen import cli
 from gen.diffusion.denoiser import Predict, drop
 from gen.diffusion.objectives import Draws, noised
 from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import Linear
 from gen.diffusion.times import TimeSampler
+from gen.errors import GenError
 from gen.nn.layers import TimeEmbedder, run_stack, sinusoid
 from gen.nn.network import Network, param_shapes
-from gen.pretrained.flextok import decoder_rules, encoder_rules
+from gen.pretrained.flextok import IMPORTER, decoder_rules, encoder_rules
+from gen.pretrained.readers import read_weights
 from gen.pretrained.rules import load, save
+from gen.pretrained.sdvae import DIFFUSERS
+from gen.pretrained.systems import locate
 from gen.sampling.guidance import AdaptiveProjected, Arch, ClassifierFree
 from gen.sampling.integrate import Problem, integrate
-from gen.tokenizers.flextok import FlexTokConfig, Pixels, decoding
+from gen.tokenizers.flextok import PREVIEW, FlexTokConfig, Pixels, decoding
 from gen.tokenizers.flextok_decoder import nested_dropout
 from gen.tokenizers.flextok_layers import GridPositions, sincos_table
 from gen.tokenizers.flextok_train import KeepLaw
-from gen.tokenizers.kl1d import Tower
+from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.quantizers.fsq import FSQ
+from gen.tokenizers.titok import Tower
 from tests.parity.conftest import Fixture, fixtures
 from tests.parity.test_dit import nchw, nhwc
 
@@ -233,3 +243,83 @@ def test_nested_dropout(fx: Fixture) -> None:
     rounded = KeepLaw("uniform-pow2").kept(jnp.arange(1, len(table)), len(table) - 1)
     np.testing.assert_array_equal(rounded, table[1:])
     np.testing.assert_array_equal(KeepLaw("pow2").powers(len(table) - 1), fx.io["pow2_values"])
+
+
+def whole() -> list[Any]:
+    """Pairs of an encoder's and a decoder's fixture that describe one FlexTok."""
+    pairs = [(a, b) for a in of("flextok-encoder*") for b in of("flextok-decode-sampling*") if a.config == b.config]
+    return [pytest.param(a, b, id=f"{a}-{b}") for a, b in pairs]
+
+
+def options(config: dict[str, Any], side: int) -> list[str]:
+    """What a file does not tell, as flags of gen convert."""
+    told = {
+        "size": side,
+        "head_size": config["head_dim"],
+        "levels": config["levels"],
+        "patch": config["patch"],
+        "max_time": config["max_timestep"],
+    }
+    return [word for name, value in told.items() for word in (f"--network.{name}", json.dumps(value))]
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), whole())
+def test_from_file_to_tokens(encoder: Fixture, decoder: Fixture, tmp_path: Path) -> None:
+    """Official file -> gen convert -> gen.load -> the tokenizer; and back into the file."""
+    weights, file, run = encoder.weights | decoder.weights, tmp_path / "flextok.safetensors", str(tmp_path / "run")
+    save_file(weights, file)
+    assert locate(None, weights).importer is IMPORTER
+    flags = options(encoder.config, encoder.config["latent_hw"][0])
+    assert cli.main(["convert", str(file), "--out", run, *flags]) == 0
+    loaded = gen.load(run)
+    tokenizer, params = loaded.tokenizer, loaded.params["tokenizer"]
+    assert dataclasses.replace(tokenizer, remat="none") == described(encoder.config)
+    found = tokenizer.encode(params, jnp.asarray(nhwc(encoder.io["vae_latents"])))
+    encoder.close(found.ids, "tokens")
+    keep, flow = jnp.asarray(decoder.io["keep_k"]), tokenizer.flow
+    codes, keys = tokenizer.embed(params, jnp.asarray(decoder.io["tokens"])), jax.random.split(jax.random.key(0), 3)
+    decoded = tokenizer.decode(params, codes, cond={"keep": keep}, keys=keys, options=PREVIEW)
+    noise = jax.vmap(lambda key: jax.random.normal(key, flow.network.shape))(keys)
+    cond = flow.net.apply(params["decoder"], codes, keep, method="condition")
+    np.testing.assert_allclose(decoded, flow(params["decoder"], noise, 1.0, cond).denoised, rtol=1e-4, atol=1e-4)
+    assert cli.main(["convert", run, "--out", str(tmp_path / "back.safetensors")]) == 0
+    back = read_weights(tmp_path / "back.safetensors")
+    assert back.keys() == weights.keys()
+    assert all(np.array_equal(back[name], array) for name, array in weights.items())
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), whole())
+def test_a_file_with_its_autoencoder(encoder: Fixture, decoder: Fixture) -> None:
+    """The first stage lies inside the file, and the latents that the transformers see are scaled."""
+    (h, w), channels = encoder.config["latent_hw"], encoder.config["channels"]
+    vae = KLVAEConfig((2 * h, 2 * w, 3), 8, (1, 2), 1, channels, channels, groups=4)
+    inside = {f"vae.vae.{name}": a for name, a in DIFFUSERS.save(vae, Network(vae).init(jax.random.key(0))).items()}
+    weights = encoder.weights | decoder.weights | inside
+    with pytest.raises(GenError, match="scaling_factor"):
+        IMPORTER.infer(weights, size=2 * h, groups=4)
+    config = IMPORTER.infer(
+        weights,
+        size=2 * h,
+        groups=4,
+        scaling=0.5,
+        head_size=encoder.config["head_dim"],
+        levels=encoder.config["levels"],
+        patch=encoder.config["patch"],
+        max_time=encoder.config["max_timestep"],
+    )
+    assert config == dataclasses.replace(described(encoder.config), first=vae, scaling=0.5, remat="dots")
+    _, params, report = IMPORTER.load(weights, config)
+    assert len(report.matched) == len(weights)
+    back = IMPORTER.save(config, params)
+    assert all(np.array_equal(back[name], array) for name, array in weights.items())
+    images = jax.random.uniform(jax.random.key(1), (2, 2 * h, 2 * w, 3), minval=-1.0)
+    latents = jax.jit(config.latents)(params, images)
+    expected = jax.jit(vae.encode)(params["first"], images).mean
+    np.testing.assert_allclose(latents, 0.5 * expected, rtol=1e-5, atol=1e-5)
+    codes = jnp.zeros((2, config.tokens, config.spec.width))
+    keys = jax.random.split(jax.random.key(2), 2)
+    plain = dataclasses.replace(config, first=Pixels(latents.shape[1:]), scaling=1.0)
+    made, flowed = (
+        jax.jit(lambda p, c=c: c.decode(p, codes, keys=keys, options=PREVIEW))(params) for c in (config, plain)
+    )
+    np.testing.assert_allclose(made, jax.jit(vae.decode)(params["first"], 2.0 * flowed), rtol=1e-4, atol=1e-4)

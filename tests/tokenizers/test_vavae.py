@@ -10,7 +10,7 @@ import pytest
 from gen.data.sources import Digits
 from gen.errors import GenError
 from gen.nn.network import Network
-from gen.tokenizers.kl1d import KL1DConfig
+from gen.tokenizers.titok import TiTokConfig
 from gen.tokenizers.train import Rows
 from gen.tokenizers.vavae import VAVAETask
 from tests.conformance import examples
@@ -63,7 +63,7 @@ def test_refusals() -> None:
     with pytest.raises(GenError, match="needs the frozen role 'encoder'"):
         TASK.start(jax.random.key(0), {}, None)
     with pytest.raises(GenError, match="aligns square maps of continuous latents"):
-        dataclasses.replace(TASK, tokenizer=KL1DConfig((8, 8, 1), 4, 4))
+        dataclasses.replace(TASK, tokenizer=TiTokConfig((8, 8, 1), 4, 4))
     with pytest.raises(GenError, match="all are at least 0"):
         dataclasses.replace(TASK.alignment, weight=-1.0)
     frozen = examples.frozen()

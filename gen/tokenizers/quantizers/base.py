@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gen.tokenizers.base import Quantized
 
-__all__ = ["Quantizer", "QuantizerModule", "usage", "within"]
+__all__ = ["Quantizer", "QuantizerModule", "frequencies", "usage", "used", "within"]
 
 
 class QuantizerModule(Protocol):
@@ -69,6 +69,34 @@ def within(prefix: str, quantized: Quantized) -> Quantized:
     return dataclasses.replace(quantized, statistics=statistics)
 
 
+def frequencies(ids: jax.Array, vocabulary: int | None, weight: jax.Array | None = None) -> jax.Array:
+    """How often each token id occurs among ids (B, ...), or how often each bit of (B, ..., width) is 1.
+
+    Args:
+      vocabulary: number of token ids; None for bits.
+      weight: (B,) of the samples; 1 by default.
+
+    Returns:
+      (vocabulary,) float32 that add up to the sum of the weights, or (width,) from 0 to it.
+    """
+    rows = ids.reshape(len(ids), -1) if vocabulary is not None else ids.reshape(len(ids), -1, ids.shape[-1])
+    share = jnp.ones(len(ids)) if weight is None else weight
+    if vocabulary is None:
+        return (rows.astype(jnp.float32).mean(axis=1) * share[:, None]).sum(axis=0)
+    shares = jnp.broadcast_to(share[:, None] / rows.shape[1], rows.shape)
+    return jnp.zeros(vocabulary).at[rows].add(shares)
+
+
+def used(frequency: Any, vocabulary: int | None) -> dict[str, Any]:
+    """What `frequencies` of one sample on average say of a codebook; see `usage`."""
+    if vocabulary is None:
+        share = ((frequency > 0) & (frequency < 1)).mean()
+        entropy = (_surprise(frequency) + _surprise(1 - frequency)).mean()
+    else:
+        share, entropy = (frequency > 0).mean(), _surprise(frequency).sum()
+    return {"usage": share, "entropy": entropy, "perplexity": 2.0**entropy}
+
+
 def usage(ids: jax.Array, vocabulary: int | None) -> Mapping[str, jax.Array]:
     """How much of a codebook the ids of a batch use: scalars for the training log.
 
@@ -81,16 +109,9 @@ def usage(ids: jax.Array, vocabulary: int | None) -> Mapping[str, jax.Array]:
       batch's distribution of ids, in bits, or the mean entropy of one bit. ``perplexity``: 2^entropy, the number of
       equally frequent ids with that entropy.
     """
-    if vocabulary is None:
-        ones = ids.reshape(-1, ids.shape[-1]).astype(jnp.float32).mean(axis=0)
-        used, terms = ((ones > 0) & (ones < 1)).mean(), _surprise(ones) + _surprise(1 - ones)
-        entropy = terms.mean()
-    else:
-        frequency = jnp.zeros(vocabulary).at[ids.reshape(-1)].add(1.0) / ids.size
-        used, entropy = (frequency > 0).mean(), _surprise(frequency).sum()
-    return {"usage": used, "entropy": entropy, "perplexity": 2.0**entropy}
+    return used(frequencies(ids, vocabulary) / len(ids), vocabulary)
 
 
-def _surprise(p: jax.Array) -> jax.Array:
+def _surprise(p: Any) -> Any:
     """-p log2 p, 0 at p = 0."""
     return -p * jnp.log2(jnp.where(p > 0, p, 1.0))
