@@ -16,12 +16,12 @@ from gen.runs import Loaded
 from gen.tokenizers.binary import BinaryAutoencoderConfig
 from gen.tokenizers.encode import encode_images
 from gen.tokenizers.instella import DecodedSize, InstellaConfig
-from gen.tokenizers.kl1d import Tower
 from gen.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
 from gen.tokenizers.quantizers.binary import Binary
 from gen.tokenizers.quantizers.lfq import BSQ, LFQ
 from gen.tokenizers.quantizers.residual import Residual
 from gen.tokenizers.quantizers.vq import VQ
+from gen.tokenizers.trunk import Tower
 from gen.tokenizers.var_vqvae import SCALES, VARVQVAEConfig, var_vqvae
 from gen.tokenizers.vqgan import VQGANConfig, vqgan
 from gen.training.run import RunConfig
