@@ -111,7 +111,7 @@ def _show_target(
 
 
 def mesh_overrides(text: str | None) -> tuple[tuple[str, str], ...]:
-    """The overrides that ``data=8,fsdp=4`` stands for; axes not named get 1. Raises GenError for other text."""
+    """Gives the overrides that ``data=8,fsdp=4`` stands for; axes not named get 1. Raises GenError for other text."""
     if text is None:
         return ()
     sizes = dict.fromkeys(AXES, "1")
@@ -175,7 +175,7 @@ def _show_settings(config: Any, *, trained: bool = False) -> None:
 
 
 def leaves(config: Any) -> list[tuple[str, str]]:
-    """(path, JSON) of every setting, as overrides name them."""
+    """Gives (path, JSON) of every setting, as overrides name them."""
     from gen.config import to_json
 
     def walk(value: Any, path: str) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ __all__ = ["override"]
 
 
 def override(config: Any, assignments: Iterable[tuple[str, str]]) -> Any:
-    """`config` with some of its values replaced.
+    """Replaces some of the values of `config`.
 
     Args:
       config: a registered configuration.

@@ -43,7 +43,7 @@ def selective_scan(
     method: Method | None = None,
     chunk: int = _CHUNK,
 ) -> tuple[jax.Array, jax.Array]:
-    """out = (y + D u) silu(z) along axis 1, and the last state.
+    """Gives out = (y + D u) silu(z) along axis 1, and the last state.
 
     Args:
       u: (b, L, d) inputs.

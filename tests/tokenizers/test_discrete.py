@@ -21,7 +21,7 @@ from gen.tokenizers.quantizers.binary import Binary
 from gen.tokenizers.quantizers.lfq import BSQ, LFQ
 from gen.tokenizers.quantizers.residual import Residual
 from gen.tokenizers.quantizers.vq import VQ
-from gen.tokenizers.trunk import Tower
+from gen.tokenizers.titok import Tower
 from gen.tokenizers.var_vqvae import SCALES, VARVQVAEConfig, var_vqvae
 from gen.tokenizers.vqgan import VQGANConfig, vqgan
 from gen.training.run import RunConfig
