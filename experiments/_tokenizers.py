@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from gen.data.images import Images
+from gen.data.random import RANDOM
 from gen.data.sources import Digits
 from gen.experiments import Recipe
 from gen.features.vit import ViTConfig
 from gen.features.weights import cache_path, identity_of, load_weights, network_of
-from gen.nn.network import Params
+from gen.nn.network import Params, param_shapes
 from gen.tokenizers.losses import LPIPS, LiteMaps, available, frozen_terms
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
@@ -44,17 +45,21 @@ class Encoder:
     origin: str
 
 
-def encoder(name: str, path: str, hint: str) -> Encoder:
+def encoder(name: str, path: str, hint: str, published: ViTConfig, data: str) -> Encoder:
     """A foundation encoder that ``gen convert`` made.
 
     Args:
       name: of its file in the per-user cache, where `path` is "".
       hint: what to do where it is missing.
+      published: the network whose shapes stand for it in a run that is only planned.
+      data: that of the run.
 
-    Raises GenError where it is missing or damaged.
+    Raises GenError where it is missing or damaged, unless the run is only planned.
     """
     file = Path(path) if path else cache_path(name)
     hint = hint.replace("{out}", str(file))
+    if data == RANDOM and not file.exists():
+        return Encoder(published, param_shapes(published), f"{name}, of which nothing but the shapes is here")
     network = network_of(file, ViTConfig, hint)
     return Encoder(network, load_weights(file, hint), f"{name} {identity_of(file, hint)}")
 

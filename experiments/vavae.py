@@ -39,6 +39,8 @@ from gen.experiments._tokenizers import (
     square_images,
     tokenizer_recipe,
 )
+from gen.features.dinov2 import dinov2
+from gen.features.mae import mae
 from gen.features.vit import ViTConfig
 from gen.nn.adversarial import AdaptiveWeight
 from gen.nn.discriminators import PatchGAN
@@ -52,15 +54,16 @@ __all__ = ["PRESETS"]
 
 EPOCH = 5_005  # batches of 256
 OPTIM = adam(1e-4, (0.5, 0.9))
+PUBLISHED = {"dinov2": dinov2("L"), "mae": mae("L")}
 HINTS = {
     "dinov2": "get dinov2_vitl14_pretrain.pth from facebookresearch/dinov2 and run gen convert dinov2 FILE",
     "mae": "get mae_pretrain_vit_large.pth from facebookresearch/mae and run gen convert mae FILE",
 }
 
 
-def _found(name: str, path: str) -> Encoder:
+def _found(name: str, path: str, data: str) -> Encoder:
     """The encoder with its positions resampled as timm does, through which the published runs read it."""
-    found = encoder(name, path, HINTS[name])
+    found = encoder(name, path, HINTS[name], PUBLISHED[name], data)
     return dataclasses.replace(found, network=dataclasses.replace(found.network, antialias=True, offset=0.0))
 
 
@@ -87,7 +90,7 @@ def _aligned(
     name: str, data: str, which: str, path: str, tokenizer: KLVAEConfig, legs: list[tuple[str, int, VisionFoundation]]
 ) -> Recipe:
     """A run whose stages are (name, epochs, alignment without its encoder's network)."""
-    found, settings, stages = _found(which, path), _settings(tokenizer, 2_500, perceptual()), []
+    found, settings, stages = _found(which, path, data), _settings(tokenizer, 2_500, perceptual()), []
     for title, epochs, alignment in legs:
         task = VAVAETask(**settings, alignment=dataclasses.replace(alignment, encoder=found.network))
         stages.append(Stage(title, task, epochs * EPOCH, 256, square_images(data, random_crop=True)))
