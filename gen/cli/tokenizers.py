@@ -177,9 +177,9 @@ def encode(
       out: the cache folder.
       data: a folder of images, a .zip, a .tar or whatever else gen data inspect reads, an .npz with arr_0 (and arr_1
         labels), or digits, digits:train, digits:test.
-      align: an official DINOv2 file: the patch features of the images are stored beside the latents as encoder_0, for
-        training with representation alignment (repa-xl2).
-      tokens: patches per side that DINOv2 sees, as many as the trained network has tokens; one per 16 pixels by
+      align: an official file of DINOv2 or MAE: the patch features of the images are stored beside the latents as
+        encoder_0, for training with representation alignment (repa-xl2).
+      tokens: patches per side that the encoder sees, as many as the trained network has tokens; one per 16 pixels by
         default.
       flip: encode the mirror images too; training then takes every image from one of the two by chance.
       batch: images at a time.
@@ -237,12 +237,11 @@ def _records(data: str, channels: int) -> tuple[Any, str]:
 
 
 def _encoder(file: Path, tokens: int) -> tuple[Any, Any]:
-    """(parameters, function) of the official DINOv2 in `file`, for `gen.tokenizers.encode.encode_images`."""
+    """(parameters, function) of the official encoder in `file`, for `gen.tokenizers.encode.encode_images`."""
     from gen.features.alignment import patch_features
-    from gen.pretrained.dinov2 import IMPORTER
-    from gen.pretrained.readers import read_weights
+    from gen.pretrained.encoders import read_encoder
 
     if tokens < 1:
         raise GenError("images of fewer than 16 pixels have no token each 16; say how many per side with --tokens N")
-    network, params, _ = IMPORTER.load(read_weights(file))
+    network, params = read_encoder(file)
     return params, lambda params, images: patch_features(network, params, images, tokens).astype("float16")

@@ -202,10 +202,11 @@ class AdversarialTask(TokenizerTask):
             pull = self._to_last_layer(params, latents, rows)
             weight = weight * self.adaptive(pull(image_gradient), pull(gan_gradient))
         cost, more = self.latent_loss(encoded)
+        further, others = self.beside(params, rows, frozen, encoded, latents)
         gradient = image_gradient + share * weight * gan_gradient
         # in value the last sum is 0; its gradient is that of the terms above
-        total = loss + share * weight * gan + cost + jnp.sum((decoded - fixed) * gradient)
-        metrics = metrics | more | {"gan": gan, "gan_weight": share * weight}
+        total = loss + share * weight * gan + cost + further + jnp.sum((decoded - fixed) * gradient)
+        metrics = metrics | more | others | {"gan": gan, "gan_weight": share * weight}
         return total, Aux(metrics, encoded.statistics, fixed)
 
     def _to_last_layer(self, params: Params, latents: jax.Array, rows: Rows) -> Callable[[jax.Array], jax.Array]:

@@ -86,6 +86,7 @@ OWN: dict[str, dict[str, Any]] = {
         "alignment": VisionFoundation(ENCODER),
     },
 }
+SLOW = ("vavae-task", "proxy-task")  # tasks that differ from a quick one in a term, or compile two networks
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
     "toy-drawn": "tests.conformance.tokenizers:Drawn",

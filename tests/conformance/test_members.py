@@ -45,11 +45,8 @@ def test_every_member_has_an_example(family: str, tmp_path: Path) -> None:
         assert all(from_json(json.loads(json.dumps(to_json(member)))) == member for member in found)
 
 
-SLOW = {"proxy-task"}  # two networks of TiTok's to compile
-
-
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW else kind for kind in KINDS["task"]]
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] if k in examples.SLOW else []) for k in KINDS["task"]]
 )
 def test_task(kind: str, tmp_path: Path) -> None:
     check_task(examples.task(kind), examples.Rows(), examples.frozen(), tmp_path)
