@@ -25,7 +25,7 @@ from gen.experiments import Recipe
 from gen.experiments._latents import small_images
 from gen.features.dinov2 import DINOv2Extractor
 from gen.runs import Loaded
-from gen.tokenizers.flextok import FlexTokConfig, Pixels, decoding, flextok
+from gen.tokenizers.flextok import FlexTokConfig, Pixels, euler_apg, flextok
 from gen.tokenizers.flextok_train import Alignment, FlexTokTask
 from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.quantizers.fsq import FSQ
@@ -100,7 +100,7 @@ def flextok_smoke(data: str | None = None) -> Recipe:
         length=8,
         frequencies=64,
         max_time=1.0,
-        decoding=decoding(1.0, steps=10),
+        decoding=euler_apg(1.0, steps=10),
         remat="none",
         scan=False,
     )

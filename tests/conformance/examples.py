@@ -26,7 +26,7 @@ from gen.features.vit import ViTConfig
 from gen.nn.discriminators import PatchGAN
 from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
-from gen.tokenizers.flextok import FlexTokConfig, Pixels, decoding
+from gen.tokenizers.flextok import FlexTokConfig, Pixels, euler_apg
 from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
 from gen.tokenizers.quantizers.fsq import FSQ
@@ -52,7 +52,7 @@ FLEXTOK = FlexTokConfig(
     length=4,
     frequencies=16,
     max_time=1.0,
-    decoding=decoding(2.0, 1.0, 2),
+    decoding=euler_apg(2.0, 1.0, 2),
     remat="none",
     scan=False,
 )
