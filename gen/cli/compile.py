@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import tyro
 
 from gen.cli.flags import flag
-from gen.cli.info import mesh_overrides
 from gen.cli.opening import Overrides, prepare
+from gen.cli.overrides import mesh_overrides
 from gen.errors import GenError
 
 __all__ = ["compile_preset", "estimates", "planned"]

@@ -65,6 +65,7 @@ class Random:
 
     shapes: Mapping[str, tuple[int, ...]]
     path: ClassVar[str] = RANDOM
+    tokenizer: ClassVar[str] = ""  # nothing encoded them
 
     def source(self) -> RandomSource:
         """The records by index."""

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from gen.cli import main
-from gen.cli.info import mesh_overrides
+from gen.cli.overrides import mesh_overrides
 from gen.errors import GenError
 
 
