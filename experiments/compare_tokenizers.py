@@ -33,6 +33,7 @@ from gen.diffusion.process import Linear
 from gen.diffusion.train import DenoiserTask
 from gen.errors import GenError
 from gen.experiments import Recipe
+from gen.experiments._tokenizers import keep_lite
 from gen.features.efficientnet_lite import EfficientNetLite
 from gen.files import read_json, write_json
 from gen.metrics.evaluate import evaluate
@@ -207,6 +208,7 @@ def run(
 
     Raises GenError for unfit data, and where the ``[lite]`` network is missing.
     """
+    keep_lite()
     EfficientNetLite().fingerprint()
     images, held = _images(data), _images(heldout or data)
     for path, source, least in ((data, images.source(), budget.batch), (heldout or data, held.source(), budget.count)):

@@ -13,7 +13,7 @@ PHRASES = {"The", "A", "An", "What", "Whether", "How", "Number", "See", "Fingerp
 PHRASED = (
     "tokenizers", "pretrained", "features", "cli/compile.py", "data/random.py", "diffusion/backbones/dit.py",
     "diffusion/backbones/sit.py", "nn/attention.py", "nn/layers.py",
-    "nn/adversarial.py", "nn/discriminators.py", "nn/towers.py", "training/part.py", "training/flops.py",
+    "nn/towers.py", "training/part.py", "training/flops.py",
     "training/hlo.py", "training/targets.py", "programs.py",
 )  # fmt: skip
 FILES = [name for path in sorted(ROOT.rglob("*.py")) if not (name := str(path.relative_to(ROOT))).startswith(PHRASED)]

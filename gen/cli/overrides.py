@@ -31,6 +31,21 @@ def override(config: Any, assignments: Iterable[tuple[str, str]]) -> Any:
     return from_json(data, type(config))
 
 
+def mesh_overrides(text: str | None) -> tuple[tuple[str, str], ...]:
+    """Gives the overrides that ``data=8,fsdp=4`` stands for; axes not named get 1. Raises GenError for other text."""
+    if text is None:
+        return ()
+    sizes = dict.fromkeys(AXES, "1")
+    for part in text.split(","):
+        axis, equals, size = (word.strip() for word in part.partition("="))
+        if axis not in sizes or not equals or not size.lstrip("-").isdigit():
+            raise GenError(
+                f"--mesh '{text}' is not like data=8,fsdp=4; axes are {', '.join(AXES)}, sizes whole numbers"
+            )
+        sizes[axis] = size
+    return tuple((f"engine.mesh.{axis}", size) for axis, size in sizes.items())
+
+
 def _refuse_given(value: Any, path: list[str], full: str) -> None:
     """Raises GenError for a path through a field that says what another run says (its metadata has "given")."""
     for head in path:

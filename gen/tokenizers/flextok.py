@@ -30,7 +30,7 @@ from gen.tokenizers.flextok_decoder import FlowDecoderConfig
 from gen.tokenizers.flextok_layers import EPS, Block, GridPositions, Positions, learned
 from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.quantizers.fsq import FSQ
-from gen.tokenizers.titok import Tower
+from gen.tokenizers.trunk import Tower
 from gen.training.sharding import constrain
 
 __all__ = ["PREVIEW", "SIZES", "FlexTok", "FlexTokConfig", "Pixels", "decoding", "flextok"]

@@ -15,7 +15,7 @@ from gen.errors import GenError
 from gen.nn.conditions import Conditions, empty_conditions
 from gen.nn.network import Cond, Network, Params
 from gen.sampling.noise import decode_keys
-from gen.tokenizers.losses import penalties
+from gen.tokenizers.losses import expect_frozen, penalties
 from gen.tokenizers.quantizers.base import usage
 from gen.training.method import Method, signed
 from gen.training.part import Aux, Part
@@ -35,11 +35,13 @@ class Rows:
       images: (B, H, W, C) float32 in [-1, 1].
       keys: (B,) typed keys: all that encoder, posterior and decoder draw.
       cond: the tokenizer's conditions by name.
+      draws: what a task's corruption drew.
     """
 
     images: jax.Array
     keys: jax.Array
     cond: Cond = dataclasses.field(default_factory=dict)
+    draws: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,28 +211,29 @@ class TokenizerTask(TokenizerMethod):
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
         """Fresh parameters, or those of the previous stage. Raises GenError where a term's weights are not given."""
         for term in self.terms:
-            if term.name not in frozen:
-                raise GenError(
-                    f"the loss has the term '{term.name}', and the frozen role '{term.name}' is not given; "
-                    "gen.tokenizers.losses.frozen_terms makes it"
-                )
+            expect_frozen(frozen, term)
         return super().start(key, frozen, previous)
 
     def encode(self, params: Params, rows: Rows) -> tuple[Any, jax.Array]:
         """See `TokenizerMethod`; the latents are disturbed where that is asked for."""
         if self.corruption is None:
             return super().encode(params, rows)
-        draws = self.corruption.draw(self.tokenizer, rows.keys)
-        disturbed: tuple[Any, jax.Array] = self.corruption.encode(self.tokenizer, params, rows.images, draws)
+        disturbed: tuple[Any, jax.Array] = self.corruption.encode(self.tokenizer, params, rows.images, rows.draws)
         return disturbed
 
     def decode(self, params: Params, latents: jax.Array, rows: Rows) -> jax.Array:
         """See `TokenizerMethod`."""
         if self.corruption is None:
             return super().decode(params, latents, rows)
-        draws = self.corruption.draw(self.tokenizer, rows.keys)
-        decoded: jax.Array = self.corruption.decode(self.tokenizer, params, latents, draws)
+        decoded: jax.Array = self.corruption.decode(self.tokenizer, params, latents, rows.draws)
         return decoded
+
+    def drawn(self, state: State, batch: Batch, key: jax.Array) -> tuple[State, Rows]:
+        """See `TokenizerMethod`; what disturbs the latents is drawn here, once."""
+        state, rows = super().drawn(state, batch, key)
+        if self.corruption is None:
+            return state, rows
+        return state, dataclasses.replace(rows, draws=self.corruption.draw(self.tokenizer, rows.keys))
 
     def image_loss(
         self, frozen: Frozen, images: jax.Array, decoded: jax.Array
@@ -245,9 +248,17 @@ class TokenizerTask(TokenizerMethod):
             loss = loss + term.weight * metrics[term.name]
         return (images[0].size if self.summed else 1.0) * loss, metrics
 
+    def beside(
+        self, params: Params, rows: Rows, frozen: Frozen, encoded: Any, latents: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """A further loss () of a method that inherits from this one, with its parts; none here."""
+        del params, rows, frozen, encoded, latents
+        return jnp.zeros(()), {}
+
     def loss(self, params: Params, rows: Rows, frozen: Frozen) -> tuple[jax.Array, Aux]:
         """The whole loss () of a batch, with its parts."""
-        encoded, _, decoded = self.reconstruct(params, rows)
+        encoded, latents, decoded = self.reconstruct(params, rows)
         images, metrics = self.image_loss(frozen, rows.images, decoded)
-        latents, more = self.latent_loss(encoded)
-        return images + latents, Aux(metrics | more, encoded.statistics)
+        cost, more = self.latent_loss(encoded)
+        further, others = self.beside(params, rows, frozen, encoded, latents)
+        return images + cost + further, Aux(metrics | more | others, encoded.statistics)

@@ -37,7 +37,7 @@ from gen.tokenizers.flextok_layers import GridPositions, sincos_table
 from gen.tokenizers.flextok_train import KeepLaw
 from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.quantizers.fsq import FSQ
-from gen.tokenizers.titok import Tower
+from gen.tokenizers.trunk import Tower
 from tests.parity.conftest import Fixture, fixtures
 from tests.parity.test_dit import nchw, nhwc
 
