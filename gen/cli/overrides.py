@@ -96,18 +96,3 @@ def _value(old: Any, text: str) -> Any:
     if isinstance(new, str) and new in kinds() and isinstance(old, dict | None):
         return {"kind": new}
     return text if isinstance(old, str) and new is not None else new
-
-
-def mesh_overrides(text: str | None) -> tuple[tuple[str, str], ...]:
-    """Gives the overrides that ``data=8,fsdp=4`` stands for; axes not named get 1. Raises GenError for other text."""
-    if text is None:
-        return ()
-    sizes = dict.fromkeys(AXES, "1")
-    for part in text.split(","):
-        axis, equals, size = (word.strip() for word in part.partition("="))
-        if axis not in sizes or not equals or not size.lstrip("-").isdigit():
-            raise GenError(
-                f"--mesh '{text}' is not like data=8,fsdp=4; axes are {', '.join(AXES)}, sizes whole numbers"
-            )
-        sizes[axis] = size
-    return tuple((f"engine.mesh.{axis}", size) for axis, size in sizes.items())
