@@ -117,6 +117,8 @@ KINDS: dict[str, dict[str, str]] = {
         "patchgan": "gen.nn.discriminators:PatchGAN",
         "titok-discriminator": "gen.nn.discriminators:TiTokDiscriminator",
         "stylegan": "gen.nn.discriminators:StyleGAN",
+        "feature-critic": "gen.nn.feature_critics:FeatureCritic",
+        "encoder-tokens": "gen.tokenizers.losses:EncoderTokens",
     },
     "image-term": {
         "lpips": "gen.tokenizers.losses:LPIPS",
@@ -211,12 +213,14 @@ KINDS: dict[str, dict[str, str]] = {
         "lite": "gen.features.efficientnet_lite:EfficientNetLite",
         "dinov2": "gen.features.dinov2:DINOv2Extractor",
         "clip": "gen.features.clip:CLIPExtractor",
+        "convnext": "gen.features.convnext:ConvNeXt",
+        "resnet": "gen.features.resnet:ResNet",
     },
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
         "adversarial-tokenizer-task": "gen.tokenizers.adversarial:AdversarialTask",
+        "proxy-task": "gen.tokenizers.proxy:ProxyTask",
         "vavae-task": "gen.tokenizers.vavae:VAVAETask",
-        "proxy-task": "gen.tokenizers.titok_train:ProxyTask",
         "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "kd-task": "gen.distill.kd:KDTask",
@@ -226,12 +230,12 @@ KINDS: dict[str, dict[str, str]] = {
 
 
 def kinds() -> dict[str, str]:
-    """All registered kinds: kind -> "module:Class". Imports nothing."""
+    """Gives all registered kinds: kind -> "module:Class". Imports nothing."""
     return {kind: target for family in (*KINDS.values(), *installed().values()) for kind, target in family.items()}
 
 
 def members(family: str) -> dict[str, str]:
-    """The kinds of one family: kind -> "module:Class". Imports nothing."""
+    """Gives the kinds of one family: kind -> "module:Class". Imports nothing."""
     return KINDS[family] | installed().get(family, {})
 
 
@@ -254,14 +258,14 @@ def installed() -> dict[str, dict[str, str]]:
 
 
 def suggest(name: str, known: typing.Iterable[str]) -> str:
-    """A clause for an error message that names the closest known name, or the known names."""
+    """Gives a clause for an error message that names the closest known name, or the known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
 
 
 def config_class(kind: str) -> type:
-    """The dataclass registered as `kind`; imports its module. Raises GenError for an unknown kind."""
+    """Gives the dataclass registered as `kind`; imports its module. Raises GenError for an unknown kind."""
     table = kinds()
     if kind not in table:
         raise GenError(
@@ -272,7 +276,7 @@ def config_class(kind: str) -> type:
 
 
 def kind_of(cls: type) -> str | None:
-    """The kind under which `cls` is registered, or None."""
+    """Gives the kind under which `cls` is registered, or None."""
     target = f"{cls.__module__}:{cls.__qualname__}"
     return next((kind for kind, where in kinds().items() if where == target), None)
 
@@ -389,6 +393,6 @@ def check_choices(config: Any) -> None:
 
 
 def fingerprint(value: Any) -> str:
-    """SHA-256 (16 hex digits) of a configuration's canonical JSON: equal configurations, equal text."""
+    """Gives the SHA-256 (16 hex digits) of a configuration's canonical JSON: equal configurations, equal text."""
     text = json.dumps(to_json(value), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -69,7 +69,7 @@ solvers ...), taken as it is now for runs that were made with an older version o
 
 
 def overview(group: Sequence[str] = ()) -> str:
-    """The text of ``gen --help``, or of a group's, such as ``gen data --help``."""
+    """Gives the text of ``gen --help``, or of a group's, such as ``gen data --help``."""
     rows = "\n".join(f"  {name:<13} {COMMANDS[name][1]}" for name in group or COMMANDS)
     if group:
         name = group[0].split()[0]
@@ -214,7 +214,7 @@ def _leave(status: int) -> NoReturn:
 
 
 def parse(command: str, args: Sequence[str]) -> Callable[[], None] | None:
-    """The command's function with its parsed arguments bound; None when its help was printed.
+    """Gives the command's function with its parsed arguments bound; None when its help was printed.
 
     Flags with a dot in their name (``--stages.0.steps 500``) are overrides of a configuration; they reach the
     function's parameter ``overrides`` as (path, text) pairs. Raises GenError for anything that does not parse.

@@ -19,7 +19,7 @@ def compare(
     force: Switch = False,
     out: Annotated[Path | None, flag("HTML")] = None,
 ) -> None:
-    """Scores of several evaluations side by side, under one protocol.
+    """Shows the scores of several evaluations side by side, under one protocol.
 
     Results taken under different protocols are refused, naming the field in which they differ; forced, that field
     stands in the table.
@@ -56,7 +56,7 @@ def _scores(path: Path) -> Path:
 
 
 def show(results: dict[str, Any]) -> None:
-    """A table on stdout of scores and of the protocol fields in which they differ; the rest of the protocol beneath.
+    """Prints a table of scores and of the protocol fields in which they differ; the rest of the protocol beneath.
 
     Results are its columns; its rows where there are more results than scores.
     """

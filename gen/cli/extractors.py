@@ -10,7 +10,7 @@ __all__ = ["find_extractor", "is_statistics", "open_extractor", "open_reference"
 
 
 def open_extractor(text: str) -> Any:
-    """The feature network that ``NAME`` or ``NAME:MODE`` names.
+    """Gives the feature network that ``NAME`` or ``NAME:MODE`` names.
 
     Weights that are part of an installed package are converted when they are first asked for.
 
@@ -30,7 +30,7 @@ def open_extractor(text: str) -> Any:
 
 
 def find_extractor(named: str | None, reference: str | None, shape: Callable[[], tuple[int, ...]]) -> Any:
-    """The feature network of an evaluation.
+    """Gives the feature network of an evaluation.
 
     Args:
       named: as `open_extractor` takes it; None to have it chosen: the one that stored statistics were made with, else
@@ -96,7 +96,7 @@ def _convert_installed(name: str, network: Any) -> None:
 
 
 def stored_shape(text: str) -> tuple[int, ...]:
-    """(H, W, C) of the first of the stored images that `text` names. Raises GenError where there are none."""
+    """Gives (H, W, C) of the first of the stored images that `text` names. Raises GenError where there are none."""
     import io
 
     from PIL import Image
@@ -113,7 +113,7 @@ def stored_shape(text: str) -> tuple[int, ...]:
 
 
 def open_reference(text: str, network: Any, batch: int, mesh: Any) -> tuple[Any, Any]:
-    """(reference, its images or None): stored statistics, or those of the images that `text` names."""
+    """Gives (reference, its images or None): stored statistics, or those of the images that `text` names."""
     from gen.cli.images import open_images
     from gen.metrics.reference import Reference, make_reference
     from gen.progress import Bar
@@ -128,7 +128,7 @@ def open_reference(text: str, network: Any, batch: int, mesh: Any) -> tuple[Any,
 
 
 def is_statistics(text: str) -> bool:
-    """Whether `text` names stored statistics."""
+    """Tells whether `text` names stored statistics."""
     import zipfile
 
     path = Path(text)

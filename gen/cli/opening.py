@@ -80,7 +80,7 @@ def _guided(loaded: Any, weak: Any, scaled: bool) -> Any:
 
 
 def describe(loaded: Any) -> str:
-    """One line: what is sampled, with which weights and how many network calls."""
+    """Gives one line: what is sampled, with which weights and how many network calls."""
     kind = {"ema": "EMA", "raw": "raw"}[loaded.weights]
     calls = loaded.generator.nfe
     stated = f"{calls} network call{'s' * (calls != 1)} per image" if calls else "network calls measured"

@@ -24,7 +24,7 @@ def reference(
     quantiser: Annotated[str | None, flag("NAME")] = None,
     batch: Annotated[int, flag("N")] = 256,
 ) -> None:
-    """Statistics of real images, written with their protocol, for gen evaluate --reference.
+    """Makes statistics of real images, with their protocol, for gen evaluate --reference.
 
     Images are read a batch at a time, each resized by itself. Interrupted and started again, it goes on where it was.
     Published statistics are taken over with what is known of how they were computed; images that lie in the same file

@@ -92,7 +92,7 @@ def sample(
 
 
 def parse_labels(text: str | None, seeds: Sequence[int], names: Sequence[str] | None = None) -> Any:
-    """Labels of seeds: None for the default, one number for all, or several in turn.
+    """Gives labels of seeds: None for the default, one number for all, or several in turn.
 
     Args:
       text: numbers or names of classes, separated by commas.

@@ -48,19 +48,19 @@ class CacheSource:
         return record | {self.name: self._checked(record[self.name][None], [index])[0]}
 
     def gather(self, indices: np.ndarray) -> Record:
-        """Rows `indices` (B,) of every array."""
+        """Gives rows `indices` (B,) of every array."""
         record = self.rows.gather(indices)
         return record | {self.name: self._checked(record[self.name], indices)}
 
     def mirrored(self, indices: np.ndarray, which: np.ndarray) -> Record:
-        """Rows `indices` (B,) of every array, those `which` (B,) bool of the mirror images where these are held."""
+        """Gives rows `indices` (B,) of every array, of the mirror images where `which` (B,) bool says so."""
         record = self.rows.gather(indices)
         for name, array in self.flips.items():
             record[name][which] = array[indices[which]]
         return record | {self.name: self._checked(record[self.name], indices)}
 
     def title(self, index: int) -> str:
-        """How messages call record `index`: by the folder."""
+        """Tells how messages call record `index`: by the folder."""
         folders = sorted({str(Path(file).parent) for file in self.rows.files})
         return f"row {index} of {', '.join(folders) or 'arrays in memory'}"
 

@@ -96,7 +96,7 @@ class Cache(_Rows):
     kind: ClassVar[str] = "latents"
 
     def normalizer(self) -> dict[str, np.ndarray]:
-        """ "shift" and "scale" (C,) float32: raw latents are normalised * scale + shift."""
+        """Gives "shift" and "scale" (C,) float32: raw latents are normalised * scale + shift."""
         head = _read(self.path, self.kind)
         return {name: np.asarray(head[name], np.float32) for name in ("shift", "scale")}
 
@@ -113,7 +113,7 @@ class TokenCache(_Rows):
 
     @property
     def vocabulary(self) -> int:
-        """How many different tokens there are: they count from 0 to vocabulary - 1."""
+        """Tells how many different tokens there are: they count from 0 to vocabulary - 1."""
         return int(_read(self.path, self.kind)["vocabulary"])
 
 
@@ -129,7 +129,7 @@ class BitCache(_Rows):
 
     @property
     def width(self) -> int:
-        """How many bits each position has: the last axis."""
+        """Tells how many bits each position has: the last axis."""
         return self.shape[-1]
 
 

@@ -77,11 +77,11 @@ class ImageSource:
         return np.asarray(value) if self.length is None or name == "label" else lengthened(value, self.length)
 
     def gather(self, indices: np.ndarray) -> Record:
-        """Records `indices` (B,) as one batch."""
+        """Gives records `indices` (B,) as one batch."""
         return loader.stacked((self[int(index)] for index in indices), len(indices))
 
     def title(self, index: int) -> str:
-        """How messages call record `index`."""
+        """Tells how messages call record `index`."""
         return self.store.title(index)
 
 
@@ -132,7 +132,7 @@ class Images:
 
     @functools.cached_property
     def store(self) -> Store:
-        """The files, opened once. Raises GenError for labels that are missing or do not fit."""
+        """Opens the files once. Raises GenError for labels that are missing or do not fit."""
         store = open_store(self.path)
         if self.labels in ("class", "both") and store.label is None:
             raise GenError(
@@ -158,7 +158,7 @@ class Images:
             )
 
     def source(self) -> ImageSource | RandomSource:
-        """The records by index, without chance: "random" leaves images at their own size here."""
+        """Gives the records by index, without chance: "random" leaves images at their own size here."""
         if self.path == RANDOM:
             return RandomSource(self._shapes)
         shape = None if self.size is None else (self.size, self.size)
@@ -183,7 +183,7 @@ class Images:
         )
 
     def identity(self) -> str:
-        """Fingerprint of the files, the labels and what is done to them; not of where they lie."""
+        """Gives the fingerprint of the files, the labels and what is done to them; not of where they lie."""
         if self.path == RANDOM:
             return f"random {self._shapes}"
         unsaid = ("path",) if self.length is not None else ("path", "length")  # data without it keep their fingerprint
@@ -231,7 +231,7 @@ class Arrays:
     shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def source(self) -> ArraySource:
-        """The rows by index. Raises GenError for what cannot be read, lengths that differ, other shapes."""
+        """Gives the rows by index. Raises GenError for what cannot be read, lengths that differ, other shapes."""
         path = Path(self.path)
         if path.is_dir():
             arrays = {file.stem: load_arrays(file)["image"] for file in sorted(path.glob("*.npy"))}
@@ -258,7 +258,7 @@ class Arrays:
         return loader.batches(source, batch=batch, seed=seed, start=start, process=process, processes=processes)
 
     def identity(self) -> str:
-        """Fingerprint of the content; reads everything."""
+        """Gives the fingerprint of the content; reads everything."""
         return self.source().identity()
 
 
@@ -286,11 +286,11 @@ class ZippedSource:
         return {name: value for source in self.sources for name, value in source[index].items()}
 
     def gather(self, indices: np.ndarray) -> Record:
-        """Records `indices` (B,) as one batch."""
+        """Gives records `indices` (B,) as one batch."""
         return {name: value for source in self.sources for name, value in source.gather(indices).items()}
 
     def title(self, index: int) -> str:
-        """How messages call record `index`."""
+        """Tells how messages call record `index`."""
         return " with ".join(source.title(index) for source in self.sources)
 
 
@@ -309,7 +309,7 @@ class Zipped:
             raise GenError("images read side by side with others take no flip and no random crop; turn them off")
 
     def source(self) -> ZippedSource:
-        """The merged records by index."""
+        """Gives the merged records by index."""
         return ZippedSource(*(part.source() for part in self.parts))
 
     def batches(self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1) -> Iterator[Record]:
@@ -319,5 +319,5 @@ class Zipped:
         return loader.batches(source, batch=batch, seed=seed, start=start, process=process, processes=processes)
 
     def identity(self) -> str:
-        """Fingerprint of all parts."""
+        """Gives the fingerprint of all parts."""
         return hashlib.sha256(" ".join(part.identity() for part in self.parts).encode()).hexdigest()[:16]

@@ -35,38 +35,38 @@ class Source(Protocol):
 
     @property
     def label(self) -> np.ndarray | None:
-        """The class of every record (N,) int32, checked (`gen.data.labels`); None without classes."""
+        """Gives the class of every record (N,) int32, checked (`gen.data.labels`); None without classes."""
         ...
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the classes, in order, where they are known."""
+        """Gives names of the classes, in order, where they are known."""
         ...
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes the labels are of; None without classes."""
+        """Tells how many classes the labels are of; None without classes."""
         ...
 
     def __len__(self) -> int:
-        """Number of records."""
+        """Gives the number of records."""
         ...
 
     def __getitem__(self, index: int) -> Record:
-        """One record: arrays by name, without a batch axis."""
+        """Gives one record: arrays by name, without a batch axis."""
         ...
 
     def gather(self, indices: np.ndarray) -> Record:
-        """Records `indices` (B,) int64 as one batch: fresh arrays by name with leading axis B."""
+        """Gives records `indices` (B,) int64 as one batch: fresh arrays by name with leading axis B."""
         ...
 
     def title(self, index: int) -> str:
-        """How messages call a record: its file, where it has one."""
+        """Tells how messages call a record: its file, where it has one."""
         ...
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of one epoch: a permutation of range(size), (size,) int64.
+    """Gives the order of one epoch: a permutation of range(size), (size,) int64.
 
     Sorts raw Philox output keyed by (seed, epoch): that bit stream is fixed by definition, unlike the
     derived draws of NumPy's generators, so the order never changes under a library's feet.
@@ -172,7 +172,7 @@ def expect(path: str, source: Source, **shapes: tuple[int, ...]) -> None:
 
 
 def stacked(records: Iterable[Record], count: int) -> Record:
-    """`count` records as one batch: arrays by name with a leading axis.
+    """Gives `count` records as one batch: arrays by name with a leading axis.
 
     Each is copied as it comes, while the processor's cache still holds it. Raises ValueError where shapes differ.
     """
@@ -188,7 +188,7 @@ def stacked(records: Iterable[Record], count: int) -> Record:
 
 
 def gathered(source: Source, indices: np.ndarray) -> Record:
-    """Records `indices` (B,) of `source` as one batch, in their order, read and decoded by several threads.
+    """Gives records `indices` (B,) of `source` as one batch, in their order, read and decoded by several threads.
 
     Raises `gen.data.vanished.Stalled` for a read that never returns, and what reading raises.
     """

@@ -34,11 +34,11 @@ class Levels:
             raise GenError(f"noise levels from {self.low} to {self.high}; expected 0 <= low < high <= 1")
 
     def table(self, process: Any) -> np.ndarray:
-        """(count,) float64 times."""
+        """Gives the (count,) float64 times."""
         return np.asarray(process.at(np.linspace(0.0, 1.0, self.count)))
 
     def __call__(self, key: jax.Array, process: Any, batch: int) -> jax.Array:
-        """(batch,) float32 times."""
+        """Gives (batch,) float32 times."""
         first, last = int(self.low * self.count), min(int(self.high * self.count), self.count - 1)
         index = jax.random.randint(key, (batch,), first, last + 1)
         return jnp.asarray(self.table(process), jnp.float32)[index]
@@ -78,7 +78,7 @@ class TimeSampler:
             raise GenError(f"mode scale is {self.scale:g}; expected -1 to {2.0 / (math.pi - 2.0):.4g}")
 
     def __call__(self, key: jax.Array, process: Any, count: int) -> jax.Array:
-        """(count,) float32 times."""
+        """Gives (count,) float32 times."""
         uniform = self.law in ("uniform", "mode") or self.levels is not None
         if self.stratified:
             q = self.strata(jax.random.uniform(key, (count,)))
@@ -87,11 +87,13 @@ class TimeSampler:
 
     @staticmethod
     def strata(u: jax.Array) -> jax.Array:
-        """Uniform draws (B,) brought into the parts 0 to 1 / B, 1 / B to 2 / B ... of [0, 1], one into each."""
+        """Gives uniform draws (B,) brought into the parts 0 to 1 / B, 1 / B to 2 / B ... of [0, 1], one into each."""
         return (jnp.arange(len(u)) + u) / len(u)
 
     def times(self, process: Any, z: jax.Array) -> jax.Array:
-        """The times of draws z (B,): standard normal, or uniform on [0, 1] for ``uniform``, ``mode`` and levels."""
+        """Gives the times of draws z (B,): standard normal, or uniform on [0, 1] for ``uniform``, ``mode`` and
+        levels.
+        """
         if self.levels is not None:
             grid, mass = lognormal_levels(process, self.levels, self.mean, self.std)
             below = jnp.searchsorted(jnp.asarray(np.cumsum(mass)[:-1], jnp.float32), z, side="right")
@@ -107,12 +109,12 @@ class TimeSampler:
         return u
 
     def shifted(self, u: jax.Array) -> jax.Array:
-        """u with the resolution shift."""
+        """Gives u with the resolution shift."""
         return self.shift * u / (1.0 + (self.shift - 1.0) * u)
 
 
 def lognormal_levels(process: Any, count: int, mean: float, std: float) -> tuple[np.ndarray, np.ndarray]:
-    """`count` times of the process's own grid, ascending, and the lognormal mass of the intervals between them.
+    """Gives `count` times of the process's own grid, ascending, and the lognormal mass of the intervals between them.
 
     Returns:
       times (count,) and mass (count - 1,), float64; the mass is proportional to erf((ln s_{i+1} - mean) / (sqrt 2 std))

@@ -12,7 +12,7 @@ __all__ = ["patch_features", "seen"]
 
 
 def seen(images: jax.Array, side: int, *, resampling: str = "torch-bicubic", standardised: bool = True) -> jax.Array:
-    """What an encoder is shown: images (B, H, W, 3 or 1) in [-1, 1], square, resized to (B, side, side, 3).
+    """Gives what an encoder is shown: images (B, H, W, 3 or 1) in [-1, 1], square, resized to (B, side, side, 3).
 
     Args:
       resampling: a name in `gen.features.resize.METHODS`.
@@ -38,7 +38,7 @@ def patch_features(
     resampling: str = "torch-bicubic",
     standardised: bool = True,
 ) -> jax.Array:
-    """The final, normalised patch tokens of an encoder for images resized to `tokens` patches per side.
+    """Gives the final, normalised patch tokens of an encoder for images resized to `tokens` patches per side.
 
     REPA and RAE: torch's bicubic filter without antialiasing; 256 pixels become 224 for patches of 14, 16 x 16 tokens,
     as many as a DiT with patch 2 has on latents of 32 x 32. VA-VAE's published runs: "torch-bilinear", and images that

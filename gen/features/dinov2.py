@@ -28,7 +28,8 @@ SIZES: dict[str, tuple[int, int, int, int, bool]] = {
 
 
 def dinov2(name: str, *, registers: int = 0, **changes: Any) -> ViTConfig:
-    """A published size by name, "S", "B", "L" or "g", with its own way to resample positions; registers are 0 or 4.
+    """Gives a published size by name, "S", "B", "L" or "g", with its own way to resample positions; registers are 0 or
+    4.
 
     Raises GenError for an unknown name.
     """
@@ -65,34 +66,36 @@ class DINOv2Extractor(Converted):
 
     @property
     def name(self) -> str:
-        """Short name for protocols and tables."""
+        """Gives the short name for protocols and tables."""
         return "dinov2"
 
     @property
     def resize(self) -> str:
-        """See `Extractor`."""
+        """Does what `Extractor.resize` says."""
         return f"pil-bicubic {self.size}"
 
     @property
     def hint(self) -> str:
-        """See `Converted`."""
+        """Does what `Converted.hint` says."""
         return "get dinov2_vitl14_pretrain.pth from facebookresearch/dinov2 and run gen convert dinov2 FILE"
 
     @property
     def network(self) -> ViTConfig:
-        """The architecture of the weights. Raises GenError when there are none."""
+        """Gives the architecture of the weights. Raises GenError when there are none."""
         return network_of(self.path, ViTConfig, self.hint)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """See `Converted`."""
+        """Does what `Converted.shapes` says."""
         return {name: value.shape for name, value in flatten(param_shapes(self.network)).items()}
 
     def fit(self, image: np.ndarray) -> np.ndarray:
-        """One image (H, W, 3) of any size resized on the host to (size, size, 3) float32, which a call takes as is."""
+        """Gives one image (H, W, 3) of any size resized on the host to (size, size, 3) float32, which a call takes as
+        is.
+        """
         return resize_host(image, (self.size, self.size), "pil-bicubic")
 
     def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        """images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, width) float32."""
+        """Maps images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, width) float32."""
         x = jnp.clip(resize(images, (self.size, self.size), "pil-bicubic"), 0, 255) / 255
         x = (x - jnp.asarray(MEAN)) / jnp.asarray(DEVIATION)
         with jax.default_matmul_precision("highest"):

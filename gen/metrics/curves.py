@@ -13,7 +13,8 @@ _LAST = ("images_per_second",)
 
 
 def logged(records: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
-    """Metric -> its lines, from the records of a metrics.jsonl; what ends in "loss" comes first, the speed last.
+    """Gives the lines of each metric, from the records of a metrics.jsonl; what ends in "loss" comes first, the speed
+    last.
 
     A metric of a task with several networks is logged as "student/loss": the last word is the metric, and every
     stage and every path before that word is a line of its own ("matching, student").

@@ -49,7 +49,7 @@ class Tally:
 
     @property
     def count(self) -> int:
-        """Number of samples that are in."""
+        """Gives the number of samples that are in."""
         return sum(stop - start for start, stop in self.spans)
 
     def save(self, path: str | Path) -> None:
@@ -77,7 +77,7 @@ class Tally:
 
 
 def merge_tallies(tallies: Sequence[Tally], statistics: Mapping[str, Statistic]) -> Tally:
-    """One tally of several disjoint parts of the same job (from several machines, say).
+    """Gives one tally of several disjoint parts of the same job (from several machines, say).
 
     Raises GenError when they belong to different jobs or share samples.
     """
@@ -196,7 +196,7 @@ def _runner(
 def traced_step(
     source: ImageSet, extractor: Extractor, statistics: Mapping[str, Statistic], params: Any, *, batch: int, mesh: Mesh
 ) -> Any:
-    """The step of `collect` as jax traces it for a mesh, from shapes: nothing is allocated, nothing loaded.
+    """Gives the step of `collect` as jax traces it for a mesh, from shapes: nothing is allocated, nothing loaded.
 
     Args:
       source: what would be evaluated: stored images (`ImageSet.read`).

@@ -36,7 +36,7 @@ def evaluation_page(
     real: ImageSet | None = None,
     details: Mapping[str, Any] = MappingProxyType({}),
 ) -> Report:
-    """The page.
+    """Makes the page of an evaluation.
 
     Args:
       title: what was scored.
@@ -77,7 +77,7 @@ def evaluation_page(
 
 
 def distance_by_count(found: Mapping[str, Any], reference: Reference) -> tuple[list[float], list[float]]:
-    """(numbers of samples, distances): subsets of the kept features, doubling up to all of them."""
+    """Gives (numbers of samples, distances): subsets of the kept features, doubling up to all of them."""
     kept = found["features"]
     sizes = [len(kept) >> shift for shift in range(6, -1, -1) if len(kept) >> shift >= _LEAST]
     distances = frechet_by_size(kept, reference.mean, reference.covariance, sizes)
@@ -85,7 +85,7 @@ def distance_by_count(found: Mapping[str, Any], reference: Reference) -> tuple[l
 
 
 def class_rows(result: Result) -> tuple[list[list[Any]], str]:
-    """Rows (class, scores ...) and what they are: all classes, or the lowest and highest by the first score."""
+    """Gives rows (class, scores ...) and what they are: all classes, or the lowest and highest by the first score."""
     columns = list(result.per_class.values())
     rows = [[label, *values] for label, values in enumerate(zip(*_padded(columns), strict=True))]
     rows = [row for row in rows if any(value is not None for value in row[1:])]
@@ -98,7 +98,9 @@ def class_rows(result: Result) -> tuple[list[list[Any]], str]:
 
 
 def closest_real(found: Mapping[str, Any], reference: Reference) -> tuple[np.ndarray, np.ndarray]:
-    """(distance, index) of the real image whose features are closest, for each of the samples that have a picture."""
+    """Gives (distance, index) of the real image whose features are closest, for each of the samples that have a
+    picture.
+    """
     return nearest(found["features"][: len(found["pictures"])], reference.features)
 
 

@@ -62,7 +62,7 @@ _ABSENT = "\N{EN DASH}"
 
 
 def mosaic(images: np.ndarray, columns: int, size: int = 48, gap: int = 2) -> Image.Image:
-    """Images side by side, row by row, enlarged with Lanczos so that the longer side has about `size` pixels.
+    """Gives images side by side, row by row, enlarged with Lanczos so that the longer side has about `size` pixels.
 
     Images that are larger already keep their size.
 
@@ -107,7 +107,7 @@ class Report:
     blocks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def section(self, title: str, text: str = "") -> "Report":
-        """A heading with paragraphs under it (blank lines part them)."""
+        """Adds a heading with paragraphs under it (blank lines part them)."""
         self.blocks.append({"kind": "section", "title": title, "paragraphs": _paragraphs(text)})
         return self
 
@@ -117,14 +117,14 @@ class Report:
         return self
 
     def figures(self, values: Mapping[str, Any]) -> "Report":
-        """A row of large numbers, each over its name."""
+        """Adds a row of large numbers, each over its name."""
         self.blocks.append({"kind": "figures", "items": [(name, _cell(value)) for name, value in values.items()]})
         return self
 
     def pictures(
         self, rows: Mapping[str, np.ndarray], caption: str = "", *, columns: int = 16, size: int = 48
     ) -> "Report":
-        """Labelled strips of images under one another.
+        """Adds labelled strips of images under one another.
 
         Args:
           rows: label -> images (N, H, W, C), uint8 or float in [-1, 1]; a longer strip wraps after `columns` images.
@@ -141,7 +141,9 @@ class Report:
         return self
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> "Report":
-        """A plain table; numbers are rounded to four significant digits. Raises GenError for rows of another length."""
+        """Adds a plain table; numbers are rounded to four significant digits. Raises GenError for rows of another
+        length.
+        """
         for row in rows:
             if len(row) != len(columns):
                 raise GenError(f"a table row of {len(row)} cells under {len(columns)} columns; expected equally many")
@@ -193,7 +195,7 @@ class Report:
         return self
 
     def protocol(self, protocol: Protocol) -> "Report":
-        """The protocol that figures above hold under."""
+        """Gives the protocol that figures above hold under."""
         self.blocks.append({"kind": "protocol", "protocol": _facts(protocol)})
         return self
 
@@ -220,7 +222,7 @@ class Report:
         return self
 
     def html(self) -> str:
-        """The page."""
+        """Gives the page as text."""
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("gen.metrics", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
         )
@@ -270,7 +272,7 @@ def _score(result: Result, name: str) -> str:
 
 
 def heading(name: str, features: str = "") -> str:
-    """What a score is called on a page, with an arrow to where better ones lie.
+    """Gives what a score is called on a page, with an arrow to where better ones lie.
 
     Args:
       name: of the score.

@@ -61,7 +61,7 @@ class ImageSet:
     beside: Mapping[str, tuple[str, Any]] = dataclasses.field(default_factory=dict)
 
     def named(self) -> str:
-        """What is beside, by name and identity, as it stands in protocols."""
+        """Gives what is beside, by name and identity, as it stands in protocols."""
         return ", ".join(f"{name} {identity}" for name, (identity, _) in sorted(self.beside.items()))
 
 
@@ -95,7 +95,7 @@ def from_arrays(
     seeds: str = "",
     identity: str = "",
 ) -> ImageSet:
-    """A source of stored images; they may be memory-mapped, and only a batch of them is ever on the device.
+    """Gives a source of stored images; they may be memory-mapped, and only a batch of them is ever on the device.
 
     Args:
       images: (N, H, W, C) uint8, or float in [-1, 1] to be quantised by `quantiser`.
@@ -143,7 +143,7 @@ def from_store(
     seeds: str = "",
     one_size: bool = False,
 ) -> ImageSet:
-    """A source of image files, decoded a batch at a time by several threads.
+    """Gives a source of image files, decoded a batch at a time by several threads.
 
     Images of any size are taken by an extractor that has a method ``fit`` (one image (H, W, C) uint8 -> float32 of the
     network's size, as its own resize makes it): each is resized by itself, on the host.

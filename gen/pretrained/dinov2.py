@@ -47,7 +47,9 @@ _NAMES: dict[Naming, dict[str, str]] = {
 
 
 def rules(config: ViTConfig, naming: Naming = "official") -> Rules:
-    """The table of official names for a configuration: of Meta's code and timm's, or of the transformers library."""
+    """Gives the table of official names for a configuration: of Meta's code and timm's, or of the transformers
+    library.
+    """
     names = _NAMES[naming]
     block = names["block"]
     inner, outer = names["swiglu"].split() if config.swiglu else ("fc1", "fc2")
@@ -80,7 +82,7 @@ def _qkv(block: str, naming: Naming) -> list[Rule]:
 
 
 def config(weights: Arrays, *, heads: int | None = None, naming: Naming = "official") -> ViTConfig:
-    """The configuration of a state dict, from its shapes, with the position table resampled as was published.
+    """Gives the configuration of a state dict, from its shapes, with the position table resampled as was published.
 
     A file without a mask token is timm's, which has a way of its own.
 
@@ -122,7 +124,8 @@ def config(weights: Arrays, *, heads: int | None = None, naming: Naming = "offic
 
 
 def unchunked(weights: Arrays) -> Arrays:
-    """A state dict under the names of published files: training in chunks (``block_chunks``) says which a block is in.
+    """Gives a state dict under the names of published files: training in chunks (``block_chunks``) says which a block
+    is in.
 
     ``blocks.CHUNK.BLOCK.`` becomes ``blocks.BLOCK.``; all else stays.
     """

@@ -65,7 +65,7 @@ CONV = Transform(lambda a: a.transpose(2, 3, 1, 0), lambda a: (a.transpose(3, 2,
 
 
 def patches(patch: int) -> Transform:
-    """A patch convolution (D, C, p, p) as the dense layer (p p C, D) on `gen.nn.layers.patchify`'s tokens."""
+    """Gives a patch convolution (D, C, p, p) as the dense layer (p p C, D) on `gen.nn.layers.patchify`'s tokens."""
 
     def back(a: np.ndarray) -> tuple[np.ndarray, ...]:
         return (a.reshape(patch, patch, -1, a.shape[1]).transpose(3, 2, 0, 1),)
@@ -74,7 +74,7 @@ def patches(patch: int) -> Transform:
 
 
 def joined(count: int, inner: Transform = LINEAR) -> Transform:
-    """`count` official arrays of equal shape side by side on our last axis (separate q, k and v as one qkv)."""
+    """Gives `count` official arrays of equal shape side by side on our last axis (separate q, k and v as one qkv)."""
 
     def back(a: np.ndarray) -> tuple[np.ndarray, ...]:
         return tuple(inner.save(part)[0] for part in np.split(a, count, axis=-1))
@@ -83,7 +83,9 @@ def joined(count: int, inner: Transform = LINEAR) -> Transform:
 
 
 def parted(count: int, inner: Transform = LINEAR) -> Transform:
-    """An official array whose first axis holds `count` equal parts, each one of our arrays (qkv as q, k and v)."""
+    """Gives an official array whose first axis holds `count` equal parts, each one of our arrays (qkv as q, k and
+    v).
+    """
 
     def back(*parts: np.ndarray) -> tuple[np.ndarray, ...]:
         return (np.concatenate([inner.save(part)[0] for part in parts]),)
@@ -106,17 +108,17 @@ class Rule:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The official names."""
+        """Gives the official names, in order."""
         return (self.official,) if isinstance(self.official, str) else self.official
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Our paths."""
+        """Gives our paths, in order."""
         return (self.ours,) if isinstance(self.ours, str) else self.ours
 
     @property
     def stacked(self) -> bool:
-        """Whether the rule runs over blocks."""
+        """Tells whether the rule runs over blocks."""
         return "{i}" in self.names[0]
 
 
@@ -139,12 +141,12 @@ Rules = Sequence[Rule | Computed]
 
 
 def linear(official: str, ours: str, bias: bool = True) -> list[Rule]:
-    """The rules of a dense layer: ``.weight`` -> ``/kernel`` and ``.bias`` -> ``/bias``."""
+    """Gives the rules of a dense layer: ``.weight`` -> ``/kernel`` and ``.bias`` -> ``/bias``."""
     return _layer(official, ours, LINEAR, bias)
 
 
 def convolution(official: str, ours: str, bias: bool = True) -> list[Rule]:
-    """The rules of a 2-D convolution."""
+    """Gives the rules of a 2-D convolution."""
     return _layer(official, ours, CONV, bias)
 
 
@@ -175,7 +177,7 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing is in the way of the import."""
+        """Tells whether nothing is in the way of the import."""
         return not (self.missing or self.unexpected or self.misshaped or self.fresh)
 
     def __str__(self) -> str:
@@ -191,7 +193,7 @@ class Report:
 def load(
     rules: Rules, weights: Arrays, shapes: Any, *, ignore: Sequence[str] = (), fresh: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], Report]:
-    """Our parameters from an official state dict.
+    """Gives our parameters from an official state dict.
 
     Args:
       rules: the system's table.
@@ -296,7 +298,7 @@ def _take(
 
 
 def save(rules: Rules, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The official state dict of our parameters: the inverse of `load`."""
+    """Gives the official state dict of our parameters: the inverse of `load`."""
     ours = flatten(params)
     weights: dict[str, np.ndarray] = {}
     for rule in rules:
@@ -319,7 +321,7 @@ def save(rules: Rules, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def depth_of(weights: Arrays, pattern: str) -> int:
-    """How many blocks a state dict has, from a name with ``{i}``; 0 for none. For `Importer.config`."""
+    """Tells how many blocks a state dict has, from a name with ``{i}``; 0 for none. For `Importer.config`."""
     expression = re.compile(re.escape(pattern).replace(r"\{i\}", r"(\d+)"))
     found = [int(match[1]) for match in map(expression.fullmatch, weights) if match]
     return max(found, default=-1) + 1
@@ -358,11 +360,13 @@ class Importer:
 
     @property
     def network(self) -> Any:
-        """The type of the network configurations that it makes."""
+        """Gives the type of the network configurations that it makes."""
         return typing.get_type_hints(self.config)["return"]
 
     def infer(self, weights: Arrays, **options: Any) -> Any:
-        """The network configuration of a state dict; GenError for an option that this system does not have."""
+        """Gives the network configuration of a state dict; raises GenError for an option that this system does not
+        have.
+        """
         hints = typing.get_type_hints(self.config)
         known = [k for k, v in inspect.signature(self.config).parameters.items() if v.kind is v.KEYWORD_ONLY]
         for name, value in options.items():
@@ -372,11 +376,11 @@ class Importer:
         return self.config(weights, **options)
 
     def load(self, weights: Arrays, config: Any = None) -> tuple[Any, dict[str, Any], Report]:
-        """(network configuration, parameters, report); the configuration is inferred when not given."""
+        """Gives (network configuration, parameters, report); the configuration is inferred when not given."""
         config = self.infer(weights) if config is None else config
         params, report = load(self.rules(config), weights, param_shapes(config), ignore=self.ignore)
         return config, params, report
 
     def save(self, config: Any, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The official state dict; exact inverse of `load`."""
+        """Gives the official state dict; exact inverse of `load`."""
         return save(self.rules(config), jax.device_get(params))

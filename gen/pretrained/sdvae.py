@@ -22,7 +22,7 @@ SCALED = Affine(np.zeros(4, np.float32), np.full(4, 1.0 / 0.18215, np.float32))
 
 
 def rules(config: KLVAEConfig, naming: Naming) -> Rules:
-    """The table of official names for a configuration under one of the three namings."""
+    """Gives the table of official names for a configuration under one of the three namings."""
     rows = [*tower_rules(config, "encoder", naming), *tower_rules(config, "decoder", naming)]
     if config.quant_conv:
         rows += [*convolution("quant_conv", "quant"), *convolution("post_quant_conv", "post_quant")]
@@ -30,7 +30,7 @@ def rules(config: KLVAEConfig, naming: Naming) -> Rules:
 
 
 def config(naming: Naming, weights: Arrays, *, size: int = 256, groups: int = 32) -> KLVAEConfig:
-    """The configuration of a state dict, from its names and shapes.
+    """Gives the configuration of a state dict, from its names and shapes.
 
     Args:
       size: height and width of the images it is to be used on; the network takes any.

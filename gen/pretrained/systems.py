@@ -60,7 +60,7 @@ class Located:
 
 
 def system(name: str) -> Importer:
-    """The importer called `name`. Raises GenError for an unknown name."""
+    """Gives the importer called `name`. Raises GenError for an unknown name."""
     if name not in SYSTEMS:
         raise GenError(f"unknown system '{name}'; {suggest(name, SYSTEMS)}")
     module, _, attribute = SYSTEMS[name].partition(":")

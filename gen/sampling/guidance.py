@@ -41,7 +41,7 @@ class Guidance(Protocol):
     """Wraps a Denoise; `null` maps a condition to the unconditional one."""
 
     def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
-        """The guided Denoise.
+        """Gives the guided Denoise function.
 
         Args:
           weak: the weaker model of autoguidance; other guidances pass it on to those they hold.
@@ -49,7 +49,7 @@ class Guidance(Protocol):
         ...
 
     def init(self, x: jax.Array) -> Carry:
-        """The initial carry for a batch shaped like x; ``{}`` for stateless guidance."""
+        """Gives the initial carry for a batch shaped like x; ``{}`` for stateless guidance."""
         ...
 
 
@@ -100,12 +100,14 @@ class ClassifierFree:
     scales: str | None = None
 
     def init(self, x: jax.Array) -> Carry:
-        """No state."""
+        """Carries no state from call to call."""
         del x
         return {}
 
     def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
-        """See `Guidance`. Raises GenError when there is no condition to drop, or none with the samples' scales."""
+        """Does what `Guidance.__call__` says. Raises GenError when there is no condition to drop, or none with the
+        samples' scales.
+        """
         del weak
         if self.scale == 1.0 and self.scales is None:
             return denoise
@@ -136,7 +138,7 @@ class Arch:
     height: float
 
     def __call__(self, t: jax.Array) -> jax.Array:
-        """w at t in [0, 1]."""
+        """Gives w at t in [0, 1]."""
         return 1.0 + self.height * t * (1.0 - t)
 
 
@@ -167,11 +169,11 @@ class AdaptiveProjected:
     space: Literal["data", "velocity"] = "data"
 
     def init(self, x: jax.Array) -> Carry:
-        """The running direction, where there is momentum."""
+        """Gives the running direction, where there is momentum."""
         return {"apg": jnp.zeros_like(x)} if self.momentum else {}
 
     def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
-        """See `Guidance`."""
+        """Does what `Guidance.__call__` says."""
         del weak
         if self.scale == 1.0:
             return denoise
@@ -216,12 +218,12 @@ class ZeroStar:
     rescale: float = 0.0
 
     def init(self, x: jax.Array) -> Carry:
-        """No state."""
+        """Carries no state from call to call."""
         del x
         return {}
 
     def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
-        """See `Guidance`."""
+        """Does what `Guidance.__call__` says."""
         del weak
 
         def guided(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
@@ -254,12 +256,12 @@ class Autoguidance:
     rescale: float = 0.0
 
     def init(self, x: jax.Array) -> Carry:
-        """No state."""
+        """Carries no state from call to call."""
         del x
         return {}
 
     def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
-        """See `Guidance`. Raises GenError without a weaker model."""
+        """Does what `Guidance.__call__` says. Raises GenError without a weaker model."""
         del null
         if self.scale == 1.0:
             return denoise
@@ -298,11 +300,11 @@ class Interval:
             raise GenError(f"guidance interval from {self.low:g} to {self.high:g} is empty; expected low < high")
 
     def init(self, x: jax.Array) -> Carry:
-        """The inner guidance's state."""
+        """Gives the inner guidance's state."""
         return self.guidance.init(x)
 
     def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
-        """See `Guidance`."""
+        """Does what `Guidance.__call__` says."""
         guided = self.guidance(denoise, null, weak)
 
         def limited(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
@@ -338,12 +340,12 @@ class Clip:
     high: float = 1.0
 
     def init(self, x: jax.Array) -> Carry:
-        """No state."""
+        """Carries no state from call to call."""
         del x
         return {}
 
     def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
-        """See `Guidance`."""
+        """Does what `Guidance.__call__` says."""
         del null, weak
 
         def clipped(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
@@ -369,12 +371,12 @@ class ClassifierGradient:
     on: Literal["score", "mean"] = "score"
 
     def init(self, x: jax.Array) -> Carry:
-        """No state."""
+        """Carries no state from call to call."""
         del x
         return {}
 
     def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
-        """See `Guidance`."""
+        """Does what `Guidance.__call__` says."""
         del null, weak
 
         def guided(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
@@ -395,11 +397,11 @@ class Chained:
     parts: tuple[Any, ...] = ()
 
     def init(self, x: jax.Array) -> Carry:
-        """The states of all parts."""
+        """Gives the states of all parts."""
         return {k: v for part in self.parts for k, v in part.init(x).items()}
 
     def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
-        """See `Guidance`."""
+        """Does what `Guidance.__call__` says."""
         for part in self.parts:
             denoise = part(denoise, null, weak)
         return denoise

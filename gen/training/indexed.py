@@ -50,15 +50,15 @@ class Writer(Protocol):
 
     @property
     def next(self) -> int:
-        """The first row that is not yet safe: where a job, new or interrupted, goes on."""
+        """Gives the first row that is not yet safe: where a job, new or interrupted, goes on."""
         ...
 
     def write(self, first: int, arrays: dict[str, np.ndarray]) -> None:
-        """Rows first, first + 1 ... of every array, following on those written before."""
+        """Writes the rows first, first + 1 ... and returns when the call may be repeated from there."""
         ...
 
     def close(self) -> None:
-        """All rows are written. May be called twice."""
+        """Is called once all rows are written, and may be called twice."""
         ...
 
 
@@ -68,10 +68,10 @@ class Elsewhere:
     next = 0
 
     def write(self, first: int, arrays: dict[str, np.ndarray]) -> None:
-        """Never called."""
+        """Is never called: this process has no rows to write."""
 
     def close(self) -> None:
-        """Never called."""
+        """Is never called: there is nothing to close."""
 
 
 def run_indexed(
@@ -174,7 +174,9 @@ def placed(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def padded_block(first: int, stop: int, batch: int, mesh: Mesh | None) -> tuple[jax.Array, jax.Array]:
-    """Indices (B,) int32 and weights (B,) float32 of the batch at `first`; past `stop` the last repeats, weight 0."""
+    """Gives indices (B,) int32 and weights (B,) float32 of the batch at `first`; past `stop` the last repeats, weight
+    0.
+    """
     indices = np.minimum(first + np.arange(batch), stop - 1).astype(np.int32)
     return _on_mesh((indices, _weights(first, stop, batch)), mesh)
 
@@ -250,7 +252,7 @@ class ArrayWriter:
 
     @property
     def next(self) -> int:
-        """The first row that is not yet safe on disk."""
+        """Gives the first row that is not yet safe on disk."""
         return self._durable
 
     def write(self, first: int, arrays: Rows) -> None:

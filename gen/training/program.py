@@ -23,7 +23,7 @@ _STEPS = 0  # the use of the seed that training keys are drawn from; the engine 
 
 
 def step_key(seed: Any, step: Any) -> jax.Array:
-    """The key of global step `step` of a run with this seed."""
+    """Gives the key of global step `step` of a run with this seed."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _STEPS), step)
 
 
@@ -68,7 +68,7 @@ class Compiled:
     def __call__(
         self, state: State, frozen: Frozen, batch: Mapping[str, jax.Array], schedule: Mapping[str, np.ndarray]
     ) -> tuple[State, jax.Array]:
-        """The next state and the row of metrics, (number of `metrics`,) float32. `state` is donated."""
+        """Gives the next state and the row of metrics, (number of `metrics`,) float32. `state` is donated."""
         args = (state, frozen, batch, {k: np.asarray(v) for k, v in schedule.items()})
         if self._compiled is None:
             self._compiled = self._compile(args)
@@ -82,7 +82,7 @@ class Compiled:
         return dataclasses.replace(new, step=state.step + 1), row
 
     def traced(self, state: State, frozen: Frozen, batch: Any, schedule: Mapping[str, np.ndarray]) -> Any:
-        """The program as jax traces it for arrays or shapes with their shardings: `lower()` goes on from there.
+        """Gives the program as jax traces it for arrays or shapes with their shardings: `lower()` goes on from there.
 
         Raises TypeError for a changed type in the state.
         """

@@ -109,14 +109,14 @@ class RunConfig:
         return sum(stage.steps for stage in self.stages)
 
     def exported(self, stage: Stage | None = None) -> Mapping[str, Model]:
-        """What the parameters of `stage` (the last by default), or the published weights, belong to, by role."""
+        """Gives what the parameters of `stage` (the last by default), or the published weights, belong to, by role."""
         if not self.stages:
             return self.models
         models: Mapping[str, Model] = (stage or self.stages[-1]).task.models()
         return models
 
     def generator(self, stage: Stage | None = None) -> Any:
-        """The Generator of what `stage` (the last by default) exports; None for a run without a sampler."""
+        """Gives the Generator of what `stage` (the last by default) exports; None for a run without a sampler."""
         return None if self.sampler is None else self.sampler.generator(self.exported(stage), self.tokenizer)
 
 
@@ -143,7 +143,7 @@ def _evaluated(config: Any) -> Any:
 
 
 def load_config(run_dir: str | Path) -> RunConfig:
-    """The configuration of a run folder; files of own kinds are imported if they are what the run recorded.
+    """Gives the configuration of a run folder; files of own kinds are imported if they are what the run recorded.
 
     Raises GenError when there is none, one that this version cannot read, or own kinds whose file has changed.
     """
@@ -162,7 +162,7 @@ def load_config(run_dir: str | Path) -> RunConfig:
 
 
 def load_run(run_dir: str | Path, step: int | None = None) -> tuple[RunConfig, Stage, State]:
-    """A run's configuration, the stage its checkpoint (the newest by default) is in, and the weights there."""
+    """Gives a run's configuration, the stage its checkpoint (the newest by default) is in, and the weights there."""
     config = load_config(run_dir)
     step = latest_step(run_dir) if step is None else step
     meta = load_meta(run_dir, step)
@@ -228,7 +228,7 @@ def _extensible(config: RunConfig) -> Any:
 
 
 def first_difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, Any] | None:
-    """(path, old value, new value) of the first leaf in which two JSON values differ."""
+    """Gives (path, old value, new value) of the first leaf in which two JSON values differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*new, *(k for k in old if k not in new)]:
             place = f"{where}.{key}" if where else str(key)

@@ -18,9 +18,9 @@ from gen.pretrained.systems import locate
 from gen.pretrained.titok import IMPORTER
 from gen.sampling.generate import quantise
 from gen.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
+from gen.tokenizers.proxy import code_loss
 from gen.tokenizers.quantizers.vq import VQ
 from gen.tokenizers.titok import TiTokConfig, Tower
-from gen.tokenizers.titok_train import naming_loss
 from tests.parity.conftest import Fixture, fixtures
 from tests.parity.test_dit import nhwc
 
@@ -222,7 +222,7 @@ def test_codebook(fx: Fixture, form: str) -> None:
 @pytest.mark.parametrize("fx", fixtures("titok-vq-losses*"), ids=str)
 def test_first_stage(fx: Fixture) -> None:
     logits = jnp.moveaxis(jnp.asarray(fx.io["stage1_logits"]), 1, -1)
-    loss = naming_loss(logits, jnp.asarray(fx.io["stage1_codes"]).reshape(logits.shape[:-1])).mean()
+    loss = code_loss(logits, jnp.asarray(fx.io["stage1_codes"]).reshape(logits.shape[:-1]))
     fx.close(loss, "stage1_reconstruction_loss")
     fx.close(loss + fx.io["stage1_quantizer_loss"], "stage1_total_loss")
 

@@ -12,7 +12,10 @@ from gen.nn.discriminators import TiTokDiscriminator
 from gen.pretrained.discriminators import titok_rules
 from gen.tokenizers.adversarial import AdversarialTask, LeCAM
 from gen.tokenizers.base import Gaussian, Quantized, TokenizerSpec
+from gen.tokenizers.losses import penalties
+from gen.tokenizers.proxy import code_loss
 from gen.tokenizers.train import Rows
+from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
 from tests.parity.conftest import Fixture, fixtures
 from tests.parity.test_discriminators import loaded
@@ -123,6 +126,15 @@ def check_titok_critic(fx: Fixture, task: AdversarialTask, critic: Any, image: A
         fx.close(found[f"ema_{side}"], f"disc_ema_{side}_after")
 
 
+@pytest.mark.parametrize("fx", fixtures("titok-vq-losses*"), ids=str)
+def test_titoks_first_stage(fx: Fixture) -> None:
+    ids = fx.io["stage1_codes"].reshape(nhwc(fx.io["stage1_logits"]).shape[:-1])
+    found = code_loss(jnp.asarray(nhwc(fx.io["stage1_logits"])), jnp.asarray(ids))
+    fx.close(found, "stage1_reconstruction_loss")
+    losses = {"quantizer": jnp.full(len(ids), fx.io["stage1_quantizer_loss"])}
+    fx.close(found + penalties(losses, {"quantizer": 1.0}), "stage1_total_loss")
+
+
 @pytest.mark.parametrize("fx", fixtures("titok-schedules*"), ids=str)
 def test_titok_schedules(fx: Fixture) -> None:
     given = fx.config
@@ -130,6 +142,11 @@ def test_titok_schedules(fx: Fixture) -> None:
         final = given["end_lr"] / given["base_lr"] if kind == "cosine" else 0.0
         optim = OptimConfig(given["base_lr"], schedule=kind, warmup=given["warmup"], final=final)
         fx.close([optim.rate(int(step), given["total"]) for step in fx.io["step"]], f"lr_{kind}")
+    # the official average counts the first update as 0, ours as 1
+    average = Constant(given["ema_max"], warmup=True)
+    later = fx.io["ema_step"] > 1
+    found = [1.0 - float(average.weight(jnp.int32(step - 1), 1)) for step in fx.io["ema_step"][later]]
+    fx.close(found, fx.io["ema_decay"][later], rtol=1e-6)
 
 
 @pytest.mark.parametrize("fx", fixtures("vavae-diagonal-gaussian*"), ids=str)

@@ -14,6 +14,7 @@ from gen.data.sources import Digits, digits
 from gen.errors import GenError
 from gen.nn.adversarial import AdaptiveWeight
 from gen.nn.discriminators import PatchGAN
+from gen.nn.feature_critics import FeatureCritic
 from gen.nn.network import Network
 from gen.tokenizers.adversarial import AdversarialTask, LeCAM
 from gen.tokenizers.train import Rows, TokenizerTask
@@ -136,6 +137,30 @@ def test_a_second_stage_takes_over_both_parts() -> None:
     third = TASK.init(jax.random.key(2), {}, second)
     jax.tree.map(np.testing.assert_array_equal, second.params["tokenizer"], first.params["tokenizer"])
     jax.tree.map(np.testing.assert_array_equal, third.params, second.params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """A frozen network's tokens of an image."""
+
+    name = "eyes"
+
+    def __call__(self, params: Any, images: jax.Array) -> list[jax.Array]:
+        return [images.reshape(len(images), 8, 8) * params]
+
+
+def test_a_critic_may_look_through_a_frozen_network() -> None:
+    critic = FeatureCritic(width=8, heads=1, kernel=3)
+    task = AdversarialTask(tokenizer=Codebook(), discriminator=critic, seen=Tokens(), optim=OPTIM)
+    with pytest.raises(GenError, match="frozen role 'eyes'"):
+        task.init(jax.random.key(0), {}, None)
+    frozen = {"eyes": jnp.float32(2.0)}
+    state = task.init(jax.random.key(0), frozen, None)
+    batch = {"image": digits("train").gather(np.arange(4))["image"]}
+    new, metrics = jax.jit(task.update_both)(state, frozen, batch, task.inputs(0, 1), jax.random.key(1))
+    assert np.isfinite(list(map(float, metrics.values()))).all()
+    before, after = (flatten(s.params["discriminator"]) for s in (state, new))
+    assert all((np.asarray(before[path]) != np.asarray(after[path])).any() for path in before if "kernel" in path)
 
 
 def test_bad_settings_are_refused() -> None:

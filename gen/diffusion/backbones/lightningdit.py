@@ -68,17 +68,17 @@ class LightningDiTConfig(DiTConfig):
 
     @property
     def hidden(self) -> int:
-        """Hidden size of the MLP."""
+        """Gives the hidden size of the MLP."""
         hidden = int(self.width * self.mlp_ratio)
         return int(2 / 3 * hidden) if self.swiglu else hidden
 
     def build(self, rngs: nnx.Rngs) -> "LightningDiT":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return LightningDiT(self, rngs)
 
 
 def lightningdit(name: str, **changes: Any) -> LightningDiTConfig:
-    """A published size by name: "B/1" to "1p6B/1" on 16 x 16 x 32 latents, "B/2" to "1p6B/2" on 32 x 32 x 4.
+    """Gives a published size by name: "B/1" to "1p6B/1" on 16 x 16 x 32 latents, "B/2" to "1p6B/2" on 32 x 32 x 4.
 
     Raises GenError for an unknown name.
     """
@@ -126,11 +126,11 @@ class Block(nnx.Module):
             self.norm1, self.norm2 = norm(width, rngs), norm(width, rngs)
 
     def rotate(self, x: jax.Array) -> jax.Array:
-        """x (B, N, H, D) turned by its tokens' positions; unchanged without rope."""
+        """Gives x (B, N, H, D) turned by its tokens' positions; unchanged without rope."""
         return rotate_pairs(x, *axial_rotation(self.config.grid, self.config.head_dim)) if self.config.rope else x
 
     def modulation(self, c: jax.Array) -> list[jax.Array]:
-        """shift1, scale1, gate1, shift2, scale2, gate2, each (B, width) float32."""
+        """Gives shift1, scale1, gate1, shift2, scale2, gate2, each (B, width) float32."""
         m = self.ada(jax.nn.silu(c)).astype(jnp.float32)
         if self.config.shift:
             return jnp.split(m, 6, axis=-1)
@@ -156,5 +156,5 @@ class LightningDiT(DiT):
             self.norm_final = _norm(config)(config.width, rngs)
 
     def norm(self, tokens: jax.Array) -> jax.Array:
-        """The norm before the last layer."""
+        """Gives the norm before the last layer."""
         return self.norm_final(tokens) if self.config.rmsnorm else layer_norm(tokens)
