@@ -98,9 +98,9 @@ def estimate(name: str, traced: Any, target: Target, dump: Path | None = None) -
 def _refused(name: str, target: Target, text: str) -> str:
     """One line of what the compiler said."""
     has = f"{target.chip.memory / 2**30:.0f} GiB"
-    if found := re.search(r"Used ([\d.]+[KMGT]) of ([\d.]+[KMGT]) hbm", text):
+    if found := re.search(r"Used ([\d.]+[KMGT]) of [\d.]+[KMGT] hbm|\(([\d.]+[KMGT])\) exceeds available HBM", text):
         return (
-            f"'{name}' needs {found.group(1)}iB per device and a {target.chip.title} has {has}: take fewer samples at "
+            f"'{name}' needs {found.group(1) or found.group(2)}iB per device and a {target.chip.title} has {has}: take fewer samples at "
             "a time (--batch-gpu N), cut the state over more devices (--mesh fsdp=N) or recompute more (remat full)"
         )
     first = next((line for line in text.splitlines() if line.strip()), "no reason given")
