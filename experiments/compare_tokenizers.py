@@ -248,7 +248,7 @@ def _images(data: str) -> Images:
 
 
 def _tokenizer(name: str, tokenizer: Any, budget: Budget, seed: int, images: Images, *, steps: int) -> Recipe:
-    """L1 and L2 on pixels; no critic and no perceptual term, which would favour what they look at."""
+    """L1 and L2 on pixels; no discriminator and no perceptual term, which would favour what they look at."""
     optim = OptimConfig(2e-3, betas=(0.9, 0.99), schedule="cosine", final=0.05, warmup=min(50, steps // 4), clip=1.0)
     task = TokenizerTask(tokenizer, optim=optim, emas=(_average(steps),), kl=1e-6, l1=0.2)
     stage = Stage("tokenizer", task, steps, budget.batch, dataclasses.replace(images, flip=True))
