@@ -35,9 +35,9 @@ from gen.runs import Loaded
 from gen.tokenizers.adversarial import AdversarialTask, LeCAM
 from gen.tokenizers.losses import LPIPS, FeatureTerm, LiteMaps, available
 from gen.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
+from gen.tokenizers.proxy import SECOND_STAGE, ProxyTask
 from gen.tokenizers.quantizers.vq import VQ
 from gen.tokenizers.titok import BASE, LARGE, SMALL, TiTokConfig, Tower
-from gen.tokenizers.titok_train import SECOND_STAGE, ProxyTask
 from gen.tokenizers.train import TokenizerTask
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig

@@ -221,7 +221,6 @@ KINDS: dict[str, dict[str, str]] = {
         "adversarial-tokenizer-task": "gen.tokenizers.adversarial:AdversarialTask",
         "proxy-task": "gen.tokenizers.proxy:ProxyTask",
         "vavae-task": "gen.tokenizers.vavae:VAVAETask",
-        "proxy-task": "gen.tokenizers.titok_train:ProxyTask",
         "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "kd-task": "gen.distill.kd:KDTask",
