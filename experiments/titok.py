@@ -37,7 +37,7 @@ from gen.runs import Loaded
 from gen.tokenizers.adversarial import AdversarialTask, LeCAM
 from gen.tokenizers.losses import LPIPS, FeatureTerm, LiteMaps, available
 from gen.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
-from gen.tokenizers.proxy import ProxyTask
+from gen.tokenizers.proxy import SECOND_STAGE, ProxyTask
 from gen.tokenizers.quantizers.vq import VQ
 from gen.tokenizers.titok import BASE, LARGE, SMALL, TiTokConfig, Tower
 from gen.tokenizers.train import TokenizerTask
@@ -51,8 +51,6 @@ EMA = (Constant(0.999, warmup=True),)
 PROXY = MaskGITVQGANConfig()
 CODES = VQ(8192, 64)
 LOGITS = FeatureTerm(ConvNeXt(), weight=0.1)
-# the decoder learns in the second stage, and the 2D tokenizer's codes and decoder with it
-PAINTER = ("decoder_embed/*", "mask_token", "decoder/*", "head/*", "pixel_codes", "pixel_decoder/*")
 
 
 def titok_optim(warmup: int = 10_000, betas: tuple[float, float] = (0.9, 0.999)) -> OptimConfig:
@@ -116,7 +114,7 @@ def _two_stage(name: str, data: str, proxy: Loaded, tokens: int, tower: Tower) -
         quantizer={"commitment": 0.0, "codebook": 0.0},
         gan_weight=0.01,
         gan_start=20_000,
-        train=PAINTER,
+        train=SECOND_STAGE,
     )
     stages = [Stage("naming", naming, 1_000_000, 256, images), Stage("painting", painting, 500_000, 256, images)]
     return tokenizer_recipe(name, stages, frozen={"proxy": proxy.params["tokenizer"]}, origins={"proxy": proxy.origin})

@@ -18,7 +18,6 @@ from gen.pretrained.systems import locate
 from gen.pretrained.titok import IMPORTER
 from gen.sampling.generate import quantise
 from gen.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
-from gen.tokenizers.proxy import code_loss
 from gen.tokenizers.quantizers.vq import VQ
 from gen.tokenizers.titok import TiTokConfig, Tower
 from tests.parity.conftest import Fixture, fixtures
@@ -217,14 +216,6 @@ def test_codebook(fx: Fixture, form: str) -> None:
     assert {f"{form}_{name}" for name in named} == {name for name in io if name.startswith(form)}
     for name, array in named.items():
         fx.close(array, f"{form}_{name}")
-
-
-@pytest.mark.parametrize("fx", fixtures("titok-vq-losses*"), ids=str)
-def test_first_stage(fx: Fixture) -> None:
-    logits = jnp.moveaxis(jnp.asarray(fx.io["stage1_logits"]), 1, -1)
-    loss = code_loss(logits, jnp.asarray(fx.io["stage1_codes"]).reshape(logits.shape[:-1]))
-    fx.close(loss, "stage1_reconstruction_loss")
-    fx.close(loss + fx.io["stage1_quantizer_loss"], "stage1_total_loss")
 
 
 @pytest.mark.parametrize("fx", fixtures("titok-vq-losses*"), ids=str)
