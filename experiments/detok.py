@@ -75,9 +75,9 @@ def detok_one_gpu(data: str) -> Recipe:
 
 def detok_smoke(data: str | None = None) -> Recipe:
     """A toy l-DeTok, a minute on a laptop: 8x8 digits, or images at 32 px (data)."""
-    images, side, channels = smoke_images(data)
+    images, side, channels, latents = smoke_images(data)
     tower = Tower(64, 2, 4)
-    tokenizer = DeTokConfig((side, side, channels), side // 4, 8, tower, tower, scan=False)
+    tokenizer = DeTokConfig((side, side, channels), side // 4, latents, tower, tower, scan=False)
     corruption = LatentDenoising(mask=0.3, gamma=1.0)
     denoise = TokenizerTask(tokenizer=tokenizer, optim=smoke_optim(), emas=SMOKE_EMA, l1=1.0, corruption=corruption)
     train = ("from_code/*", "decoder/*", "head/*", "conv_out/*")

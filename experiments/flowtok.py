@@ -49,9 +49,9 @@ def flowtok_one_gpu(data: str) -> Recipe:
 
 def flowtok_smoke(data: str | None = None) -> Recipe:
     """A toy of FlowTok's tokenizer without text, a minute on a laptop: 8x8 digits, or images at 32 px (data)."""
-    images, side, channels = smoke_images(data)
+    images, side, channels, latents = smoke_images(data)
     tower = Tower(64, 2, 4)
-    tokenizer = FlowTiTokConfig((side, side, channels), side // 4, 8, 8, tower, tower, scan=False)
+    tokenizer = FlowTiTokConfig((side, side, channels), side // 4, 16, latents, tower, tower, scan=False)
     task = TokenizerTask(tokenizer=tokenizer, optim=smoke_optim(), emas=SMOKE_EMA, l1=0.1)
     return tokenizer_recipe("flowtok-smoke", [Stage("tokenizer", task, 400, 64, images)], smoke=True)
 

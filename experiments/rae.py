@@ -29,6 +29,7 @@ from gen.experiments._tokenizers import (
     square_images,
     tokenizer_recipe,
 )
+from gen.features.dinov2 import dinov2
 from gen.features.vit import ViTConfig
 from gen.nn.adversarial import AdaptiveWeight
 from gen.nn.discriminators import PatchGAN
@@ -49,15 +50,15 @@ HINT = (
 )
 
 
-def _found(path: str) -> Encoder:
+def _found(path: str, data: str) -> Encoder:
     """The encoder without gain and bias of its final norm, which the released decoders go without."""
-    found = encoder("dinov2-with-registers-base", path, HINT)
+    found = encoder("dinov2-with-registers-base", path, HINT, dinov2("B", registers=4), data)
     params = {name: tree for name, tree in found.params.items() if name != "norm"}
     return Encoder(dataclasses.replace(found.network, affine=False), params, found.origin)
 
 
 def _recipe(name: str, size: str, data: str, path: str, batch: int, **changes: object) -> Recipe:
-    found, epoch = _found(path), EPOCH * 512 // batch
+    found, epoch = _found(path, data), EPOCH * 512 // batch
     optim = adam(2e-4 * batch / 512, (0.9, 0.95), schedule="cosine", final=0.1, warmup=epoch)
     task = AdversarialTask(
         tokenizer=rae(size, encoder=found.network, **changes),
@@ -92,7 +93,7 @@ def rae_one_gpu(data: str, encoder: str = "") -> Recipe:
 
 def rae_smoke(data: str | None = None) -> Recipe:
     """A toy RAE, a minute on a laptop: 8x8 digits, or images at 32 px (data); its encoder has random weights."""
-    images, side, channels = smoke_images(data)
+    images, side, channels, _ = smoke_images(data)
     patch = side // 4
     network = ViTConfig(size=4 * patch, patch=patch, width=64, depth=1, heads=2, hidden=128, affine=False)
     tokenizer = RAEConfig((side, side, channels), patch, network, Tower(64, 2, 4), 128, scan=False)

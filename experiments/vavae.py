@@ -39,6 +39,8 @@ from gen.experiments._tokenizers import (
     square_images,
     tokenizer_recipe,
 )
+from gen.features.dinov2 import dinov2
+from gen.features.mae import mae
 from gen.features.vit import ViTConfig
 from gen.nn.adversarial import AdaptiveWeight
 from gen.nn.discriminators import PatchGAN
@@ -52,19 +54,20 @@ __all__ = ["PRESETS"]
 
 EPOCH = 5_005  # batches of 256
 OPTIM = adam(1e-4, (0.5, 0.9))
+PUBLISHED = {"dinov2": dinov2("L"), "mae": mae("L")}
 HINTS = {
     "dinov2": "get dinov2_vitl14_pretrain.pth from facebookresearch/dinov2 and run gen convert dinov2 FILE",
     "mae": "get mae_pretrain_vit_large.pth from facebookresearch/mae and run gen convert mae FILE",
 }
 
 
-def _found(name: str, path: str) -> Encoder:
+def _found(name: str, path: str, data: str) -> Encoder:
     """The encoder with its positions resampled as timm does, through which the published runs read it."""
-    found = encoder(name, path, HINTS[name])
+    found = encoder(name, path, HINTS[name], PUBLISHED[name], data)
     return dataclasses.replace(found, network=dataclasses.replace(found.network, antialias=True, offset=0.0))
 
 
-def _settings(tokenizer: KLVAEConfig, gan_start: int) -> dict[str, Any]:
+def _settings(tokenizer: KLVAEConfig, gan_start: int, terms: tuple[Any, ...]) -> dict[str, Any]:
     """Latent diffusion's training of a KL autoencoder."""
     return {
         "tokenizer": tokenizer,
@@ -74,7 +77,7 @@ def _settings(tokenizer: KLVAEConfig, gan_start: int) -> dict[str, Any]:
         "l1": 1.0,
         "l2": 0.0,
         "kl": 1e-6,
-        "terms": perceptual(),
+        "terms": terms,
         "signed": True,
         "summed": True,
         "gan_weight": 0.5,
@@ -87,7 +90,7 @@ def _aligned(
     name: str, data: str, which: str, path: str, tokenizer: KLVAEConfig, legs: list[tuple[str, int, VisionFoundation]]
 ) -> Recipe:
     """A run whose stages are (name, epochs, alignment without its encoder's network)."""
-    found, settings, stages = _found(which, path), _settings(tokenizer, 2_500), []
+    found, settings, stages = _found(which, path, data), _settings(tokenizer, 2_500, perceptual()), []
     for title, epochs, alignment in legs:
         task = VAVAETask(**settings, alignment=dataclasses.replace(alignment, encoder=found.network))
         stages.append(Stage(title, task, epochs * EPOCH, 256, square_images(data, random_crop=True)))
@@ -121,7 +124,7 @@ def vavae_f16d32_long(data: str, encoder: str = "") -> Recipe:
 
 def vavae_ldm_f16d32(data: str) -> Recipe:
     """The baseline of VA-VAE: latent diffusion's f16d32 without alignment, 50 epochs (data: images)."""
-    task = AdversarialTask(**_settings(kl_vae("vavae-f16d32"), 2_500))
+    task = AdversarialTask(**_settings(kl_vae("vavae-f16d32"), 2_500, perceptual()))
     stage = Stage("autoencoder", task, 50 * EPOCH, 256, square_images(data, random_crop=True))
     return tokenizer_recipe("vavae-ldm-f16d32", [stage])
 
@@ -137,18 +140,17 @@ def vavae_one_gpu(data: str, encoder: str = "") -> Recipe:
 
 def vavae_smoke(data: str | None = None) -> Recipe:
     """A toy VA-VAE, a minute on a laptop: 8x8 digits, or images at 32 px (data); its encoder has random weights."""
-    images, side, channels = smoke_images(data)
+    images, side, channels, latents = smoke_images(data)
     levels = (1, 2) if side == 8 else (1, 2, 2)
-    tokenizer = KLVAEConfig((side, side, channels), 16, levels, 1, 4, 4, groups=4)
+    tokenizer = KLVAEConfig((side, side, channels), 16, levels, 1, latents, latents, groups=4)
     network = ViTConfig(size=8, patch=2, width=32, depth=1, heads=2, hidden=64)
     task = VAVAETask(
-        **_settings(tokenizer, 200)
+        **_settings(tokenizer, 200, ())
         | {
             "discriminator": PatchGAN(channels, 16, 1),
             "optim": smoke_optim(),
             "discriminator_optim": smoke_optim(1e-3),
             "emas": SMOKE_EMA,
-            "terms": (),
             "alignment": dataclasses.replace(PAPER, encoder=network),
         }
     )

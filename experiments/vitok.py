@@ -38,7 +38,7 @@ __all__ = ["PRESETS"]
 DECODER = ("from_code/*", "decoder/*", "unembed/*")
 
 
-def _settings(tokenizer: ViTokConfig, batch: int, steps: int) -> dict[str, Any]:
+def _settings(tokenizer: ViTokConfig, batch: int, steps: int, terms: tuple[Any, ...]) -> dict[str, Any]:
     rate = batch / 256
     optim = adam(
         1e-4 * rate, (0.9, 0.95), weight_decay=1e-4, schedule="cosine", final=0.1 / rate, warmup=0.03 * steps, clip=1.0
@@ -49,13 +49,14 @@ def _settings(tokenizer: ViTokConfig, batch: int, steps: int) -> dict[str, Any]:
         "l2": 1.0,
         "l1": 0.1,
         "kl": 1e-3 / math.prod(tokenizer.spec.shape),
-        "terms": perceptual(),
+        "terms": terms,
         "signed": True,
     }
 
 
 def _recipe(name: str, data: str, tokenizer: ViTokConfig, batch: int, steps: int) -> Recipe:
-    settings, images = _settings(tokenizer, batch, steps), square_images(data, random_crop=True, flip=True)
+    images = square_images(data, random_crop=True, flip=True)
+    settings = _settings(tokenizer, batch, steps, perceptual())
     rate = batch / 256
     second = AdversarialTask(
         **settings,
@@ -90,10 +91,10 @@ def vitok_one_gpu(data: str) -> Recipe:
 
 def vitok_smoke(data: str | None = None) -> Recipe:
     """A toy ViTok, a minute on a laptop: 8x8 digits, or images at 32 px (data)."""
-    images, side, channels = smoke_images(data)
+    images, side, channels, latents = smoke_images(data)
     tower = Tower(64, 2, 4)
-    tokenizer = ViTokConfig((side, side, channels), side // 4, 1, 8, tower, tower, positions="2d", scan=False)
-    settings = _settings(tokenizer, 64, 300) | {"terms": (), "optim": smoke_optim(), "emas": SMOKE_EMA, "kl": 1e-6}
+    tokenizer = ViTokConfig((side, side, channels), side // 4, 1, latents, tower, tower, positions="2d", scan=False)
+    settings = _settings(tokenizer, 64, 300, ()) | {"optim": smoke_optim(), "emas": SMOKE_EMA, "kl": 1e-6}
     second = AdversarialTask(
         **settings | {"optim": smoke_optim(1e-3)},
         discriminator=StyleGAN((side, channels), 1 / 16),

@@ -9,7 +9,7 @@ from gen.tokenizers.flextok import FlexTokConfig, Pixels
 from gen.tokenizers.flextok_layers import Positions
 from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.quantizers.fsq import FSQ
-from gen.tokenizers.titok import Tower
+from gen.tokenizers.trunk import Tower
 
 __all__ = ["IMPORTER", "config", "decoder_rules", "encoder_rules", "rules"]
 

@@ -17,7 +17,7 @@ from gen.pretrained.rules import (
 from gen.pretrained.towers import norm
 from gen.tokenizers.instella import InstellaConfig
 from gen.tokenizers.quantizers.binary import Binary
-from gen.tokenizers.titok import Tower
+from gen.tokenizers.trunk import Tower
 
 __all__ = ["TOKENIZER_IMPORTER", "config", "rules"]
 

@@ -214,7 +214,8 @@ class FlexTokTask(Method):
         own = {name: tree for name, tree in params.items() if name != "projector"}
         latents = jax.lax.stop_gradient(tokenizer.latents(own, images))
         found = tokenizer.read(own, latents, draws.keys)
-        cond = flow.net.apply(own["decoder"], found.codes, draws.keep, method="condition")
+        codes = found.sample(draws.keys)
+        cond = flow.net.apply(own["decoder"], codes, draws.keep, method="condition")
         cond = drop(flow.net, own["decoder"], cond, draws.dropped)
         taps: tuple[str, ...] = () if self.alignment is None else (f"block_{self.alignment.block}",)
         seen: list[Prediction] = []

@@ -23,7 +23,7 @@ from gen.nn.vit import ViTBlock, normed
 from gen.tokenizers.base import TokenizerSpec
 from gen.tokenizers.discrete import Discrete, DiscreteModule
 from gen.tokenizers.quantizers.binary import Binary
-from gen.tokenizers.titok import Tower
+from gen.tokenizers.trunk import Tower
 from gen.training.sharding import constrain
 
 __all__ = ["DecodedSize", "Instella", "InstellaConfig", "positions", "rotate"]

@@ -234,7 +234,8 @@ def evaluate_reconstruction(
     if keep and made.labels != "none":
         kept["kept_labels"] = Features(made.count, "label", "int32", "kept_labels")
     spec = tokenizer.spec
-    network = Pixels(spec.image) if extractor is None else extractor
+    height, width, channels = spec.image
+    network = Pixels((height, width, channels)) if extractor is None else extractor
     job = None
     statistics: dict[str, Statistic] = {"pairs": Pairs()}
     kept |= {n: Features(SHOWN, key, "uint8", n) for n, key in (("before", "original"), ("after", "levels"))}

@@ -26,18 +26,10 @@ from gen.nn.network import Cond, Network, Params
 from gen.tokenizers.base import Gaussian, Quantized, TokenizerSpec
 from gen.tokenizers.maskgit_vqgan import Decoder, MaskGITVQGANConfig
 from gen.tokenizers.quantizers.base import within
+from gen.tokenizers.trunk import Tower
 from gen.training.sharding import constrain
 
 __all__ = ["BASE", "LARGE", "SMALL", "TiTok", "TiTokConfig", "Tower"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Tower:
-    """The size of one transformer tower; its MLPs are four times as wide."""
-
-    width: int
-    depth: int
-    heads: int
 
 
 SMALL, BASE, LARGE = Tower(512, 8, 8), Tower(768, 12, 12), Tower(1024, 24, 16)  # the published sizes
@@ -91,9 +83,6 @@ class TiTokConfig:
                 raise GenError(
                     f"images of {h}x{w} do not divide into patches of {patch}; choose a patch that divides both"
                 )
-        for name, tower in (("encoder", self.encoder), ("decoder", self.decoder)):
-            if tower.width % tower.heads:
-                raise GenError(f"{name} width {tower.width} is not a multiple of its {tower.heads} heads; change one")
         if (self.channels is None) != (self.quantizer is not None):
             raise GenError(
                 f"channels {self.channels} with {'a' if self.quantizer else 'no'} quantizer; give the channels of "

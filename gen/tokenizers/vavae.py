@@ -6,7 +6,7 @@ the encoder's features. Neither the encoder nor the projection is part of the tr
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,10 +23,10 @@ from gen.nn.network import Network, Params
 from gen.tokenizers.adversarial import AdversarialTask
 from gen.tokenizers.alignment import vf_loss
 from gen.tokenizers.train import Rows
-from gen.training.part import Aux, Part, with_buffers
-from gen.training.task import Batch, Frozen, Metrics, Schedule, State
+from gen.training.part import Part, with_buffers
+from gen.training.task import Frozen, State
 
-__all__ = ["Projection", "VAVAETask", "VisionFoundation"]
+__all__ = ["Projected", "Projection", "VAVAETask", "VisionFoundation"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +86,23 @@ class VisionFoundation:
         return jnp.sum(terms["cosine"].mean() + terms["distance"].mean())
 
 
+@dataclasses.dataclass(frozen=True)
+class Projected:
+    """A tokenizer with the projection beside its own parameters, under "projection"."""
+
+    tokenizer: Any
+    projection: Projection
+
+    def build(self, rngs: nnx.Rngs) -> Any:
+        """The module with freshly drawn parameters."""
+        module: Any = self.tokenizer.build(rngs)
+        module.projection = self.projection.build(rngs)
+        return module
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAVAETask(AdversarialTask):
-    """`AdversarialTask` with the term of `VisionFoundation`; the projection is a part of its own.
+    """`AdversarialTask` with the term of `VisionFoundation`, whose projection is trained with the tokenizer.
 
     Attributes:
       alignment: the encoder and the weights of the term.
@@ -104,9 +118,10 @@ class VAVAETask(AdversarialTask):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The tokenizer, the discriminator and the projection."""
+        """The tokenizer with its projection, and the discriminator."""
+        first, *others = super().parts
         projection = Projection(self.tokenizer.spec.shape[-1], self.alignment.encoder.width)
-        return (*super().parts, Part("projection", projection, self.optim))
+        return (dataclasses.replace(first, network=Projected(self.tokenizer, projection)), *others)
 
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
         """Fresh parameters, or those of the previous stage. Raises GenError where the encoder is not given."""
@@ -115,85 +130,60 @@ class VAVAETask(AdversarialTask):
                 "VA-VAE needs the frozen role 'encoder', the weights of a foundation encoder (gen convert dinov2 FILE)"
             )
         started = dict(super().start(key, frozen, previous))
-        if previous is not None and "projection" in previous.params:
-            return started | {"projection": previous.params["projection"]}
-        return started | {"projection": Network(self.parts[2].network).init(jax.random.fold_in(key, 2))}
+        if "projection" not in started["tokenizer"]:
+            projection = Network(self.parts[0].network.projection).init(jax.random.fold_in(key, 2))
+            started["tokenizer"] = {**started["tokenizer"], "projection": projection}
+        return started
 
-    def update(
-        self, state: State, frozen: Frozen, batch: Batch, schedule: Schedule, key: jax.Array
-    ) -> tuple[State, Metrics]:
-        """One step of the tokenizer and the projection without a discriminator."""
-        moved, metrics = super().update(state, self._given(frozen, state), batch, schedule, key)
-        return self._project(state, moved, metrics, frozen, batch, schedule, key)
+    def export(self, state: State) -> Mapping[str, Any]:
+        """The tokenizer without the projection."""
+        return {"tokenizer": _own(self.parts[0].averaged(state))}
 
-    def update_both(
-        self, state: State, frozen: Frozen, batch: Batch, schedule: Schedule, key: jax.Array
-    ) -> tuple[State, Metrics]:
-        """One step of the tokenizer, the discriminator and the projection."""
-        moved, metrics = super().update_both(state, self._given(frozen, state), batch, schedule, key)
-        return self._project(state, moved, metrics, frozen, batch, schedule, key)
+    def encode(self, params: Params, rows: Rows) -> tuple[Any, jax.Array]:
+        """See `TokenizerTask`."""
+        return super().encode(_own(params), rows)
 
-    def updates(self, part: str, steps: int) -> int:
-        """The projection moves with the tokenizer."""
-        return super().updates("tokenizer" if part == "projection" else part, steps)
+    def decode(self, params: Params, latents: jax.Array, rows: Rows) -> jax.Array:
+        """See `TokenizerTask`."""
+        return super().decode(_own(params), latents, rows)
 
-    def loss(self, params: Params, rows: Rows, frozen: Frozen) -> tuple[jax.Array, Aux]:
-        """The whole loss () before there is a discriminator; ``frozen`` has the projection too."""
-        return self._aligned(*super().loss(params, rows, frozen), params, rows, frozen)
-
-    def adversarial_loss(
-        self, params: Params, critic: Params, rows: Rows, frozen: Frozen, share: jax.Array
-    ) -> tuple[jax.Array, Aux]:
-        """The tokenizer's loss () with a discriminator; ``frozen`` has the projection too."""
-        total, aux = super().adversarial_loss(params, critic, rows, frozen, share)
-        return self._aligned(total, aux, params, rows, frozen)
-
-    def _given(self, frozen: Frozen, state: State) -> Frozen:
-        return {**frozen, "projection": state.params["projection"]}
-
-    def _aligned(self, total: jax.Array, aux: Aux, params: Params, rows: Rows, frozen: Frozen) -> tuple[jax.Array, Aux]:
-        """The loss with the weighted term. What it repeats of the loss's own computation, the compiler joins."""
+    def beside(
+        self, params: Params, rows: Rows, frozen: Frozen, encoded: Any, latents: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The weighted term () and its parts."""
         alignment = self.alignment
-        _, latents = self.encode(params, rows)
         features = alignment.features(frozen["encoder"], rows.images, latents.shape[1])
-        term = alignment.loss(frozen["projection"], latents, features)
+        term = alignment.loss(params["projection"], latents, features)
         weight = jnp.asarray(alignment.weight, jnp.float32)
         if alignment.adaptive is not None:
-            weight = weight * self.alignment_ratio(params, rows, frozen, latents, features)
-        metrics = {**aux.metrics, "vf": term, "vf_weight": weight}
-        return total + weight * term, dataclasses.replace(aux, metrics=metrics)
+            fixed, encoded, z = jax.lax.stop_gradient((params, encoded, latents))
+            images = jax.grad(lambda z: self.image_loss(frozen, rows.images, self.decode(fixed, z, rows))[0])(z)
+            own = jax.grad(lambda z: alignment.loss(fixed["projection"], z, features))(z)
+            pull = self._to_encoder(fixed, rows, encoded, z)
+            weight = weight * alignment.adaptive(pull(images), pull(own))
+        return weight * term, {"vf": term, "vf_weight": weight}
 
-    def alignment_ratio(
-        self, params: Params, rows: Rows, frozen: Frozen, latents: jax.Array, features: jax.Array
-    ) -> jax.Array:
-        """The adaptive weight (), from the gradients of the image loss and of the term at the encoder's last layer."""
-        assert self.alignment.adaptive is not None
-        params, latents, path = *jax.lax.stop_gradient((params, latents)), self.alignment.layer
-        if path not in flatten(params):
+    def _to_encoder(
+        self, params: Params, rows: Rows, encoded: Any, latents: jax.Array
+    ) -> Callable[[jax.Array], jax.Array]:
+        """What takes a gradient in the latents to the encoder's last layer, at the noise that they were sampled with.
+
+        The compiler joins this pass through the encoder with that of the loss.
+        """
+        own, path = _own(params), self.alignment.layer
+        if path not in flatten(own):
             raise GenError(f"the tokenizer has no parameter '{path}' to compare gradients at; set alignment.layer")
-        images = jax.grad(lambda z: self.image_loss(frozen, rows.images, self.decode(params, z, rows))[0])(latents)
-        term = jax.grad(lambda z: self.alignment.loss(frozen["projection"], z, features))(latents)
-        pull = jax.vjp(lambda last: self.encode(with_buffers(params, {path: last}), rows)[1], flatten(params)[path])[1]
-        return self.alignment.adaptive(pull(images)[0], pull(term)[0])
+        noise = (latents - encoded.mean) / encoded.std
 
-    def _project(
-        self,
-        before: State,
-        state: State,
-        metrics: Metrics,
-        frozen: Frozen,
-        batch: Batch,
-        schedule: Schedule,
-        key: jax.Array,
-    ) -> tuple[State, Metrics]:
-        """One step of the projection on the latents that the tokenizer's step saw."""
-        _, rows = self.drawn(before, batch, key)
-        _, latents = self.encode(before.params["tokenizer"], rows)
-        features = self.alignment.features(frozen["encoder"], rows.images, latents.shape[1])
-        part = self.parts[2]
+        def sampled(last: jax.Array) -> jax.Array:
+            posterior = self.tokenizer.encode(with_buffers(own, {path: last}), rows.images, cond=rows.cond)
+            found: jax.Array = posterior.mean + posterior.std * noise
+            return found
 
-        def loss(params: Params, pairs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Aux]:
-            return self.alignment.loss(params, *pairs), Aux()
+        pull = jax.vjp(sampled, flatten(own)[path])[1]
+        return lambda gradient: pull(gradient)[0]
 
-        state, more, _ = part.update(state, loss, (latents, features), schedule)
-        return state, {**metrics, **part.named(more)}
+
+def _own(params: Params) -> Params:
+    """The tokenizer's parameters."""
+    return {name: tree for name, tree in params.items() if name != "projection"}

@@ -45,7 +45,9 @@ def test_every_member_has_an_example(family: str, tmp_path: Path) -> None:
         assert all(from_json(json.loads(json.dumps(to_json(member)))) == member for member in found)
 
 
-@pytest.mark.parametrize("kind", KINDS["task"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] if k in examples.SLOW else []) for k in KINDS["task"]]
+)
 def test_task(kind: str, tmp_path: Path) -> None:
     check_task(examples.task(kind), examples.Rows(), examples.frozen(), tmp_path)
 

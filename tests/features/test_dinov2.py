@@ -13,6 +13,7 @@ from gen.features.weights import load_weights, network_of, store_weights
 from gen.nn.network import Network, count, param_shapes
 from gen.pretrained import mae as mae_files
 from gen.pretrained.dinov2 import HUB, IMPORTER
+from gen.pretrained.encoders import encoder_importer
 from gen.pretrained.features import convert_network
 
 NETWORK = ViTConfig(size=28, width=64, depth=1, heads=1, hidden=32)
@@ -85,9 +86,12 @@ def test_other_namings_convert(tmp_path) -> None:
         params = Network(network).init(jax.random.key(1))
         source, out = tmp_path / f"{name}-official.safetensors", tmp_path / f"{name}.safetensors"
         weights = importer.save(network, params)
+        assert encoder_importer(weights | others) is importer
         save_file(weights | others, source)
         convert_network(name, source, out)
         jax.tree.map(np.testing.assert_array_equal, load_weights(out, ""), jax.device_get(params))
         assert network_of(out, ViTConfig, "") == network
+    official = IMPORTER.save(NETWORK, Network(NETWORK).init(jax.random.key(0)))
+    assert encoder_importer(official) is IMPORTER
     with pytest.raises(GenError, match="this is a DINOv2, not an MAE"):
-        mae_files.IMPORTER.infer(IMPORTER.save(NETWORK, Network(NETWORK).init(jax.random.key(0))))
+        mae_files.IMPORTER.infer(official)

@@ -19,7 +19,7 @@ from gen.pretrained.readers import read_weights
 from gen.pretrained.systems import locate
 from gen.tokenizers.instella import DecodedSize, InstellaConfig, positions, rotate
 from gen.tokenizers.quantizers.binary import Binary
-from gen.tokenizers.titok import Tower
+from gen.tokenizers.trunk import Tower
 from tests.parity.conftest import Fixture, fixtures
 from tests.parity.test_dit import nchw, nhwc
 from tests.parity.test_sdvae import check_round_trip

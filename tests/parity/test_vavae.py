@@ -47,7 +47,8 @@ class Noised(VAVAETask):
     """Latents are sampled with the fixture's noise, which stands among the conditions."""
 
     def encode(self, params: Any, rows: Rows) -> Any:
-        posterior = self.tokenizer.encode(params, rows.images)
+        own = {name: tree for name, tree in params.items() if name != "projection"}
+        posterior = self.tokenizer.encode(own, rows.images)
         return posterior, posterior.mean + posterior.std * rows.cond["noise"]
 
 
@@ -88,7 +89,7 @@ def model(fx: Fixture) -> tuple[VAVAETask, dict[str, Any], dict[str, Any]]:
     _, perceptual = fold(part(fx, "loss.perceptual_loss."))
     assert fx.config["reverse_proj"]
     projection = {"kernel": fx.weights["linear_proj.weight"][:, :, 0, 0].T}
-    params = {"tokenizer": tokenizer, "discriminator": critic, "projection": projection}
+    params = {"tokenizer": {**tokenizer, "projection": projection}, "discriminator": critic}
     return task, params, {"lpips-vgg": perceptual, "encoder": nhwc(fx.io["aux_feature"])}
 
 
@@ -103,9 +104,9 @@ def test_intermediates(fx: Fixture) -> None:
     rows = batch(fx)
     images = rows.images
     posterior, latents = task.encode(params["tokenizer"], rows)
-    decoded = task.tokenizer.decode(params["tokenizer"], latents)
+    decoded = task.decode(params["tokenizer"], latents, rows)
     found = {"mean": posterior.mean, "logvar": posterior.logvar, "z_sample": latents, "reconstruction": decoded}
-    found["z_projected"] = latents @ params["projection"]["kernel"]
+    found["z_projected"] = latents @ params["tokenizer"]["projection"]["kernel"]
     for name, array in found.items():
         fx.close(nchw(array), name)
     fx.close(posterior.kl(), "kl_per_sample")
@@ -122,8 +123,7 @@ def test_objective(fx: Fixture) -> None:
     images = rows.images
 
     def loss(params: Any, share: Any) -> Any:
-        given = {**frozen, "projection": params["projection"]}
-        return task.adversarial_loss(params["tokenizer"], params["discriminator"], rows, given, share)
+        return task.adversarial_loss(params["tokenizer"], params["discriminator"], rows, frozen, share)
 
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (_, whole), _ = step(params, 1.0)
@@ -142,8 +142,9 @@ def test_objective(fx: Fixture) -> None:
         fx.close(whole.metrics["gan_weight"], f"{tag}/d_weight")
         fx.close(terms["vf"], f"{tag}/vf_loss")
         fx.close(terms["vf_weight"], f"{tag}/vf_weight")
+        projection = gradient["tokenizer"].pop("projection")
         named = COMPVIS.save(task.tokenizer, gradient["tokenizer"])
-        named["linear_proj.weight"] = np.asarray(gradient["projection"]["kernel"]).T[:, :, None, None]
+        named["linear_proj.weight"] = np.asarray(projection["kernel"]).T[:, :, None, None]
         first = gradient["discriminator"]["first"]["kernel"]
         named["loss.discriminator.main.0.weight"] = np.asarray(first).transpose(3, 2, 0, 1)
         for name in fx.io:

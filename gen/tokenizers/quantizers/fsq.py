@@ -28,7 +28,8 @@ class FSQ:
     Attributes:
       levels: number of levels of each channel, at least 2. The paper's sets are (8, 6, 5), (8, 5, 5, 5),
         (7, 5, 5, 5, 5), (8, 8, 8, 6, 5) and (8, 8, 8, 5, 5, 5), for about 2^8, 2^10, 2^12, 2^14 and 2^16 ids.
-      unrounded: share of samples whose codes are bounded but not rounded, where keys are given (quantisation dropout).
+      unrounded: share of samples of which training decodes codes that are bounded but not rounded (quantisation
+        dropout), where keys are given.
 
     Raises GenError for levels that make no grid or more ids than an int32 counts.
     """
@@ -91,7 +92,7 @@ class FSQModule(nnx.Module):
 
         Args:
           z: (B, ..., width) float.
-          keys: (B,) typed keys that choose the samples left unrounded; None for none.
+          keys: (B,) typed keys that choose the samples whose drawn codes are left unrounded; None for none.
 
         Returns:
           ids (B, ...) int32 in [0, vocabulary); codes (B, ..., width) float32 in [-1, 1], through which the gradient
@@ -106,8 +107,8 @@ class FSQModule(nnx.Module):
         if keys is None or not self.config.unrounded:
             return found
         left = jax.vmap(lambda key: jax.random.bernoulli(key, self.config.unrounded))(keys)
-        codes = jnp.where(left.reshape(-1, *(1,) * (z.ndim - 1)), bounded / self._half, found.codes)
-        return Quantized(found.ids, codes)
+        drawn = jnp.where(left.reshape(-1, *(1,) * (z.ndim - 1)), bounded / self._half, found.codes)
+        return Quantized(found.ids, found.codes, drawn=drawn)
 
     def _rounded(self, levels: jax.Array) -> Quantized:
         """The grid points nearest to levels (B, ..., width) within the grid."""
