@@ -84,7 +84,7 @@ def _released(name: str, tokenizer: BinaryAutoencoderConfig, data: str, steps: i
 
 
 def binary_ae_one_gpu(data: str) -> Recipe:
-    """The binary autoencoder C64 in bfloat16 on one GPU, a day: 200k steps of 16 images (data: images)."""
+    """The binary autoencoder C64 in bfloat16 on one GPU, 200k steps of 16 images (data: images)."""
     task = _autoencoder(BinaryAutoencoderConfig(dtype="bfloat16"), 5e-5, 50_000)
     stage = Stage("autoencoder", task, 200_000, 16, square_images(data, flip=True))
     return tokenizer_recipe("binary-ae-one-gpu", [stage])

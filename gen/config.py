@@ -117,7 +117,7 @@ KINDS: dict[str, dict[str, str]] = {
         "patchgan": "gen.nn.discriminators:PatchGAN",
         "titok-discriminator": "gen.nn.discriminators:TiTokDiscriminator",
         "stylegan": "gen.nn.discriminators:StyleGAN",
-        "feature-critic": "gen.nn.feature_critics:FeatureCritic",
+        "token-discriminator": "gen.nn.token_discriminator:TokenDiscriminator",
         "encoder-tokens": "gen.tokenizers.losses:EncoderTokens",
     },
     "image-term": {

@@ -1,4 +1,4 @@
-"""Networks that judge whether an image is real: PatchGAN, TiTok's and StyleGAN's, as critics of tokenizers.
+"""Networks that judge whether an image is real: PatchGAN, TiTok's and StyleGAN's, as tokenizers train against them.
 
 All take images (B, H, W, C) in [-1, 1] and give logits with the new values of their batch statistics, which are
 `gen.nn.network.Buffer`s. Under a sharded program a batch statistic is that of the global batch: the official codes take

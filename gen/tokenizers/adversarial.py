@@ -54,10 +54,10 @@ class AdversarialTask(TokenizerTask):
     """Trains ``tokenizer`` and ``discriminator``; the tokenizer's loss is that of `TokenizerTask` and a GAN term.
 
     Attributes:
-      discriminator: the critic (`gen.nn.discriminators`): images (B, H, W, C) to logits and batch statistics. Those of
+      discriminator: the network (`gen.nn.discriminators`): images (B, H, W, C) to logits and batch statistics. Those of
         its buffers follow the discriminator's own steps.
       seen: what it sees of images: a frozen network's tokens (`gen.tokenizers.losses.EncoderTokens`, judged by a
-        `gen.nn.feature_critics.FeatureCritic`), or the images themselves where this is None.
+        `gen.nn.token_discriminator.TokenDiscriminator`), or the images themselves where this is None.
       discriminator_optim: its optimiser; its schedule begins with it.
       gan: which losses.
       gan_weight: of the tokenizer's GAN term.
@@ -152,10 +152,10 @@ class AdversarialTask(TokenizerTask):
     ) -> tuple[State, Metrics]:
         """One step of the tokenizer, then one of the discriminator on the same reconstructions."""
         state, rows = self.drawn(state, batch, key)
-        critic, share, part = state.params["discriminator"], schedule["gan"], self.parts[0]
+        discriminator, share, part = state.params["discriminator"], schedule["gan"], self.parts[0]
 
         def loss(params: Params, rows: Rows) -> tuple[jax.Array, Aux]:
-            return self.adversarial_loss(params, critic, rows, frozen, share)
+            return self.adversarial_loss(params, discriminator, rows, frozen, share)
 
         state, metrics, decoded = part.update(state, loss, rows, schedule)
         state, more = self._judge(state, frozen, rows.images, decoded, schedule)
@@ -186,7 +186,7 @@ class AdversarialTask(TokenizerTask):
         return state, part.named(metrics)
 
     def adversarial_loss(
-        self, params: Params, critic: Params, rows: Rows, frozen: Frozen, share: jax.Array
+        self, params: Params, discriminator: Params, rows: Rows, frozen: Frozen, share: jax.Array
     ) -> tuple[jax.Array, Aux]:
         """The tokenizer's loss () with `share` of its GAN term, and the reconstructions as per-sample output.
 
@@ -196,7 +196,7 @@ class AdversarialTask(TokenizerTask):
         encoded, latents, decoded = self.reconstruct(params, rows)
         fixed = jax.lax.stop_gradient(decoded)
         (loss, metrics), image_gradient = _gradient(lambda y: self.image_loss(frozen, rows.images, y), fixed)
-        (gan, _), gan_gradient = _gradient(lambda y: self.gan_loss(critic, y, frozen), fixed)
+        (gan, _), gan_gradient = _gradient(lambda y: self.gan_loss(discriminator, y, frozen), fixed)
         weight = jnp.asarray(self.gan_weight, jnp.float32)
         if self.adaptive is not None:
             pull = self._to_last_layer(params, latents, rows)
@@ -220,15 +220,19 @@ class AdversarialTask(TokenizerTask):
         pull = jax.vjp(decoded, flatten(params)[path])[1]
         return lambda gradient: pull(gradient)[0]
 
-    def judged(self, critic: Params, images: jax.Array, frozen: Frozen) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def judged(
+        self, discriminator: Params, images: jax.Array, frozen: Frozen
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The discriminator's logits of images (B, H, W, C), and its batch statistics."""
         seen = images if self.seen is None else self.seen(frozen[self.seen.name], images)
-        found: tuple[jax.Array, dict[str, jax.Array]] = Network(self.discriminator)(critic, seen)
+        found: tuple[jax.Array, dict[str, jax.Array]] = Network(self.discriminator)(discriminator, seen)
         return found
 
-    def gan_loss(self, critic: Params, decoded: jax.Array, frozen: Frozen = _NOTHING) -> tuple[jax.Array, jax.Array]:
+    def gan_loss(
+        self, discriminator: Params, decoded: jax.Array, frozen: Frozen = _NOTHING
+    ) -> tuple[jax.Array, jax.Array]:
         """The tokenizer's GAN term () without weight, and the logits."""
-        logits, _ = self.judged(critic, decoded, frozen)
+        logits, _ = self.judged(discriminator, decoded, frozen)
         return GAN_LOSSES[self.gan][1](logits), logits
 
     def discriminator_loss(

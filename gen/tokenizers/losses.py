@@ -203,7 +203,7 @@ class LiteMaps:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderTokens:
-    """Patch tokens of a frozen vision transformer, for a discriminator to judge (`gen.nn.feature_critics`).
+    """Patch tokens of a frozen vision transformer, for a discriminator to judge (`gen.nn.token_discriminator`).
 
     Attributes:
       weights: a file made by ``gen convert``, which says what network it holds. RAE takes DINO's ViT-S/8.
@@ -215,7 +215,7 @@ class EncoderTokens:
     blocks: tuple[int, ...] = (2, 5, 8, 11)
     side: int = 224
 
-    name: ClassVar[str] = "critic-encoder"
+    name: ClassVar[str] = "discriminator-encoder"
     _hint: ClassVar[str] = "convert the encoder's published file: gen convert dinov2 FILE --out PATH"
 
     @property

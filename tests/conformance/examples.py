@@ -26,7 +26,7 @@ from gen.features.vit import ViTConfig
 from gen.nn.discriminators import PatchGAN
 from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
-from gen.tokenizers.flextok import FlexTokConfig, Pixels, decoding
+from gen.tokenizers.flextok import FlexTokConfig, Pixels, euler_apg
 from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
 from gen.tokenizers.quantizers.fsq import FSQ
@@ -52,7 +52,7 @@ FLEXTOK = FlexTokConfig(
     length=4,
     frequencies=16,
     max_time=1.0,
-    decoding=decoding(2.0, 1.0, 2),
+    decoding=euler_apg(2.0, 1.0, 2),
     remat="none",
     scan=False,
 )
@@ -71,15 +71,11 @@ VOCABULARY: dict[str, Any] = {
     "width": 3,
 }
 ENCODER = ViTConfig(size=4, patch=1, width=8, depth=1, heads=1, hidden=8)
-PROXY = MaskGITVQGANConfig((8, 8, 1), 8, (1, 1), 1, VQ(16, 4), groups=2)
+PROXY = MaskGITVQGANConfig((8, 8, 1), 4, (1, 1, 1), 1, VQ(8, 3), groups=2)
 # words that mean something else to one kind
 OWN: dict[str, dict[str, Any]] = {
+    "proxy-task": {"tokenizer": dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3), pixels=PROXY)},
     "flextok-task": {"tokenizer": FLEXTOK},
-    "proxy-task": {
-        "tokenizer": dataclasses.replace(
-            TOKENIZER, patch=2, channels=None, quantizer=VQ(16, 4, normalize=True), pixels=PROXY
-        ),
-    },
     "random": {"shapes": {"latent": (4, 3), "label": ()}},
     "vavae-task": {
         "tokenizer": KLVAEConfig((8, 8, 1), 4, (1, 2), 1, 3, 3, groups=2, middle_attention=False),
@@ -121,9 +117,9 @@ def task(kind: str) -> Any:
 
 @functools.cache
 def frozen() -> Mapping[str, Params]:
-    """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a 2D tokenizer's codes."""
-    networks = {"teacher": NETWORK, "encoder": ENCODER, "proxy": PROXY}
-    return {role: Network(config).init(jax.random.key(7)) for role, config in networks.items()}
+    """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a tokenizer to be named."""
+    roles = {"teacher": NETWORK, "encoder": ENCODER, "proxy": PROXY}
+    return {role: Network(config).init(jax.random.key(7)) for role, config in roles.items()}
 
 
 @dataclasses.dataclass(frozen=True)

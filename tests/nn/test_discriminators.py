@@ -8,8 +8,8 @@ import pytest
 from gen.errors import GenError
 from gen.nn.adversarial import r1_penalty
 from gen.nn.discriminators import PatchGAN, StyleGAN, TiTokDiscriminator, adaptive_max_pool
-from gen.nn.feature_critics import FeatureCritic
 from gen.nn.network import Network, count, param_shapes
+from gen.nn.token_discriminator import TokenDiscriminator
 from gen.training.part import with_buffers
 
 
@@ -49,7 +49,7 @@ def test_adaptive_pool_of_fewer_pixels_repeats_them():
     np.testing.assert_array_equal(adaptive_max_pool(x, 1)[0, 0, 0], [8.0])
 
 
-def test_r1_of_a_linear_critic_is_its_squared_length():
+def test_r1_of_a_linear_discriminator_is_its_squared_length():
     direction = jnp.array([1.0, -2.0, 0.5])
     penalty = r1_penalty(lambda x: (x @ direction)[:, None], jnp.ones((4, 3)))
     np.testing.assert_allclose(penalty, 0.5 * jnp.square(direction).sum(), rtol=1e-6)
@@ -66,7 +66,7 @@ def test_sizes_that_do_not_fit_are_refused():
 
 
 def test_heads_on_tokens_are_spectrally_normalised_and_know_no_first_token():
-    config = FeatureCritic(width=6, heads=2, kernel=3)
+    config = TokenDiscriminator(width=6, heads=2, kernel=3)
     params = jax.jit(Network(config).init)(jax.random.key(0))
     tokens = list(jax.random.normal(jax.random.key(1), (2, 3, 5, 6)))
     call = jax.jit(Network(config))

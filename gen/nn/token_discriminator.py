@@ -17,11 +17,11 @@ from gen.nn.adversarial import torch_uniform
 from gen.nn.discriminators import Statistics
 from gen.nn.network import Buffer
 
-__all__ = ["FeatureCritic"]
+__all__ = ["TokenDiscriminator"]
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureCritic:
+class TokenDiscriminator:
     """Heads on a frozen network's tokens: spectrally normalised 1-d convolutions over them, one logit each.
 
     A head is a pointwise layer, a residual layer over `kernel` neighbouring tokens in a circle, and a pointwise layer
@@ -46,7 +46,7 @@ class FeatureCritic:
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """Makes the module, which takes `heads` arrays (B, N, width) to logits (B, heads N) and statistics."""
-        return _FeatureCritic(self, rngs)
+        return _TokenDiscriminator(self, rngs)
 
 
 class SpectralConv(nnx.Module):
@@ -87,7 +87,7 @@ class TokenNorm(nnx.Module):
 
 
 class _Head(nnx.Module):
-    def __init__(self, config: FeatureCritic, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TokenDiscriminator, rngs: nnx.Rngs) -> None:
         width = config.width
         self.first, self.norm1 = SpectralConv(width, width, 1, rngs), TokenNorm(width, rngs)
         self.second, self.norm2 = SpectralConv(width, width, config.kernel, rngs), TokenNorm(width, rngs)
@@ -102,8 +102,8 @@ class _Head(nnx.Module):
         return x[..., 0], {"first/left": first, "second/left": second, "out/left": out}
 
 
-class _FeatureCritic(nnx.Module):
-    def __init__(self, config: FeatureCritic, rngs: nnx.Rngs) -> None:
+class _TokenDiscriminator(nnx.Module):
+    def __init__(self, config: TokenDiscriminator, rngs: nnx.Rngs) -> None:
         self.heads = nnx.Dict({f"head{i}": _Head(config, rngs) for i in range(config.heads)})
 
     def __call__(self, features: Sequence[jax.Array]) -> tuple[jax.Array, Statistics]:
