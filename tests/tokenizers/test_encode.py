@@ -157,3 +157,14 @@ def test_eight_devices_and_two_processes_encode_the_same(tmp_path: Path) -> None
     for process in both:
         finish(process)
     check(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_codebook_statistics_are_those_of_the_global_batch(tmp_path: Path) -> None:
+    """Equal on one device and on eight."""
+    for devices in (1, 8):
+        finish(launch("codebooks", tmp_path / f"{devices}.npz", devices=devices))
+    with np.load(tmp_path / "1.npz") as one, np.load(tmp_path / "8.npz") as eight:
+        assert one.files == eight.files
+        for name in one.files:
+            np.testing.assert_allclose(one[name], eight[name], rtol=1e-5, atol=1e-6, err_msg=name)
