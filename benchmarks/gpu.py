@@ -66,7 +66,7 @@ def device(toy: bool) -> dict[str, Any]:
 def parity(toy: bool) -> dict[str, Any]:
     """Golden numbers of the official codes, on this device, with products in float32."""
     files = [f"tests/parity/{name}" for name in (TOY_PARITY if toy else PARITY)]
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", *files]
+    command = [sys.executable, "-m", "pytest", "-n", "0", *files]
     done = subprocess.run(
         command,
         cwd=ROOT,

@@ -125,7 +125,7 @@ def tokenizer_recipe(
       frozen, origins: further frozen arrays, and where they came from, by role.
       smoke: log and checkpoint as a run of a minute does.
     """
-    terms = {term.name: term for stage in stages for term in stage.task.terms}
+    terms = {term.name: term for stage in stages for term in stage.task.looks}
     weights, identities = frozen_terms(terms.values())
     engine = EngineConfig(checkpoint_every=5_000, keep_every=50_000, log_every=100, preview_every=5_000)
     if smoke:

@@ -183,9 +183,12 @@ def estimates(
             refuse(f"a step of '{program.name}'", needed, limit, sizes)
         return program, found
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # tracing keeps to one thread, compiling does not
+    pool = ThreadPoolExecutor(os.cpu_count())  # tracing keeps to one thread, compiling does not
+    try:
         running = [pool.submit(compiled, program, program.trace()) for program in todo]
         return recipe.config, [done.result() for done in running]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # whoever fails does not wait for the others
 
 
 def as_json(config: Any, target: Any, made: Sequence[tuple[Any, Any]]) -> dict[str, Any]:

@@ -134,8 +134,15 @@ def _text(data: str, tokenizer: Any) -> dict[str, Any]:
     """The captions' features beside the images, for a decoder that reads them; nothing where there are none."""
     from gen.data.stores import open_store
 
-    if "text" not in tokenizer.spec.conditions or data.partition(":")[0] == "digits":
+    condition = tokenizer.spec.conditions.get("text")
+    if condition is None:
         return {}
+    name, _, split = data.partition(":")
+    if name == "digits":
+        from gen.data.sources import Digits
+
+        rows = Digits(split or "all", condition.shape).source()  # type: ignore[arg-type]  # refuses other splits
+        return {"text": rows.arrays["text"]}
     store = open_store(data)
     found = {"text": store.text, "text_mask": store.text_mask}
     return {name: rows for name, rows in found.items() if rows is not None}

@@ -85,6 +85,11 @@ class TokenizerMethod(Method):
         """The whole loss () of a batch, with its parts."""
 
     @property
+    def looks(self) -> tuple[Any, ...]:
+        """Gives the terms of the loss that look through a frozen network, whose weights a run is given; here none."""
+        return ()
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         """The tokenizer."""
         return (Part("tokenizer", self.tokenizer, self.optim, self.emas, self.train),)
@@ -209,6 +214,11 @@ class TokenizerTask(TokenizerMethod):
         names = [term.name for term in self.terms]
         if len(set(names)) < len(names):
             raise GenError(f"the terms {', '.join(names)} repeat; give each once")
+
+    @property
+    def looks(self) -> tuple[Any, ...]:
+        """Gives `terms`."""
+        return self.terms
 
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
         """Fresh parameters, or those of the previous stage. Raises GenError where a term's weights are not given."""

@@ -72,14 +72,10 @@ VOCABULARY: dict[str, Any] = {
 }
 ENCODER = ViTConfig(size=4, patch=1, width=8, depth=1, heads=1, hidden=8)
 PROXY = MaskGITVQGANConfig((8, 8, 1), 8, (1, 1), 1, VQ(16, 4), groups=2)
+PROXY = MaskGITVQGANConfig((8, 8, 1), 4, (1, 1, 1), 1, VQ(8, 3), groups=2)
 # words that mean something else to one kind
 OWN: dict[str, dict[str, Any]] = {
     "flextok-task": {"tokenizer": FLEXTOK},
-    "proxy-task": {
-        "tokenizer": dataclasses.replace(
-            TOKENIZER, patch=2, channels=None, quantizer=VQ(16, 4, normalize=True), pixels=PROXY
-        ),
-    },
     "random": {"shapes": {"latent": (4, 3), "label": ()}},
     "vavae-task": {
         "tokenizer": KLVAEConfig((8, 8, 1), 4, (1, 2), 1, 3, 3, groups=2, middle_attention=False),
@@ -121,6 +117,9 @@ def task(kind: str) -> Any:
 
 @functools.cache
 def frozen() -> Mapping[str, Params]:
+    """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a tokenizer to be named."""
+    roles = {"teacher": NETWORK, "encoder": ENCODER, "proxy": PROXY}
+    return {role: Network(config).init(jax.random.key(7)) for role, config in roles.items()}
     """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a 2D tokenizer's codes."""
     networks = {"teacher": NETWORK, "encoder": ENCODER, "proxy": PROXY}
     return {role: Network(config).init(jax.random.key(7)) for role, config in networks.items()}

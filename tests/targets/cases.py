@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from gen.experiments import presets
 
-__all__ = ["CASES", "WAITING", "Case", "expected_traffic", "sized"]
+__all__ = ["CASES", "Case", "expected_traffic", "sized"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +86,33 @@ _CASES = [
     _pair("binary-ae-c128", "v5e:2x4", "data=8", 4, alone=16, cut=False),
     _pair("binary-ae-one-gpu", "v5e:2x4", "data=8", 4, alone=16, cut=False),
     _pair("instella-tokenizer", "v5e:2x4", "data=1,fsdp=8", 4, alone=32, cut=False),
+    _pair("titok-proxy", "v5e:2x4", "data=8", 8, alone=32, cut=False),
+    _pair("titok-l32", "v5e:2x4", "data=1,fsdp=8", 8, alone=32, cut=False, tokenizer="titok-proxy"),
+    _pair("titok-b64", "v5e:2x4", "data=8", 16, alone=64, cut=False, tokenizer="titok-proxy"),
+    _pair("titok-s128", "v5e:2x4", "data=8", 32, alone=64, cut=False, tokenizer="titok-proxy"),
+    _pair("titok-bl64-vq", "v5e:2x4", "data=1,fsdp=8", 16, alone=32, cut=False),
+    _pair("titok-bl128-vq", "v5e:2x4", "data=1,fsdp=8", 16, alone=32, cut=False),
+    _pair("titok-sl256-vq", "v5e:2x4", "data=1,fsdp=8", 16, alone=32, cut=False),
+    _pair("titok-ll32-vae", "v5e:2x4", "data=1,fsdp=8", 16, alone=32, cut=False),
+    _pair("titok-bl64-vae", "v5e:2x4", "data=1,fsdp=8", 16, alone=32, cut=False),
+    _pair("titok-bl128-vae", "v5e:2x4", "data=1,fsdp=8", 16, alone=32, cut=False),
+    _pair("titok-one-gpu", "v5e:2x4", "data=8", 16, alone=64, cut=False),
+    _pair("ta-titok-bl32-vq", "v5e:2x4", "data=1,fsdp=8", 16, alone=32, cut=False),
+    _pair("ta-titok-bl64-vq", "v5e:2x4", "data=1,fsdp=8", 16, alone=32, cut=False),
+    _pair("ta-titok-bl128-vq", "v5e:2x4", "data=1,fsdp=8", 16, alone=32, cut=False),
+    _pair("ta-titok-bl32-kl", "v5e:2x4", "data=1,fsdp=8", 16, alone=32, cut=False),
+    _pair("ta-titok-bl64-kl", "v5e:2x4", "data=1,fsdp=8", 16, alone=32, cut=False),
+    _pair("ta-titok-sl128-kl", "v5e:2x4", "data=1,fsdp=8", 16, alone=32, cut=False),
+    _pair("ta-titok-one-gpu", "v5e:2x4", "data=8", 16, alone=64, cut=False),
+    _pair("flextok-vae-c16", "v5e:2x4", "data=8", 4, alone=16, cut=False),
+    _pair("flextok-d12-d12", "v5e:2x4", "data=8", 8, alone=64, cut=False, tokenizer="flextok-vae-c16"),
+    _pair("flextok-d18-d18", "v5e:2x4", "data=1,fsdp=8", 4, alone=32, cut=False, tokenizer="flextok-vae-c16"),
+    _pair("flextok-d18-d28", "v5e:8x8", "data=8,fsdp=8", 4, alone=16, cut=False, tokenizer="flextok-vae-c16"),
     _pair("cifar10-tokenizer", "v5e:2x2", "data=4", 64),
     _pair("cifar10-teacher", "v5e:2x2", "data=4", 64, tokenizer="cifar10-tokenizer"),
     _pair("cifar10-student", "v5e:2x2", "data=4", 64, teacher="cifar10-teacher", tokenizer="cifar10-tokenizer"),
 ]
 CASES = [case for pair in _CASES for case in pair]
-# presets that cannot be planned without a run that no preset makes, and which
-WAITING = dict.fromkeys(("flextok-d18-d28", "flextok-d18-d18", "flextok-d12-d12"), "a KL autoencoder, f8, 16 channels")
 
 
 def sized() -> list[str]:

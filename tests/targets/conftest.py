@@ -24,14 +24,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Names the rows of the table that nobody has recorded yet: nothing is known of them."""
     if not INSTALLED:
         return
-    from tests.targets.cases import CASES, WAITING
+    from tests.targets.cases import CASES
 
     missing = [case.name for case in CASES if case.name not in json.loads(RECORDED.read_text())]
     terminalreporter.section(f"not recorded: {len(missing)} of {len(CASES)} rows (python -m tests.targets.record)")
     for name in missing:
         terminalreporter.line(name)
-    for name, weights in WAITING.items():
-        terminalreporter.line(f"{name}: needs {weights}")
 
 
 @pytest.fixture(scope="session")

@@ -6,15 +6,15 @@ import pytest
 
 from gen.cli.compile import planned
 from gen.training.targets import find_target
-from tests.targets.cases import CASES, WAITING, expected_traffic, sized
+from tests.targets.cases import CASES, expected_traffic, sized
 from tests.targets.conftest import RECORDED
 
 
 def test_every_preset_for_accelerators_has_a_slice_and_an_h200() -> None:
-    for name in sorted(set(sized()) - set(WAITING)):
+    for name in sized():
         platforms = sorted(find_target(case.target).chip.platform for case in CASES if case.preset == name)
         assert platforms == ["cuda", "tpu"], name
-    assert {case.preset for case in CASES} | set(WAITING) == set(sized())
+    assert {case.preset for case in CASES} == set(sized())
 
 
 def test_what_is_recorded_is_of_cases_that_there_are() -> None:
