@@ -9,9 +9,11 @@ from gen.data.images import Images
 from gen.data.random import RANDOM
 from gen.data.sources import Digits
 from gen.experiments import Recipe
+from gen.features.efficientnet_lite import EfficientNetLite
 from gen.features.vit import ViTConfig
 from gen.features.weights import cache_path, identity_of, load_weights, network_of
 from gen.nn.network import Params, param_shapes
+from gen.pretrained.features import convert_installed
 from gen.tokenizers.losses import LPIPS, LiteMaps, available, frozen_terms
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
@@ -22,6 +24,7 @@ __all__ = [
     "Encoder",
     "adam",
     "encoder",
+    "keep_lite",
     "perceptual",
     "smoke_images",
     "smoke_latents",
@@ -65,11 +68,18 @@ def encoder(name: str, path: str, hint: str, published: ViTConfig, data: str) ->
     return Encoder(network, load_weights(file, hint), f"{name} {identity_of(file, hint)}")
 
 
+def keep_lite() -> None:
+    """Converts the `[lite]` network of the installed package where that is still to be done."""
+    if not EfficientNetLite().path.exists():
+        convert_installed("lite")
+
+
 def perceptual(weight: float = 1.0) -> tuple[Any, ...]:
     """LPIPS (VGG) where its weights are on this machine; else feature maps of the `[lite]` network; else nothing.
 
     What a run goes without is printed, and its configuration names the terms that it has.
     """
+    keep_lite()
     terms, lines = available((LPIPS(weight),), LiteMaps(weight))
     for line in lines:
         print(line)
@@ -118,7 +128,7 @@ def tokenizer_recipe(
       frozen, origins: further frozen arrays, and where they came from, by role.
       smoke: log and checkpoint as a run of a minute does.
     """
-    terms = {term.name: term for stage in stages for term in stage.task.terms}
+    terms = {term.name: term for stage in stages for term in stage.task.looks}
     weights, identities = frozen_terms(terms.values())
     engine = EngineConfig(checkpoint_every=5_000, keep_every=50_000, log_every=100, preview_every=5_000)
     if smoke:

@@ -16,7 +16,7 @@ Expected: see benchmarks/RESULTS.md.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +33,7 @@ from gen.diffusion.process import Linear
 from gen.diffusion.train import DenoiserTask
 from gen.errors import GenError
 from gen.experiments import Recipe
+from gen.experiments._tokenizers import keep_lite
 from gen.features.efficientnet_lite import EfficientNetLite
 from gen.files import read_json, write_json
 from gen.metrics.evaluate import evaluate
@@ -48,10 +49,9 @@ from gen.sampling.solvers import Heun
 from gen.steps import Encode, Evaluate, Train
 from gen.tokenizers.code_vectors import CodeVectors
 from gen.tokenizers.kl_vae import KLVAEConfig
-from gen.tokenizers.quantizers.base import usage
 from gen.tokenizers.quantizers.binary import Binary
 from gen.tokenizers.quantizers.fsq import FSQ
-from gen.tokenizers.quantizers.lfq import BSQ, LFQ
+from gen.tokenizers.quantizers.lfq import BSQ
 from gen.tokenizers.quantizers.residual import Residual
 from gen.tokenizers.quantizers.vq import VQ
 from gen.tokenizers.reconstruct import evaluate_reconstruction, reconstructions
@@ -67,11 +67,14 @@ from gen.training.program import enable_compile_cache
 from gen.training.run import EngineConfig, RunConfig
 from gen.training.task import Stage
 
-__all__ = ["SMOKE", "TOKENIZERS", "Budget", "run"]
+__all__ = ["HEAD", "SMOKE", "TOKENIZERS", "Budget", "run", "table"]
 
 SIDE = 32
 IMAGE = (SIDE, SIDE, 3)
 _TOWER = Tower(112, 3, 4)
+_FLAT: dict[str, Any] = {
+    "image": IMAGE, "patch": 4, "tokens": 16, "encoder": _TOWER, "decoder": _TOWER, "scan": False,
+}  # fmt: skip
 _SHAPE: dict[str, Any] = {"image": IMAGE, "width": 32, "mult": (1, 2, 2), "blocks": 1, "groups": 8}
 
 
@@ -84,11 +87,11 @@ def _conv(quantizer: Any) -> VQGANConfig:
 TOKENIZERS: dict[str, Any] = {
     "kl-8x8x4": KLVAEConfig(**_SHAPE, channels=4, inner=32),
     "kl-8x8x16": KLVAEConfig(**_SHAPE, channels=16, inner=32),
-    "kl-16x16": TiTokConfig(IMAGE, patch=4, tokens=16, channels=16, encoder=_TOWER, decoder=_TOWER, scan=False),
+    "kl-1d": TiTokConfig(**_FLAT, channels=16),
     "vq": _conv(VQ(1024, 8, normalize=True)),
     "vq-averages": _conv(VQ(1024, 8, averages=True, restart="random")),
+    "vq-1d": TiTokConfig(**_FLAT, channels=None, quantizer=VQ(1024, 8, normalize=True)),
     "fsq": _conv(FSQ((8, 5, 5, 5))),
-    "lfq": _conv(LFQ(10)),
     "bsq": _conv(BSQ(16)),
     "binary": _conv(Binary(16)),
     "residual": VARVQVAEConfig(
@@ -207,6 +210,7 @@ def run(
 
     Raises GenError for unfit data, and where the ``[lite]`` network is missing.
     """
+    keep_lite()
     EfficientNetLite().fingerprint()
     images, held = _images(data), _images(heldout or data)
     for path, source, least in ((data, images.source(), budget.batch), (heldout or data, held.source(), budget.count)):
@@ -244,7 +248,7 @@ def _images(data: str) -> Images:
 
 
 def _tokenizer(name: str, tokenizer: Any, budget: Budget, seed: int, images: Images, *, steps: int) -> Recipe:
-    """L1 and L2 on pixels; no critic and no perceptual term, which would favour what they look at."""
+    """L1 and L2 on pixels; no discriminator and no perceptual term, which would favour what they look at."""
     optim = OptimConfig(2e-3, betas=(0.9, 0.99), schedule="cosine", final=0.05, warmup=min(50, steps // 4), clip=1.0)
     task = TokenizerTask(tokenizer, optim=optim, emas=(_average(steps),), kl=1e-6, l1=0.2)
     stage = Stage("tokenizer", task, steps, budget.batch, dataclasses.replace(images, flip=True))
@@ -302,7 +306,13 @@ def _scores(name: str, budget: Budget, held: Images, tokenizer: Loaded, flow: Lo
     real, reference = _real(held, budget.count)
     made = reconstructions(tokenizer.tokenizer, tokenizer.params["tokenizer"], real, identity=tokenizer.origin)
     back = evaluate_reconstruction(
-        made, real, EfficientNetLite(), name="held-out images", split="held-out", size=IMAGE, batch=64
+        made,
+        real,
+        EfficientNetLite(),
+        tokenizer=tokenizer.tokenizer,
+        name="held-out images",
+        split="held-out",
+        batch=64,
     )
     seeds = range(budget.count)
     samples = flow.sample(seeds, batch=100)
@@ -322,32 +332,31 @@ def _bits(tokenizer: Any) -> tuple[int, float]:
     return math.prod(spec.shape[:-1]), 32 * math.prod(spec.shape)
 
 
+HEAD = (
+    "tokenizer", "M parameters", "latents", "bits per image", "share of codes used", "images/s in training", "steps",
+    "PSNR ↑", "SSIM ↑", "distance of reconstructions ↓", "distance of samples ↓",
+)  # fmt: skip
+
+
+def table(names: Sequence[str], made: Made) -> list[list[Any]]:
+    """The page's rows under `HEAD`, one for each tokenizer."""
+    rows = []
+    for name in names:
+        tokenizer, scores = made[name], made[f"{name}-scores"]
+        again, generated = scores["reconstructions"].values, scores["samples"].values
+        tokens, bits = _bits(tokenizer.tokenizer)
+        sizes = [count(tokenizer.params["tokenizer"]) / 1e6, tokens, round(bits), again.get("codebook_usage")]
+        quality = [again["psnr"], again["ssim_original"], again["frechet_distance"], generated["frechet_distance"]]
+        rows.append([name, *sizes, made[f"{name}-pace"], tokenizer.step, *quality])
+    return rows
+
+
 def _page(names: tuple[str, ...], budget: Budget, held: Images, made: Made) -> Report:
     """The table, both distances as a picture, reconstructions and samples."""
     shown = _last(held, budget.count)["image"][:16]
-    rows, points, back, samples = [], {}, {"held-out images": shown}, {}
-    for name in names:
-        tokenizer, flow, scores = made[name], made[f"{name}-flow"], made[f"{name}-scores"]
-        again, generated = scores["reconstructions"].values, scores["samples"].values
-        tokens, bits = _bits(tokenizer.tokenizer)
-        rows.append(
-            [
-                name,
-                count(tokenizer.params["tokenizer"]) / 1e6,
-                tokens,
-                round(bits),
-                _used(tokenizer, held, budget.count),
-                made[f"{name}-pace"],
-                tokenizer.step,
-                again["psnr"],
-                again["ssim_original"],
-                again["frechet_distance"],
-                generated["frechet_distance"],
-            ]
-        )
-        points[name] = ([again["frechet_distance"]], [generated["frechet_distance"]])
-        back[name] = tokenizer.decode(tokenizer.encode(shown))
-        samples[name] = flow.sample(range(16))
+    rows = table(names, made)
+    back = {name: made[name].decode(made[name].encode(shown)) for name in names}
+    samples = {name: made[f"{name}-flow"].sample(range(16)) for name in names}
     page = Report(
         "Tokenizers side by side",
         f"{len(names)} tokenizers of about equal size, trained for {budget.minutes:g} minutes each; on the latents of "
@@ -359,30 +368,25 @@ def _page(names: tuple[str, ...], budget: Budget, held: Images, made: Made) -> R
         f"distances of {budget.count:,} images in features of EfficientNet-Lite0: they rank these rows and compare "
         "with no other table.",
     )
-    head = (
-        "tokenizer", "M parameters", "latents", "bits per image", "share of codes used", "images/s in training",
-        "steps", "PSNR ↑", "SSIM ↑", "distance of reconstructions ↓", "distance of samples ↓",
-    )  # fmt: skip
     page.table(
-        head,
+        HEAD,
         rows,
         "Bits: 32 for a continuous number, log2 of the vocabulary for a token. Codes used: by the held-out images; of "
         "bits, the share that take both values.",
     )
-    page.curves(points, "Each tokenizer's two distances.", x="distance of reconstructions", y="distance of samples")
-    page.section("Reconstructions").pictures(back, "Held-out images, and what each tokenizer makes of them.")
+    page.curves(
+        {row[0]: ([row[-2]], [row[-1]]) for row in rows},
+        "Each tokenizer's two distances.",
+        x="distance of reconstructions",
+        y="distance of samples",
+    )
+    page.section("Reconstructions").pictures(
+        {"held-out images": shown, **back}, "Held-out images, and what each tokenizer makes of them."
+    )
     page.section("Samples").pictures(samples, "The same seeds and classes throughout.")
     page.section("Protocol").protocol(made[f"{names[0]}-scores"]["samples"].protocol)
     minutes = sum(made.seconds.values()) / 60
     return page.text(f"All steps together took {minutes:.0f} minutes.")
-
-
-def _used(tokenizer: Loaded, held: Images, number: int) -> float | None:
-    """The share of a discrete tokenizer's codes that the held-out images use."""
-    spec = tokenizer.tokenizer.spec
-    if spec.kind == "continuous":
-        return None
-    return float(usage(tokenizer.encode(_last(held, number)["image"]), spec.vocabulary)["usage"])
 
 
 def main(
@@ -398,10 +402,15 @@ def main(
         made = run(data, outdir, heldout=heldout, budget=Budget(minutes, flow=round(200 * minutes)), seed=seed)
     except GenError as error:
         raise SystemExit(f"error: {error}") from None
-    for name in TOKENIZERS:
-        distances = [scores.values["frechet_distance"] for scores in made[f"{name}-scores"].values()]
-        print(f"  {name:<14} reconstructions {distances[0]:8.2f}   samples {distances[1]:8.2f}")
+    for row in [HEAD, ["---"] * len(HEAD), *table(tuple(TOKENIZERS), made)]:
+        print("|", " | ".join(_text(cell) for cell in row), "|")
     print(f"open {Path(outdir) / 'report.html'}")
+
+
+def _text(cell: Any) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,8 @@ KINDS: dict[str, dict[str, str]] = {
         "patchgan": "gen.nn.discriminators:PatchGAN",
         "titok-discriminator": "gen.nn.discriminators:TiTokDiscriminator",
         "stylegan": "gen.nn.discriminators:StyleGAN",
+        "token-discriminator": "gen.nn.token_discriminator:TokenDiscriminator",
+        "encoder-tokens": "gen.tokenizers.losses:EncoderTokens",
     },
     "image-term": {
         "lpips": "gen.tokenizers.losses:LPIPS",
@@ -211,10 +213,13 @@ KINDS: dict[str, dict[str, str]] = {
         "lite": "gen.features.efficientnet_lite:EfficientNetLite",
         "dinov2": "gen.features.dinov2:DINOv2Extractor",
         "clip": "gen.features.clip:CLIPExtractor",
+        "convnext": "gen.features.convnext:ConvNeXt",
+        "resnet": "gen.features.resnet:ResNet",
     },
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
         "adversarial-tokenizer-task": "gen.tokenizers.adversarial:AdversarialTask",
+        "proxy-task": "gen.tokenizers.proxy:ProxyTask",
         "vavae-task": "gen.tokenizers.vavae:VAVAETask",
         "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",

@@ -38,7 +38,7 @@ _SAMPLES, _EVALUATED = 64, 256  # images at a time: what gen sample and gen eval
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A program that can be traced.
+    """A program of a run, which can be traced.
 
     Attributes:
       kind: one of `KINDS`.
@@ -66,7 +66,7 @@ def programs(
     kinds: Sequence[str] = KINDS,
     batch_gpu: int | None = None,
 ) -> list[Traced]:
-    """The programs of a run on a mesh; each is traced when it is asked for.
+    """Gives the programs of a run on a mesh; each is traced when it is asked for.
 
     Args:
       frozen, artifacts: arrays or shapes by role.

@@ -15,6 +15,7 @@ from tests.data.files import edm_zip
 from tests.test_edm_presets import image_zip
 
 
+@pytest.mark.slow
 def test_tokenizers_are_of_one_size_and_their_latents_of_16_patches() -> None:
     sizes = {name: count(param_shapes(tokenizer)) for name, tokenizer in TOKENIZERS.items()}
     assert len(sizes) >= 8

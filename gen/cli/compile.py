@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import tyro
 
 from gen.cli.flags import flag
-from gen.cli.info import mesh_overrides
 from gen.cli.opening import Overrides, prepare
+from gen.cli.overrides import mesh_overrides
 from gen.errors import GenError
 
 __all__ = ["compile_preset", "estimates", "planned"]
@@ -91,7 +91,7 @@ def planned(
     overrides: tuple[tuple[str, str], ...] = (),
     short: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The recipe of a preset that is not to be trained here.
+    """Gives the recipe of a preset that is not to be trained here.
 
     Args:
       inputs: by name, None where not given: the path of the data, random where the preset needs some; run folders, or
@@ -183,13 +183,16 @@ def estimates(
             refuse(f"a step of '{program.name}'", needed, limit, sizes)
         return program, found
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # tracing keeps to one thread, compiling does not
+    pool = ThreadPoolExecutor(os.cpu_count())  # tracing keeps to one thread, compiling does not
+    try:
         running = [pool.submit(compiled, program, program.trace()) for program in todo]
         return recipe.config, [done.result() for done in running]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # whoever fails does not wait for the others
 
 
 def as_json(config: Any, target: Any, made: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
-    """The figures as JSON."""
+    """Gives the figures as JSON."""
     import jax
 
     return {
@@ -225,7 +228,7 @@ def _show(target: Any, made: Sequence[tuple[Any, Any]]) -> None:
 
 
 def rows(target: Any, made: Sequence[tuple[Any, Any]]) -> list[list[str]]:
-    """The table's rows: what is asked of every program."""
+    """Gives the table's rows: what is asked of every program."""
     chip, kinds = target.chip, sorted({kind for _, found in made for kind in found.traffic})
 
     def row(label: str, cell: Any) -> list[str]:
@@ -260,10 +263,10 @@ def rows(target: Any, made: Sequence[tuple[Any, Any]]) -> list[list[str]]:
 
 
 def gib(value: float) -> str:
-    """Bytes as text."""
+    """Writes bytes of memory as text."""
     return f"{value / 2**30:.2f} GiB"
 
 
 def size(value: float) -> str:
-    """Bytes as text, decimal as traffic is given."""
+    """Writes bytes as text, decimal as traffic is given."""
     return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"

@@ -49,7 +49,8 @@ def convert(
 
     Args:
       source: a .safetensors, .pt, .pth or .pkl file, the .index.json of weights cut into several, a diffusers folder, a
-        run folder to export, or a feature network (inception, lite, dinov2, mae, clip, clip-vocabulary, lpips).
+        run folder to export, or a feature network (inception, lite, dinov2, mae, clip, clip-vocabulary, lpips,
+        convnext, resnet).
       file: the published file of that feature network.
       out: the run folder to make, the .safetensors file to export to, or a folder to export to in the layout of
         diffusers (systems dit-diffusers and sd-vae); needed unless SOURCE is a feature network.

@@ -11,12 +11,10 @@ import tyro
 
 from gen.cli.flags import Switch, flag
 from gen.cli.opening import Overrides, prepare
+from gen.cli.overrides import mesh_overrides
 from gen.config import fingerprint
-from gen.errors import GenError
 
-__all__ = ["info", "leaves", "mesh_overrides"]
-
-AXES = ("data", "fsdp", "tensor")  # as in gen.training.sharding, which imports jax
+__all__ = ["info", "leaves"]
 
 
 def info(
@@ -108,21 +106,6 @@ def _show_target(
             f"'{program.name}': {listed}; {size_text(sum(parts.values()))} of the {size_text(found.chip.memory)} of a "
             f"{found.chip.title}"
         )
-
-
-def mesh_overrides(text: str | None) -> tuple[tuple[str, str], ...]:
-    """Gives the overrides that ``data=8,fsdp=4`` stands for; axes not named get 1. Raises GenError for other text."""
-    if text is None:
-        return ()
-    sizes = dict.fromkeys(AXES, "1")
-    for part in text.split(","):
-        axis, equals, size = (word.strip() for word in part.partition("="))
-        if axis not in sizes or not equals or not size.lstrip("-").isdigit():
-            raise GenError(
-                f"--mesh '{text}' is not like data=8,fsdp=4; axes are {', '.join(AXES)}, sizes whole numbers"
-            )
-        sizes[axis] = size
-    return tuple((f"engine.mesh.{axis}", size) for axis, size in sizes.items())
 
 
 def _show_preset(what: str, preset: Any) -> None:

@@ -1,6 +1,7 @@
 """``gen reconstruct`` and ``gen encode``."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ def reconstruct(
     split: Annotated[str, flag("TEXT")] = "",
     quantiser: Literal["round", "truncate"] = "round",
     measures: Annotated[tuple[str, ...], flag("NAME")] = (),
+    curve: bool = False,
     out: Annotated[Path | None, flag("NPZ")] = None,
     scores: Annotated[Path | None, flag("JSON")] = None,
     batch: Annotated[int, flag("N")] = 256,
@@ -40,6 +42,7 @@ def reconstruct(
     Examples:
       gen reconstruct runs/demo/tokenizer --extractor digits-extractor
       gen reconstruct runs/demo/tokenizer --data photos/ --out photos.npz
+      gen reconstruct runs/flextok --data photos/ --curve
       gen reconstruct runs/vae --data val.zip --split val --protocol rfid-imagenet-val --quantiser truncate --lpips alex
 
     Args:
@@ -51,6 +54,8 @@ def reconstruct(
       split: which part of the data it is, for the protocol.
       quantiser: how the decoder's output becomes 8-bit: round, or truncate as some evaluators do.
       measures: further measures of the features: kid, mind ... (gen list measures).
+      curve: of a tokenizer that decodes any number of its tokens (FlexTok), the scores of the first 1, 2, 4 ... all of
+        them too, and a grid of pictures: a page beside the scores.
       out: .npz for the reconstructions (arr_0 uint8, arr_1 labels).
       scores: .json for the scores with their protocol; RUN/reconstruction.json by default.
       batch: images at a time; does not change the scores.
@@ -66,7 +71,8 @@ def reconstruct(
     from gen.metrics.protocol import preset
     from gen.metrics.report import mosaic
     from gen.runs import load
-    from gen.tokenizers.reconstruct import Pixels, evaluate_reconstruction, reconstructions
+    from gen.tokenizers.keep_curve import keep_curve, keep_numbers
+    from gen.tokenizers.reconstruct import Pixels, Reconstructed, evaluate_reconstruction, reconstructions
     from gen.training.sharding import make_mesh
 
     if out is not None and out.suffix != ".npz":
@@ -84,23 +90,30 @@ def reconstruct(
     images = open_images(data, Pixels(size, name="tokenizer"))
     identity = f"{fingerprint(loaded.config)} step {loaded.step} {loaded.weights}"
     params = loaded.params["tokenizer"]
-    made = reconstructions(
-        tokenizer, params, images, identity=identity, quantiser=quantiser, lpips=lpips, cond=_text(data, tokenizer)
-    )
-    found = evaluate_reconstruction(
-        made,
-        images,
-        network,
-        tokenizer=tokenizer,
-        name=name,
-        split=split or part,
-        settings=settings,
-        keep=out is not None,
-        batch=batch,
-        mesh=make_mesh(),
-        progress=Bar(data),
-        subject={"name": str(run), "weights": loaded.weights, "step": str(loaded.step)},
-    )
+    cond = _text(data, tokenizer)
+    numbers = keep_numbers(tokenizer.spec) if curve else ()
+    subject = {"name": str(run), "weights": loaded.weights, "step": str(loaded.step)}
+
+    def score(chosen: Mapping[str, Any], keep: bool = False) -> Reconstructed:
+        made = reconstructions(
+            tokenizer, params, images, identity=identity, quantiser=quantiser, lpips=lpips, cond={**cond, **chosen}
+        )
+        return evaluate_reconstruction(
+            made,
+            images,
+            network,
+            tokenizer=tokenizer,
+            name=name,
+            split=split or part,
+            settings=settings,
+            keep=keep,
+            batch=batch,
+            mesh=make_mesh(),
+            progress=Bar(data),
+            subject=subject | {which: str(value) for which, value in chosen.items()},
+        )
+
+    found = score({}, keep=out is not None)
     scores = scores or run / "reconstruction.json"
     found.result.save(scores)
     show({str(run): found.result})
@@ -111,14 +124,25 @@ def reconstruct(
         _save(out, found.images, found.labels)
     print(f"{found.result.protocol.count} images of {data}, {loaded.weights} weights; written to {scores}")
     print(f"the first {shown} before (above) and after (below): {picture}")
+    if numbers:
+        whole = scores.with_name(f"{scores.stem}-by-tokens.html")
+        keep_curve(lambda number: score({"keep": np.asarray(number)}), numbers).write(whole, f"{run}: {data}")
+        print(f"the same from the first {', '.join(map(str, numbers))} tokens: {whole}")
 
 
 def _text(data: str, tokenizer: Any) -> dict[str, Any]:
     """The captions' features beside the images, for a decoder that reads them; nothing where there are none."""
     from gen.data.stores import open_store
 
-    if "text" not in tokenizer.spec.conditions or data.partition(":")[0] == "digits":
+    condition = tokenizer.spec.conditions.get("text")
+    if condition is None:
         return {}
+    name, _, split = data.partition(":")
+    if name == "digits":
+        from gen.data.sources import Digits
+
+        rows = Digits(split or "all", condition.shape).source()  # type: ignore[arg-type]  # refuses other splits
+        return {"text": rows.arrays["text"]}
     store = open_store(data)
     found = {"text": store.text, "text_mask": store.text_mask}
     return {name: rows for name, rows in found.items() if rows is not None}

@@ -53,7 +53,7 @@ class CacheSource:
         return record | {self.name: self._checked(record[self.name], indices)}
 
     def mirrored(self, indices: np.ndarray, which: np.ndarray) -> Record:
-        """Gives rows `indices` (B,) of every array, those `which` (B,) bool of the mirror images where there are some."""
+        """Gives rows `indices` (B,) of every array, of the mirror images where `which` (B,) bool says so."""
         record = self.rows.gather(indices)
         for name, array in self.flips.items():
             record[name][which] = array[indices[which]]

@@ -17,7 +17,7 @@ _ROWS = 2**20
 
 
 class RandomSource:
-    """Records of random arrays: row i is that of i mod 64, so that reading costs next to nothing.
+    """Records of random arrays, where row i is that of i mod 64: reading costs next to nothing.
 
     Args:
       shapes: of a row by name. "image" is uint8, "label" the class 0, a name that ends in "_mask" true everywhere, what
@@ -39,11 +39,11 @@ class RandomSource:
         return {name: array[index % _POOL] for name, array in self._arrays.items()}
 
     def gather(self, indices: np.ndarray) -> Record:
-        """Records `indices` (B,) as one batch."""
+        """Gives records `indices` (B,) as one batch."""
         return {name: array[indices % _POOL] for name, array in self._arrays.items()}
 
     def title(self, index: int) -> str:
-        """How messages call record `index`."""
+        """Gives what messages call record `index`."""
         return f"random row {index}"
 
 
@@ -57,7 +57,7 @@ def _values(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.n
 
 @dataclasses.dataclass(frozen=True)
 class Random:
-    """Random latents, or other arrays, as training data.
+    """Random latents, or other arrays, stand for training data.
 
     Attributes:
       shapes: of a row by name, see `RandomSource`.
@@ -65,17 +65,18 @@ class Random:
 
     shapes: Mapping[str, tuple[int, ...]]
     path: ClassVar[str] = RANDOM
+    tokenizer: ClassVar[str] = ""  # nothing encoded them
 
     def source(self) -> RandomSource:
-        """The records by index."""
+        """Gives the records by index."""
         return RandomSource(self.shapes)
 
     def batches(self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1) -> Iterator[Record]:
-        """Endless shuffled batches, this process's slice, from global step `start` (see `gen.data.loader`)."""
+        """Gives endless shuffled batches, this process's slice, from global step `start` (see `gen.data.loader`)."""
         return loader.batches(self.source(), batch=batch, seed=seed, start=start, process=process, processes=processes)
 
     def normalizer(self) -> dict[str, np.ndarray]:
-        """ "shift" and "scale" (C,) float32 that leave latents as they are."""
+        """Gives "shift" and "scale" (C,) float32 that leave latents as they are."""
         channels = self.shapes["latent"][-1]
         return {"shift": np.zeros(channels, np.float32), "scale": np.ones(channels, np.float32)}
 

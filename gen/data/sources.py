@@ -91,13 +91,24 @@ def digits(split: Literal["train", "test", "all"] = "train") -> ArraySource:
 
 @dataclasses.dataclass(frozen=True)
 class Digits:
-    """The embedded 8x8 digits as training data: "image" (B, 8, 8, 1) uint8 and "label" (B,) int32."""
+    """The embedded 8x8 digits as training data: "image" (B, 8, 8, 1) uint8 and "label" (B,) int32.
+
+    Attributes:
+      split: which of them.
+      text: (T, D) of made-up caption features "text" (B, T, D) float32 beside them, for toys of models that read text:
+        one fixed random sequence for each digit. None for no text.
+    """
 
     split: Literal["train", "test", "all"] = "train"
+    text: tuple[int, int] | None = None
 
     def source(self) -> ArraySource:
         """Gives the records by index."""
-        return digits(self.split)
+        rows = digits(self.split)
+        if self.text is None:
+            return rows
+        captions = np.random.default_rng(0).normal(size=(10, *self.text)).astype(np.float32)
+        return ArraySource(rows.class_names, **rows.arrays, text=captions[rows.arrays["label"]])
 
     def batches(
         self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1

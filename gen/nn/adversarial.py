@@ -34,27 +34,27 @@ GANLoss = Literal["hinge", "vanilla", "non-saturating"]
 
 
 def logistic_generator_loss(fake: jax.Array) -> jax.Array:
-    """mean softplus(-logit) of generated samples: the non-saturating loss (Goodfellow et al. 2014)."""
+    """Gives mean softplus(-logit) of generated samples: the non-saturating loss (Goodfellow et al. 2014)."""
     return jax.nn.softplus(-fake).mean()
 
 
 def logistic_discriminator_loss(real: jax.Array, fake: jax.Array) -> jax.Array:
-    """mean softplus(fake logit) + mean softplus(-real logit)."""
+    """Gives mean softplus(fake logit) + mean softplus(-real logit)."""
     return jax.nn.softplus(fake).mean() + jax.nn.softplus(-real).mean()
 
 
 def hinge_discriminator_loss(real: jax.Array, fake: jax.Array) -> jax.Array:
-    """(mean relu(1 - real logit) + mean relu(1 + fake logit)) / 2 (Lim & Ye 2017, halved as in VQGAN)."""
+    """Gives (mean relu(1 - real logit) + mean relu(1 + fake logit)) / 2 (Lim & Ye 2017, halved as in VQGAN)."""
     return 0.5 * (jax.nn.relu(1.0 - real).mean() + jax.nn.relu(1.0 + fake).mean())
 
 
 def vanilla_discriminator_loss(real: jax.Array, fake: jax.Array) -> jax.Array:
-    """Half of `logistic_discriminator_loss`, as in VQGAN."""
+    """Gives half of `logistic_discriminator_loss`, as in VQGAN."""
     return 0.5 * logistic_discriminator_loss(real, fake)
 
 
 def linear_generator_loss(fake: jax.Array) -> jax.Array:
-    """- mean logit of generated samples."""
+    """Gives the negative mean logit of generated samples."""
     return -fake.mean()
 
 
@@ -67,7 +67,7 @@ GAN_LOSSES: dict[GANLoss, tuple[Callable[..., jax.Array], Callable[..., jax.Arra
 
 
 def lecam(real: jax.Array, fake: jax.Array, average_real: jax.Array, average_fake: jax.Array) -> jax.Array:
-    """relu(real - average_fake)^2 + relu(average_real - fake)^2, LeCAM in the form of the image tokenizers.
+    """Gives relu(real - average_fake)^2 + relu(average_real - fake)^2, LeCAM in the form of the image tokenizers.
 
     Tseng et al. 2021 (arXiv 2104.03310) square each logit's distance; TiTok and others that of the means.
 
@@ -79,7 +79,7 @@ def lecam(real: jax.Array, fake: jax.Array, average_real: jax.Array, average_fak
 
 
 def r1_penalty(logits: Callable[[jax.Array], jax.Array], real: jax.Array) -> jax.Array:
-    """E ||d D / d x||^2 / 2 on real images (B, ...), D the mean of an image's logits (Mescheder et al. 2018)."""
+    """Gives E ||d D / d x||^2 / 2 on real images (B, ...), D the mean of an image's logits (Mescheder et al. 2018)."""
 
     def judged(x: jax.Array) -> jax.Array:
         found = logits(x)
@@ -103,7 +103,7 @@ class AdaptiveWeight:
     eps: float = 1e-4
 
     def __call__(self, first: jax.Array, second: jax.Array) -> jax.Array:
-        """() from the two gradients of one weight."""
+        """Gives the weight () from the two gradients of one layer."""
         ratio = jnp.linalg.norm(first.ravel()) / (jnp.linalg.norm(second.ravel()) + self.eps)
         return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, self.limit))
 
@@ -129,12 +129,12 @@ class ConvHead:
     groups: int = 32
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The module (B, h, w, channels) -> logits (B, positions)."""
+        """Makes the module, which takes (B, h, w, channels) to logits (B, positions)."""
         return _ConvHead(self, rngs)
 
 
 def torch_uniform(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
-    """U(-1, 1) / sqrt(fan-in) for a kernel (..., in, out): the default of the official layers."""
+    """Draws U(-1, 1) / sqrt(fan-in) for a kernel (..., in, out): the default of the official layers."""
     del out_sharding
     bound = 1.0 / math.sqrt(math.prod(shape[:-1]))
     return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -181,7 +181,7 @@ class TokenHead:
     hidden: int = 64
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The module (B, ..., width) -> logits (B, tokens)."""
+        """Makes the module, which takes (B, ..., width) to logits (B, tokens)."""
         return _TokenHead(self, rngs)
 
 

@@ -1,4 +1,4 @@
-"""Networks that judge whether an image is real: PatchGAN, TiTok's and StyleGAN's, as critics of tokenizers.
+"""Networks that judge whether an image is real: PatchGAN, TiTok's and StyleGAN's, as tokenizers train against them.
 
 All take images (B, H, W, C) in [-1, 1] and give logits with the new values of their batch statistics, which are
 `gen.nn.network.Buffer`s. Under a sharded program a batch statistic is that of the global batch: the official codes take
@@ -40,7 +40,7 @@ _MOMENTUM, _BATCH_EPS = 0.1, 1e-5  # PyTorch's batch norm
 
 @dataclasses.dataclass(frozen=True)
 class PatchGAN:
-    """The discriminator of pix2pix as VQGAN and latent diffusion use it (Isola et al. 2017, arXiv 1611.07004).
+    """PatchGAN is pix2pix's discriminator as VQGAN and latent diffusion use it (Isola et al. 2017, arXiv 1611.07004).
 
     4x4 convolutions, `layers` of them of stride 2, then two of stride 1; one logit for each patch.
 
@@ -64,7 +64,7 @@ class PatchGAN:
             raise GenError("a PatchGAN needs at least one channel and layer; give positive numbers")
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The module (B, H, W, channels) -> logits (B, h, w) and statistics."""
+        """Makes the module, which takes (B, H, W, channels) to logits (B, h, w) and statistics."""
         return _PatchGAN(self, rngs)
 
 
@@ -92,7 +92,7 @@ class TiTokDiscriminator:
             )
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The module (B, H, W, channels) -> logits (B, 16, 16) and no statistics."""
+        """Makes the module, which takes (B, H, W, channels) to logits (B, 16, 16) and has no statistics."""
         return _TiTokDiscriminator(self, rngs)
 
 
@@ -124,20 +124,20 @@ class StyleGAN:
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """Sides of the maps that are halved, the largest first."""
+        """Lists the sides of the maps that are halved, the largest first."""
         return tuple(self.image[0] >> i for i in range(self.image[0].bit_length()) if self.image[0] >> i > 4)
 
     def width(self, side: int) -> int:
-        """Channels of the maps of `side` x `side`."""
+        """Says how many channels the maps of `side` x `side` have."""
         return max(1, int(self.multiplier * min(512, 16384 // side)))
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The module (B, side, side, channels) -> logits (B, 1) and no statistics."""
+        """Makes the module, which takes (B, side, side, channels) to logits (B, 1) and has no statistics."""
         return _StyleGAN(self, rngs)
 
 
 def blur(x: jax.Array, pads: Any = ((1, 1), (1, 1))) -> jax.Array:
-    """x (B, H, W, C) under the binomial filter [1, 3, 3, 1] on both axes, every other pixel."""
+    """Halves x (B, H, W, C) under the binomial filter [1, 3, 3, 1] on both axes."""
     channels = x.shape[-1]
     kernel = jnp.broadcast_to(jnp.asarray(BLUR, x.dtype)[:, :, None, None], (4, 4, 1, channels))
     return jax.lax.conv_general_dilated(
@@ -146,7 +146,7 @@ def blur(x: jax.Array, pads: Any = ((1, 1), (1, 1))) -> jax.Array:
 
 
 def adaptive_max_pool(x: jax.Array, size: int) -> jax.Array:
-    """x (B, H, W, C) -> (B, size, size, C): maxima over the windows floor(i n / size) to ceil((i + 1) n / size)."""
+    """Takes x (B, H, W, C) to (B, size, size, C): maxima over floor(i n / size) to ceil((i + 1) n / size)."""
     for axis in (1, 2):
         n = x.shape[axis]
         starts, ends = np.arange(size) * n // size, -(-(np.arange(size) + 1) * n // size)
@@ -193,7 +193,7 @@ class BatchNorm(nnx.Module):
         self.var = Buffer(jnp.ones(channels))
 
     def __call__(self, x: jax.Array, stored: bool) -> tuple[jax.Array, Statistics]:
-        """x (..., channels) normalised by the batch's statistics, or the running ones; the latter after this batch."""
+        """Normalises x (..., channels) by the batch's statistics or the running ones; gives the latter after it."""
         x = x.astype(jnp.float32)
         mean, var, new = self.mean[...], self.var[...], {}
         if not stored:
@@ -296,7 +296,7 @@ class StyleBlock(nnx.Module):
         self.skip = _conv(inputs, outputs, 1, rngs, bias=False, dtype=dtype, init=init)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, inputs) -> (B, H / 2, W / 2, outputs)."""
+        """Takes (B, H, W, inputs) to (B, H / 2, W / 2, outputs)."""
         h = _leaky(self.conv2(blur(_leaky(self.conv1(x), 0.2))), 0.2)
         return (h + self.skip(blur(x))) / math.sqrt(2.0)
 

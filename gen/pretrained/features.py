@@ -17,6 +17,8 @@ NETWORKS: dict[str, str] = {
     "mae": "gen.pretrained.mae:convert",
     "lite": "gen.pretrained.efficientnet_lite:convert",
     "lpips": "gen.pretrained.lpips:convert",
+    "convnext": "gen.pretrained.convnext:convert",
+    "resnet": "gen.pretrained.resnet:convert",
     "clip": "gen.pretrained.clip:convert",
     "clip-vocabulary": "gen.pretrained.clip:convert_vocabulary",
 }

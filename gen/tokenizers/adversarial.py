@@ -7,6 +7,7 @@ on the same reconstructions. Until `AdversarialTask.gan_start` there is no discr
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -17,12 +18,16 @@ from gen.arrays import flatten
 from gen.errors import GenError
 from gen.nn.adversarial import GAN_LOSSES, AdaptiveWeight, GANLoss, lecam, r1_penalty
 from gen.nn.network import Network, Params
+from gen.tokenizers.losses import expect_frozen
 from gen.tokenizers.train import Rows, TokenizerTask
 from gen.training.optim import OptimConfig
 from gen.training.part import Aux, Part, keep_if, with_buffers
 from gen.training.task import Batch, Frozen, Metrics, Program, Schedule, State
 
 __all__ = ["AdversarialTask", "LeCAM"]
+
+_NOTHING: Frozen = MappingProxyType({})
+_SIDES = ("real", "fake")
 
 LossOf = Callable[[jax.Array], tuple[jax.Array, Any]]  # images -> (loss (), what else it says)
 
@@ -49,8 +54,10 @@ class AdversarialTask(TokenizerTask):
     """Trains ``tokenizer`` and ``discriminator``; the tokenizer's loss is that of `TokenizerTask` and a GAN term.
 
     Attributes:
-      discriminator: the critic (`gen.nn.discriminators`): images (B, H, W, C) to logits and batch statistics. Those of
+      discriminator: the network (`gen.nn.discriminators`): images (B, H, W, C) to logits and batch statistics. Those of
         its buffers follow the discriminator's own steps.
+      seen: what it sees of images: a frozen network's tokens (`gen.tokenizers.losses.EncoderTokens`, judged by a
+        `gen.nn.token_discriminator.TokenDiscriminator`), or the images themselves where this is None.
       discriminator_optim: its optimiser; its schedule begins with it.
       gan: which losses.
       gan_weight: of the tokenizer's GAN term.
@@ -65,6 +72,7 @@ class AdversarialTask(TokenizerTask):
     """
 
     discriminator: Any
+    seen: Any = None
     discriminator_optim: OptimConfig = OptimConfig()
     gan: GANLoss = "hinge"
     gan_weight: float = 0.1
@@ -92,7 +100,9 @@ class AdversarialTask(TokenizerTask):
         return (*super().parts, Part("discriminator", self.discriminator, self.discriminator_optim))
 
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
-        """Fresh parameters, or those of the previous stage where it had them."""
+        """Fresh parameters, or those of the previous stage where it had them. Raises GenError for weights not given."""
+        if self.seen is not None:
+            expect_frozen(frozen, self.seen)
         tokenizer = super().start(key, frozen, previous)
         if previous is not None and "discriminator" in previous.params:
             return {**tokenizer, "discriminator": previous.params["discriminator"]}
@@ -142,33 +152,32 @@ class AdversarialTask(TokenizerTask):
     ) -> tuple[State, Metrics]:
         """One step of the tokenizer, then one of the discriminator on the same reconstructions."""
         state, rows = self.drawn(state, batch, key)
-        critic, share, part = state.params["discriminator"], schedule["gan"], self.parts[0]
+        discriminator, share, part = state.params["discriminator"], schedule["gan"], self.parts[0]
 
         def loss(params: Params, rows: Rows) -> tuple[jax.Array, Aux]:
-            return self.adversarial_loss(params, critic, rows, frozen, share)
+            return self.adversarial_loss(params, discriminator, rows, frozen, share)
 
         state, metrics, decoded = part.update(state, loss, rows, schedule)
-        state, more = self._judge(state, rows.images, decoded, schedule)
+        state, more = self._judge(state, frozen, rows.images, decoded, schedule)
         return state, {**part.named(metrics), **more}
 
     def update_discriminator(
         self, state: State, frozen: Frozen, batch: Batch, schedule: Schedule, key: jax.Array
     ) -> tuple[State, Metrics]:
         """One step of the discriminator alone."""
-        del frozen
         state, rows = self.drawn(state, batch, key)
         decoded = self.reconstruct(state.params["tokenizer"], rows)[2]
-        return self._judge(state, rows.images, decoded, schedule)
+        return self._judge(state, frozen, rows.images, decoded, schedule)
 
     def _judge(
-        self, state: State, real: jax.Array, fake: jax.Array, schedule: Schedule
+        self, state: State, frozen: Frozen, real: jax.Array, fake: jax.Array, schedule: Schedule
     ) -> tuple[State, dict[str, jax.Array]]:
         """One step of the discriminator, and of LeCAM's averages."""
         averages = {name: value for name, value in state.aux.items() if name.startswith("lecam/")}
         part = self.parts[1]
 
         def loss(params: Params, pairs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Aux]:
-            return self.discriminator_loss(params, *pairs, averages)
+            return self.discriminator_loss(params, *pairs, averages, frozen)
 
         state, metrics, _ = part.update(state, loss, (real, fake), schedule)
         if self.lecam is not None:
@@ -177,7 +186,7 @@ class AdversarialTask(TokenizerTask):
         return state, part.named(metrics)
 
     def adversarial_loss(
-        self, params: Params, critic: Params, rows: Rows, frozen: Frozen, share: jax.Array
+        self, params: Params, discriminator: Params, rows: Rows, frozen: Frozen, share: jax.Array
     ) -> tuple[jax.Array, Aux]:
         """The tokenizer's loss () with `share` of its GAN term, and the reconstructions as per-sample output.
 
@@ -187,7 +196,7 @@ class AdversarialTask(TokenizerTask):
         encoded, latents, decoded = self.reconstruct(params, rows)
         fixed = jax.lax.stop_gradient(decoded)
         (loss, metrics), image_gradient = _gradient(lambda y: self.image_loss(frozen, rows.images, y), fixed)
-        (gan, _), gan_gradient = _gradient(lambda y: self.gan_loss(critic, y), fixed)
+        (gan, _), gan_gradient = _gradient(lambda y: self.gan_loss(discriminator, y, frozen), fixed)
         weight = jnp.asarray(self.gan_weight, jnp.float32)
         if self.adaptive is not None:
             pull = self._to_last_layer(params, latents, rows)
@@ -211,34 +220,45 @@ class AdversarialTask(TokenizerTask):
         pull = jax.vjp(decoded, flatten(params)[path])[1]
         return lambda gradient: pull(gradient)[0]
 
-    def gan_loss(self, critic: Params, decoded: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def judged(
+        self, discriminator: Params, images: jax.Array, frozen: Frozen
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The discriminator's logits of images (B, H, W, C), and its batch statistics."""
+        seen = images if self.seen is None else self.seen(frozen[self.seen.name], images)
+        found: tuple[jax.Array, dict[str, jax.Array]] = Network(self.discriminator)(discriminator, seen)
+        return found
+
+    def gan_loss(
+        self, discriminator: Params, decoded: jax.Array, frozen: Frozen = _NOTHING
+    ) -> tuple[jax.Array, jax.Array]:
         """The tokenizer's GAN term () without weight, and the logits."""
-        logits, _ = Network(self.discriminator)(critic, decoded)
+        logits, _ = self.judged(discriminator, decoded, frozen)
         return GAN_LOSSES[self.gan][1](logits), logits
 
     def discriminator_loss(
-        self, params: Params, real: jax.Array, fake: jax.Array, averages: Mapping[str, jax.Array]
+        self,
+        params: Params,
+        real: jax.Array,
+        fake: jax.Array,
+        averages: Mapping[str, jax.Array],
+        frozen: Frozen = _NOTHING,
     ) -> tuple[jax.Array, Aux]:
         """The discriminator's loss () on images and reconstructions, each a batch of its own for batch statistics.
 
         Args:
           averages: LeCAM's, "lecam/real" and "lecam/fake"; {} without.
         """
-        network = Network(self.discriminator)
-        on_real, first = network(params, real)
-        on_fake, second = network(with_buffers(params, first), jax.lax.stop_gradient(fake))
+        on_real, first = self.judged(params, real, frozen)
+        on_fake, second = self.judged(with_buffers(params, first), jax.lax.stop_gradient(fake), frozen)
         loss = GAN_LOSSES[self.gan][0](on_real, on_fake)
         metrics = {"real": on_real.mean(), "fake": on_fake.mean()}
         if self.lecam is not None:
             metrics["lecam"] = lecam(*metrics.values(), *(averages[f"lecam/{name}"] for name in _SIDES))
             loss = loss + self.lecam.weight * metrics["lecam"]
         if self.r1:
-            metrics["r1"] = r1_penalty(lambda x: network(params, x)[0], real)
+            metrics["r1"] = r1_penalty(lambda x: self.judged(params, x, frozen)[0], real)
             loss = loss + self.r1 * metrics["r1"]
         return loss, Aux(metrics, second)
-
-
-_SIDES = ("real", "fake")
 
 
 def _gradient(loss: LossOf, images: jax.Array) -> tuple[tuple[jax.Array, Any], jax.Array]:

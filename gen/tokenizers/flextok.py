@@ -33,13 +33,13 @@ from gen.tokenizers.quantizers.fsq import FSQ
 from gen.tokenizers.trunk import Tower
 from gen.training.sharding import constrain
 
-__all__ = ["PREVIEW", "SIZES", "FlexTok", "FlexTokConfig", "Pixels", "decoding", "flextok"]
+__all__ = ["PREVIEW", "SIZES", "FlexTok", "FlexTokConfig", "Pixels", "euler_apg", "flextok"]
 
 # one call of the decoder from pure noise: about the mean of the images that the tokens allow, at 1 / 50 of the cost
 PREVIEW = Sampler(Euler(), Uniform(), 1, ClassifierFree())
 
 
-def decoding(scale: float = 7.5, norm: float = 2.5, steps: int = 25) -> Sampler:
+def euler_apg(scale: float = 7.5, norm: float = 2.5, steps: int = 25) -> Sampler:
     """The official decoder: Euler's method on equal steps, guided by APG on the velocity.
 
     Args:
@@ -115,7 +115,7 @@ class FlexTokConfig:
     stretch: bool = False
     frequencies: int = 256
     max_time: float = 1000.0
-    decoding: Sampler = decoding()
+    decoding: Sampler = euler_apg()
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "dots"
     scan: bool = True
@@ -213,7 +213,7 @@ class FlexTokConfig:
           cond: "keep" (B,) int32, how many of its tokens each image uses: an array, so that another number compiles
             nothing. 0 or less uses none, N or more all; all without it.
           keys: (B,) typed keys, from which the noise is drawn.
-          options: how the decoder is sampled (`decoding`, `PREVIEW`); None for the configuration's own.
+          options: how the decoder is sampled (`euler_apg`, `PREVIEW`); None for the configuration's own.
 
         Raises GenError without keys.
         """

@@ -8,18 +8,30 @@ file is missing, `available` says what a run then goes without.
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from gen.errors import GenError
+from gen.features.alignment import seen
 from gen.features.efficientnet_lite import BLOCKS, EfficientNetLite, efficientnet_lite
 from gen.features.lpips import TRUNKS, lpips, unit
-from gen.features.weights import cache_path, identity_of, load_weights
-from gen.nn.network import Params
+from gen.features.vit import ViTConfig
+from gen.features.weights import cache_path, identity_of, load_weights, network_of
+from gen.nn.network import Network, Params
 
-__all__ = ["LPIPS", "FeatureTerm", "ImageTerm", "LiteMaps", "available", "frozen_terms"]
+__all__ = [
+    "LPIPS",
+    "EncoderTokens",
+    "FeatureTerm",
+    "ImageTerm",
+    "LiteMaps",
+    "available",
+    "expect_frozen",
+    "frozen_terms",
+    "penalties",
+]
 
 
 class ImageTerm(Protocol):
@@ -187,6 +199,53 @@ class LiteMaps:
         _, maps = efficientnet_lite(params, both, taps=taps)
         pairs = [jnp.split(unit(maps[tap]), 2) for tap in taps]
         return jnp.stack([jnp.square(a - b).sum(-1).mean((1, 2)) for a, b in pairs]).sum(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderTokens:
+    """Patch tokens of a frozen vision transformer, for a discriminator to judge (`gen.nn.token_discriminator`).
+
+    Attributes:
+      weights: a file made by ``gen convert``, which says what network it holds. RAE takes DINO's ViT-S/8.
+      blocks: those whose output is judged, through the final norm, beside the network's own output.
+      side: of the images that it sees, resized bilinearly.
+    """
+
+    weights: str
+    blocks: tuple[int, ...] = (2, 5, 8, 11)
+    side: int = 224
+
+    name: ClassVar[str] = "discriminator-encoder"
+    _hint: ClassVar[str] = "convert the encoder's published file: gen convert dinov2 FILE --out PATH"
+
+    @property
+    def network(self) -> ViTConfig:
+        """The architecture of the weights. Raises GenError where there are none."""
+        return network_of(Path(self.weights), ViTConfig, self._hint)
+
+    def identity(self) -> str:
+        """See `ImageTerm`."""
+        return identity_of(Path(self.weights), self._hint)
+
+    def load(self) -> Params:
+        """See `ImageTerm`."""
+        return load_weights(Path(self.weights), self._hint)
+
+    def __call__(self, params: Params, images: jax.Array) -> list[jax.Array]:
+        """The network's tokens (B, N, width), then those of the blocks, of images (B, H, W, C) in [-1, 1]."""
+        x = seen(images, self.side, resampling="torch-bilinear")
+        found = Network(self.network).apply(params, x, keep=self.blocks)
+        # a block's output begins with the class token and the registers
+        return [found["patches"], *(found[f"block_{i}"][:, -found["patches"].shape[1] :] for i in self.blocks)]
+
+
+def expect_frozen(frozen: Mapping[str, Any], term: Any) -> None:
+    """Raises GenError where the weights of a term's network, or of `EncoderTokens`, are not among the frozen arrays."""
+    if term.name not in frozen:
+        raise GenError(
+            f"the loss needs the frozen role '{term.name}', which is not given; gen.tokenizers.losses.frozen_terms "
+            "makes it of a term"
+        )
 
 
 def frozen_terms(terms: Iterable[ImageTerm]) -> tuple[dict[str, Params], dict[str, str]]:

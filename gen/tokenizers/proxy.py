@@ -1,6 +1,7 @@
 """TiTok's first stage: the decoder names the codes of a trained 2D tokenizer (Yu et al. 2024, arXiv 2406.07550, 3.3).
 
-The second stage trains the decoder on pixels: `gen.tokenizers.adversarial.AdversarialTask` with `train` patterns.
+The second stage trains the decoder on pixels: `gen.tokenizers.adversarial.AdversarialTask` with ``train`` set to
+`SECOND_STAGE`.
 """
 
 import dataclasses
@@ -16,11 +17,14 @@ from gen.tokenizers.train import Rows, TokenizerMethod
 from gen.training.part import Aux
 from gen.training.task import Frozen, State
 
-__all__ = ["ProxyTask", "code_loss"]
+__all__ = ["SECOND_STAGE", "ProxyTask", "code_loss"]
+
+# what learns in the second stage: the decoder of the tokens, and the 2D tokenizer's that paints its codes
+SECOND_STAGE = ("decoder_embed/*", "mask_token", "decoder/*", "head/*", "pixel_codes", "pixel_decoder/*")
 
 
 def code_loss(logits: jax.Array, ids: jax.Array) -> jax.Array:
-    """The cross-entropy () in nats of logits (B, ..., n) for ids (B, ...), its mean over all positions."""
+    """Gives the cross-entropy () in nats of logits (B, ..., n) for ids (B, ...), its mean over all positions."""
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], axis=-1)
     return -chosen.mean()
 
@@ -41,7 +45,7 @@ class ProxyTask(TokenizerMethod):
             raise GenError("proxy codes are those of the tokenizer's 2D tokenizer; this one has none: set its `pixels`")
 
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
-        """Fresh parameters with the 2D tokenizer's decoder, or those of the previous stage."""
+        """Gives fresh parameters with the 2D tokenizer's decoder, or those of the previous stage."""
         if "proxy" not in frozen:
             raise GenError("proxy codes need the frozen role 'proxy', the weights of the tokenizer's 2D tokenizer")
         own = super().start(key, frozen, previous)["tokenizer"]
@@ -50,7 +54,7 @@ class ProxyTask(TokenizerMethod):
         return {"tokenizer": {**own, **painter}}
 
     def loss(self, params: Params, rows: Rows, frozen: Frozen) -> tuple[jax.Array, Aux]:
-        """The whole loss () of a batch; ``accuracy`` is the share of codes that are named rightly."""
+        """Gives the whole loss () of a batch; ``accuracy`` is the share of codes that are named rightly."""
         ids = self.tokenizer.pixels.encode(frozen["proxy"], rows.images).ids
         encoded, codes = self.encode(params, rows)
         logits = self.tokenizer.logits(params, codes)

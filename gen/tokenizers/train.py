@@ -15,7 +15,7 @@ from gen.errors import GenError
 from gen.nn.conditions import Conditions, empty_conditions
 from gen.nn.network import Cond, Network, Params
 from gen.sampling.noise import decode_keys
-from gen.tokenizers.losses import penalties
+from gen.tokenizers.losses import expect_frozen, penalties
 from gen.tokenizers.quantizers.base import usage
 from gen.training.method import Method, signed
 from gen.training.part import Aux, Part
@@ -53,8 +53,7 @@ class TokenizerMethod(Method):
     Attributes:
       tokenizer: the tokenizer (a configuration such as `gen.tokenizers.kl_vae.KLVAEConfig`).
       kl: weight of the KL of a posterior to the standard normal, summed over one image's latents.
-      quantizer: weights of a quantizer's losses by name; one that has no such loss ignores them. The entropy of the
-        batch's codes is to be large: its weight is negative.
+      quantizer: weights of a quantizer's losses by name; one that has no such loss ignores them.
       augment: (key, images) -> images on [-1, 1], such as `gen.data.augment.RandomAffine`, or None.
       augmented: fraction of the images that are augmented. Resampled images are smoother than real ones: a share of
         real ones keeps their sharpness.
@@ -66,7 +65,7 @@ class TokenizerMethod(Method):
     tokenizer: Any
     kl: float = 1e-6
     quantizer: Mapping[str, float] = dataclasses.field(
-        default_factory=lambda: {"commitment": 0.25, "codebook": 1.0, "sample_entropy": 0.1, "batch_entropy": -0.1}
+        default_factory=lambda: {"commitment": 0.25, "codebook": 1.0, "entropy": 0.1}
     )
     augment: Any = None
     augmented: float = 1.0
@@ -84,6 +83,11 @@ class TokenizerMethod(Method):
     @abc.abstractmethod
     def loss(self, params: Params, rows: Rows, frozen: Frozen) -> tuple[jax.Array, Aux]:
         """The whole loss () of a batch, with its parts."""
+
+    @property
+    def looks(self) -> tuple[Any, ...]:
+        """Gives the terms of the loss that look through a frozen network, whose weights a run is given; here none."""
+        return ()
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -138,7 +142,10 @@ class TokenizerMethod(Method):
         loss = penalties(encoded.losses, {**self.quantizer, "kl": self.kl})
         metrics = {name: value.mean() for name, value in encoded.losses.items()}
         spec = self.tokenizer.spec
-        return loss, metrics if spec.kind == "continuous" else metrics | dict(usage(encoded.ids, spec.vocabulary))
+        if spec.kind == "continuous":
+            return loss, metrics
+        used = usage(encoded.ids, spec.vocabulary)
+        return loss, metrics | {f"codebook_{name}": value for name, value in used.items()}
 
     def drawn(self, state: State, batch: Batch, key: jax.Array) -> tuple[State, Rows]:
         """The rows of a batch; its first images are kept for the preview."""
@@ -208,14 +215,15 @@ class TokenizerTask(TokenizerMethod):
         if len(set(names)) < len(names):
             raise GenError(f"the terms {', '.join(names)} repeat; give each once")
 
+    @property
+    def looks(self) -> tuple[Any, ...]:
+        """Gives `terms`."""
+        return self.terms
+
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
         """Fresh parameters, or those of the previous stage. Raises GenError where a term's weights are not given."""
         for term in self.terms:
-            if term.name not in frozen:
-                raise GenError(
-                    f"the loss has the term '{term.name}', and the frozen role '{term.name}' is not given; "
-                    "gen.tokenizers.losses.frozen_terms makes it"
-                )
+            expect_frozen(frozen, term)
         return super().start(key, frozen, previous)
 
     def encode(self, params: Params, rows: Rows) -> tuple[Any, jax.Array]:

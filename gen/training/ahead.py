@@ -95,13 +95,18 @@ def estimate(name: str, traced: Any, target: Target, dump: Path | None = None) -
     )
 
 
+# the two ways in which a TPU's compiler says that its memory does not do
+_BEYOND = re.compile(r"Used ([\d.]+[KMGT]) of [\d.]+[KMGT] hbm|\(([\d.]+[KMGT])\) exceeds available HBM")
+
+
 def _refused(name: str, target: Target, text: str) -> str:
     """One line of what the compiler said."""
     has = f"{target.chip.memory / 2**30:.0f} GiB"
-    if found := re.search(r"Used ([\d.]+[KMGT]) of ([\d.]+[KMGT]) hbm", text):
+    if found := _BEYOND.search(text):
         return (
-            f"'{name}' needs {found.group(1)}iB per device and a {target.chip.title} has {has}: take fewer samples at "
-            "a time (--batch-gpu N), cut the state over more devices (--mesh fsdp=N) or recompute more (remat full)"
+            f"'{name}' needs {found.group(1) or found.group(2)}iB per device and a {target.chip.title} has {has}: take "
+            "fewer samples at a time (--batch-gpu N), cut the state over more devices (--mesh fsdp=N) or recompute "
+            "more (remat full)"
         )
     first = next((line for line in text.splitlines() if line.strip()), "no reason given")
     return f"the compiler of {target.chip.title} refuses '{name}': {first[:300]}"

@@ -11,7 +11,7 @@ __all__ = ["Flops", "count_flops"]
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """Multiplications and additions of matrix products and convolutions; nothing else is counted.
+    """Multiplications and additions of matrix products and convolutions: nothing else is counted.
 
     Attributes:
       model: of the forward and the backward pass.
@@ -29,7 +29,7 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """All that the program does."""
+        """Gives all that the program does."""
         return self.model + self.recomputed
 
 

@@ -22,7 +22,7 @@ _KIND = re.compile(rf"^({'|'.join(_COLLECTIVES)})(-start)?$")
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One scheduled operation.
+    """One operation that the compiler scheduled.
 
     Attributes:
       name: of its result.
@@ -40,13 +40,13 @@ class Operation:
 
     @property
     def origin(self) -> str:
-        """The path of the jax operation that it came from; "" where the compiler made it."""
+        """Gives the path of the jax operation that it came from; "" where the compiler made it."""
         found = re.search(r'op_name="([^"]*)"', self.rest)
         return found.group(1) if found else ""
 
 
 def operations(text: str) -> Iterator[Operation]:
-    """The scheduled operations of a program, from the text of its optimised HLO."""
+    """Reads the scheduled operations of a program from the text of its optimised HLO."""
     bodies, entry = _computations(text)
     yield from _walk(bodies, entry, 1)
 
@@ -116,7 +116,7 @@ def _total(walk: list[Operation]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """What the collectives of one kind move in a call of the program.
+    """What the collectives of one kind move in a call of the program: their number and their bytes.
 
     Attributes:
       count: how many there are.
@@ -129,7 +129,7 @@ class Traffic:
 
 
 def collectives(text: str) -> dict[str, Traffic]:
-    """The traffic of a program between devices by kind of collective."""
+    """Sums the traffic of a program between devices by kind of collective."""
     found: dict[str, Traffic] = {}
     for operation in operations(text):
         match = _KIND.match(operation.kind)
@@ -172,7 +172,7 @@ def _group(rest: str) -> int:
 
 
 def custom_calls(text: str) -> dict[str, int]:
-    """How often kernels that are no compiler's are called, by target, the dearer names of a TPU by their kernel's."""
+    """Counts calls of kernels that the compiler did not make itself, by target; those of a TPU by the kernel's name."""
     found: dict[str, int] = {}
     for operation in operations(text):
         if operation.kind == "custom-call" and (match := re.search(r'custom_call_target="([^"]+)"', operation.rest)):
@@ -184,13 +184,13 @@ def custom_calls(text: str) -> dict[str, int]:
 
 
 def attention_calls(text: str) -> dict[str, int]:
-    """Calls of fused attention by name: cuDNN's on GPUs, the flash kernel on TPUs."""
+    """Counts calls of fused attention by name: cuDNN's on GPUs, the flash kernel on TPUs."""
     known = re.compile(r"__cudnn\$fmha|flash|splash")
     return {name: count for name, count in custom_calls(text).items() if known.search(name)}
 
 
 def cycles(text: str) -> list[tuple[str, int, int]]:
-    """(origin, estimated cycles, how often) of a TPU program's operations, summed by origin, the dearest first.
+    """Gives (origin, estimated cycles, how often) of a TPU program's operations, summed by origin, the dearest first.
 
     Empty for programs of compilers that make no estimate. What waits for the end of a transfer is not counted.
     """

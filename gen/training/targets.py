@@ -20,7 +20,7 @@ __all__ = ["CHIPS", "Chip", "Target", "find_target", "prepare"]
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What is known of a device.
+    """What is known of a device, and from where.
 
     Attributes:
       title: its name, for people.
@@ -92,7 +92,7 @@ _H200 = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Devices to compile for.
+    """Devices that a program is compiled for.
 
     Attributes:
       name: as it was asked for, such as "v5e:8x8".
@@ -106,11 +106,11 @@ class Target:
 
     @property
     def count(self) -> int:
-        """Number of devices."""
+        """Counts the devices."""
         return math.prod(self.shape)
 
     def devices(self) -> list[Any]:
-        """Their descriptions, which a mesh can be made of (`prepare` first).
+        """Gives their descriptions, which a mesh can be made of (`prepare` first).
 
         Raises GenError for a compiler that is not installed, and for a slice that does not exist.
         """
@@ -148,7 +148,7 @@ def _described() -> str:
 
 
 def find_target(text: str) -> Target:
-    """The target that `text` names: ``v5e:8x8``, ``h200``, ``h200:8``. Raises GenError for another one."""
+    """Finds the target that `text` names: ``v5e:8x8``, ``h200``, ``h200:8``. Raises GenError for another one."""
     name, _, size = text.partition(":")
     if name not in CHIPS:
         raise GenError(f"unknown target '{text}'; {suggest(name, CHIPS)} (such as {_SLICES})")
@@ -164,7 +164,7 @@ def find_target(text: str) -> Target:
 
 
 def prepare() -> None:
-    """Settings of the compilers, which they read from the environment when they are loaded: before jax is.
+    """Sets what the compilers read from the environment when they are loaded: to be called before jax is.
 
     Nothing is asked of the machine that this runs on, and nothing it has is taken: several processes may compile at a
     time. Without a device nothing can be tuned by trying, and untuned products of Triton may find no tile.

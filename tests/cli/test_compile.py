@@ -74,6 +74,11 @@ class Refusing:
             "of 15.75G hbm. Exceeded hbm capacity by 20.46G.\n\nTotal hbm usage >= 36.46G:\n",
             "'train net' needs 36.21GiB per device and a TPU v5e has 16 GiB: take fewer samples at a time",
         ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (35.76G) "
+            "exceeds available HBM (15.75G).",
+            "'train net' needs 35.76GiB per device and a TPU v5e has 16 GiB",
+        ),
         ("INTERNAL: no tile\nfound", "the compiler of TPU v5e refuses 'train net': INTERNAL: no tile"),
     ],
 )

@@ -26,9 +26,11 @@ from gen.features.vit import ViTConfig
 from gen.nn.discriminators import PatchGAN
 from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
-from gen.tokenizers.flextok import FlexTokConfig, Pixels, decoding
+from gen.tokenizers.flextok import FlexTokConfig, Pixels, euler_apg
 from gen.tokenizers.kl_vae import KLVAEConfig
+from gen.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
 from gen.tokenizers.quantizers.fsq import FSQ
+from gen.tokenizers.quantizers.vq import VQ
 from gen.tokenizers.titok import TiTokConfig, Tower
 from gen.tokenizers.vavae import VisionFoundation
 from gen.training.optim import OptimConfig
@@ -50,7 +52,7 @@ FLEXTOK = FlexTokConfig(
     length=4,
     frequencies=16,
     max_time=1.0,
-    decoding=decoding(2.0, 1.0, 2),
+    decoding=euler_apg(2.0, 1.0, 2),
     remat="none",
     scan=False,
 )
@@ -69,6 +71,8 @@ VOCABULARY: dict[str, Any] = {
     "width": 3,
 }
 ENCODER = ViTConfig(size=4, patch=1, width=8, depth=1, heads=1, hidden=8)
+PROXY = MaskGITVQGANConfig((8, 8, 1), 8, (1, 1), 1, VQ(16, 4), groups=2)
+PROXY = MaskGITVQGANConfig((8, 8, 1), 4, (1, 1, 1), 1, VQ(8, 3), groups=2)
 # words that mean something else to one kind
 OWN: dict[str, dict[str, Any]] = {
     "flextok-task": {"tokenizer": FLEXTOK},
@@ -78,7 +82,7 @@ OWN: dict[str, dict[str, Any]] = {
         "alignment": VisionFoundation(ENCODER),
     },
 }
-SLOW = ("vavae-task",)  # tasks that differ from a quick one in a term
+SLOW = ("vavae-task", "proxy-task")  # tasks that differ from a quick one in a term, or compile two networks
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
     "toy-drawn": "tests.conformance.tokenizers:Drawn",
@@ -113,9 +117,12 @@ def task(kind: str) -> Any:
 
 @functools.cache
 def frozen() -> Mapping[str, Params]:
-    """Arrays by role, for tasks that need a teacher, or an encoder to be aligned with."""
-    teacher, encoder = (Network(config).init(jax.random.key(7)) for config in (NETWORK, ENCODER))
-    return {"teacher": teacher, "encoder": encoder}
+    """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a tokenizer to be named."""
+    roles = {"teacher": NETWORK, "encoder": ENCODER, "proxy": PROXY}
+    return {role: Network(config).init(jax.random.key(7)) for role, config in roles.items()}
+    """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a 2D tokenizer's codes."""
+    networks = {"teacher": NETWORK, "encoder": ENCODER, "proxy": PROXY}
+    return {role: Network(config).init(jax.random.key(7)) for role, config in networks.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,8 @@ from gen.errors import GenError
 from gen.nn.adversarial import r1_penalty
 from gen.nn.discriminators import PatchGAN, StyleGAN, TiTokDiscriminator, adaptive_max_pool
 from gen.nn.network import Network, count, param_shapes
+from gen.nn.token_discriminator import TokenDiscriminator
+from gen.training.part import with_buffers
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_adaptive_pool_of_fewer_pixels_repeats_them():
     np.testing.assert_array_equal(adaptive_max_pool(x, 1)[0, 0, 0], [8.0])
 
 
-def test_r1_of_a_linear_critic_is_its_squared_length():
+def test_r1_of_a_linear_discriminator_is_its_squared_length():
     direction = jnp.array([1.0, -2.0, 0.5])
     penalty = r1_penalty(lambda x: (x @ direction)[:, None], jnp.ones((4, 3)))
     np.testing.assert_allclose(penalty, 0.5 * jnp.square(direction).sum(), rtol=1e-6)
@@ -61,3 +63,22 @@ def test_sizes_that_do_not_fit_are_refused():
     ):
         with pytest.raises(GenError, match=message):
             make()
+
+
+def test_heads_on_tokens_are_spectrally_normalised_and_know_no_first_token():
+    config = TokenDiscriminator(width=6, heads=2, kernel=3)
+    params = jax.jit(Network(config).init)(jax.random.key(0))
+    tokens = list(jax.random.normal(jax.random.key(1), (2, 3, 5, 6)))
+    call = jax.jit(Network(config))
+    logits, statistics = call(params, tokens)
+    assert logits.shape == (3, 10)
+    assert set(statistics) == Network(config).buffers
+    rolled, _ = call(params, [jnp.roll(x, 1, axis=1) for x in tokens])
+    np.testing.assert_allclose(rolled[:, :5], jnp.roll(logits[:, :5], 1, axis=1), atol=1e-5)
+    for _ in range(60):  # power iterations
+        params = with_buffers(params, call(params, tokens)[1])
+    kernel = np.asarray(params["heads"]["head0"]["second"]["kernel"]).reshape(-1, 6)
+    left = np.asarray(params["heads"]["head0"]["second"]["left"])
+    np.testing.assert_allclose(np.linalg.norm(kernel @ left), np.linalg.norm(kernel, 2), rtol=1e-3)
+    with pytest.raises(GenError, match="one for each"):
+        Network(config)(params, tokens[:1])

@@ -31,7 +31,7 @@ from gen.pretrained.sdvae import DIFFUSERS
 from gen.pretrained.systems import locate
 from gen.sampling.guidance import AdaptiveProjected, Arch, ClassifierFree
 from gen.sampling.integrate import Problem, integrate
-from gen.tokenizers.flextok import PREVIEW, FlexTokConfig, Pixels, decoding
+from gen.tokenizers.flextok import PREVIEW, FlexTokConfig, Pixels, euler_apg
 from gen.tokenizers.flextok_decoder import nested_dropout
 from gen.tokenizers.flextok_layers import GridPositions, sincos_table
 from gen.tokenizers.flextok_train import KeepLaw
@@ -137,7 +137,7 @@ def test_decoding(fx: Fixture) -> None:
     cond, x = flow.net.apply(own, codes, keep, method="condition"), jnp.asarray(nhwc(fx.io["initial_noise"]))
 
     def sampled(guidance: Any, steps: int) -> np.ndarray:
-        sampler = dataclasses.replace(decoding(steps=steps), guidance=guidance)
+        sampler = dataclasses.replace(euler_apg(steps=steps), guidance=guidance)
         grid, guided = sampler.times(flow.process), sampler.guided(flow, own)
 
         def run(x: jax.Array) -> jax.Array:
@@ -146,7 +146,7 @@ def test_decoding(fx: Fixture) -> None:
         return nchw(jax.jit(run)(x))
 
     plain, scale, steps = ClassifierFree(fx.config["cfg_scale"]), fx.config["apg_scale"], fx.config["steps"]
-    apg = decoding(scale).guidance
+    apg = euler_apg(scale).guidance
     fx.close(sampled(ClassifierFree(), steps), "latents_no_guidance")
     fx.close(sampled(ClassifierFree(), 1), "latents_one_step_no_guidance")
     fx.close(sampled(plain, steps), "latents_cfg")

@@ -12,7 +12,10 @@ from gen.nn.discriminators import TiTokDiscriminator
 from gen.pretrained.discriminators import titok_rules
 from gen.tokenizers.adversarial import AdversarialTask, LeCAM
 from gen.tokenizers.base import Gaussian, Quantized, TokenizerSpec
+from gen.tokenizers.losses import penalties
+from gen.tokenizers.proxy import code_loss
 from gen.tokenizers.train import Rows
+from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
 from tests.parity.conftest import Fixture, fixtures
 from tests.parity.test_discriminators import loaded
@@ -58,7 +61,7 @@ def titok_task(fx: Fixture) -> AdversarialTask:
 @pytest.mark.parametrize("fx", fixtures("titok-training-loss-*"), ids=str)
 def test_titok(fx: Fixture) -> None:
     task, given = titok_task(fx), fx.config["losses"]
-    critic = loaded(titok_rules(task.discriminator, "discriminator."), task.discriminator, fx.weights)
+    discriminator = loaded(titok_rules(task.discriminator, "discriminator."), task.discriminator, fx.weights)
     image, decoded = (2.0 * nhwc(fx.io[name]) - 1.0 for name in ("image", "reconstruction"))
     kind = "kl" if "moments" in fx.io else "quantizer"
     if kind == "kl":
@@ -84,7 +87,7 @@ def test_titok(fx: Fixture) -> None:
         def loss(y: jax.Array, step: int = step, share: Any = share) -> Any:
             if task.select(step) == "tokenizer":
                 return task.loss(y, rows, frozen)
-            return task.adversarial_loss(y, critic, rows, frozen, share)
+            return task.adversarial_loss(y, discriminator, rows, frozen, share)
 
         (total, aux), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(jnp.asarray(decoded))
         fx.close(total, f"{tag}_total")
@@ -96,17 +99,17 @@ def test_titok(fx: Fixture) -> None:
         fx.close(weight * aux.metrics[kind], f"{tag}_{kind}_loss")
         fx.close(aux.metrics.get("gan", 0.0), f"{tag}_gan_loss")
         fx.close(aux.metrics.get("gan_weight", 0.0) * aux.metrics.get("gan", 0.0), f"{tag}_weighted_gan_loss")
-    check_titok_critic(fx, task, critic, image, decoded)
+    check_titok_discriminator(fx, task, discriminator, image, decoded)
 
 
-def check_titok_critic(fx: Fixture, task: AdversarialTask, critic: Any, image: Any, decoded: Any) -> None:
+def check_titok_discriminator(fx: Fixture, task: AdversarialTask, discriminator: Any, image: Any, decoded: Any) -> None:
     """Three calls of the discriminator's loss, the second on other images, with LeCAM's averages between them."""
     averages = {"lecam/real": jnp.zeros(()), "lecam/fake": jnp.zeros(())}
     found: dict[str, list[Any]] = {name: [] for name in ("total", "lecam", "real", "fake", "ema_real", "ema_fake")}
     call = jax.jit(task.discriminator_loss)
     for number in range(3):
         real = image if number != 1 else 0.5 * (image[::-1] + 1.0) - 1.0  # half of the image on [0, 1]
-        total, aux = call(critic, real, decoded, averages)
+        total, aux = call(discriminator, real, decoded, averages)
         averages = {f"lecam/{s}": task.lecam.moved(averages[f"lecam/{s}"], aux.metrics[s]) for s in ("real", "fake")}
         found["total"].append(total)
         found["lecam"].append(task.lecam.weight * aux.metrics["lecam"])
@@ -114,13 +117,22 @@ def check_titok_critic(fx: Fixture, task: AdversarialTask, critic: Any, image: A
             found[side].append(aux.metrics[side])
             found[f"ema_{side}"].append(averages[f"lecam/{side}"])
         if number == 0:
-            fx.close(task.gan_loss(critic, real)[1][:, None], "disc_logits_real_map")
-            fx.close(task.gan_loss(critic, decoded)[1][:, None], "disc_logits_fake_map")
+            fx.close(task.gan_loss(discriminator, real)[1][:, None], "disc_logits_real_map")
+            fx.close(task.gan_loss(discriminator, decoded)[1][:, None], "disc_logits_fake_map")
     fx.close(found["total"], "disc_total")
     fx.close(found["lecam"], "disc_lecam")
     for side in ("real", "fake"):
         fx.close(found[side], f"disc_mean_logits_{side}")
         fx.close(found[f"ema_{side}"], f"disc_ema_{side}_after")
+
+
+@pytest.mark.parametrize("fx", fixtures("titok-vq-losses*"), ids=str)
+def test_titoks_first_stage(fx: Fixture) -> None:
+    ids = fx.io["stage1_codes"].reshape(nhwc(fx.io["stage1_logits"]).shape[:-1])
+    found = code_loss(jnp.asarray(nhwc(fx.io["stage1_logits"])), jnp.asarray(ids))
+    fx.close(found, "stage1_reconstruction_loss")
+    losses = {"quantizer": jnp.full(len(ids), fx.io["stage1_quantizer_loss"])}
+    fx.close(found + penalties(losses, {"quantizer": 1.0}), "stage1_total_loss")
 
 
 @pytest.mark.parametrize("fx", fixtures("titok-schedules*"), ids=str)
@@ -130,6 +142,11 @@ def test_titok_schedules(fx: Fixture) -> None:
         final = given["end_lr"] / given["base_lr"] if kind == "cosine" else 0.0
         optim = OptimConfig(given["base_lr"], schedule=kind, warmup=given["warmup"], final=final)
         fx.close([optim.rate(int(step), given["total"]) for step in fx.io["step"]], f"lr_{kind}")
+    # the official average counts the first update as 0, ours as 1
+    average = Constant(given["ema_max"], warmup=True)
+    later = fx.io["ema_step"] > 1
+    found = [1.0 - float(average.weight(jnp.int32(step - 1), 1)) for step in fx.io["ema_step"][later]]
+    fx.close(found, fx.io["ema_decay"][later], rtol=1e-6)
 
 
 @pytest.mark.parametrize("fx", fixtures("vavae-diagonal-gaussian*"), ids=str)

@@ -1,6 +1,7 @@
 """Files of convolutional tokenizers that no fixture holds: VAR's, and those of binary latent diffusion."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import gen
 from gen import arrays, cli
 from gen.arrays import flatten, unflatten
+from gen.data.caches import BitCache
+from gen.data.sources import digits
 from gen.errors import GenError
 from gen.nn.network import param_shapes
 from gen.pretrained import binary_latents, var
@@ -99,3 +102,23 @@ def test_from_file_to_images(system: str, tmp_path: Path) -> None:
     back = read_weights(tmp_path / "back.safetensors")
     assert back.keys() == weights.keys()
     assert all(np.array_equal(back[name], array) for name, array in weights.items())
+
+
+@pytest.mark.slow
+def test_gen_encode_keeps_bits(tmp_path: Path) -> None:
+    """gen convert -> gen encode -> the cache as training reads it -> images."""
+    config = dataclasses.replace(BITS, image=(8, 8, 1))
+    weights, _ = official(binary_latents.AUTOENCODER_IMPORTER, config)
+    arrays.write(tmp_path / "file.safetensors", weights)
+    run, cache = str(tmp_path / "run"), str(tmp_path / "cache")
+    flags = ["--network.size", "8", "--network.mult", "[1, 2]", "--network.attention", "[1]"]
+    assert cli.main(["convert", str(tmp_path / "file.safetensors"), "--out", run, *flags]) == 0
+    assert cli.main(["encode", run, "--data", "digits:test", "--out", cache]) == 0
+    loaded, images = gen.load(run), digits("test").arrays["image"]
+    bits = loaded.encode(images)
+    (batch,) = itertools.islice(BitCache(cache).batches(batch=16, seed=0, start=0), 1)
+    rows = BitCache(cache).source().gather(np.arange(len(images)))
+    np.testing.assert_array_equal(rows["bits"], bits)
+    np.testing.assert_array_equal(rows["label"], digits("test").arrays["label"])
+    assert (batch["bits"].shape, batch["bits"].dtype) == ((16, *config.spec.shape), np.uint8)
+    assert loaded.decode(rows["bits"][:4]).shape == (4, 8, 8, 1)

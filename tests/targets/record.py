@@ -29,7 +29,7 @@ def compile_case(case: Case) -> dict[str, Any]:
 
 def _figures(case: Case) -> dict[str, Any]:
     from gen.cli.compile import estimates
-    from gen.cli.info import mesh_overrides
+    from gen.cli.overrides import mesh_overrides
     from gen.training.targets import find_target, prepare
 
     prepare()

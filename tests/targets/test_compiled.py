@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gen.cli.info import mesh_overrides
+from gen.cli.overrides import mesh_overrides
 from gen.training.targets import find_target
 from tests.targets.cases import CASES, Case, expected_traffic
 from tests.targets.record import compile_case

@@ -15,6 +15,7 @@ from gen.errors import GenError
 from gen.nn.adversarial import AdaptiveWeight
 from gen.nn.discriminators import PatchGAN
 from gen.nn.network import Network
+from gen.nn.token_discriminator import TokenDiscriminator
 from gen.tokenizers.adversarial import AdversarialTask, LeCAM
 from gen.tokenizers.train import Rows, TokenizerTask
 from gen.training.optim import OptimConfig
@@ -74,13 +75,13 @@ def _rows(count: int = 4) -> Rows:
 
 def test_loss_is_its_formula_and_its_weight_the_ratio_at_the_last_layer() -> None:
     init = jax.jit(lambda: [Network(net).init(jax.random.key(1)) for net in (TOKENIZER, FULL.discriminator)])
-    params, critic = init()
+    params, judge = init()
     rows, share = _rows(), 0.25
 
     def terms(params: Any) -> tuple[Any, Any, Any]:
         encoded, _, y = FULL.reconstruct(params, rows)
         nll = jnp.abs(y - rows.images).sum() / len(y)
-        return nll, -Network(FULL.discriminator)(critic, y)[0].mean(), encoded.kl().mean()
+        return nll, -Network(FULL.discriminator)(judge, y)[0].mean(), encoded.kl().mean()
 
     def found(params: Any) -> Any:
         (nll, gan, kl), pull = jax.vjp(terms, params)
@@ -92,7 +93,7 @@ def test_loss_is_its_formula_and_its_weight_the_ratio_at_the_last_layer() -> Non
 
     weight, value, expected = jax.jit(found)(params)
     (total, aux), gradient = jax.jit(
-        jax.value_and_grad(lambda p: FULL.adversarial_loss(p, critic, rows, {}, share), has_aux=True)
+        jax.value_and_grad(lambda p: FULL.adversarial_loss(p, judge, rows, {}, share), has_aux=True)
     )(params)
     np.testing.assert_allclose(aux.metrics["gan_weight"], share * weight, rtol=1e-3)
     np.testing.assert_allclose(total, value, rtol=1e-4)
@@ -119,7 +120,7 @@ def test_a_decoder_is_tuned_on_a_fixed_encoder_and_its_statistics() -> None:
     state = first.init(jax.random.key(0), {}, None)
     moved, metrics = first.update(state, {}, batch, first.inputs(0, 1), jax.random.key(1))
     assert (moved.params["tokenizer"]["used"] != state.params["tokenizer"]["used"]).any()
-    assert 0 < float(metrics["usage"]) <= 1
+    assert 0 < float(metrics["codebook_usage"]) <= 1
     assert "commitment" in metrics
     second = dataclasses.replace(first, train=("scale",))
     tuned, _ = second.update(
@@ -136,6 +137,30 @@ def test_a_second_stage_takes_over_both_parts() -> None:
     third = TASK.init(jax.random.key(2), {}, second)
     jax.tree.map(np.testing.assert_array_equal, second.params["tokenizer"], first.params["tokenizer"])
     jax.tree.map(np.testing.assert_array_equal, third.params, second.params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """A frozen network's tokens of an image."""
+
+    name = "eyes"
+
+    def __call__(self, params: Any, images: jax.Array) -> list[jax.Array]:
+        return [images.reshape(len(images), 8, 8) * params]
+
+
+def test_a_discriminator_may_look_through_a_frozen_network() -> None:
+    judge = TokenDiscriminator(width=8, heads=1, kernel=3)
+    task = AdversarialTask(tokenizer=Codebook(), discriminator=judge, seen=Tokens(), optim=OPTIM)
+    with pytest.raises(GenError, match="frozen role 'eyes'"):
+        task.init(jax.random.key(0), {}, None)
+    frozen = {"eyes": jnp.float32(2.0)}
+    state = task.init(jax.random.key(0), frozen, None)
+    batch = {"image": digits("train").gather(np.arange(4))["image"]}
+    new, metrics = jax.jit(task.update_both)(state, frozen, batch, task.inputs(0, 1), jax.random.key(1))
+    assert np.isfinite(list(map(float, metrics.values()))).all()
+    before, after = (flatten(s.params["discriminator"]) for s in (state, new))
+    assert all((np.asarray(before[path]) != np.asarray(after[path])).any() for path in before if "kernel" in path)
 
 
 def test_bad_settings_are_refused() -> None:
