@@ -50,6 +50,7 @@ def _recipe(name: str, data: str, tokens: int, encoder: Tower, quantizer: VQ | N
         quantizer=quantizer,
         text=TEXT,
         init="normal",
+        dtype="bfloat16",
     )
     task = single_stage(dataclasses.replace(config, **changes))
     return tokenizer_recipe(name, [Stage("tokenizer", task, 650_000, 256, _captioned(data))])
@@ -87,7 +88,7 @@ def ta_titok_sl128_kl(data: str) -> Recipe:
 
 def ta_titok_one_gpu(data: str) -> Recipe:
     """TA-TiTok S/S KL in bfloat16 on one GPU: 64 continuous tokens, batch 64 (data: images with captions' features)."""
-    recipe = _recipe("ta-titok-one-gpu", data, 64, SMALL, None, decoder=SMALL, dtype="bfloat16")
+    recipe = _recipe("ta-titok-one-gpu", data, 64, SMALL, None, decoder=SMALL)
     (stage,) = recipe.config.stages
     stage = dataclasses.replace(stage, steps=300_000, batch=64, task=dataclasses.replace(stage.task, gan_start=60_000))
     return dataclasses.replace(recipe, config=dataclasses.replace(recipe.config, stages=(stage,)))

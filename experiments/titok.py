@@ -1,16 +1,17 @@
 """TiTok: images as 32 to 256 tokens in a row (Yu et al. 2024, "An Image is Worth 32 Tokens", arXiv 2406.07550).
 
 Data: ImageNet-1k images at 256 px. The two-stage presets (`titok-l32`, `titok-b64`, `titok-s128`) take MaskGIT's VQGAN
-as --tokenizer: ``gen convert maskgit-vqgan-imagenet-f16-256.bin --out runs/maskgit-vqgan``. One million steps learn to
-name its codes, 500,000 more tune the decoder and the VQGAN's decoder on pixels. The single-stage presets follow
+as --tokenizer: ``gen convert maskgit-vqgan-imagenet-f16-256.bin --out runs/maskgit-vqgan``, or one's own, of which
+`titok-proxy` trains one by the losses below (no published recipe). One million steps learn to name its codes, 500,000
+more tune the decoder and the VQGAN's decoder on pixels. The single-stage presets follow
 TA-TiTok's recipe without its text, one million steps at batch 256 by the authors' account; no file of it is published.
 
 AdamW 1e-4 falling to 1e-5, weight decay 1e-4 (ours decays all weights, theirs no biases, norms and embeddings),
-clipping at 1, average of decay 0.999. L2, codebook 1, commitment 0.25, KL 1e-6, hinge losses of weight 0.01 from step
-20,000 (second stage) or 0.1 from step 200,000 on, LeCAM 0.001. The official perceptual term is LPIPS plus 0.1 times the
-squared difference of ConvNeXt-S's class logits, the second alone in the two-stage recipe; ours reads the logits of the
-`[lite]` network. Without weights a run says what it goes without. Official crops keep the shorter side at 256 pixels;
-ours (ADM's) vary it as well.
+clipping at 1, average of decay 0.999, mixed precision (float16 there, bfloat16 here). L2, codebook 1, commitment 0.25,
+KL 1e-6, hinge losses of weight 0.01 from step 20,000 (second stage) or 0.1 from step 200,000 on, LeCAM 0.001. The
+perceptual terms are LPIPS (``gen convert lpips``) and 0.1 times the squared difference of ConvNeXt-S's class logits
+(``gen convert convnext``), the second alone in the two-stage recipe. Without weights a run says what it goes without.
+Official crops keep the shorter side at 256 pixels; ours (ADM's) vary it as well.
 
 Expected (ImageNet validation 256 px, rFID; official README):
 
@@ -30,6 +31,7 @@ from typing import Any
 from gen.errors import GenError
 from gen.experiments import Recipe
 from gen.experiments._tokenizers import SMOKE_EMA, smoke_images, smoke_optim, square_images, tokenizer_recipe
+from gen.features.convnext import ConvNeXt
 from gen.nn.discriminators import TiTokDiscriminator
 from gen.runs import Loaded
 from gen.tokenizers.adversarial import AdversarialTask, LeCAM
@@ -48,6 +50,7 @@ __all__ = ["PRESETS", "single_stage", "terms", "titok_optim"]
 EMA = (Constant(0.999, warmup=True),)
 PROXY = MaskGITVQGANConfig()
 CODES = VQ(8192, 64)
+LOGITS = FeatureTerm(ConvNeXt(), weight=0.1)
 
 
 def titok_optim(warmup: int = 10_000, betas: tuple[float, float] = (0.9, 0.999)) -> OptimConfig:
@@ -63,20 +66,26 @@ def terms(*wanted: Any, instead: tuple[Any, ...] = ()) -> tuple[Any, ...]:
     return found
 
 
-def single_stage(tokenizer: TiTokConfig, **changes: Any) -> AdversarialTask:
+def single_stage(tokenizer: Any, **changes: Any) -> AdversarialTask:
     """TA-TiTok's training, which is also that of the single-stage TiTok; `changes` to its settings."""
     settings: dict[str, Any] = {
         "optim": titok_optim(),
         "emas": EMA,
-        "discriminator": TiTokDiscriminator(tokenizer.image[2]),
+        "discriminator": TiTokDiscriminator(tokenizer.spec.image[2]),
         "discriminator_optim": titok_optim(),
         "gan_weight": 0.1,
         "gan_start": 200_000,
         "lecam": LeCAM(),
     }
     if "terms" not in changes:
-        settings["terms"] = terms(LPIPS(1.0), FeatureTerm(weight=0.1), instead=(LiteMaps(1.0),))
+        settings["terms"] = terms(LPIPS(1.0), LOGITS, instead=(LiteMaps(1.0),))
     return AdversarialTask(tokenizer, **settings | changes)
+
+
+def titok_proxy(data: str) -> Recipe:
+    """MaskGIT's VQGAN by TiTok's losses, 256 tokens on a grid, for the two-stage presets (data: images)."""
+    images = square_images(data, random_crop=True, flip=True)
+    return tokenizer_recipe("titok-proxy", [Stage("tokenizer", single_stage(PROXY), 1_000_000, 256, images)])
 
 
 def _two_stage(name: str, data: str, proxy: Loaded, tokens: int, tower: Tower) -> Recipe:
@@ -93,6 +102,7 @@ def _two_stage(name: str, data: str, proxy: Loaded, tokens: int, tower: Tower) -
         quantizer=VQ(4096, 12, normalize=True),
         pixels=PROXY,
         init="normal",
+        dtype="bfloat16",
     )
     images = square_images(data, random_crop=True, flip=True)
     naming = ProxyTask(config, optim=titok_optim(betas=(0.9, 0.99)), emas=EMA)
@@ -100,7 +110,7 @@ def _two_stage(name: str, data: str, proxy: Loaded, tokens: int, tower: Tower) -
         config,
         optim=titok_optim(5_000),
         discriminator_optim=titok_optim(5_000),
-        terms=terms(FeatureTerm(weight=0.1)),
+        terms=terms(LOGITS),
         quantizer={"commitment": 0.0, "codebook": 0.0},
         gan_weight=0.01,
         gan_start=20_000,
@@ -127,7 +137,12 @@ def titok_s128(data: str, tokenizer: Loaded) -> Recipe:
 
 def _single(name: str, data: str, tokens: int, encoder: Tower, quantizer: VQ | None) -> Recipe:
     config = TiTokConfig(
-        tokens=tokens, channels=None if quantizer else 16, encoder=encoder, quantizer=quantizer, init="normal"
+        tokens=tokens,
+        channels=None if quantizer else 16,
+        encoder=encoder,
+        quantizer=quantizer,
+        init="normal",
+        dtype="bfloat16",
     )
     images = square_images(data, random_crop=True, flip=True)
     return tokenizer_recipe(name, [Stage("tokenizer", single_stage(config), 1_000_000, 256, images)])
@@ -181,7 +196,7 @@ def smoke_tower(side: int) -> dict[str, Any]:
 
 def titok_smoke(data: str | None = None) -> Recipe:
     """A toy TiTok with a codebook, a minute on a laptop: 8x8 digits, or images at 32 px (data)."""
-    images, side, channels = smoke_images(data)
+    images, side, channels, _ = smoke_images(data)
     config = TiTokConfig(
         (side, side, channels), tokens=8, channels=None, quantizer=VQ(64, 8, restart="random"), **smoke_tower(side)
     )
@@ -190,6 +205,7 @@ def titok_smoke(data: str | None = None) -> Recipe:
 
 
 PRESETS = {
+    "titok-proxy": titok_proxy,
     "titok-l32": titok_l32,
     "titok-b64": titok_b64,
     "titok-s128": titok_s128,

@@ -141,7 +141,8 @@ def _text(data: str, tokenizer: Any) -> dict[str, Any]:
     if name == "digits":
         from gen.data.sources import Digits
 
-        return {"text": Digits(split or "all", condition.shape).source().arrays["text"]}
+        rows = Digits(split or "all", condition.shape).source()  # type: ignore[arg-type]  # refuses other splits
+        return {"text": rows.arrays["text"]}
     store = open_store(data)
     found = {"text": store.text, "text_mask": store.text_mask}
     return {name: rows for name, rows in found.items() if rows is not None}

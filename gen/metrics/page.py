@@ -1,5 +1,6 @@
 """The page of one evaluation: samples, scores with their protocol, classes, distance against N, closest real images."""
 
+import json
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -50,9 +51,9 @@ def evaluation_page(
     partial = f" Partial: {result.subject['partial']}." if "partial" in result.subject else ""
     page = Report(title, f"{protocol.count:,} samples against {protocol.reference}.{partial}")
     shown = _small(found["pictures"])
-    page.section("Samples").pictures({"": shown}, "The first samples, by index.", columns=12, size=64)
     page.section("Scores").results({title: result}, _SPREAD if result.within else "")
-    facts = {name: text for name, text in result.subject.items() if name not in ("name", "partial")}
+    page.section("Samples").pictures({"": shown}, "The first samples, by index.", columns=12, size=64)
+    facts = {name: _spelled(text) for name, text in result.subject.items() if name not in ("name", "partial")}
     if facts:
         page.table(["subject", ""], [[name, text] for name, text in facts.items()])
     curve = distance_by_count(found, reference)
@@ -74,6 +75,19 @@ def evaluation_page(
     if "memorisation" in details:
         show_memorisation(page, found["images"], found["training"]["images"], details["memorisation"])
     return page
+
+
+def _spelled(text: str) -> str:
+    """A configuration's JSON in words, such as "heun, uniform (shift 0.3), steps 10"; any other text as it is."""
+
+    def said(value: Any) -> str:
+        if not isinstance(value, dict):
+            return str(value)
+        fields = [f"{name} {said(field)}" for name, field in value.items() if name != "kind" and field is not None]
+        inside = f" ({', '.join(fields)})" if fields else ""
+        return f"{value.get('kind', '')}{inside}"
+
+    return said(json.loads(text)) if text.startswith("{") else text
 
 
 def distance_by_count(found: Mapping[str, Any], reference: Reference) -> tuple[list[float], list[float]]:

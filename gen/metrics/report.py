@@ -156,8 +156,8 @@ class Report:
     def results(self, results: Mapping[str, Result], caption: str = "") -> "Report":
         """Scores of several subjects with their protocol underneath.
 
-        Subjects are the rows, or the columns where the scores would not fit side by side. Protocol fields in which they
-        differ stand among the scores, so that nothing is compared unawares.
+        Subjects are the rows, or the columns where the scores would not fit side by side, and where there is one alone.
+        Protocol fields in which they differ stand among the scores, so that nothing is compared unawares.
 
         Args:
           results: name of a subject -> its result.
@@ -178,7 +178,7 @@ class Report:
             [label, *(_score(r, name) for name in names), *(str(getattr(r.protocol, field)) for field in varying)]
             for label, r in results.items()
         ]
-        if len(head) > max(len(rows), _ACROSS):  # a page is longer than wide
+        if len(head) > (max(len(rows), _ACROSS) if len(rows) > 1 else 3):  # a page is longer than wide
             head, *rows = (list(column) for column in zip(head, *rows, strict=True))
         cells = [[(text, i > 0) for i, text in enumerate(row)] for row in rows]
         shared = _facts(first, (*varying, "seeds"))
@@ -304,22 +304,27 @@ def _svg(
 ) -> str:
     import matplotlib  # slow to import, and only pages with curves need it
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     style: Any = {
         "svg.fonttype": "none",  # text stays text, in the page's font
         "svg.hashsalt": f"curves{number}",  # several drawings share one page, and its ids
         "font.family": "sans-serif",
-        "font.size": 10,
+        "font.size": 9,
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(9.6, 3.3), layout="constrained")
+        figure = Figure(figsize=(6.8, 2.7), layout="constrained")
         axes = figure.add_subplot()
         for i, (name, (xs, ys)) in enumerate(series.items()):
             mark = "o" if len(xs) < 12 else None
             axes.plot(xs, ys, color=_SERIES[i % len(_SERIES)], lw=1.6, marker=mark, ms=4, label=name)
         if logarithmic[1]:
             axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            plain = FuncFormatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_major_formatter(plain)
+            axes.yaxis.set_minor_formatter(plain if high < 10 * low else FuncFormatter(lambda value, _: ""))
         if logarithmic[0]:  # few points, often doublings: each is named
             axes.set_xscale("log")
             ticks = sorted({value for xs, _ in series.values() for value in xs})
@@ -330,7 +335,7 @@ def _svg(
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.15, color=_INK, lw=0.8)
         if len(series) > 1:
-            axes.legend(frameon=False, fontsize=9)
+            axes.legend(frameon=False, fontsize=8)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawing = buffer.getvalue()
