@@ -104,13 +104,13 @@ def ta_titok_smoke(data: str | None = None) -> Recipe:
         side, channels, text = 32, 3, images.source()[0]["text"].shape
     config = TiTokConfig(
         (side, side, channels),
-        tokens=8,
+        tokens=16,
         channels=None,
-        quantizer=VQ(64, 8, restart="closest"),
+        quantizer=VQ(256, 8, restart="closest"),
         text=text,
         **smoke_tower(side),
     )
-    task = TokenizerTask(config, optim=smoke_optim(), emas=SMOKE_EMA)
+    task = TokenizerTask(config, optim=smoke_optim(), emas=SMOKE_EMA, quantizer={"commitment": 0.05, "codebook": 0.2})
     return tokenizer_recipe("ta-titok-smoke", [Stage("tokenizer", task, 600, 64, images)], smoke=True)
 
 

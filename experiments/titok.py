@@ -196,11 +196,10 @@ def smoke_tower(side: int) -> dict[str, Any]:
 
 def titok_smoke(data: str | None = None) -> Recipe:
     """A toy TiTok with a codebook, a minute on a laptop: 8x8 digits, or images at 32 px (data)."""
-    images, side, channels, _ = smoke_images(data)
-    config = TiTokConfig(
-        (side, side, channels), tokens=8, channels=None, quantizer=VQ(64, 8, restart="random"), **smoke_tower(side)
-    )
-    task = TokenizerTask(config, optim=smoke_optim(), emas=SMOKE_EMA)
+    images, side, channels = smoke_images(data)
+    codes = VQ(256, 8, averages=True, restart="random", decay=0.97)
+    config = TiTokConfig((side, side, channels), tokens=16, channels=None, quantizer=codes, **smoke_tower(side))
+    task = TokenizerTask(config, optim=smoke_optim(), emas=SMOKE_EMA, quantizer={"commitment": 0.1})
     return tokenizer_recipe("titok-smoke", [Stage("tokenizer", task, 600, 64, images)], smoke=True)
 
 
