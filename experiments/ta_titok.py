@@ -25,7 +25,7 @@ from gen.data.images import Images
 from gen.data.sources import Digits
 from gen.experiments import Recipe
 from gen.experiments._tokenizers import SMOKE_EMA, smoke_optim, tokenizer_recipe
-from gen.experiments.titok import CODES, single_stage, smoke_tower
+from gen.experiments.titok import CODES, SMOKE_CODES, single_stage, smoke_tower
 from gen.tokenizers.quantizers.vq import VQ
 from gen.tokenizers.titok import BASE, SMALL, TiTokConfig, Tower
 from gen.tokenizers.train import TokenizerTask
@@ -106,12 +106,12 @@ def ta_titok_smoke(data: str | None = None) -> Recipe:
         (side, side, channels),
         tokens=16,
         channels=None,
-        quantizer=VQ(256, 8, restart="closest"),
+        quantizer=SMOKE_CODES,
         text=text,
         **smoke_tower(side),
     )
-    task = TokenizerTask(config, optim=smoke_optim(), emas=SMOKE_EMA, quantizer={"commitment": 0.05, "codebook": 0.2})
-    return tokenizer_recipe("ta-titok-smoke", [Stage("tokenizer", task, 600, 64, images)], smoke=True)
+    task = TokenizerTask(config, optim=smoke_optim(), emas=SMOKE_EMA, quantizer={"commitment": 0.05})
+    return tokenizer_recipe("ta-titok-smoke", [Stage("tokenizer", task, 800, 64, images)], smoke=True)
 
 
 PRESETS = {

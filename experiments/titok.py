@@ -188,6 +188,9 @@ def titok_one_gpu(data: str) -> Recipe:
     return tokenizer_recipe("titok-one-gpu", [Stage("tokenizer", task, 300_000, 64, images)])
 
 
+SMOKE_CODES = VQ(256, 8, averages=True, restart="random", decay=0.97)
+
+
 def smoke_tower(side: int) -> dict[str, Any]:
     """Towers of toys: 16 patches of 8 x 8 digits, 64 of 32 px images."""
     tower = Tower(64, 1, 8)
@@ -197,10 +200,9 @@ def smoke_tower(side: int) -> dict[str, Any]:
 def titok_smoke(data: str | None = None) -> Recipe:
     """A toy TiTok with a codebook, a minute on a laptop: 8x8 digits, or images at 32 px (data)."""
     images, side, channels = smoke_images(data)
-    codes = VQ(256, 8, averages=True, restart="random", decay=0.97)
-    config = TiTokConfig((side, side, channels), tokens=16, channels=None, quantizer=codes, **smoke_tower(side))
+    config = TiTokConfig((side, side, channels), tokens=16, channels=None, quantizer=SMOKE_CODES, **smoke_tower(side))
     task = TokenizerTask(config, optim=smoke_optim(), emas=SMOKE_EMA, quantizer={"commitment": 0.1})
-    return tokenizer_recipe("titok-smoke", [Stage("tokenizer", task, 600, 64, images)], smoke=True)
+    return tokenizer_recipe("titok-smoke", [Stage("tokenizer", task, 800, 64, images)], smoke=True)
 
 
 PRESETS = {
