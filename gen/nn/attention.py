@@ -281,10 +281,10 @@ def _split_heads(layer: nnx.Linear, x: jax.Array, heads: int) -> tuple[jax.Array
         return tuple(part.reshape(*x.shape[:-1], heads, -1) for part in jnp.split(layer(x), 3, axis=-1))
 
     def each(x: jax.Array, kernel: jax.Array, *bias: jax.Array) -> tuple[jax.Array, ...]:
-        x, kernel, *bias = (a.astype(layer.dtype) for a in (x, kernel, *bias))
+        x, kernel, *biases = (a.astype(layer.dtype) for a in (x, kernel, *bias))
         kernels = kernel.reshape(kernel.shape[0], 3, heads, -1)
         parts = [jnp.einsum("bnc,chd->hbnd", x, kernels[:, i]) for i in range(3)]
-        for b in bias:
+        for b in biases:
             parts = [p + b.reshape(3, heads, 1, 1, -1)[i] for i, p in enumerate(parts)]
         return tuple(p.transpose(1, 2, 0, 3) for p in parts)
 
