@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-parity test-peers lint format requirements clean
+.PHONY: demo test test-all test-parity test-peers test-targets lint format requirements clean
 
 $(VENV)/core.stamp: requirements/core.txt pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,6 +28,16 @@ $(PEERS)/peers.stamp: requirements/peers.txt requirements/core.txt pyproject.tom
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
+# the compilers of TPUs and GPUs, for hardware that is not here, in an environment of their own (5.4 GB)
+TARGETS := .venv-targets
+
+$(TARGETS)/targets.stamp: requirements/targets.txt requirements/core.txt pyproject.toml setup.py
+	test -x $(TARGETS)/bin/python || $(PYTHON) -m venv $(TARGETS)
+	$(TARGETS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/core.txt
+	$(TARGETS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/targets.txt
+	$(TARGETS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
 demo: $(VENV)/core.stamp
 	$(BIN)/gen demo
 
@@ -37,12 +47,17 @@ test: $(VENV)/dev.stamp
 
 test-all: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto
+	$(MAKE) test-targets
 
 test-parity: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto tests/parity
 
 test-peers: $(PEERS)/peers.stamp
 	$(PEERS)/bin/python -m pytest tests/peers
+
+# compiles presets for a TPU slice and an H200: minutes each; those that tests/targets/recorded.json holds
+test-targets: $(TARGETS)/targets.stamp
+	$(TARGETS)/bin/python -m pytest tests/targets
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -61,4 +76,4 @@ requirements: $(VENV)/dev.stamp
 		--extra dev -c requirements/core.txt pyproject.toml requirements/build.in -o requirements/dev.txt
 
 clean:
-	rm -rf $(VENV) $(PEERS) build *.egg-info
+	rm -rf $(VENV) $(PEERS) $(TARGETS) build *.egg-info

@@ -22,9 +22,14 @@ from gen.config import suggest
 from gen.errors import GenError
 from gen.files import reading
 
-__all__ = ["INPUTS", "Preset", "Recipe", "build", "file_presets", "find", "is_file", "presets"]
+__all__ = ["INPUTS", "Preset", "Recipe", "build", "file_kinds", "file_presets", "find", "is_file", "presets"]
 
 INPUTS = ("teacher", "tokenizer", "data")
+NEEDED = {
+    "teacher": "a teacher; add --teacher RUN",
+    "tokenizer": "a tokenizer; add --tokenizer RUN",
+    "data": "training data; add --data DATA",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,17 +86,17 @@ def presets(folder: Path = Path(__file__).parent) -> dict[str, Preset]:
     return found
 
 
-def file_presets(file: Path) -> dict[str, Preset]:
-    """The presets of a user's own file by name, from its source text; runs none of it.
+def file_presets(file: Path, *, required: bool = True) -> dict[str, Preset]:
+    """Reads the presets of a user's own file by name, from its source text; runs none of it.
 
-    Raises GenError when there is no such file, it does not parse, or it has no ``PRESETS``.
+    Raises GenError when there is no such file, it does not parse, or it has no ``PRESETS`` where they are required.
     """
     if not file.is_file():
         beside = [str(file.with_name(path.name)) for path in sorted(file.parent.glob("*.py"))]
         known = suggest(str(file), beside) if beside else "give the path of a Python file with a PRESETS table"
         raise GenError(f"there is no file {file}; {known}")
     found = {preset.name: preset for preset in _parse(file, file)}
-    if not found:
+    if not found and required:
         raise GenError(
             f'{file} has no presets; end it with PRESETS = {{"my-flow": my_flow}}, where my_flow is a function of the '
             "file that gives a Recipe"
@@ -99,14 +104,42 @@ def file_presets(file: Path) -> dict[str, Preset]:
     return found
 
 
-def _parse(path: Path, module: str | Path) -> list[Preset]:
-    """The rows of a file's table; `module` is what the presets are said to stand in."""
+def file_kinds(file: Path) -> list[tuple[str, str, str]]:
+    """Reads the (family, kind, class) of each kind that a user's own file registers, from its source text.
+
+    Only lines ``KINDS["family"]["kind"] = f"{__name__}:Class"`` of the file itself are seen; a file that is absent has
+    none. Raises GenError for a file that does not parse.
+    """
+    found = []
+    for node in _tree(file).body if file.is_file() else ():
+        match node:
+            case ast.Assign(
+                targets=[
+                    ast.Subscript(
+                        value=ast.Subscript(value=ast.Name(id="KINDS"), slice=ast.Constant(value=family)),
+                        slice=ast.Constant(value=kind),
+                    )
+                ],
+                value=value,
+            ):
+                text = value.values[-1] if isinstance(value, ast.JoinedStr) else value
+                target = text.value if isinstance(text, ast.Constant) else ast.unparse(value)
+                found.append((str(family), str(kind), str(target).removeprefix(":")))
+    return found
+
+
+def _tree(path: Path) -> ast.Module:
     with reading(path):
         code = path.read_bytes()
     try:
-        tree = ast.parse(code)
+        return ast.parse(code)
     except (SyntaxError, ValueError) as error:
         raise own.not_python(path, error) from None
+
+
+def _parse(path: Path, module: str | Path) -> list[Preset]:
+    """The rows of a file's table; `module` is what the presets are said to stand in."""
+    tree = _tree(path)
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     table = next((v for name, v in map(_assigned, tree.body) if name == "PRESETS"), None)
     if table is None:
@@ -182,11 +215,10 @@ def build(name: str, inputs: Mapping[str, Any]) -> Recipe:
     preset = find(name)
     for wanted in preset.required:
         if wanted not in inputs:
-            what = "PATH" if wanted == "data" else "RUN"
-            raise GenError(f"preset '{name}' needs a {wanted}; add --{wanted} {what}")
+            raise GenError(f"preset '{name}' needs {NEEDED[wanted]}")
     for given in inputs:
         if given not in preset.required + preset.optional:
-            raise GenError(f"preset '{name}' takes no {given}; leave out --{given}")
+            raise GenError(f"preset '{name}' takes no --{given}; leave it out")
     recipe = getattr(preset.load(), preset.function)(**inputs)
     if not isinstance(recipe, Recipe):
         raise GenError(f"preset '{name}' gives a {type(recipe).__name__}; expected a Recipe (gen.experiments)")

@@ -1,6 +1,7 @@
 """What the class-conditional latent experiments share: data, previews, artifacts, engine."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from gen.data.caches import Cache
 from gen.data.images import Images
 from gen.data.loader import expect
+from gen.data.random import RANDOM, Random
 from gen.data.sources import Digits
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.train import DenoiserTask
@@ -19,12 +21,13 @@ from gen.pretrained.latent_shards import LatentShards
 from gen.runs import Loaded
 from gen.sampling.generator import Sampler
 from gen.sampling.guidance import ClassifierFree
+from gen.tokenizers.encode import expect_maker
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
 from gen.training.run import EngineConfig, RunConfig
 from gen.training.task import Stage
 
-__all__ = ["adamw", "encoded_rows", "latent_recipe", "latents", "small_images", "smoke_recipe"]
+__all__ = ["adamw", "carried", "encoded_rows", "latent_recipe", "latents", "small_images", "smoke_recipe"]
 
 
 def adamw(lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.999), clip: float = 0.0) -> OptimConfig:
@@ -32,10 +35,18 @@ def adamw(lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.999), clip: flo
     return OptimConfig(lr, betas=betas, clip=clip)
 
 
-def latents(path: str) -> Any:
-    """The data at `path`: a latent cache, or a folder of LightningDiT's published shards."""
+def latents(path: str, **shapes: tuple[int, ...]) -> Any:
+    """The data at `path`: a latent cache, a folder of LightningDiT's published shards, or random arrays (``random``).
+
+    Args:
+      shapes: of a row, by name, as the model takes them, beside its label. Raises GenError for data of other ones.
+    """
+    if path == RANDOM:
+        return Random({**shapes, "label": ()})
     sealed = (Path(path) / "cache.json").exists() or not list(Path(path).glob("*.safetensors"))
-    return Cache(path) if sealed else LatentShards(path)
+    found: Any = Cache(path) if sealed else LatentShards(path)
+    expect(path, found.source(), **shapes)
+    return found
 
 
 def latent_recipe(
@@ -58,13 +69,11 @@ def latent_recipe(
       beside: shapes of further arrays that the latents must have beside them, by name.
       tokenizer: decodes previews and samples; without it the run generates latents.
     """
-    network = denoiser.network
-    found = latents(data)
-    shapes: dict[str, tuple[int, ...]] = {"latent": network.shape, "label": ()}
-    expect(data, found.source(), **shapes, **(beside or {}))
+    found = latents(data, latent=denoiser.network.shape, **(beside or {}))
     decoder: dict[str, Any] = {"normalizer": found.normalizer()}
     origins = {}
     if tokenizer is not None:
+        expect_maker(found, tokenizer.tokenizer, tokenizer.params["tokenizer"])
         decoder["tokenizer"] = tokenizer.params["tokenizer"]
         origins["tokenizer"] = tokenizer.origin
     task = DenoiserTask(denoiser, optim=optim or adamw(), emas=(Constant(0.9999),))
@@ -101,14 +110,15 @@ def smoke_recipe(
 
     Args:
       denoiser: for 8 x 8 digits.
-      data: images of 32 x 32 pixels (`small_images`), cut into as many patches, four times as wide; None for the
-        embedded digits. The network has the classes of the data; without labels it is unconditional and unguided.
+      data: images of 32 x 32 pixels (`small_images`), cut into the largest patches that a token carries (`carried`);
+        None for the embedded digits. The network has the classes of the data; without labels it is unconditional and
+        unguided.
     """
     images: Any = Digits("train")
     if data is not None:
         images, classes = small_images(data)
         network = dataclasses.replace(
-            denoiser.network, size=(32, 32), channels=3, patch=4 * denoiser.network.patch, num_classes=classes
+            denoiser.network, size=(32, 32), channels=3, patch=carried(denoiser.network.width, 3), num_classes=classes
         )
         denoiser = dataclasses.replace(denoiser, network=network)
         sampler = sampler if classes else dataclasses.replace(sampler, guidance=ClassifierFree())
@@ -119,7 +129,16 @@ def smoke_recipe(
     return Recipe(RunConfig(name, (stage,), sampler=sampler, engine=engine))
 
 
+def carried(width: int, channels: int) -> int:
+    """Gives the side of the largest patch, a power of 2, whose numbers are no more than the `width` of its token.
+
+    A velocity holds the noise of every pixel. Through a token that is narrower than its patch it does not pass, and
+    samples stay noise however long the model trains.
+    """
+    return 1 << int(math.log2(width / channels) / 2)
+
+
 def small_images(path: str) -> tuple[Images, int]:
     """The images of smoke runs, 32 x 32 pixels, and the number of their classes: 0 where they have no labels."""
-    classes = Images(path, 32, labels="none").store.num_classes or 0
+    classes = 10 if path == RANDOM else Images(path, 32, labels="none").store.num_classes or 0
     return Images(path, 32, labels="class" if classes else "none"), classes

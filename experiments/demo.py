@@ -43,7 +43,8 @@ from gen.sampling.guidance import ClassifierFree
 from gen.sampling.records import Records
 from gen.sampling.solvers import Euler, Heun
 from gen.steps import Encode, Evaluate, MakeRecords, Train
-from gen.tokenizers.kl1d import KL1DConfig, Tower
+from gen.tokenizers.encode import expect_maker
+from gen.tokenizers.titok import TiTokConfig, Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.training.ema import Constant
 from gen.training.logging import read_metrics
@@ -83,7 +84,7 @@ class Budget:
 SMOKE = Budget(tokenizer=60, teacher=60, regression=20, matching=20, pairs=512, count=300, sets=1)
 
 TOWER = Tower(width=64, depth=1, heads=8)
-TOKENIZER = KL1DConfig((8, 8, 1), patch=4, tokens=4, channels=8, encoder=TOWER, decoder=TOWER, scan=False)
+TOKENIZER = TiTokConfig((8, 8, 1), patch=4, tokens=4, channels=8, encoder=TOWER, decoder=TOWER, scan=False)
 TEACHER = Denoiser(
     DiTConfig((4,), channels=8, patch=1, width=64, depth=3, heads=4, num_classes=CLASSES, remat="none", scan=False),
     Linear(),
@@ -125,6 +126,7 @@ def _tokenizer(budget: Budget, seed: int) -> Recipe:
 
 def _teacher(budget: Budget, seed: int, tokenizer: Loaded, latents: Cache) -> Recipe:
     expect(latents.path, latents.source(), latent=TOKENIZER.spec.shape, label=())
+    expect_maker(latents, tokenizer.tokenizer, tokenizer.params["tokenizer"])
     task = DenoiserTask(TEACHER, optim=_cosine(2e-3, budget.teacher), emas=(Constant(0.998, warmup=True),))
     decoder = {"tokenizer": tokenizer.params["tokenizer"], "normalizer": latents.normalizer()}
     stage = Stage("teacher", task, steps=budget.teacher, batch=128, data=latents)

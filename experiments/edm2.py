@@ -19,7 +19,6 @@ import math
 from typing import Any
 
 from gen.data.images import Images
-from gen.data.loader import expect
 from gen.data.sources import Digits
 from gen.diffusion.backbones.edm2_unet import EDM2Config, edm2
 from gen.diffusion.denoiser import Denoiser, EDMPrecondition
@@ -92,8 +91,7 @@ def _large(size: str, data: Any, *, mebi: int, decay: int, fsdp: int = 1, **opti
 
 def _latent(size: str, data: str, tokenizer: Loaded | None, mebi: int, fsdp: int = 1) -> Recipe:
     network = edm2(size, dtype="bfloat16")
-    found = latents(data)
-    expect(data, found.source(), latent=network.shape, label=())
+    found = latents(data, latent=network.shape)
     return _large(
         size,
         found,

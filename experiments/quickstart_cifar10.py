@@ -29,6 +29,7 @@ from gen.data.augment import RandomAffine
 from gen.data.caches import Cache
 from gen.data.images import Images
 from gen.data.loader import expect
+from gen.data.random import RANDOM, Random
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.process import Linear
@@ -37,6 +38,7 @@ from gen.distill.dmd2 import DMD2Task
 from gen.distill.kd import KDTask
 from gen.errors import GenError
 from gen.experiments import Recipe
+from gen.experiments._latents import small_images
 from gen.metrics.image import psnr
 from gen.metrics.report import Report
 from gen.plan import Made, Plan
@@ -46,7 +48,8 @@ from gen.sampling.guidance import ClassifierFree
 from gen.sampling.records import Records
 from gen.sampling.solvers import Heun
 from gen.steps import Encode, MakeRecords, Train
-from gen.tokenizers.kl1d import KL1DConfig, Tower
+from gen.tokenizers.encode import expect_maker
+from gen.tokenizers.titok import TiTokConfig, Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
@@ -98,33 +101,33 @@ SMOKE = Budget(
 
 
 def cifar10_tokenizer(data: str) -> Recipe:
-    """32x32 images: a 1D tokenizer, 64 latent tokens of 16 channels (data: images with classes)."""
+    """32x32 images: a 1D tokenizer, 64 latent tokens of 16 channels (data: images, with classes or without)."""
     return _tokenizer(GPU, 0, _images(data))
 
 
 def cifar10_teacher(tokenizer: Loaded, data: str) -> Recipe:
     """32x32 images: a class-conditional flow transformer over the tokenizer's latents (data: a latent cache)."""
-    return _teacher(GPU, 0, tokenizer, Cache(data))
+    return _teacher(GPU, 0, tokenizer, _latents(data, tokenizer))
 
 
 def cifar10_student(teacher: Loaded, data: str) -> Recipe:
     """32x32 images: a one-step student by regression and DMD2 (data: stored pairs of the teacher)."""
-    return _student(GPU, 0, teacher, Records(data, teacher.origin))
+    return _student(GPU, 0, teacher, _pairs(data, teacher))
 
 
 def cifar10_tokenizer_smoke(data: str) -> Recipe:
-    """A toy of cifar10-tokenizer, a minute on a CPU (data: images with classes)."""
+    """A toy of cifar10-tokenizer, a minute on a CPU (data: images, with classes or without)."""
     return _tokenizer(SMOKE, 0, _images(data))
 
 
 def cifar10_teacher_smoke(tokenizer: Loaded, data: str) -> Recipe:
     """A toy of cifar10-teacher, a minute on a CPU (data: a latent cache)."""
-    return _teacher(SMOKE, 0, tokenizer, Cache(data))
+    return _teacher(SMOKE, 0, tokenizer, _latents(data, tokenizer))
 
 
 def cifar10_student_smoke(teacher: Loaded, data: str) -> Recipe:
     """A toy of cifar10-student, a minute on a CPU (data: stored pairs of the teacher)."""
-    return _student(SMOKE, 0, teacher, Records(data, teacher.origin))
+    return _student(SMOKE, 0, teacher, _pairs(data, teacher))
 
 
 PRESETS = {
@@ -178,7 +181,7 @@ def report(shown: Any, made: Made) -> Report:
     """One page: images `shown` and their reconstructions, teacher and student from the same noise."""
     tokenizer, teacher, student = (made[name] for name in ("tokenizer", "teacher", "student"))
     reconstructions = tokenizer.decode(tokenizer.encode(shown))
-    classes = teacher.denoiser.network.num_classes
+    classes = teacher.denoiser.network.num_classes or 10
     seeds = range(8 * classes)
     page = Report("32x32 images in one step", "A tokenizer, a flow transformer over its latents, its one-call student.")
     page.figures(
@@ -195,7 +198,18 @@ def report(shown: Any, made: Made) -> Report:
 
 
 def _images(data: str) -> Images:
-    return Images(data, size=SIZE, flip=True)
+    images, _ = small_images(data)
+    return dataclasses.replace(images, flip=True)
+
+
+def _latents(data: str, tokenizer: Loaded) -> Cache | Random:
+    return Random({"latent": tokenizer.tokenizer.spec.shape, "label": ()}) if data == RANDOM else Cache(data)
+
+
+def _pairs(data: str, teacher: Loaded) -> Records | Random:
+    shape = teacher.denoiser.network.shape
+    pairs = Random({"latent": shape, "noise": shape, "label": ()})
+    return pairs if data == RANDOM else Records(data, teacher.origin)
 
 
 def _name(what: str, budget: Budget) -> str:
@@ -204,7 +218,7 @@ def _name(what: str, budget: Budget) -> str:
 
 
 def _tokenizer(budget: Budget, seed: int, images: Images) -> Recipe:
-    tokenizer = KL1DConfig(
+    tokenizer = TiTokConfig(
         (SIZE, SIZE, 3),
         patch=4,
         tokens=budget.tokens,
@@ -229,13 +243,12 @@ def _tokenizer(budget: Budget, seed: int, images: Images) -> Recipe:
 SAMPLER = Sampler(Heun(), steps=9, guidance=ClassifierFree(1.5))
 
 
-def _teacher(budget: Budget, seed: int, tokenizer: Loaded, latents: Cache) -> Recipe:
-    """The network takes its classes from the labels that lie beside the latents."""
-    label = latents.source().rows.arrays.get("label")
-    if label is None:
-        raise GenError(f"{latents.path} has no labels; encode images that have classes (gen encode)")
+def _teacher(budget: Budget, seed: int, tokenizer: Loaded, latents: Cache | Random) -> Recipe:
+    """The network takes its classes from the labels that lie beside the latents; without them it has none."""
+    label = latents.source().label
     spec = tokenizer.tokenizer.spec
     expect(latents.path, latents.source(), latent=spec.shape)
+    expect_maker(latents, tokenizer.tokenizer, tokenizer.params["tokenizer"])
     network = DiTConfig(
         (spec.shape[0],),
         channels=spec.shape[1],
@@ -243,7 +256,7 @@ def _teacher(budget: Budget, seed: int, tokenizer: Loaded, latents: Cache) -> Re
         width=budget.width,
         depth=budget.depth,
         heads=budget.heads,
-        num_classes=int(label.max()) + 1,
+        num_classes=0 if label is None else int(label.max()) + 1,
         dtype=budget.dtype,
     )
     denoiser = Denoiser(network, Linear(), Predict("velocity", scale=10.0))
@@ -252,15 +265,16 @@ def _teacher(budget: Budget, seed: int, tokenizer: Loaded, latents: Cache) -> Re
     decoder = {"tokenizer": tokenizer.params["tokenizer"], "normalizer": latents.normalizer()}
     stage = Stage("teacher", task, steps=budget.teacher, batch=budget.batch, data=latents)
     origins = {"tokenizer": tokenizer.origin}
-    config = RunConfig(_name("teacher", budget), (stage,), origins, SAMPLER, tokenizer.tokenizer, engine=_engine(seed))
+    sampler = SAMPLER if network.num_classes else dataclasses.replace(SAMPLER, guidance=ClassifierFree())
+    config = RunConfig(_name("teacher", budget), (stage,), origins, sampler, tokenizer.tokenizer, engine=_engine(seed))
     return Recipe(config, artifacts=decoder)
 
 
-def _student(budget: Budget, seed: int, teacher: Loaded, pairs: Records) -> Recipe:
+def _student(budget: Budget, seed: int, teacher: Loaded, pairs: Records | Random) -> Recipe:
     """Of the teacher's network, tokenizer and guidance, whatever they are."""
     denoiser = teacher.denoiser
     shape = denoiser.network.shape
-    expect(pairs.path, pairs.source(), latent=shape, noise=shape, label=())
+    expect(pairs.path, pairs.source(), latent=shape, noise=shape)
     regression = KDTask(teacher=denoiser, optim=_cosine(0.128 / denoiser.network.width, budget.regression))
     matching = DMD2Task(
         teacher=denoiser,

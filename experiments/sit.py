@@ -13,6 +13,7 @@ SDE, unguided: XL/2 17.2, L/2 18.8, B/2 33.0 (`sit_b2`), S/2 57.6 (table 1 of th
 
 import math
 
+from gen.data.random import RANDOM
 from gen.diffusion.backbones.aligned import AlignedConfig
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.backbones.sit import parameterization, sit
@@ -61,7 +62,7 @@ def sit_b2(data: str, tokenizer: Loaded | None = None) -> Recipe:
 
 def repa_xl2(data: str, tokenizer: Loaded | None = None) -> Recipe:
     """SiT-XL/2 aligned with DINOv2 (REPA), 4M steps (data: a latent cache with encoder_0 beside the latents)."""
-    features = (256, encoded_rows(data)["encoder_0"].shape[-1])
+    features = (256, 768 if data == RANDOM else encoded_rows(data)["encoder_0"].shape[-1])
     network = AlignedConfig(sit("XL/2", dtype="bfloat16"), "block_7", features[1:])
     return latent_recipe(
         "repa-xl2",

@@ -42,7 +42,7 @@ _MAX_HEADER = 100_000_000  # the safetensors library's own limit
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by path, in the order of JAX (keys of a dict sorted, level by level).
+    """Gives the leaves of a tree by path, in the order of JAX (keys of a dict sorted, level by level).
 
     Args:
       tree: any pytree; a bare leaf has the path "".
@@ -55,7 +55,7 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
-    """The tree of ``function(path, leaf)``. Raises as `flatten` does."""
+    """Gives the tree of ``function(path, leaf)``. Raises as `flatten` does."""
     import jax
 
     return jax.tree_util.tree_map_with_path(lambda keys, leaf: function(_path(keys), leaf), tree)
@@ -71,7 +71,9 @@ def _path(keys: tuple[Any, ...]) -> str:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested dict whose leaves have these paths. Raises GenError where one path runs on behind another's leaf."""
+    """Gives the nested dict whose leaves have these paths. Raises GenError where one path runs on behind another's
+    leaf.
+    """
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, leaf = path.split("/")
@@ -85,7 +87,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digest(arrays: Mapping[str, Any], rows: int = 65536) -> str:
-    """SHA-256 (16 hex digits) of named arrays: names, types, shapes and bytes, in the order of their names.
+    """Gives the SHA-256 (16 hex digits) of named arrays: names, types, shapes and bytes, in the order of their names.
 
     Args:
       arrays: by name (`flatten` of a tree); a scalar counts as an array of one.
@@ -106,7 +108,7 @@ def save(path: str | Path, tree: Any, metadata: Mapping[str, str] | None = None)
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """The nested dict of NumPy arrays that `save` wrote, in memory and writable. Raises as `read` does."""
+    """Gives the nested dict of NumPy arrays that `save` wrote, in memory and writable. Raises as `read` does."""
     try:
         # copies: rows of the file may be misaligned
         return unflatten({name: np.array(array) for name, array in read(path).items()})
@@ -149,7 +151,7 @@ def write(path: str | Path, arrays: Mapping[str, Any], metadata: Mapping[str, st
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file by name, mapped from the disk and read-only.
+    """Gives the arrays of a safetensors file by name, mapped from the disk and read-only.
 
     No number in the file is believed before it has been checked against the size of the file.
 
@@ -178,7 +180,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def metadata(path: str | Path) -> dict[str, str]:
-    """The strings in the header of a safetensors file. Raises GenError as `read` does."""
+    """Gives the strings in the header of a safetensors file. Raises GenError as `read` does."""
     found = _header(Path(path))[0].get("__metadata__", {})
     return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 

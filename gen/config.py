@@ -23,6 +23,7 @@ from gen.errors import GenError
 
 __all__ = [
     "KINDS",
+    "PLACE",
     "check_choices",
     "config_class",
     "fingerprint",
@@ -34,6 +35,9 @@ __all__ = [
     "suggest",
     "to_json",
 ]
+
+# metadata of the field of a data configuration that says where the data lie, and nothing of what they are
+PLACE = types.MappingProxyType({"place": True})
 
 # family -> kind -> "module:Class". A kind is unique over all families.
 KINDS: dict[str, dict[str, str]] = {
@@ -109,6 +113,18 @@ KINDS: dict[str, dict[str, str]] = {
         "conv-head": "gen.nn.adversarial:ConvHead",
         "token-head": "gen.nn.adversarial:TokenHead",
     },
+    "discriminator": {
+        "patchgan": "gen.nn.discriminators:PatchGAN",
+        "titok-discriminator": "gen.nn.discriminators:TiTokDiscriminator",
+        "stylegan": "gen.nn.discriminators:StyleGAN",
+        "token-discriminator": "gen.nn.token_discriminator:TokenDiscriminator",
+        "encoder-tokens": "gen.tokenizers.losses:EncoderTokens",
+    },
+    "image-term": {
+        "lpips": "gen.tokenizers.losses:LPIPS",
+        "feature-term": "gen.tokenizers.losses:FeatureTerm",
+        "lite-maps": "gen.tokenizers.losses:LiteMaps",
+    },
     "guidance": {
         "cfg": "gen.sampling.guidance:ClassifierFree",
         "apg": "gen.sampling.guidance:AdaptiveProjected",
@@ -131,8 +147,30 @@ KINDS: dict[str, dict[str, str]] = {
         "adaptive-sampler": "gen.sampling.adaptive:AdaptiveSampler",
     },
     "tokenizer": {
-        "kl1d": "gen.tokenizers.kl1d:KL1DConfig",
+        "titok": "gen.tokenizers.titok:TiTokConfig",
         "kl-vae": "gen.tokenizers.kl_vae:KLVAEConfig",
+        "vitok": "gen.tokenizers.vitok:ViTokConfig",
+        "detok": "gen.tokenizers.detok:DeTokConfig",
+        "rae": "gen.tokenizers.rae:RAEConfig",
+        "flowtitok": "gen.tokenizers.flowtitok:FlowTiTokConfig",
+        "code-vectors": "gen.tokenizers.code_vectors:CodeVectors",
+        "vqgan": "gen.tokenizers.vqgan:VQGANConfig",
+        "maskgit-vqgan": "gen.tokenizers.maskgit_vqgan:MaskGITVQGANConfig",
+        "binary-autoencoder": "gen.tokenizers.binary:BinaryAutoencoderConfig",
+        "instella": "gen.tokenizers.instella:InstellaConfig",
+        "var-vqvae": "gen.tokenizers.var_vqvae:VARVQVAEConfig",
+        "flextok": "gen.tokenizers.flextok:FlexTokConfig",
+    },
+    "quantizer": {
+        "vq": "gen.tokenizers.quantizers.vq:VQ",
+        "lfq": "gen.tokenizers.quantizers.lfq:LFQ",
+        "bsq": "gen.tokenizers.quantizers.lfq:BSQ",
+        "binary": "gen.tokenizers.quantizers.binary:Binary",
+        "fsq": "gen.tokenizers.quantizers.fsq:FSQ",
+    },
+    "corruption": {
+        "latent-noise": "gen.tokenizers.rae:LatentNoise",
+        "latent-denoising": "gen.tokenizers.detok:LatentDenoising",
     },
     "run": {
         "run": "gen.training.run:RunConfig",
@@ -163,6 +201,7 @@ KINDS: dict[str, dict[str, str]] = {
         "arrays": "gen.data.images:Arrays",
         "zipped": "gen.data.images:Zipped",
         "latent-shards": "gen.pretrained.latent_shards:LatentShards",
+        "random": "gen.data.random:Random",
     },
     "augmentation": {
         "random-affine": "gen.data.augment:RandomAffine",
@@ -174,9 +213,15 @@ KINDS: dict[str, dict[str, str]] = {
         "lite": "gen.features.efficientnet_lite:EfficientNetLite",
         "dinov2": "gen.features.dinov2:DINOv2Extractor",
         "clip": "gen.features.clip:CLIPExtractor",
+        "convnext": "gen.features.convnext:ConvNeXt",
+        "resnet": "gen.features.resnet:ResNet",
     },
     "task": {
         "tokenizer-task": "gen.tokenizers.train:TokenizerTask",
+        "adversarial-tokenizer-task": "gen.tokenizers.adversarial:AdversarialTask",
+        "proxy-task": "gen.tokenizers.proxy:ProxyTask",
+        "vavae-task": "gen.tokenizers.vavae:VAVAETask",
+        "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "kd-task": "gen.distill.kd:KDTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",
@@ -185,12 +230,12 @@ KINDS: dict[str, dict[str, str]] = {
 
 
 def kinds() -> dict[str, str]:
-    """All registered kinds: kind -> "module:Class". Imports nothing."""
+    """Gives all registered kinds: kind -> "module:Class". Imports nothing."""
     return {kind: target for family in (*KINDS.values(), *installed().values()) for kind, target in family.items()}
 
 
 def members(family: str) -> dict[str, str]:
-    """The kinds of one family: kind -> "module:Class". Imports nothing."""
+    """Gives the kinds of one family: kind -> "module:Class". Imports nothing."""
     return KINDS[family] | installed().get(family, {})
 
 
@@ -213,14 +258,14 @@ def installed() -> dict[str, dict[str, str]]:
 
 
 def suggest(name: str, known: typing.Iterable[str]) -> str:
-    """A clause for an error message that names the closest known name, or the known names."""
+    """Gives a clause for an error message that names the closest known name, or the known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
 
 
 def config_class(kind: str) -> type:
-    """The dataclass registered as `kind`; imports its module. Raises GenError for an unknown kind."""
+    """Gives the dataclass registered as `kind`; imports its module. Raises GenError for an unknown kind."""
     table = kinds()
     if kind not in table:
         raise GenError(
@@ -231,13 +276,18 @@ def config_class(kind: str) -> type:
 
 
 def kind_of(cls: type) -> str | None:
-    """The kind under which `cls` is registered, or None."""
+    """Gives the kind under which `cls` is registered, or None."""
     target = f"{cls.__module__}:{cls.__qualname__}"
     return next((kind for kind, where in kinds().items() if where == target), None)
 
 
-def to_json(value: Any) -> Any:
-    """A configuration as plain JSON values; registered dataclasses carry their ``kind``.
+def to_json(value: Any, *, places: bool = True) -> Any:
+    """Gives a configuration as plain JSON values; registered dataclasses carry their ``kind``.
+
+    Args:
+      value: the configuration.
+      places: whether it says where data lie. False leaves out the fields marked `PLACE`: a folder that was moved or
+        copied holds the same data, which the data's own ``identity()`` tells.
 
     Raises TypeError for a value that has no JSON form (arrays, functions): configurations hold numbers,
     strings and other configurations only.
@@ -247,11 +297,12 @@ def to_json(value: Any) -> Any:
         if "kind" in (f.name for f in dataclasses.fields(value)):
             raise TypeError(f"{type(value).__name__} has a field 'kind', the name of the tag; rename the field")
         head = {"kind": kind} if kind else {}
-        return head | {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        fields = [f for f in dataclasses.fields(value) if f.init and (places or "place" not in f.metadata)]
+        return head | {f.name: to_json(getattr(value, f.name), places=places) for f in fields}
     if isinstance(value, Mapping):
-        return {str(k): to_json(v) for k, v in value.items()}
+        return {str(k): to_json(v, places=places) for k, v in value.items()}
     if isinstance(value, tuple | list):
-        return [to_json(v) for v in value]
+        return [to_json(v, places=places) for v in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"{type(value).__name__} does not belong in a configuration")
@@ -342,6 +393,6 @@ def check_choices(config: Any) -> None:
 
 
 def fingerprint(value: Any) -> str:
-    """SHA-256 (16 hex digits) of a configuration's canonical JSON: equal configurations, equal text."""
+    """Gives the SHA-256 (16 hex digits) of a configuration's canonical JSON: equal configurations, equal text."""
     text = json.dumps(to_json(value), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

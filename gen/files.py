@@ -81,7 +81,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """The content of a JSON file. Raises GenError when it is missing or not JSON."""
+    """Gives the content of a JSON file. Raises GenError when it is missing or not JSON."""
     try:
         return json.loads(Path(path).read_text())
     except OSError as error:

@@ -82,7 +82,7 @@ def import_file(path: str | Path) -> types.ModuleType:
 
 
 def not_python(file: Path, error: SyntaxError | ValueError) -> GenError:
-    """What is said of a file that does not parse."""
+    """Gives what is said of a file that does not parse."""
     line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
     return GenError(f"{file}{line} is not Python: {error.msg if isinstance(error, SyntaxError) else error}")
 
@@ -150,7 +150,7 @@ def accept(path: str | Path) -> None:
 
 
 def where(error: BaseException) -> str | None:
-    """Where in a file of the user's own an error arose, and what it was, as one line; None where it did not.
+    """Tells where in a file of the user's own an error arose, and what it was, as one line; None where it did not.
 
     The line is like "myexp.py, line 12: KeyError: 'x'", with the file's whole path. It is the innermost line of such a
     file on the way to the error.
@@ -169,7 +169,7 @@ def where(error: BaseException) -> str | None:
 
 
 def record(config: Any) -> list[dict[str, Any]]:
-    """The files whose own kinds a configuration holds, as ``modules.json`` says them.
+    """Gives the files whose own kinds a configuration holds, as ``modules.json`` says them.
 
     Kinds of installed packages (entry points of the group ``gen.kinds``) are not recorded: like this package, they are
     there by name. Nor are classes without a file, such as those of a notebook.
@@ -226,7 +226,7 @@ def _sha256(path: Path) -> str:
 
 
 def recorded(run: str | Path) -> list[dict[str, Any]]:
-    """What ``modules.json`` of a run folder says; [] where there is none. Raises GenError for a damaged one."""
+    """Gives what ``modules.json`` of a run folder says; [] where there is none. Raises GenError for a damaged one."""
     path = Path(run) / _RECORD
     if not path.exists():
         return []

@@ -45,21 +45,23 @@ class Step(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name, and that of its folder."""
+        """Gives the step's name, which is that of its folder."""
         ...
 
     @property
     def about(self) -> str:
-        """What it does, for the line that says that it begins."""
+        """Gives what it does, for the line that says that it begins."""
         ...
 
     @property
     def takes(self) -> Mapping[str, str]:
-        """Names of earlier steps by what they are to this one."""
+        """Gives names of earlier steps by what they are to this one."""
         ...
 
     def settings(self, given: Mapping[str, Any]) -> Any:
-        """All that decides what is made, but for the inputs, as JSON. `given`: the inputs, as `open` gives them."""
+        """Gives all that decides what is made, but for the inputs, as JSON. `given`: the inputs, as `open` gives
+        them.
+        """
         ...
 
     def run(self, given: Mapping[str, Any], out: Path) -> None:
@@ -67,7 +69,7 @@ class Step(Protocol):
         ...
 
     def open(self, out: Path) -> Any:
-        """What was made, to be used."""
+        """Gives what was made, to be used."""
         ...
 
 
@@ -160,7 +162,7 @@ class Made(Mapping[str, Any]):
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Time that each step took; of an interrupted one since it went on."""
+        """Gives the time that each step took; of an interrupted one since it went on."""
         steps = read_json(Path(self._plan.out) / "plan.json")
         return {name: float(steps[name]["seconds"]) for name in self._steps}
 

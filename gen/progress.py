@@ -15,7 +15,7 @@ _WINDOW = 30.0  # seconds over which the speed is measured
 
 
 def duration(seconds: float) -> str:
-    """3725 -> "1h02m", 75 -> "1m15s", 3.2 -> "3s"."""
+    """Spells seconds: 3725 -> "1h02m", 75 -> "1m15s", 3.2 -> "3s"."""
     if not math.isfinite(seconds):
         return "?"
     total = round(seconds)
@@ -38,7 +38,7 @@ class StatusLine:
         self._live: _Live | None = None
 
     def due(self) -> bool:
-        """Whether it is time for another line."""
+        """Tells whether it is time for another line."""
         return not self.quiet and time.monotonic() - self._last >= self._every
 
     def show(self, text: str) -> None:
@@ -90,7 +90,7 @@ class Pace:
 
     @property
     def speed(self) -> float:
-        """How many a second; NaN before two reports."""
+        """Tells how many a second; NaN before two reports."""
         if len(self._points) < 2:
             return math.nan
         (start, first), (now, done) = self._points[0], self._points[-1]

@@ -17,11 +17,12 @@ from gen.nn.conditions import make_conditions
 from gen.nn.network import param_shapes
 from gen.sampling.generate import quantise
 from gen.sampling.noise import decode_keys
+from gen.training.budget import abstract_states
 from gen.training.checkpoints import latest_step
 from gen.training.indexed import sample_keys
 from gen.training.run import RunConfig, load_config, load_run
 
-__all__ = ["Loaded", "Weights", "load", "read_config"]
+__all__ = ["Loaded", "Weights", "load", "planned", "read_config"]
 
 Weights = Literal["ema", "raw"]
 
@@ -50,7 +51,7 @@ class Loaded:
 
     @property
     def generator(self) -> Any:
-        """The Generator. Raises GenError for a run that makes no images by itself (a tokenizer's)."""
+        """Gives the Generator. Raises GenError for a run that makes no images by itself (a tokenizer's)."""
         generator = self.config.generator()
         if generator is None:
             raise GenError(f"{self.path} holds no generator ({self._what()}); give a teacher's or student's run")
@@ -58,7 +59,7 @@ class Loaded:
 
     @property
     def denoiser(self) -> Any:
-        """The Denoiser; its parameters are ``params["net"]``."""
+        """Gives the Denoiser; its parameters are ``params["net"]``."""
         models = self.config.exported()
         if "net" not in models:
             raise GenError(f"{self.path} holds no denoiser ({self._what()}); give a diffusion or flow model's run")
@@ -66,7 +67,7 @@ class Loaded:
 
     @property
     def tokenizer(self) -> Any:
-        """The Tokenizer; its parameters are ``params["tokenizer"]``."""
+        """Gives the Tokenizer; its parameters are ``params["tokenizer"]``."""
         models = self.config.exported()
         found = models["tokenizer"].config if "tokenizer" in models else self.config.tokenizer
         if found is None or "tokenizer" not in self.params:
@@ -74,7 +75,7 @@ class Loaded:
         return found
 
     def with_sampler(self, sampler: Any) -> "Loaded":
-        """The same run, sampled otherwise."""
+        """Gives the same run, sampled otherwise."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, sampler=sampler))
 
     def sample(
@@ -89,7 +90,7 @@ class Loaded:
         cond: Mapping[str, Any] | None = None,
         batch: int = 64,
     ) -> np.ndarray:
-        """Images (N, H, W, C) uint8, one per seed.
+        """Gives images (N, H, W, C) uint8, one per seed.
 
         Args:
           seeds: sample i depends on seeds[i] and its condition alone.
@@ -116,7 +117,7 @@ class Loaded:
         return np.concatenate(out)
 
     def encode(self, images: np.ndarray, *, cond: Mapping[str, Any] | None = None) -> np.ndarray:
-        """What a cache keeps of images (N, H, W, C) uint8: latents (the mode, raw scale), token ids, or bits.
+        """Gives what a cache keeps of images (N, H, W, C) uint8: latents (the mode, raw scale), token ids, or bits.
 
         Args:
           cond: the tokenizer's conditions by name, one value for all images or one each.
@@ -138,7 +139,7 @@ class Loaded:
         cond: Mapping[str, Any] | None = None,
         options: Any = None,
     ) -> np.ndarray:
-        """Images (N, H, W, C) uint8 of what `encode` gives: raw latents, ids or bits (N, *spec.shape).
+        """Gives images (N, H, W, C) uint8 of what `encode` gives: raw latents, ids or bits (N, *spec.shape).
 
         Args:
           seeds: of decoders that sample, one per image; 0 to N - 1 by default.
@@ -148,18 +149,33 @@ class Loaded:
         tokenizer = self.tokenizer
         if tuple(stored.shape[1:]) != tuple(tokenizer.spec.shape):
             raise GenError(f"{stored.shape} is not what this tokenizer decodes: (N, {tokenizer.spec.shape})")
+        _check_rows(tokenizer.spec, stored)
         numbers = np.arange(len(stored), dtype=np.int32) if seeds is None else np.asarray(list(seeds), np.int32)
         made = make_conditions(tokenizer.spec.conditions, numbers, cond)
         return np.asarray(_decoder(tokenizer, options)(self.params["tokenizer"], stored, numbers, made))
 
     @property
     def origin(self) -> str:
-        """Where these weights came from: name and fingerprint of the configuration, step, averaged or raw."""
+        """Tells where these weights came from: name and fingerprint of the configuration, step, averaged or raw."""
         return f"{self.config.name} {fingerprint(self.config)} step {self.step} {self.weights}"
 
     def _what(self) -> str:
         tasks = ", ".join(type(stage.task).__name__ for stage in self.config.stages)
         return f"'{self.config.name}', {tasks or 'no training stage'}"
+
+
+def _check_rows(spec: Any, stored: np.ndarray) -> None:
+    """Raises GenError for ids that the tokenizer does not have, and for latents that are no numbers."""
+    if spec.kind == "continuous":
+        good, expected = np.isfinite(stored), "finite latents"
+    else:
+        top = (spec.vocabulary or 2) - 1
+        good, expected = (stored >= 0) & (stored <= top), f"integers from 0 to {top}"
+        if stored.dtype.kind not in "iub":
+            raise GenError(f"{spec.kind} are {stored.dtype}; this tokenizer decodes {expected}")
+    if not good.all():
+        row = np.argwhere(~good)[0]
+        raise GenError(f"row {row[0]} holds {stored[tuple(row)]}; this tokenizer decodes {expected}")
 
 
 @functools.lru_cache(maxsize=8)
@@ -188,7 +204,7 @@ def _decoder(tokenizer: Any, options: Any) -> Callable[..., jax.Array]:
 
 
 def read_config(path: str | Path) -> RunConfig:
-    """The configuration of the run folder at `path`. Raises GenError when there is no run, or not a sound one."""
+    """Gives the configuration of the run folder at `path`. Raises GenError when there is no run, or not a sound one."""
     path = Path(path)
     if not (path / "config.json").is_file():
         raise GenError(f"{path} is not a run folder (it has no config.json); {_nearby(path)}")
@@ -227,6 +243,17 @@ def load(path: str | Path, *, weights: Weights = "ema", step: int | None = None)
         loaded = Loaded(path, config, params, "ema" if state.ema else "raw", step)
     _check_shapes(loaded)
     return loaded
+
+
+def planned(config: RunConfig, frozen: Mapping[str, Any], artifacts: Mapping[str, Any]) -> Loaded:
+    """Gives a run that has not been trained, as what is planned with it sees it: shapes in place of weights.
+
+    Args:
+      frozen, artifacts: arrays or shapes by role, as the run would be trained with them.
+    """
+    *_, state = abstract_states(config.stages, frozen)
+    params = {**artifacts, **jax.eval_shape(config.stages[-1].task.export, state)}
+    return Loaded(Path(config.name), config, params, "ema" if state.ema else "raw", config.steps)
 
 
 def _check_shapes(loaded: Loaded) -> None:

@@ -67,24 +67,25 @@ class Train(_About):
     best: bool = False
 
     def settings(self, given: Mapping[str, Any]) -> Any:
-        """The run's configuration; of how it is carried out only the seed."""
-        config = to_json(self.recipe(**given).config)
+        """Gives the run's configuration, of how it is carried out only the seed, and of the data what they are."""
+        recipe = self.recipe(**given)
+        config = to_json(recipe.config, places=False)
         if self.best and not config["engine"]["best"]:
             raise GenError(
                 f"step '{self.name}' is to give its best checkpoint, and its recipe does not say by which metric; "
                 "set engine.best to the name of a logged one"
             )
         decisive = {"seed": config["engine"]["seed"]} | ({"best": config["engine"]["best"]} if self.best else {})
-        return config | {"engine": decisive}
+        return config | {"engine": decisive, "data": [stage.data.identity() for stage in recipe.config.stages]}
 
     def run(self, given: Mapping[str, Any], out: Path) -> None:
-        """See `gen.plan.Step`."""
+        """Does what `gen.plan.Step.run` says."""
         recipe = self.recipe(**given)
         hooks = () if self.hooks is None else self.hooks(recipe)
         train(recipe.config, out, frozen=recipe.frozen, artifacts=recipe.artifacts, hooks=hooks)
 
     def open(self, out: Path) -> Loaded:
-        """The run, with its averaged weights."""
+        """Gives the run, with its averaged weights."""
         return load(out, step=best_step(out) if self.best else None)
 
 
@@ -109,11 +110,11 @@ class Encode(_About):
 
     @property
     def takes(self) -> Mapping[str, str]:
-        """See `gen.plan.Step`."""
+        """Does what `gen.plan.Step.takes` says."""
         return {"tokenizer": self.tokenizer}
 
     def settings(self, given: Mapping[str, Any]) -> Any:
-        """The identity of the images."""
+        """Gives the identity of the images."""
         del given
         return {"data": self._identity}
 
@@ -123,7 +124,7 @@ class Encode(_About):
         return all_of_them if self.count is None else f"the first {self.count} of {all_of_them}"
 
     def run(self, given: Mapping[str, Any], out: Path) -> None:
-        """See `gen.plan.Step`."""
+        """Does what `gen.plan.Step.run` says."""
         own = given["tokenizer"]
         source = self.data.source()
         if self.count is not None:
@@ -141,7 +142,7 @@ class Encode(_About):
         )
 
     def open(self, out: Path) -> Cache | TokenCache | BitCache:
-        """The cache."""
+        """Gives the cache that was written."""
         kinds = {kind.kind: kind for kind in (Cache, TokenCache, BitCache)}
         return kinds[read_json(out / "cache.json")["kind"]](str(out))
 
@@ -169,7 +170,7 @@ class MakeRecords(_About):
 
     @property
     def takes(self) -> Mapping[str, str]:
-        """See `gen.plan.Step`."""
+        """Does what `gen.plan.Step.takes` says."""
         return {"teacher": self.teacher}
 
     def _make(self, teacher: Loaded) -> Solved:
@@ -179,11 +180,11 @@ class MakeRecords(_About):
         return Solved(generator, self.points)
 
     def settings(self, given: Mapping[str, Any]) -> Any:
-        """Number and solver."""
+        """Gives the number of rows and the solver."""
         return {"count": self.count, "make": self._make(given["teacher"]).identity}
 
     def run(self, given: Mapping[str, Any], out: Path) -> None:
-        """See `gen.plan.Step`."""
+        """Does what `gen.plan.Step.run` says."""
         teacher = given["teacher"]
         make = self._make(teacher)
         make_records(
@@ -199,7 +200,7 @@ class MakeRecords(_About):
         )
 
     def open(self, out: Path) -> Records:
-        """The records, for students of this teacher."""
+        """Gives the records, for students of this teacher."""
         return Records(str(out), str(read_json(out / "records.json")["maker"]))
 
 
@@ -221,7 +222,7 @@ class Evaluate(_About):
     options: Any = None
 
     def settings(self, given: Mapping[str, Any]) -> Any:
-        """The options."""
+        """Gives the options as they are."""
         del given
         return {"options": self.options}
 
@@ -237,7 +238,7 @@ class Evaluate(_About):
             write_json(out / _SUBJECTS, files)
 
     def open(self, out: Path) -> dict[str, Result]:
-        """The results by subject."""
+        """Gives the results by subject."""
         return {name: Result.load(out / file) for name, file in read_json(out / _SUBJECTS).items()}
 
 

@@ -52,6 +52,10 @@ def test_a_student_is_distilled_by_one_command(tmp_path, capsys):
     demo.run(tmp_path / "demo", smoke=True)
     assert capsys.readouterr().out.count("done before") == 6
     assert (tmp_path / "demo" / "report.html").stat().st_mtime_ns == written
+    (tmp_path / "demo").rename(tmp_path / "elsewhere")
+    demo.run(tmp_path / "elsewhere", smoke=True)
+    assert capsys.readouterr().out.count("done before") == 6
+    (tmp_path / "elsewhere").rename(tmp_path / "demo")
     short = ["--stages.0.steps", "2", "--stages.1.steps", "4", "--batch", "16"]
     teacher = ["--teacher", str(tmp_path / "demo" / "teacher")]
     command = ["distill", "demo-student", *teacher, "--outdir", str(tmp_path / "student"), *short]

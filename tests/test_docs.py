@@ -45,7 +45,9 @@ def test_the_walks_and_words_are_of_this_code() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if page.name in ("README.md", "first-hour.md")], ids=lambda page: page.name
+    "page",
+    [page for page in PAGES if page.name in ("README.md", "first-hour.md", "own-experiment.md")],
+    ids=lambda page: page.name,
 )
 def test_commands_parse(page: Path) -> None:
     blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(), flags=re.S | re.M)

@@ -57,7 +57,8 @@ def test_full_size_presets(name: str, cache: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(stage.task.optim.rate(2**30 // 2048, stage.steps), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("real", [False, True])
 def test_smoke_preset_trains_resumes_and_samples(real: bool, tmp_path: Path) -> None:
     recipe = build("edm2-smoke", {"data": image_zip(tmp_path / "images.zip", 32)} if real else {})
     (stage,) = recipe.config.stages

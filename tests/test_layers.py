@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     ("cli",),
     ("experiments",),
-    ("plan", "steps"),
+    ("plan", "steps", "programs"),
     ("pretrained",),
     ("runs",),
     ("distill", "finetune"),

@@ -90,7 +90,12 @@ def test_the_pages_files_train_from_anywhere_and_are_sampled_by_another_process(
     assert len(code("own-method.md").splitlines()) <= 66
     monkeypatch.chdir(tmp_path)
     assert main(["list", "files/myexp.py"]) == 0
-    assert "files/myexp.py:my-flow" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "files/myexp.py:my-flow" in shown
+    assert re.search("backbone +wide +WideConfig", shown)
+    (tmp_path / "mysolver.py").write_text(SOLVER)
+    assert main(["list", "mysolver.py"]) == 0
+    assert re.search("solver +mine +Mine", capsys.readouterr().out)
     assert not own._imported
     quick = ["--steps", "2", "--batch", "16", "--engine.quiet", "true"]
     assert main(["train", "files/myexp.py", *quick]) == 0

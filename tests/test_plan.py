@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,13 +14,17 @@ import numpy as np
 import pytest
 
 from gen.data.sources import Digits
+from gen.diffusion.backbones.dit import DiTConfig
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.process import Linear
+from gen.diffusion.train import DenoiserTask
 from gen.errors import GenError
 from gen.experiments import Recipe
 from gen.metrics.protocol import Protocol, Result
 from gen.metrics.report import Report
 from gen.plan import Plan, Step
 from gen.steps import Encode, Evaluate, MakeRecords, Train
-from gen.tokenizers.kl1d import KL1DConfig, Tower
+from gen.tokenizers.titok import TiTokConfig, Tower
 from gen.tokenizers.train import TokenizerTask
 from gen.training.engine import Hook
 from gen.training.run import EngineConfig, RunConfig
@@ -148,7 +153,9 @@ def test_rounds_are_written_as_a_loop(tmp_path):
 def small(out, seed=0):
     """A tokenizer of which the second of three steps is the best, its latents, their scores, and a page."""
     tower = Tower(width=8, depth=1, heads=2)
-    task = TokenizerTask(KL1DConfig((8, 8, 1), patch=4, tokens=2, channels=4, encoder=tower, decoder=tower, scan=False))
+    task = TokenizerTask(
+        TiTokConfig((8, 8, 1), patch=4, tokens=2, channels=4, encoder=tower, decoder=tower, scan=False)
+    )
     engine = EngineConfig(seed=seed, keep=1, best="score", log_every=1, quiet=True)
     config = RunConfig("small", (Stage("tokenizer", task, steps=3, batch=16, data=Digits("test")),), engine=engine)
 
@@ -170,20 +177,29 @@ def small(out, seed=0):
 
 
 def test_a_run_its_best_checkpoint_its_latents_their_scores_and_the_page(tmp_path, capsys):
-    made = small(tmp_path).run()
+    made = small(tmp_path / "first").run()
     assert made["tokenizer"].step == 2
     assert len(made["latents"].source()) == 32
     assert set(made["scores"]["mean, of all"].values) == {"mean"}
-    assert (tmp_path / "scores" / "mean-of-all.json").exists()
-    assert "mean, of all" in (tmp_path / "report.html").read_text()
-    (tmp_path / "report.html").unlink()
+    assert (tmp_path / "first" / "scores" / "mean-of-all.json").exists()
+    assert "mean, of all" in (tmp_path / "first" / "report.html").read_text()
+
+    def flow(latents):
+        task = DenoiserTask(Denoiser(DiTConfig((2,), 4, patch=1, width=8, depth=1, heads=1), Linear()))
+        return Recipe(RunConfig("flow", (Stage("flow", task, steps=1, batch=16, data=latents),)))
+
+    scores, student = made["scores"], Train("flow", flow, {"latents": "latents"})
+    before = student.settings({"latents": made["latents"]})
+    moved = shutil.move(tmp_path / "first", tmp_path / "moved")
+    (moved / "report.html").unlink()
     capsys.readouterr()
-    again = small(tmp_path).run()
+    again = small(moved).run()
     assert capsys.readouterr().out.count("done before") == 3
-    assert again["scores"] == made["scores"]
-    assert (tmp_path / "report.html").exists()
+    assert student.settings({"latents": again["latents"]}) == before
+    assert again["scores"] == scores
+    assert (moved / "report.html").exists()
     with pytest.raises(GenError, match=r"step 'tokenizer' in .* was made before its settings changed"):
-        small(tmp_path, seed=1).run()
+        small(moved, seed=1).run()
 
 
 def test_what_steps_cannot_give_is_refused(tmp_path):

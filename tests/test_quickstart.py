@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from gen.data.caches import Cache, seal
 from gen.errors import GenError
 from gen.experiments import build, quickstart_cifar10
 from gen.experiments.quickstart_cifar10 import GPU, SMOKE, Budget, run
-from gen.tokenizers.kl1d import Tower
+from gen.tokenizers.encode import tokenizer_identity
+from gen.tokenizers.titok import TiTokConfig, Tower
 from tests.data.files import edm_zip
 from tests.test_edm_presets import image_zip
 
@@ -41,17 +43,17 @@ def test_stages_are_presets(tmp_path: Path) -> None:
         assert from_json(to_json(config)) == config
     unlabelled = np.random.default_rng(0).normal(size=(8, 4, 4)).astype(np.float32)
     np.save(tmp_path / "latent.npy", unlabelled)
-    seal(tmp_path, tokenizer="t", data="d")
-    with pytest.raises(GenError, match="has no labels; encode images that have classes"):
-        build("cifar10-teacher-smoke", {"tokenizer": None, "data": str(tmp_path)})
+    network = TiTokConfig((8, 8, 1), patch=4, tokens=4, channels=4)
+    seal(tmp_path, tokenizer=tokenizer_identity(network, {}), data="d")
+    tokenizer = SimpleNamespace(tokenizer=network, params={"tokenizer": {}}, origin="t")
+    config = build("cifar10-teacher-smoke", {"tokenizer": tokenizer, "data": str(tmp_path)}).config
+    assert (config.stages[0].task.denoiser.network.num_classes, config.sampler.guidance.scale) == (0, 1.0)
 
 
 def test_unfit_data_are_refused_before_anything_runs(tmp_path: Path) -> None:
     small = str(edm_zip(tmp_path / "a.zip", [[f"00000/img{i:08d}.png", 0] for i in range(6)]))
     with pytest.raises(GenError, match="expected 32 x 32"):
         run(small, tmp_path / "run", smoke=True)
-    with pytest.raises(GenError, match="has no class labels"):
-        run(str(edm_zip(tmp_path / "b.zip", None)), tmp_path / "run", smoke=True)
     with pytest.raises(GenError, match="12 images, fewer than the batch"):
         run(image_zip(tmp_path / "c.zip", 32), tmp_path / "run", smoke=True)
     assert not (tmp_path / "run").exists()

@@ -17,8 +17,9 @@ from gen.data.caches import seal
 from gen.data.images import Images
 from gen.errors import GenError
 from gen.experiments import build, presets
+from gen.experiments._latents import carried
 from gen.features.alignment import patch_features
-from gen.features.dinov2 import DINOv2Config
+from gen.features.vit import ViTConfig
 from gen.nn.network import Network
 from gen.pretrained.dinov2 import IMPORTER as DINOV2
 from gen.pretrained.latent_shards import LatentShards
@@ -119,6 +120,11 @@ def test_smoke_presets_train_resume_and_sample(name: str, real: bool, tmp_path: 
     assert gen.load(tmp_path / "run").sample(range(2)).shape == ((2, 32, 32, 3) if real else (2, 8, 8, 1))
 
 
+@pytest.mark.parametrize(("width", "patch"), [(16, 2), (47, 2), (48, 4), (64, 4), (192, 8)])
+def test_a_token_of_a_smoke_preset_carries_its_patch(width: int, patch: int) -> None:
+    assert carried(width, 3) == patch
+
+
 @pytest.mark.parametrize(
     "name", [name for name in presets() if name.endswith("-smoke") and "data" in presets()[name].optional]
 )
@@ -140,7 +146,7 @@ def test_repa_from_images_and_an_encoder(tmp_path: Path, capsys: pytest.CaptureF
     from tests.pretrained.test_decoder import VAE, official
 
     zipped = image_zip(tmp_path / "images.zip", 32)
-    encoder = DINOv2Config(28, 14, 64, 1, 1, 16)
+    encoder = ViTConfig(28, 14, 64, 1, 1, 16)
     arrays.write(tmp_path / "vae.safetensors", official("sd-vae", VAE))
     drawn = jax.jit(Network(encoder).init)(jax.random.key(0))
     arrays.write(tmp_path / "dino.safetensors", DINOV2.save(encoder, drawn))

@@ -17,7 +17,7 @@ import signal
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data split": ("gen.cli.data:split", "hold out a share of every class"),
     "convert": ("gen.cli.convert:convert", "published weights to ours and back"),
     "info": ("gen.cli.info:info", "parameters, memory and identities of a preset or run"),
+    "compile": ("gen.cli.compile:compile_preset", "memory, traffic and time on a TPU or GPU that is not here"),
     "report": ("gen.cli.report:report", "rebuild the report page of a run folder"),
     "doctor": ("gen.cli.doctor:doctor", "devices, versions and what is missing for which feature"),
     "list": ("gen.cli.listing:listing", "presets and registered building blocks"),
@@ -68,7 +69,7 @@ solvers ...), taken as it is now for runs that were made with an older version o
 
 
 def overview(group: Sequence[str] = ()) -> str:
-    """The text of ``gen --help``, or of a group's, such as ``gen data --help``."""
+    """Gives the text of ``gen --help``, or of a group's, such as ``gen data --help``."""
     rows = "\n".join(f"  {name:<13} {COMMANDS[name][1]}" for name in group or COMMANDS)
     if group:
         name = group[0].split()[0]
@@ -213,7 +214,7 @@ def _leave(status: int) -> NoReturn:
 
 
 def parse(command: str, args: Sequence[str]) -> Callable[[], None] | None:
-    """The command's function with its parsed arguments bound; None when its help was printed.
+    """Gives the command's function with its parsed arguments bound; None when its help was printed.
 
     Flags with a dot in their name (``--stages.0.steps 500``) are overrides of a configuration; they reach the
     function's parameter ``overrides`` as (path, text) pairs. Raises GenError for anything that does not parse.
@@ -240,11 +241,21 @@ def parse(command: str, args: Sequence[str]) -> Callable[[], None] | None:
     except SystemExit as stop:
         if not stop.code:
             return None
+        _refuse_positional_flags(command, parameters, plain)
         raise GenError(f"{_one_line(outer.getvalue())}; see gen {command} --help") from None
     if unknown:
         hint = _unknown(unknown[0], function, _settings(bound) if takes_overrides else ())
         raise GenError(f"gen {command}: {hint}; see gen {command} --help")
     return functools.partial(bound, overrides=overrides) if takes_overrides else bound
+
+
+def _refuse_positional_flags(command: str, parameters: Mapping[str, inspect.Parameter], args: Sequence[str]) -> None:
+    """Raises GenError where an argument that has no flag is given as if it had one."""
+    plain = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_ONLY]
+    for name in plain:
+        if any(arg.partition("=")[0] == f"--{name}" for arg in args):
+            usage = " ".join(word.upper() for word in plain)
+            raise GenError(f"{name.upper()} is given without a flag: gen {command} {usage}; leave out --{name}")
 
 
 def split_overrides(args: Sequence[str]) -> tuple[list[str], tuple[tuple[str, str], ...]]:
@@ -326,7 +337,8 @@ def _settings(bound: Any) -> list[str]:
         if Path(what).is_dir():
             paths = [path for path, _ in leaves(read_config(what))]
             return [path for path in paths if path.startswith("sampler.")]
-        inputs = {name: bound.keywords.get(name) for name in ("data", "teacher", "tokenizer")}
+        given = {name: bound.keywords.get(name) for name in ("data", "teacher", "tokenizer")}
+        inputs = {name: value if name == "data" or value is None else Path(value) for name, value in given.items()}
         return [path for path, _ in leaves(prepare(what, inputs).config)]
     except GenError:
         return []

@@ -6,19 +6,20 @@ from typing import Annotated, Any
 
 import tyro
 
+from gen.cli.flags import Switch, flag
 from gen.errors import GenError
 
 __all__ = ["compare", "show"]
 
 
 def compare(
-    what: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN|JSON")],
+    what: Annotated[tuple[str, ...], tyro.conf.Positional, flag("RUN|JSON")],
     /,
     *,
-    force: bool = False,
-    out: Annotated[Path | None, tyro.conf.arg(metavar="HTML")] = None,
+    force: Switch = False,
+    out: Annotated[Path | None, flag("HTML")] = None,
 ) -> None:
-    """Scores of several evaluations side by side, under one protocol.
+    """Shows the scores of several evaluations side by side, under one protocol.
 
     Results taken under different protocols are refused, naming the field in which they differ; forced, that field
     stands in the table.
@@ -55,7 +56,7 @@ def _scores(path: Path) -> Path:
 
 
 def show(results: dict[str, Any]) -> None:
-    """A table on stdout of scores and of the protocol fields in which they differ; the rest of the protocol beneath.
+    """Prints a table of scores and of the protocol fields in which they differ; the rest of the protocol beneath.
 
     Results are its columns; its rows where there are more results than scores.
     """

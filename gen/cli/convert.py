@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from gen.cli.flags import flag
 from gen.cli.opening import Overrides
 from gen.errors import GenError
 
@@ -14,15 +15,16 @@ __all__ = ["convert"]
 
 
 def convert(
-    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE|DIR|RUN|NETWORK")],
-    file: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[FILE]")] = None,
+    source: Annotated[Path, tyro.conf.Positional, flag("FILE|DIR|RUN|NETWORK")],
+    file: Annotated[Path | None, tyro.conf.Positional, flag("[FILE]")] = None,
     /,
     *,
-    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
-    system: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    key: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    vae: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
-    normalizer: Annotated[str | None, tyro.conf.arg(metavar="X")] = None,
+    out: Annotated[Path | None, flag("RUN|FILE|DIR")] = None,
+    system: Annotated[str | None, flag("NAME")] = None,
+    key: Annotated[str | None, flag("NAME")] = None,
+    vae: Annotated[Path | None, flag("FILE|DIR|RUN")] = None,
+    encoder: Annotated[Path | None, flag("FILE")] = None,
+    normalizer: Annotated[str | None, flag("X")] = None,
     overrides: Overrides = (),
 ) -> None:
     """Turns published weights into a run folder that gen sample takes, or a run back into published names.
@@ -39,6 +41,7 @@ def convert(
       gen convert SiT-XL-2-256x256.pt --out runs/sit-xl --system sit --vae runs/vae
       gen convert lightningdit-xl.pt --out runs/light --vae vavae.pt --normalizer latents_stats.pt
       gen convert DiT-XL-2-256/ --out runs/dit-xl
+      gen convert rae-decoder.pt --encoder dinov2-with-registers.safetensors --out runs/rae
       gen convert small.safetensors --out runs/small --system dit --network.heads 6
       gen convert runs/dit-xl --out back.safetensors
       gen convert runs/mine --out pipeline/ --system dit-diffusers
@@ -46,13 +49,16 @@ def convert(
 
     Args:
       source: a .safetensors, .pt, .pth or .pkl file, the .index.json of weights cut into several, a diffusers folder, a
-        run folder to export, or a feature network (inception, lite, dinov2, clip, clip-vocabulary, lpips).
+        run folder to export, or a feature network (inception, lite, dinov2, mae, clip, clip-vocabulary, lpips,
+        convnext, resnet).
       file: the published file of that feature network.
       out: the run folder to make, the .safetensors file to export to, or a folder to export to in the layout of
         diffusers (systems dit-diffusers and sd-vae); needed unless SOURCE is a feature network.
       system: the published system (dit, ...); known by the names in the file by default. Of a run, what to export to.
       key: which entry of a training checkpoint (ema, model, ...), model for raw weights; the averaged ones by default.
       vae: the autoencoder of a latent model: its file, diffusers folder or run folder.
+      encoder: of a released RAE decoder: the file of its frozen encoder (dinov2-with-registers-base of the transformers
+        library).
       normalizer: of its latents, where the published one is not meant: the factor that scaled them (0.18215), a file
         with their mean and std, or a latent cache.
     """
@@ -72,7 +78,8 @@ def convert(
         _export(source, out, system)
     else:
         inside = source / "vae"
-        _import(source, out, system, key, inside if vae is None and inside.is_dir() else vae, normalizer, overrides)
+        vae = inside if vae is None and inside.is_dir() else vae
+        _import(source, out, system, key, vae, encoder, normalizer, overrides)
 
 
 def _import(
@@ -81,6 +88,7 @@ def _import(
     system: str | None,
     key: str | None,
     vae: Path | None,
+    encoder: Path | None,
     normalizer: str | None,
     overrides: Any,
 ) -> None:
@@ -90,7 +98,8 @@ def _import(
     from gen.nn.network import count
     from gen.pretrained import diffusers
     from gen.pretrained.exports import described, sampled_as
-    from gen.pretrained.readers import read_state
+    from gen.pretrained.rae import with_encoder
+    from gen.pretrained.readers import read_state, read_weights
     from gen.pretrained.schedulers import obeyed
     from gen.pretrained.systems import locate
     from gen.training.run import RunConfig
@@ -106,6 +115,8 @@ def _import(
         options = component.options | options
     else:
         weights, entry = read_state(source, key)
+    if encoder is not None:
+        weights = with_encoder(weights, read_weights(encoder))
     held = described(file)
     found = locate(held.system if system is None else system, weights)
     importer = found.importer
@@ -149,7 +160,7 @@ def _joined(
     from gen.pretrained.decoder import join, read_decoder, read_normalizer
 
     if vae is None:
-        raise GenError(f"--normalizer {normalizer} without an autoencoder; add --vae PATH")
+        raise GenError(f"--normalizer {normalizer} without an autoencoder; add --vae FILE")
     if generator is None:
         raise GenError(f"{importer.name} weights make no latents; leave out --vae")
     decoder = read_decoder(vae)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from gen.cli.flags import Switch, flag
 from gen.errors import GenError
 from gen.progress import Bar
 
@@ -12,18 +13,18 @@ __all__ = ["convert", "inspect", "split"]
 
 
 def convert(
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
-    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
+    source: Annotated[str, tyro.conf.Positional, flag("DATA")],
+    out: Annotated[Path, tyro.conf.Positional, flag("OUT")],
     /,
     *,
-    size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None,
+    size: Annotated[int | None, flag("PIXELS")] = None,
     crop: Literal["adm", "center", "squeeze"] = "adm",
     filter: Literal["lanczos", "box", "bicubic"] = "lanczos",
-    grey: bool = False,
-    quality: Annotated[int | None, tyro.conf.arg(metavar="1-100")] = None,
-    threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    shard: Annotated[int, tyro.conf.arg(metavar="N")] = 4096,
-    skip_broken: bool = False,
+    grey: Switch = False,
+    quality: Annotated[int | None, flag("1-100")] = None,
+    threads: Annotated[int | None, flag("N")] = None,
+    shard: Annotated[int, flag("N")] = 4096,
+    skip_broken: Switch = False,
 ) -> None:
     """Turns images of any layout into one file or folder that training reads quickly.
 
@@ -68,11 +69,11 @@ def convert(
 
 
 def inspect(
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
+    source: Annotated[str, tyro.conf.Positional, flag("DATA")],
     /,
     *,
-    preview: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None,
-    names: Annotated[int, tyro.conf.arg(metavar="N")] = 10,
+    preview: Annotated[Path | None, flag("PNG")] = None,
+    names: Annotated[int, flag("N")] = 10,
 ) -> None:
     """Looks at every image once: counts, classes, sizes, duplicates and broken files by name.
 
@@ -123,13 +124,13 @@ def inspect(
 
 
 def split(
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
+    source: Annotated[str, tyro.conf.Positional, flag("DATA")],
     /,
     *,
-    held_out: Annotated[Path, tyro.conf.arg(metavar="OUT")],
-    rest: Annotated[Path, tyro.conf.arg(metavar="OUT")],
-    count: Annotated[int, tyro.conf.arg(metavar="N")],
-    seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0,
+    held_out: Annotated[Path, flag("OUT")],
+    rest: Annotated[Path, flag("OUT")],
+    count: Annotated[int, flag("N")],
+    seed: Annotated[int, flag("N")] = 0,
 ) -> None:
     """Divides a data set in two: N images held out, each class with its share, and the rest; files byte for byte.
 

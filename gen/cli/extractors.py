@@ -6,11 +6,11 @@ from typing import Any
 
 from gen.errors import GenError
 
-__all__ = ["find_extractor", "is_statistics", "made_shape", "open_extractor", "open_reference", "stored_shape"]
+__all__ = ["find_extractor", "is_statistics", "open_extractor", "open_reference", "stored_shape"]
 
 
 def open_extractor(text: str) -> Any:
-    """The feature network that ``NAME`` or ``NAME:MODE`` names.
+    """Gives the feature network that ``NAME`` or ``NAME:MODE`` names.
 
     Weights that are part of an installed package are converted when they are first asked for.
 
@@ -30,7 +30,7 @@ def open_extractor(text: str) -> Any:
 
 
 def find_extractor(named: str | None, reference: str | None, shape: Callable[[], tuple[int, ...]]) -> Any:
-    """The feature network of an evaluation.
+    """Gives the feature network of an evaluation.
 
     Args:
       named: as `open_extractor` takes it; None to have it chosen: the one that stored statistics were made with, else
@@ -95,17 +95,8 @@ def _convert_installed(name: str, network: Any) -> None:
             print(line)
 
 
-def made_shape(images: Any) -> tuple[int, ...]:
-    """(H, W, C) of the images that a generator makes (`gen.metrics.sources.generated`); nothing is computed."""
-    import jax
-    import jax.numpy as jnp
-
-    made = jax.eval_shape(images.function, images.arguments, jax.ShapeDtypeStruct((1,), jnp.int32))
-    return tuple(made["image"].shape[1:])
-
-
 def stored_shape(text: str) -> tuple[int, ...]:
-    """(H, W, C) of the first of the stored images that `text` names. Raises GenError where there are none."""
+    """Gives (H, W, C) of the first of the stored images that `text` names. Raises GenError where there are none."""
     import io
 
     from PIL import Image
@@ -122,7 +113,7 @@ def stored_shape(text: str) -> tuple[int, ...]:
 
 
 def open_reference(text: str, network: Any, batch: int, mesh: Any) -> tuple[Any, Any]:
-    """(reference, its images or None): stored statistics, or those of the images that `text` names."""
+    """Gives (reference, its images or None): stored statistics, or those of the images that `text` names."""
     from gen.cli.images import open_images
     from gen.metrics.reference import Reference, make_reference
     from gen.progress import Bar
@@ -137,7 +128,7 @@ def open_reference(text: str, network: Any, batch: int, mesh: Any) -> tuple[Any,
 
 
 def is_statistics(text: str) -> bool:
-    """Whether `text` names stored statistics."""
+    """Tells whether `text` names stored statistics."""
     import zipfile
 
     path = Path(text)

@@ -9,7 +9,7 @@ __all__ = ["open_images", "read_images"]
 
 
 def read_images(text: str) -> tuple[Any, Any]:
-    """(images (N, H, W, C) uint8, labels (N,) int32 or None) of what `text` names.
+    """Gives (images (N, H, W, C) uint8, labels (N,) int32 or None) of what `text` names.
 
     ``digits`` (all), ``digits:train`` and ``digits:test`` are the embedded digits; otherwise a path: an .npz with
     ``arr_0`` (and ``arr_1`` labels), a folder of PNG or JPEG files, in the order of their names, or a .zip, .tar or
@@ -32,7 +32,7 @@ def read_images(text: str) -> tuple[Any, Any]:
 
 
 def open_images(text: str, network: Any, *, quantiser: str | None = None, rule: str | None = None) -> Any:
-    """The images that `text` names as a source for evaluation, read a batch at a time.
+    """Gives the images that `text` names as a source for evaluation, read a batch at a time.
 
     As for `read_images`, and anything else that `gen.data.stores` reads. What ``gen sample`` noted beside its samples
     (rounding, label rule, seeds) goes into the protocol.

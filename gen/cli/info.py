@@ -1,5 +1,6 @@
 """``gen info``."""
 
+import dataclasses
 import inspect
 import json
 import math
@@ -8,38 +9,39 @@ from typing import Annotated, Any
 
 import tyro
 
+from gen.cli.flags import Switch, flag
 from gen.cli.opening import Overrides, prepare
+from gen.cli.overrides import mesh_overrides
 from gen.config import fingerprint
-from gen.errors import GenError
 
-__all__ = ["info", "leaves", "mesh_overrides"]
-
-AXES = ("data", "fsdp", "tensor")  # as in gen.training.sharding, which imports jax
+__all__ = ["info", "leaves"]
 
 
 def info(
-    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET|FILE.py:PRESET|RUN")],
+    what: Annotated[str, tyro.conf.Positional, flag("PRESET|FILE.py:PRESET|RUN")],
     /,
     *,
-    mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
-    devices: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    batch_gpu: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    data: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None,
-    teacher: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
-    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
+    mesh: Annotated[str | None, flag("AXIS=N,...")] = None,
+    devices: Annotated[int | None, flag("N")] = None,
+    batch: Annotated[int | None, flag("N")] = None,
+    batch_gpu: Annotated[int | None, flag("N")] = None,
+    data: Annotated[str | None, flag("DATA")] = None,
+    teacher: Annotated[Path | None, flag("RUN")] = None,
+    tokenizer: Annotated[Path | None, flag("RUN")] = None,
+    unconditional: Switch = False,
+    target: Annotated[str | None, flag("NAME[:SHAPE]")] = None,
     overrides: Overrides = (),
 ) -> None:
     """Shows a preset or a run: parameters per network, memory per device, identities, and every setting's path.
 
-    For presets the memory of a training step is estimated for each rematerialisation policy (what the backward pass
-    recalculates instead of keeping: nothing, all but matrix products, everything). Allocates and compiles nothing.
-    Without the inputs that a preset needs, the paper, its recipe and the expected result.
+    Allocates and compiles nothing, unless a target is named: then the memory of a step there is its compiler's figure,
+    and no data are needed. Without the inputs that a preset needs, the paper, its recipe and the expected result.
 
     Examples:
       gen info dit-xl2
       gen info demo-tokenizer
       gen info dit-xl2 --data cache --mesh data=8,fsdp=4 --batch-gpu 8 --engine.memory_gib 80
+      gen info dit-xl2 --target v5e:8x8
       gen info ./myexp.py:my-flow
       gen info runs/demo/student
 
@@ -52,7 +54,12 @@ def info(
       data: the data or latent cache, for presets that take one.
       teacher: the teacher's run folder, for presets that take one.
       tokenizer: the tokenizer's run folder, for presets that take one.
+      unconditional: without classes, as for gen train.
+      target: a TPU slice or GPUs to compile a step for, as for gen compile; its wheels must be installed.
     """
+    if target is not None:
+        _show_target(what, target, (mesh_overrides(mesh), overrides), batch, batch_gpu, (data, teacher, tokenizer))
+        return
     if Path(what).is_dir():
         _show_run(Path(what), overrides)
         return
@@ -67,30 +74,43 @@ def info(
     if any(inputs[name] is None for name in preset.required):
         _show_preset(what, preset)
         return
-    recipe = prepare(what, inputs, (*axes, *overrides), {"batch": batch})
+    recipe = prepare(what, inputs, (*axes, *overrides), {"batch": batch}, unconditional=unconditional)
     print(f"{recipe.config.name}  (configuration {fingerprint(recipe.config)})")
     dry_run(recipe.config, frozen=recipe.frozen, artifacts=recipe.artifacts, batch_gpu=batch_gpu, devices=devices)
     _show_settings(recipe.config)
 
 
-def mesh_overrides(text: str | None) -> tuple[tuple[str, str], ...]:
-    """The overrides that ``data=8,fsdp=4`` stands for; axes not named get 1. Raises GenError for other text."""
-    if text is None:
-        return ()
-    sizes = dict.fromkeys(AXES, "1")
-    for part in text.split(","):
-        axis, equals, size = (word.strip() for word in part.partition("="))
-        if axis not in sizes or not equals or not size.lstrip("-").isdigit():
-            raise GenError(
-                f"--mesh '{text}' is not like data=8,fsdp=4; axes are {', '.join(AXES)}, sizes whole numbers"
-            )
-        sizes[axis] = size
-    return tuple((f"engine.mesh.{axis}", size) for axis, size in sizes.items())
+def _show_target(
+    what: str, target: str, changes: Any, batch: int | None, batch_gpu: int | None, given: tuple[Any, ...]
+) -> None:
+    """What a training step of a preset needs on a device that is not here."""
+    from gen.training.targets import find_target
+    from gen.training.targets import prepare as prepare_compilers
+
+    found = find_target(target)
+    prepare_compilers()
+    from gen.cli.estimates import estimates
+    from gen.training.budget import size_text
+
+    names = ("data", "teacher", "tokenizer")
+    inputs = {name: None if value is None else str(value) for name, value in zip(names, given, strict=True)}
+    axes, overrides = changes
+    _, made = estimates(
+        what, found, inputs=inputs, overrides=(*axes, *overrides), batch=batch, batch_gpu=batch_gpu, say=print
+    )
+    for program, estimate in made:
+        held = {name: size for name, size in dataclasses.asdict(program.held).items() if size}
+        parts = {**held, "temporaries": estimate.temporaries}
+        listed = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items())
+        print(
+            f"'{program.name}': {listed}; {size_text(sum(parts.values()))} of the {size_text(found.chip.memory)} of a "
+            f"{found.chip.title}"
+        )
 
 
 def _show_preset(what: str, preset: Any) -> None:
     """What its experiment file says of a preset, and the inputs without which there is no more to say."""
-    flags = {"data": "--data PATH", "teacher": "--teacher RUN", "tokenizer": "--tokenizer RUN"}
+    flags = {"data": "--data DATA", "teacher": "--teacher RUN", "tokenizer": "--tokenizer RUN"}
     needs = " ".join(flags[name] for name in preset.required)
     print(f"{preset.name}: {preset.line}\n\n{inspect.getdoc(preset.load())}\n")
     if preset.optional:
@@ -112,22 +132,33 @@ def _show_run(path: Path, overrides: tuple[tuple[str, str], ...]) -> None:
         print(f"{role}: {count(tree):,} parameters")
     if loaded.config.sampler is not None:
         print(f"network calls per sample: {loaded.generator.nfe}")
-    _show_settings(config)
+    _show_settings(config, trained=True)
 
 
-def _show_settings(config: Any) -> None:
-    """Where frozen arrays and data come from; every setting with its path."""
+def _show_settings(config: Any, *, trained: bool = False) -> None:
+    """Where frozen arrays and data come from; every setting with its path. Of a trained run the sampler's alone change.
+
+    A run that is gone on with takes its preset's settings: gen train PRESET shows what it refuses.
+    """
     for role, origin in config.frozen.items():
         print(f"frozen {role}: {origin}")
     for stage in config.stages:
         print(f"data of {stage.name}: {stage.data.identity()}")
-    print("\nsettings (override with --PATH VALUE):")
-    for path, value in leaves(config):
+    settings = leaves(config)
+    if trained:
+        changeable = [setting for setting in settings if setting[0].startswith("sampler")]
+        settings = [setting for setting in settings if setting not in changeable]
+        if changeable:
+            print("\nhow it is sampled (gen sample and gen evaluate take --PATH VALUE):")
+            for path, value in changeable:
+                print(f"  {path} = {value}")
+    print("\nhow it was trained:" if trained else "\nsettings (override with --PATH VALUE):")
+    for path, value in settings:
         print(f"  {path} = {value}")
 
 
 def leaves(config: Any) -> list[tuple[str, str]]:
-    """(path, JSON) of every setting, as overrides name them."""
+    """Gives (path, JSON) of every setting, as overrides name them."""
     from gen.config import to_json
 
     def walk(value: Any, path: str) -> list[tuple[str, str]]:

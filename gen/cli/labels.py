@@ -7,7 +7,7 @@ __all__ = ["with_labels"]
 
 
 def with_labels(config: Any) -> Any:
-    """The run's configuration with the names of its data's classes, where they are known.
+    """Gives the run's configuration with the names of its data's classes, where they are known.
 
     Prints a line for data that have fewer classes than the model.
 

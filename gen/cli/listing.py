@@ -5,11 +5,13 @@ from typing import Annotated
 
 import tyro
 
+from gen.cli.flags import flag
+
 __all__ = ["listing"]
 
 
-def listing(what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WHAT")] = "all", /) -> None:
-    """Lists presets, the registered building blocks by family, or the presets of your own file; imports none of them.
+def listing(what: Annotated[str, tyro.conf.Positional, flag("WHAT")] = "all", /) -> None:
+    """Lists presets, building blocks by family, or the presets and kinds of your own file; imports none of them.
 
     Examples:
       gen list
@@ -24,16 +26,21 @@ def listing(what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WH
     from gen.cli.tables import print_table
     from gen.config import KINDS, members, suggest
     from gen.errors import GenError
-    from gen.experiments import file_presets, is_file, presets
+    from gen.experiments import file_kinds, file_presets, is_file, presets
 
     tables = ("presets", "protocols", "measures")
     own = is_file(what)
     if not own and what not in ("all", *tables, *KINDS):
         raise GenError(f"nothing is called '{what}'; {suggest(what, ['all', *tables, *KINDS])}")
+    found = file_kinds(Path(what)) if own else []
     if own or what in ("all", "presets"):
-        table = {f"{what}:{name}": p for name, p in file_presets(Path(what)).items()} if own else presets()
+        own_presets = file_presets(Path(what), required=not found) if own else {}
+        table = {f"{what}:{name}": p for name, p in own_presets.items()} if own else presets()
         rows = [[name, " ".join(f"--{n}" for n in p.required), p.line] for name, p in table.items()]
-        print_table(["preset", "needs", "what"], rows, names=2)
+        if rows:
+            print_table(["preset", "needs", "what"], rows, names=2)
+    if found:
+        print_table(["family", "kind", "class"], [list(row) for row in found], names=2)
     if what == "all":
         print()
     if what == "protocols":

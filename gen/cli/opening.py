@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from gen.cli.flags import USUAL, Sampling
 from gen.cli.labels import with_labels
 from gen.errors import GenError
 
@@ -17,21 +18,18 @@ Overrides = Annotated[tuple[tuple[str, str], ...], tyro.conf.Suppress]
 
 def open_run(
     run: Path,
-    weights: Any = "ema",
+    sampling: Sampling = USUAL,
     step: int | None = None,
     *,
-    settings: Mapping[str, Any] | None = None,
     overrides: tuple[tuple[str, str], ...] = (),
-    guide: Path | None = None,
 ) -> Any:
-    """The loaded run, sampled as the flags of a command say.
+    """Loads a run that is sampled as the flags of a command say.
 
     Args:
       run: a run folder.
-      weights, step: as for `gen.load`.
-      settings: the short flags steps, solver, grid (kinds) and guidance (a scale); None where not given.
+      sampling: the flags.
+      step: as for `gen.load`.
       overrides: (path, text) pairs under "sampler.".
-      guide: a weaker run of the same images, for autoguidance.
 
     Raises:
       GenError: settings that the run does not have, and a guide that is none.
@@ -40,7 +38,8 @@ def open_run(
     from gen.config import config_class, members, suggest
     from gen.runs import load, read_config
 
-    given = {name: value for name, value in (settings or {}).items() if value is not None}
+    named = {name: getattr(sampling, name) for name in ("steps", "solver", "grid", "guidance")}
+    given = {name: value for name, value in named.items() if value is not None}
     for path, _ in overrides:
         if not path.startswith("sampler."):
             raise GenError(f"--{path}: of a trained run only the sampler can be changed (--sampler.NAME VALUE)")
@@ -49,9 +48,10 @@ def open_run(
     for family, known in (("solver", members("solver") | adaptive), ("grid", members("grid"))):
         if family in given and given[family] not in known:
             raise GenError(f"unknown {family} '{given[family]}'; {suggest(given[family], known)}")
-    loaded = load(run, weights=weights, step=step)
-    if guide is not None:
-        loaded = _guided(loaded, load(guide, weights=weights), bool(given.get("guidance")) or bool(overrides))
+    loaded = load(run, weights=sampling.weights, step=step)
+    if sampling.guide is not None:
+        weak = load(sampling.guide, weights=sampling.weights)
+        loaded = _guided(loaded, weak, bool(given.get("guidance")) or bool(overrides))
     if not given and not overrides:
         return loaded
     loaded.generator  # noqa: B018 - says what a run without one is
@@ -80,7 +80,7 @@ def _guided(loaded: Any, weak: Any, scaled: bool) -> Any:
 
 
 def describe(loaded: Any) -> str:
-    """One line: what is sampled, with which weights and how many network calls."""
+    """Gives one line: what is sampled, with which weights and how many network calls."""
     kind = {"ema": "EMA", "raw": "raw"}[loaded.weights]
     calls = loaded.generator.nfe
     stated = f"{calls} network call{'s' * (calls != 1)} per image" if calls else "network calls measured"
@@ -93,15 +93,18 @@ def prepare(
     overrides: tuple[tuple[str, str], ...] = (),
     short: Mapping[str, Any] | None = None,
     *,
+    unconditional: bool = False,
     start: Path | None = None,
 ) -> Any:
-    """The recipe of a preset with its inputs loaded and its settings overridden.
+    """Gives the recipe of a preset with its inputs loaded and its settings overridden.
 
     Args:
       preset: a name, or FILE.py:PRESET.
-      inputs: paths by input name, None where not given; runs are loaded with their EMA weights.
+      inputs: by name, None where not given: paths, of which runs are loaded with their EMA weights, or what `gen.load`
+        gives.
       overrides: (path, text) pairs.
       short: settings under their short names: steps, batch, seed, profile ("FIRST-LAST"); None where not given.
+      unconditional: whether the model loses its classes, the data their labels and the sampler its guidance.
       start: a run whose weights the first stage starts from, where they fit.
 
     Raises:
@@ -116,7 +119,7 @@ def prepare(
     if set(given) - {"data"}:
         from gen.runs import load
 
-        given = {name: path if name == "data" else load(path) for name, path in given.items()}
+        given = {name: load(found) if isinstance(found, Path) else found for name, found in given.items()}
     recipe = build(preset, given)
     stages = range(len(recipe.config.stages))
     paths = {
@@ -130,12 +133,26 @@ def prepare(
         window = parse_range(asked["profile"], "steps")
         asked["profile"] = [window.start, window.stop - 1]
     known = tuple((path, str(value)) for name, value in asked.items() for path in paths[name])
-    recipe = dataclasses.replace(recipe, config=override(recipe.config, [*known, *overrides]))
+    without = _without_classes(preset, recipe.config) if unconditional else ()
+    recipe = dataclasses.replace(recipe, config=override(recipe.config, [*known, *without, *overrides]))
     config = with_labels(recipe.config)
     if not config.class_names and "teacher" in given:
         config = dataclasses.replace(config, class_names=given["teacher"].config.class_names)
     recipe = dataclasses.replace(recipe, config=config)
     return recipe if start is None else _started(recipe, start)
+
+
+def _without_classes(preset: str, config: Any) -> list[tuple[str, str]]:
+    """The overrides that make a preset's model unconditional. Raises GenError where it has no classes of its own."""
+    from gen.config import to_json
+
+    stages = {f"stages.{i}": stage for i, stage in enumerate(config.stages) if stage.task.classes_at}
+    if not stages:
+        raise GenError(f"preset '{preset}' has no classes of its own to leave out; leave out --unconditional")
+    found = [(f"{path}.task.{stage.task.classes_at}", "0") for path, stage in stages.items()]
+    found += [(f"{path}.data.labels", "none") for path, stage in stages.items() if "labels" in to_json(stage.data)]
+    guided = "guidance" in (to_json(config.sampler) or {})
+    return [*found, ("sampler.guidance", "cfg")] if guided else found
 
 
 def _started(recipe: Any, start: Path) -> Any:

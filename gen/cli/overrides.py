@@ -8,11 +8,13 @@ from typing import Any
 from gen.config import from_json, kinds, suggest, to_json
 from gen.errors import GenError
 
-__all__ = ["override"]
+__all__ = ["mesh_overrides", "override"]
+
+AXES = ("data", "fsdp", "tensor")  # as in gen.training.sharding, which imports jax
 
 
 def override(config: Any, assignments: Iterable[tuple[str, str]]) -> Any:
-    """`config` with some of its values replaced.
+    """Replaces some of the values of `config`.
 
     Args:
       config: a registered configuration.
@@ -27,6 +29,21 @@ def override(config: Any, assignments: Iterable[tuple[str, str]]) -> Any:
         _refuse_given(config, path.split("."), path)
         data = _assign(data, path.split("."), text, path)
     return from_json(data, type(config))
+
+
+def mesh_overrides(text: str | None) -> tuple[tuple[str, str], ...]:
+    """Gives the overrides that ``data=8,fsdp=4`` stands for; axes not named get 1. Raises GenError for other text."""
+    if text is None:
+        return ()
+    sizes = dict.fromkeys(AXES, "1")
+    for part in text.split(","):
+        axis, equals, size = (word.strip() for word in part.partition("="))
+        if axis not in sizes or not equals or not size.lstrip("-").isdigit():
+            raise GenError(
+                f"--mesh '{text}' is not like data=8,fsdp=4; axes are {', '.join(AXES)}, sizes whole numbers"
+            )
+        sizes[axis] = size
+    return tuple((f"engine.mesh.{axis}", size) for axis, size in sizes.items())
 
 
 def _refuse_given(value: Any, path: list[str], full: str) -> None:

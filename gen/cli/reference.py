@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from gen.cli.flags import flag
 from gen.errors import GenError
 from gen.progress import Bar
 
@@ -12,18 +13,18 @@ __all__ = ["reference"]
 
 
 def reference(
-    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES|FILE")],
+    what: Annotated[str, tyro.conf.Positional, flag("IMAGES|FILE")],
     /,
     *,
-    out: Annotated[Path, tyro.conf.arg(metavar="NPZ")],
-    extractor: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    publisher: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    name: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
-    split: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
-    quantiser: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 256,
+    out: Annotated[Path, flag("NPZ")],
+    extractor: Annotated[str | None, flag("NAME")] = None,
+    publisher: Annotated[str | None, flag("NAME")] = None,
+    name: Annotated[str, flag("TEXT")] = "",
+    split: Annotated[str, flag("TEXT")] = "",
+    quantiser: Annotated[str | None, flag("NAME")] = None,
+    batch: Annotated[int, flag("N")] = 256,
 ) -> None:
-    """Statistics of real images, written with their protocol, for gen evaluate --reference.
+    """Makes statistics of real images, with their protocol, for gen evaluate --reference.
 
     Images are read a batch at a time, each resized by itself. Interrupted and started again, it goes on where it was.
     Published statistics are taken over with what is known of how they were computed; images that lie in the same file

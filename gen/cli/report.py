@@ -6,14 +6,16 @@ from typing import Annotated, Any
 
 import tyro
 
+from gen.cli.flags import flag
+
 __all__ = ["report"]
 
 
 def report(
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    run: Annotated[Path, tyro.conf.Positional, flag("RUN")],
     /,
     *,
-    out: Annotated[Path | None, tyro.conf.arg(metavar="HTML")] = None,
+    out: Annotated[Path | None, flag("HTML")] = None,
 ) -> None:
     """Rebuilds the report page of a run folder from its logs, previews and scores; one file, no network.
 

@@ -3,35 +3,28 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
+from gen.cli.flags import USUAL, SamplingFlags, flag
 from gen.cli.opening import Overrides, describe, open_run
 from gen.cli.start import ALONE, Multihost, start
 from gen.errors import GenError
 
 __all__ = ["parse_labels", "sample"]
 
-Number = Annotated[float | None, tyro.conf.arg(metavar="X")]
-
 
 def sample(
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    run: Annotated[Path, tyro.conf.Positional, flag("RUN")],
     /,
     *,
-    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
-    seeds: Annotated[str, tyro.conf.arg(metavar="SEEDS")] = "0-63",
-    label: Annotated[str | None, tyro.conf.arg(name="class", metavar="K[,K...]")] = None,
-    cond: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=FILE.npy")] = (),
-    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 64,
-    steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    solver: Annotated[str | None, tyro.conf.arg(metavar="KIND")] = None,
-    grid: Annotated[str | None, tyro.conf.arg(metavar="KIND")] = None,
-    guidance: Annotated[float | None, tyro.conf.arg(aliases=["--cfg-scale"], metavar="W")] = None,
-    guide: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
-    weights: Literal["ema", "raw"] = "ema",
-    step: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    out: Annotated[Path | None, flag("DIR|FILE")] = None,
+    seeds: Annotated[str, flag("SEEDS")] = "0-63",
+    label: Annotated[str | None, flag("K[,K...]", name="class")] = None,
+    batch: Annotated[int, flag("N")] = 64,
+    step: Annotated[int | None, flag("N")] = None,
+    sampling: SamplingFlags = USUAL,
     multihost: Multihost = ALONE,
     overrides: Overrides = (),
 ) -> None:
@@ -53,16 +46,9 @@ def sample(
       seeds: ranges FIRST-LAST, both included, and single numbers, separated by commas; further seeds add to a folder.
       label: one class (its number, or its name where the run knows it) for all, or several in turn; all classes in
         turn (seed mod number of classes) by default.
-      cond: further conditions, such as text=features.npy: an array for all seeds, or one row for each; the mask of a
-        sequence as text_mask=mask.npy.
       batch: images at a time; changes nothing but speed and memory.
-      steps: number of solver steps.
-      solver: a solver from gen list solver, or dopri5, which chooses its steps itself.
-      grid: a time grid from gen list grid.
-      guidance: guidance scale; 1 is none.
-      guide: autoguidance: the run of a weaker model of the same images, in place of the model without a class.
-      weights: ema, the averaged weights, or raw.
       step: a kept checkpoint's step; the last by default.
+      sampling: how each image is made.
       multihost: the job that this process belongs to.
     """
     import jax
@@ -77,9 +63,8 @@ def sample(
     start(multihost)
     wanted, where = parse_seeds(seeds), out or run / "samples"
     sample_form(where)
-    settings = {"steps": steps, "solver": solver, "grid": grid, "guidance": guidance}
-    loaded = open_run(run, weights, step, settings=settings, overrides=overrides, guide=guide)
-    given = {"label": parse_labels(label, wanted, loaded.config.class_names), **_arrays(cond)}
+    loaded = open_run(run, sampling, step, overrides=overrides)
+    given = {"label": parse_labels(label, wanted, loaded.config.class_names), **sampling.arrays()}
     made = make_conditions(loaded.generator.conditions, np.asarray(wanted), given)
     labels = made.pop("label", None)
     first = jax.process_index() == 0
@@ -106,24 +91,8 @@ def sample(
         )
 
 
-def _arrays(given: Sequence[str]) -> dict[str, Any]:
-    """The arrays that ``NAME=FILE.npy`` name. Raises GenError for other text, and for files that are none."""
-    import numpy as np
-
-    arrays = {}
-    for text in given:
-        name, equals, file = text.partition("=")
-        if not equals:
-            raise GenError(f"--cond '{text}' is not like text=features.npy")
-        try:
-            arrays[name] = np.load(file, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise GenError(f"--cond {name}: {file} cannot be read as an array ({error}); give an .npy file") from None
-    return arrays
-
-
 def parse_labels(text: str | None, seeds: Sequence[int], names: Sequence[str] | None = None) -> Any:
-    """Labels of seeds: None for the default, one number for all, or several in turn.
+    """Gives labels of seeds: None for the default, one number for all, or several in turn.
 
     Args:
       text: numbers or names of classes, separated by commas.

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from gen.cli import together
+from gen.cli.flags import Switch, flag
 from gen.errors import GenError
 
 __all__ = ["ALONE", "Job", "Multihost", "join_late", "start"]
@@ -23,20 +24,20 @@ class Job:
     """The processes that work together on one command.
 
     Attributes:
-      multihost: this is one of several processes of a SLURM, GKE, TPU pod or MPI job, which names the others.
-      coordinator: of a job that nothing names: address of process 0, the same for all; implies --multihost.
-      processes: of such a job: their number.
-      process: of such a job: which of them this is, from 0.
+      multihost: this is one of the processes of a SLURM, GKE, TPU pod or MPI job.
+      coordinator: of another job: the address of process 0.
+      processes: of another job: their number.
+      process: of another job: which this is, from 0.
     """
 
-    multihost: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
-    processes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    process: Annotated[int | None, tyro.conf.arg(metavar="I")] = None
+    multihost: Switch = False
+    coordinator: Annotated[str | None, flag("HOST:PORT")] = None
+    processes: Annotated[int | None, flag("N")] = None
+    process: Annotated[int | None, flag("I")] = None
 
 
 ALONE = Job()
-Multihost = Annotated[Job, tyro.conf.arg(name="")]  # its fields are flags of the command
+Multihost = Annotated[Job, flag(name="")]  # its fields are flags of the command
 
 
 def start(job: Job = ALONE, patience: int = _PATIENCE) -> None:

@@ -91,12 +91,13 @@ def farewell() -> None:
 
 
 def joined() -> bool:
-    """Whether this process works with others under watch."""
+    """Tells whether this process works with others under watch."""
     return _watch is not None
 
 
 def line_of_another() -> tuple[int, str] | None:
-    """(status, line) of a process that failed before, whose end is the likely cause of an error here; None if alone.
+    """Gives (status, line) of a process that failed before, whose end is the likely cause of an error here; None if
+    alone.
 
     Waits a moment for it: the end of a connection is seen before the reason arrives.
     """

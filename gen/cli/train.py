@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from gen.cli.flags import Switch, flag
 from gen.cli.opening import Overrides, prepare
 from gen.cli.start import ALONE, Job, Multihost, start
 from gen.errors import GenError
@@ -22,6 +23,7 @@ class Training:
       batch: global batch size of every stage.
       batch_gpu: samples per device at a time; gradients are accumulated up to the batch.
       seed: of initial weights, data order and noise.
+      unconditional: train a model without classes, on data that have none or whose labels are not wanted.
       start: a run whose weights (EMA) the network starts from: arrays that fit by name and shape are taken over, so a
         network of another number of classes keeps the rest; the run records it.
       profile: steps to record with the profiler, into OUTDIR/profile (for TensorBoard or Perfetto).
@@ -32,27 +34,28 @@ class Training:
       dry_run: show parameters, shardings and bytes per device, then stop.
     """
 
-    steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    batch_gpu: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    start: Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN")] = None
-    profile: Annotated[str | None, tyro.conf.arg(metavar="FIRST-LAST")] = None
-    monitor: Annotated[str | None, tyro.conf.arg(metavar="REFERENCE")] = None
-    monitor_every: Annotated[int, tyro.conf.arg(metavar="N")] = 5000
-    monitor_count: Annotated[int, tyro.conf.arg(metavar="N")] = 5000
-    monitor_extractor: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    steps: Annotated[int | None, flag("N")] = None
+    batch: Annotated[int | None, flag("N")] = None
+    batch_gpu: Annotated[int | None, flag("N")] = None
+    seed: Annotated[int | None, flag("N")] = None
+    unconditional: Switch = False
+    start: Annotated[Path | None, flag("RUN", name="from")] = None
+    profile: Annotated[str | None, flag("FIRST-LAST")] = None
+    monitor: Annotated[str | None, flag("REFERENCE")] = None
+    monitor_every: Annotated[int, flag("N")] = 5000
+    monitor_count: Annotated[int, flag("N")] = 5000
+    monitor_extractor: Annotated[str | None, flag("NAME")] = None
+    dry_run: Switch = False
 
 
 USUAL = Training()
-How = Annotated[Training, tyro.conf.arg(name="")]  # its fields are flags of the command
+How = Annotated[Training, flag(name="")]  # its fields are flags of the command
 
 
 def demo(
-    outdir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/demo"),
-    smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0,
+    outdir: Annotated[Path, flag("DIR")] = Path("runs/demo"),
+    smoke: Switch = False,
+    seed: Annotated[int, flag("N")] = 0,
 ) -> None:
     """Trains a tokenizer, a flow transformer and its one-step student on handwritten digits, and scores them.
 
@@ -74,13 +77,13 @@ def demo(
 
 
 def train(
-    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET|FILE.py:PRESET")],
+    preset: Annotated[str, tyro.conf.Positional, flag("PRESET|FILE.py:PRESET")],
     /,
     *,
-    outdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
-    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None,
-    teacher: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
-    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
+    outdir: Annotated[Path | None, flag("DIR")] = None,
+    data: Annotated[str | None, flag("DATA")] = None,
+    teacher: Annotated[Path | None, flag("RUN")] = None,
+    tokenizer: Annotated[Path | None, flag("RUN")] = None,
     training: How = USUAL,
     multihost: Multihost = ALONE,
     overrides: Overrides = (),
@@ -117,6 +120,7 @@ def train(
         {"data": data, "teacher": teacher, "tokenizer": tokenizer},
         overrides,
         {name: getattr(training, name) for name in ("steps", "batch", "seed", "profile")},
+        unconditional=training.unconditional,
         start=training.start,
     )
     outdir = outdir or Path("runs") / find(preset).name
@@ -166,13 +170,13 @@ def _monitored(recipe: Any, outdir: Path, training: Training, reference: str) ->
 
 
 def distill(
-    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET|FILE.py:PRESET")],
+    preset: Annotated[str, tyro.conf.Positional, flag("PRESET|FILE.py:PRESET")],
     /,
     *,
-    teacher: Annotated[Path, tyro.conf.arg(metavar="RUN")],
-    outdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
-    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None,
-    pairs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    teacher: Annotated[Path, flag("RUN")],
+    outdir: Annotated[Path | None, flag("DIR")] = None,
+    data: Annotated[str | None, flag("DATA")] = None,
+    pairs: Annotated[int | None, flag("N")] = None,
     training: How = USUAL,
     multihost: Multihost = ALONE,
     overrides: Overrides = (),

@@ -60,7 +60,7 @@ class RandomAffine:
             raise GenError("shift, rotate and scale of the random affine map must not be negative; 0 turns one off")
 
     def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:
-        """images (B, H, W, C) float -> the same shape; `key` is one key for the batch."""
+        """Maps images (B, H, W, C) float -> the same shape; `key` is one key for the batch."""
         draws = jax.random.uniform(key, (images.shape[0], 4), minval=-1.0, maxval=1.0)
         angle = draws[:, 0] * jnp.deg2rad(self.rotate)
         size = jnp.exp(draws[:, 1] * jnp.log1p(self.scale))

@@ -14,7 +14,8 @@ A cache is made in two moves, both safe to repeat: an indexed job writes the row
 | tokens | tokens (N, ...) | int32, as they are, 0 to vocabulary - 1 | vocabulary |
 | bits | bits (N, ..., K) | uint8, as they are, 0 or 1 | width K |
 
-Whatever else a cache holds (labels, text features, noise) comes out as stored.
+Whatever else a cache holds (labels, text features, noise) comes out as stored. An array NAME_flip beside NAME is of the
+mirror images: in training half of the rows, others in every epoch, come from it, under the name NAME.
 """
 
 import dataclasses
@@ -28,68 +29,19 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gen.arrays import digest
+from gen.config import PLACE
 from gen.data import loader
+from gen.data.cache_rows import FLIP, MAKE_AGAIN, CacheSource
 from gen.data.loader import Record
 from gen.data.sources import ArraySource
 from gen.data.stores import load_arrays
 from gen.errors import GenError
 from gen.files import write_json
 
-__all__ = ["BitCache", "Cache", "CacheSource", "TokenCache", "seal", "seal_bits", "seal_tokens"]
+__all__ = ["BitCache", "Cache", "TokenCache", "seal", "seal_bits", "seal_tokens"]
 
 _ROWS = 16384  # rows read at a time
 _ARRAYS = {"latents": "latent", "tokens": "tokens", "bits": "bits"}  # kind -> the array that makes a cache of it
-_MAKE = "make it again with gen encode, in another folder"
-
-
-class CacheSource:
-    """Rows of a cache by index, as training reads them.
-
-    Args:
-      rows: what is stored.
-      name: the encoded array's name.
-      read: encoded rows (B, ...) as stored -> as training takes them.
-      good: those -> whether each row is as `seal` let it in, (B,) bool. Reading another raises GenError: the file was
-        damaged since.
-    """
-
-    def __init__(
-        self,
-        rows: ArraySource,
-        name: str,
-        read: Callable[[np.ndarray], np.ndarray],
-        good: Callable[[np.ndarray], np.ndarray],
-    ):
-        self.rows, self.name, self._read, self._good = rows, name, read, good
-        self.label, self.class_names, self.num_classes = rows.label, rows.class_names, rows.num_classes
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Record:
-        record = self.rows[index]
-        return record | {self.name: self._checked(record[self.name][None], [index])[0]}
-
-    def gather(self, indices: np.ndarray) -> Record:
-        """Rows `indices` (B,) of every array."""
-        record = self.rows.gather(indices)
-        return record | {self.name: self._checked(record[self.name], indices)}
-
-    def title(self, index: int) -> str:
-        """How messages call record `index`: by the folder."""
-        folders = sorted({str(Path(file).parent) for file in self.rows.files})
-        return f"row {index} of {', '.join(folders) or 'arrays in memory'}"
-
-    def _checked(self, stored: np.ndarray, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            values = self._read(stored)
-        good = self._good(values)
-        if not good.all():
-            raise GenError(
-                f"the {self.name} of {self.title(int(indices[int(np.argmin(good))]))} is NaN, infinite or out of "
-                f"range; it was not when it was encoded, so the file is damaged: {_MAKE}"
-            )
-        return values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +52,7 @@ class _Rows:
       path: the cache folder.
     """
 
-    path: str
+    path: str = dataclasses.field(metadata=PLACE)
     kind: ClassVar[str] = ""
 
     def source(self) -> CacheSource:
@@ -118,7 +70,15 @@ class _Rows:
         """Endless shuffled batches, this process's slice, from global step `start` (see `gen.data.loader`)."""
         source = self.source()
         loader.enough(self.path, len(source), batch)
-        return loader.batches(source, batch=batch, seed=seed, start=start, process=process, processes=processes)
+        gather = source.mirrored if source.flips else None
+        return loader.batches(
+            source, batch=batch, seed=seed, start=start, process=process, processes=processes, gather=gather
+        )
+
+    @property
+    def tokenizer(self) -> str:
+        """Fingerprint of what encoded the images: the tokenizer's configuration and weights come first."""
+        return str(_read(self.path, self.kind)["tokenizer"])
 
     def identity(self) -> str:
         """Fingerprint of the rows and of what they were made from; not of where they lie."""
@@ -136,7 +96,7 @@ class Cache(_Rows):
     kind: ClassVar[str] = "latents"
 
     def normalizer(self) -> dict[str, np.ndarray]:
-        """ "shift" and "scale" (C,) float32: raw latents are normalised * scale + shift."""
+        """Gives "shift" and "scale" (C,) float32: raw latents are normalised * scale + shift."""
         head = _read(self.path, self.kind)
         return {name: np.asarray(head[name], np.float32) for name in ("shift", "scale")}
 
@@ -153,7 +113,7 @@ class TokenCache(_Rows):
 
     @property
     def vocabulary(self) -> int:
-        """How many different tokens there are: they count from 0 to vocabulary - 1."""
+        """Tells how many different tokens there are: they count from 0 to vocabulary - 1."""
         return int(_read(self.path, self.kind)["vocabulary"])
 
 
@@ -169,7 +129,7 @@ class BitCache(_Rows):
 
     @property
     def width(self) -> int:
-        """How many bits each position has: the last axis."""
+        """Tells how many bits each position has: the last axis."""
         return self.shape[-1]
 
 
@@ -300,6 +260,12 @@ def _seal(
     rows = ArraySource(class_names, **arrays)
     _finite_text(arrays.get("text"))
     described = describe(arrays[_ARRAYS[kind]])
+    for name, array in arrays.items():
+        of = name.removesuffix(FLIP)
+        if name != of and of in arrays and (array.dtype, array.shape) != (arrays[of].dtype, arrays[of].shape):
+            raise GenError(f"{name}.npy is not of the type and shape of {of}.npy, of whose mirror images it should be")
+    if _ARRAYS[kind] + FLIP in arrays:
+        describe(arrays[_ARRAYS[kind] + FLIP])
     made_from = {
         "made from": np.frombuffer(f"{tokenizer}\n{data}".encode(), np.uint8),
         **{name: np.atleast_1d(value) for name, value in described.items()},
@@ -375,10 +341,10 @@ def _read(path: str | Path, kind: str) -> dict[str, Any]:
             f"encode TOKENIZER_RUN --data {path} --out CACHE, then --data CACHE"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise GenError(f"cannot read {file} ({error}); {_MAKE}") from None
+        raise GenError(f"cannot read {file} ({error}); {MAKE_AGAIN}") from None
     # Caches made before there were kinds are of latents.
     if not isinstance(head, dict) or head.setdefault("kind", "latents") not in _READERS or not _is_head(head):
-        raise GenError(f"{file} was altered, or is no cache's; {_MAKE}")
+        raise GenError(f"{file} was altered, or is no cache's; {MAKE_AGAIN}")
     if head["kind"] != kind:
         raise GenError(f"{path} is a cache of {head['kind']}; expected one of {kind}, encode with such a tokenizer")
     return head
@@ -420,7 +386,7 @@ def _rows(path: str | Path, head: dict[str, Any]) -> ArraySource:
         if array.dtype.str != dtype or list(array.shape) != [head["count"], *shape]:
             raise GenError(
                 f"{file} holds {array.dtype.str} {array.shape}; expected {dtype} {(head['count'], *shape)} as "
-                f"cache.json says; {_MAKE}"
+                f"cache.json says; {MAKE_AGAIN}"
             )
         arrays[name] = array
     return ArraySource(head.get("class_names"), **arrays)

@@ -62,7 +62,7 @@ class Encode:
             raise GenError(f"JPEG quality is {self.quality}; expected 1 to 100")
 
     def __call__(self, store: Store, index: int) -> tuple[str, bytes]:
-        """(extension, file content) of one image."""
+        """Gives (extension, file content) of one image."""
         image = fit(store.image(index, self.channels), self.crop, self.size, self.filter)
         if self.quality is None:
             return ".png", encode_png(image)
@@ -76,7 +76,7 @@ class Copy:
     """Files as they are, byte for byte."""
 
     def __call__(self, store: Store, index: int) -> tuple[str, bytes]:
-        """(extension, file content) of one image."""
+        """Gives (extension, file content) of one image."""
         return store.read(index)
 
 
@@ -143,7 +143,7 @@ def convert(
 
 
 def split_rows(store: Store, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of `count` images held out, and of the rest, both sorted; from every class its share.
+    """Gives indices of `count` images held out, and of the rest, both sorted; from every class its share.
 
     A class's share is rounded down; the images still lacking come from the classes with the largest remainders.
     The choice within a class is a fixed function of (seed, number of images in the class).
@@ -196,11 +196,11 @@ class Sink(Protocol):
     done: int
 
     def write(self, position: int, extension: str, data: bytes) -> None:
-        """One image."""
+        """Writes one image."""
         ...
 
     def finish(self) -> None:
-        """All are written: the output appears."""
+        """Makes the output appear, once all images are written."""
         ...
 
     def close(self) -> None:
@@ -269,7 +269,7 @@ class ZipSink:
         self.next = 1 + _position(members[-1].filename) if members else 0
 
     def write(self, position: int, extension: str, data: bytes) -> None:
-        """One member."""
+        """Writes one member."""
         self.zip.writestr(zipfile.ZipInfo(_member(position, extension), DATE), data)
 
     def finish(self) -> None:
@@ -340,7 +340,7 @@ class Shards:
         return self.partial / f"{number:05d}.tar"
 
     def write(self, position: int, extension: str, data: bytes) -> None:
-        """One image and its label."""
+        """Writes one image and its label."""
         if self.tar is not None and position // self.shard != self.number:
             self._whole()
         if self.tar is None:
@@ -404,7 +404,7 @@ class RecordSink:
         self.writer: Any = ArrayRecordWriter(str(self.partial), "group_size:1")
 
     def write(self, position: int, extension: str, data: bytes) -> None:
-        """One record."""
+        """Writes one record."""
         head = {"name": _member(position, extension), "label": _value(self.store, self.rows[position])}
         if self.class_names:  # the first record carries them
             head["class_names"], self.class_names = list(self.class_names), None
@@ -416,7 +416,7 @@ class RecordSink:
         _end(self.partial, self.out)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file of records."""
         if self.writer is not None:
             self.writer.close()
             self.writer = None

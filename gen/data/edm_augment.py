@@ -98,7 +98,7 @@ class EDMAugment:
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """Those that are on, in their order."""
+        """Gives the operations that are on, in their order."""
         return tuple(name for name in _OPERATIONS if getattr(self, name) > 0)
 
     @property
@@ -116,7 +116,7 @@ class EDMAugment:
         return draws
 
     def apply(self, images: jax.Array, draws: AugmentDraws) -> tuple[jax.Array, jax.Array]:
-        """The augmented images and their labels.
+        """Gives the augmented images and their labels.
 
         Args:
           images: (B, H, W, C) float in [-1, 1].
@@ -155,7 +155,7 @@ class EDMAugment:
         return images, jnp.stack(labels, axis=-1) if labels else jnp.zeros((shape[0], 0))
 
     def __call__(self, key: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """See `apply`; `key` is one key for the batch."""
+        """Does what `apply` says; `key` is one key for the batch."""
         return self.apply(images, self.draw(key, images.shape[0]))
 
 

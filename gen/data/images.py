@@ -10,9 +10,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
+from gen.config import PLACE
 from gen.data import loader
 from gen.data.labels import class_count
 from gen.data.loader import Record, Source
+from gen.data.random import RANDOM, RandomSource
 from gen.data.sources import ArraySource
 from gen.data.stores import Store, load_arrays, open_store
 from gen.data.text import lengthened
@@ -75,11 +77,11 @@ class ImageSource:
         return np.asarray(value) if self.length is None or name == "label" else lengthened(value, self.length)
 
     def gather(self, indices: np.ndarray) -> Record:
-        """Records `indices` (B,) as one batch."""
+        """Gives records `indices` (B,) as one batch."""
         return loader.stacked((self[int(index)] for index in indices), len(indices))
 
     def title(self, index: int) -> str:
-        """How messages call record `index`."""
+        """Tells how messages call record `index`."""
         return self.store.title(index)
 
 
@@ -91,7 +93,8 @@ class Images:
     bool.
 
     Attributes:
-      path: whatever `gen.data.stores.open_store` takes: folder, .zip, .tar, .npz, .npy, .array_record, hf:NAME.
+      path: whatever `gen.data.stores.open_store` takes: folder, .zip, .tar, .npz, .npy, .array_record, hf:NAME; or
+        "random", for noise of that size.
       size: side in pixels; None: the size of the first image, which all must have.
       crop: "none" (all images already have the size), "adm" (centre), "center" (EDM's), "squeeze" (no crop), "random"
         (ADM's random crop).
@@ -103,7 +106,7 @@ class Images:
       length: positions T of a text sequence that the model takes; shorter ones are padded, longer ones refused.
     """
 
-    path: str
+    path: str = dataclasses.field(metadata=PLACE)
     size: int | None = None
     crop: Crop = "none"
     filter: Filter = "lanczos"
@@ -129,12 +132,12 @@ class Images:
 
     @functools.cached_property
     def store(self) -> Store:
-        """The files, opened once. Raises GenError for labels that are missing or do not fit."""
+        """Opens the files once. Raises GenError for labels that are missing or do not fit."""
         store = open_store(self.path)
         if self.labels in ("class", "both") and store.label is None:
             raise GenError(
                 f"{self.path} has no class labels{store.unlabelled}; put the images of each class in a folder of its "
-                "own, or train without: the data's labels none, the network's num_classes 0, the guidance's scale 1"
+                "own, or train a model without classes: gen train --unconditional"
             )
         if self.labels in ("text", "both"):
             self._check_text(store.text)
@@ -154,8 +157,10 @@ class Images:
                 "tokens, make them with the matching encoder"
             )
 
-    def source(self) -> ImageSource:
-        """The records by index, without chance: "random" leaves images at their own size here."""
+    def source(self) -> ImageSource | RandomSource:
+        """Gives the records by index, without chance: "random" leaves images at their own size here."""
+        if self.path == RANDOM:
+            return RandomSource(self._shapes)
         shape = None if self.size is None else (self.size, self.size)
         if self.size is None:
             first = self.store.image(0, self.channels)
@@ -178,10 +183,28 @@ class Images:
         )
 
     def identity(self) -> str:
-        """Fingerprint of the files, the labels and what is done to them; not of where they lie."""
+        """Gives the fingerprint of the files, the labels and what is done to them; not of where they lie."""
+        if self.path == RANDOM:
+            return f"random {self._shapes}"
         unsaid = ("path",) if self.length is not None else ("path", "length")  # data without it keep their fingerprint
         done = [f"{f.name}={getattr(self, f.name)}" for f in dataclasses.fields(self) if f.name not in unsaid]
         return hashlib.sha256(f"{self.store.identity()} {done}".encode()).hexdigest()[:16]
+
+    @property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of a row by name, for random ones."""
+        if self.size is None:
+            raise GenError("random images have the size that is asked for; set size in pixels")
+        shapes: dict[str, tuple[int, ...]] = {"image": (self.size, self.size, self.channels)}
+        if self.labels in ("class", "both"):
+            shapes["label"] = ()
+        if self.labels in ("text", "both"):
+            if self.width is None:
+                raise GenError("random text has the width that the model takes; set width")
+            shapes["text"] = (self.width,) if self.length is None else (self.length, self.width)
+            if self.length is not None:
+                shapes["text_mask"] = (self.length,)
+        return shapes
 
     def _transform(self, rng: np.random.Generator, record: Record) -> Record:
         image = record["image"]
@@ -203,12 +226,12 @@ class Arrays:
       shapes: expected row shapes by name, such as {"text": [768]}; others are refused.
     """
 
-    path: str
+    path: str = dataclasses.field(metadata=PLACE)
     name: str | None = None
     shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def source(self) -> ArraySource:
-        """The rows by index. Raises GenError for what cannot be read, lengths that differ, other shapes."""
+        """Gives the rows by index. Raises GenError for what cannot be read, lengths that differ, other shapes."""
         path = Path(self.path)
         if path.is_dir():
             arrays = {file.stem: load_arrays(file)["image"] for file in sorted(path.glob("*.npy"))}
@@ -235,7 +258,7 @@ class Arrays:
         return loader.batches(source, batch=batch, seed=seed, start=start, process=process, processes=processes)
 
     def identity(self) -> str:
-        """Fingerprint of the content; reads everything."""
+        """Gives the fingerprint of the content; reads everything."""
         return self.source().identity()
 
 
@@ -263,11 +286,11 @@ class ZippedSource:
         return {name: value for source in self.sources for name, value in source[index].items()}
 
     def gather(self, indices: np.ndarray) -> Record:
-        """Records `indices` (B,) as one batch."""
+        """Gives records `indices` (B,) as one batch."""
         return {name: value for source in self.sources for name, value in source.gather(indices).items()}
 
     def title(self, index: int) -> str:
-        """How messages call record `index`."""
+        """Tells how messages call record `index`."""
         return " with ".join(source.title(index) for source in self.sources)
 
 
@@ -286,7 +309,7 @@ class Zipped:
             raise GenError("images read side by side with others take no flip and no random crop; turn them off")
 
     def source(self) -> ZippedSource:
-        """The merged records by index."""
+        """Gives the merged records by index."""
         return ZippedSource(*(part.source() for part in self.parts))
 
     def batches(self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1) -> Iterator[Record]:
@@ -296,5 +319,5 @@ class Zipped:
         return loader.batches(source, batch=batch, seed=seed, start=start, process=process, processes=processes)
 
     def identity(self) -> str:
-        """Fingerprint of all parts."""
+        """Gives the fingerprint of all parts."""
         return hashlib.sha256(" ".join(part.identity() for part in self.parts).encode()).hexdigest()[:16]

@@ -81,7 +81,7 @@ def inspect(store: Store, on_image: Callable[[int, int], None] | None = None) ->
 
 
 def preview(store: Store, columns: int = 10, rows: int = 8, side: int = 64) -> Image.Image:
-    """A grid of images spread evenly over the data set, centre-cropped; broken ones stay grey."""
+    """Gives a grid of images spread evenly over the data set, centre-cropped; broken ones stay grey."""
     picture = Image.new("RGB", (columns * side, rows * side), "grey")
     count = min(columns * rows, len(store))
     for cell in range(count):

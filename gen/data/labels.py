@@ -47,7 +47,8 @@ def checked(labels: Any, title: Callable[[int], str]) -> np.ndarray:
 
 
 def class_count(label: np.ndarray | None, names: Sequence[str] | None, title: Callable[[int], str]) -> int | None:
-    """How many classes checked labels (N,) are of: as many as there are names, else the largest + 1; None without.
+    """Tells how many classes checked labels (N,) are of: as many as there are names, else the largest + 1; None
+    without.
 
     Raises GenError when a label is beyond the names; it names the first such row.
     """
@@ -98,7 +99,7 @@ def check_classes(path: str, source: Any, classes: int, flag: str) -> None:
     if not classes:
         return
     if source.label is None:
-        without = f", or train without classes ({flag} 0)" if flag else ""
+        without = ", or train a model without classes: gen train --unconditional" if flag else ""
         raise GenError(
             f"{path} has no class labels, and the model is conditioned on {classes} classes; put the images of each "
             f"class in a folder of its own{without}"
@@ -107,7 +108,7 @@ def check_classes(path: str, source: Any, classes: int, flag: str) -> None:
 
 
 def missing_classes(path: str, source: Any, classes: int, flag: str) -> str | None:
-    """A sentence that says that the data have fewer classes than the model, and which flag helps; None when not.
+    """Gives a sentence that says that the data have fewer classes than the model, and which flag helps; None when not.
 
     Such a model trains well on the classes that it sees; those beyond stay what they were at the start, and samples of
     them mean nothing. Takes the arguments of `check_classes`.

@@ -27,6 +27,7 @@ __all__ = ["Source", "Transform", "batches", "enough", "epoch_order", "expect", 
 
 Record = dict[str, np.ndarray]
 Transform = Callable[[np.random.Generator, Record], Record]  # must not change its input arrays in place
+Gather = Callable[[np.ndarray, np.ndarray], Record]  # (indices (B,), coins (B,) bool) -> records as one batch
 
 
 class Source(Protocol):
@@ -34,44 +35,48 @@ class Source(Protocol):
 
     @property
     def label(self) -> np.ndarray | None:
-        """The class of every record (N,) int32, checked (`gen.data.labels`); None without classes."""
+        """Gives the class of every record (N,) int32, checked (`gen.data.labels`); None without classes."""
         ...
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the classes, in order, where they are known."""
+        """Gives names of the classes, in order, where they are known."""
         ...
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes the labels are of; None without classes."""
+        """Tells how many classes the labels are of; None without classes."""
         ...
 
     def __len__(self) -> int:
-        """Number of records."""
+        """Gives the number of records."""
         ...
 
     def __getitem__(self, index: int) -> Record:
-        """One record: arrays by name, without a batch axis."""
+        """Gives one record: arrays by name, without a batch axis."""
         ...
 
     def gather(self, indices: np.ndarray) -> Record:
-        """Records `indices` (B,) int64 as one batch: fresh arrays by name with leading axis B."""
+        """Gives records `indices` (B,) int64 as one batch: fresh arrays by name with leading axis B."""
         ...
 
     def title(self, index: int) -> str:
-        """How messages call a record: its file, where it has one."""
+        """Tells how messages call a record: its file, where it has one."""
         ...
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of one epoch: a permutation of range(size), (size,) int64.
+    """Gives the order of one epoch: a permutation of range(size), (size,) int64.
 
     Sorts raw Philox output keyed by (seed, epoch): that bit stream is fixed by definition, unlike the
     derived draws of NumPy's generators, so the order never changes under a library's feet.
     """
-    keys = np.random.Philox(key=_key(seed, 2 * epoch)).random_raw(size)
-    return np.argsort(keys, kind="stable")
+    return np.argsort(_words(size, seed, epoch), kind="stable")
+
+
+def _words(size: int, seed: int, epoch: int) -> np.ndarray:
+    """A random word for each record in an epoch, (size,) uint64: it places the record, its last bit is a coin."""
+    return np.random.Philox(key=_key(seed, 2 * epoch)).random_raw(size)
 
 
 def _key(seed: int, stream: int) -> int:
@@ -86,11 +91,20 @@ class _Batches:
       read: counts reads that returned, so that a watcher sees whether there are any.
     """
 
-    def __init__(self, source: Source, batch: int, seed: int, part: slice, transform: Transform | None):
+    def __init__(
+        self,
+        source: Source,
+        batch: int,
+        seed: int,
+        part: slice,
+        transform: Transform | None,
+        gather: Gather | None,
+    ):
         self.source, self.batch, self.seed, self.part, self.transform = source, batch, seed, part, transform
+        self.gather = gather
         self.reading: dict[int, int] = {}
         self.read = 0
-        self._orders: dict[int, np.ndarray] = {}
+        self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -98,10 +112,10 @@ class _Batches:
 
     def __getitem__(self, step: int) -> Record:
         positions = np.arange(step * self.batch, (step + 1) * self.batch)[self.part]
-        indices = self._indices(positions)
+        indices, coins = self._drawn(positions)
         if self.transform is None:
             with self._seen(int(indices[0])):
-                return self.source.gather(indices)
+                return self.source.gather(indices) if self.gather is None else self.gather(indices, coins)
         return stacked(map(self._transformed, positions.tolist(), indices.tolist()), len(indices))
 
     def _transformed(self, position: int, index: int) -> Record:
@@ -119,20 +133,22 @@ class _Batches:
         del self.reading[thread]
         self.read += 1
 
-    def _indices(self, positions: np.ndarray) -> np.ndarray:
+    def _drawn(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The records at these positions of the stream, and for each a coin, (B,) bool."""
         epochs, within = np.divmod(positions, len(self.source))
-        first, last = int(epochs[0]), int(epochs[-1])
-        if first == last:
-            return self._order(first)[within]
-        return np.concatenate([self._order(e)[within[epochs == e]] for e in range(first, last + 1)])
+        parts = [(self._order(e), within[epochs == e]) for e in range(int(epochs[0]), int(epochs[-1]) + 1)]
+        indices = np.concatenate([order[places] for (order, _), places in parts])
+        return indices, np.concatenate([coins[order[places]] for (order, coins), places in parts])
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The order of an epoch, and the coin of every record in it."""
         with self._lock:
             if epoch not in self._orders:
                 # Two epochs are in flight at a boundary (more only when a batch is larger than the data).
                 for old in [e for e in self._orders if abs(e - epoch) > 1]:
                     del self._orders[old]
-                self._orders[epoch] = epoch_order(len(self.source), self.seed, epoch)
+                words = _words(len(self.source), self.seed, epoch)
+                self._orders[epoch] = np.argsort(words, kind="stable"), (words & np.uint64(1)).astype(bool)
             return self._orders[epoch]
 
 
@@ -156,7 +172,7 @@ def expect(path: str, source: Source, **shapes: tuple[int, ...]) -> None:
 
 
 def stacked(records: Iterable[Record], count: int) -> Record:
-    """`count` records as one batch: arrays by name with a leading axis.
+    """Gives `count` records as one batch: arrays by name with a leading axis.
 
     Each is copied as it comes, while the processor's cache still holds it. Raises ValueError where shapes differ.
     """
@@ -172,7 +188,7 @@ def stacked(records: Iterable[Record], count: int) -> Record:
 
 
 def gathered(source: Source, indices: np.ndarray) -> Record:
-    """Records `indices` (B,) of `source` as one batch, in their order, read and decoded by several threads.
+    """Gives records `indices` (B,) of `source` as one batch, in their order, read and decoded by several threads.
 
     Raises `gen.data.vanished.Stalled` for a read that never returns, and what reading raises.
     """
@@ -194,6 +210,7 @@ def batches(
     process: int = 0,
     processes: int = 1,
     transform: Transform | None = None,
+    gather: Gather | None = None,
     threads: int | None = None,
     prefetch: int = 8,
 ) -> Iterator[Record]:
@@ -210,6 +227,8 @@ def batches(
       start: global step of the first batch.
       process, processes: which part is this process's.
       transform: (generator, record) -> record on the host; the generator is keyed by (seed, position).
+      gather: reads a batch in place of ``source.gather`` where a coin for each record matters, as for stored mirror
+        images; the coins are fair and others in every epoch. Not with a transform.
       threads, prefetch: workers and batches prepared ahead; neither changes what comes out. By default as many threads
         as there are processors, at most 8.
 
@@ -227,7 +246,7 @@ def batches(
         raise GenError(f"data cannot start at step {start}; expected 0 or more")
     rows = batch // processes
     part = slice(process * rows, (process + 1) * rows)
-    reader = _Batches(source, batch, seed, part, transform)
+    reader = _Batches(source, batch, seed, part, transform, gather)
     if threads is None:
         threads = min(8, os.cpu_count() or 1)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)

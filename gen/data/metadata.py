@@ -14,7 +14,7 @@ _WEBP_KEPT = (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF")
 
 
 def without_metadata(data: bytes) -> bytes:
-    """A PNG, JPEG or WebP file with only the blocks that pixels are decoded from; anything else as it is.
+    """Gives a PNG, JPEG or WebP file with only the blocks that pixels are decoded from; anything else as it is.
 
     Blocks are walked by their lengths; where those end, the rest is kept. Animated PNGs keep their first image.
     """

@@ -50,16 +50,16 @@ class ArraySource:
         return {name: _narrowed(np.asarray(array[index])) for name, array in self.arrays.items()}
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows `indices` of every array, copied."""
+        """Gives rows `indices` of every array, copied."""
         still_there(self.files)
         return {name: _narrowed(array[indices]) for name, array in self.arrays.items()}
 
     def title(self, index: int) -> str:
-        """How messages call record `index`."""
+        """Tells how messages call record `index`."""
         return f"record {index} of {', '.join(self.files) or 'arrays in memory'}"
 
     def identity(self) -> str:
-        """Fingerprint of the content; reads everything."""
+        """Gives the fingerprint of the content; reads everything."""
         return digest(self.arrays)
 
 
@@ -72,7 +72,7 @@ def _narrowed(array: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def digits(split: Literal["train", "test", "all"] = "train") -> ArraySource:
-    """The UCI handwritten digits that come with the package (gen/data/DIGITS.md says where from).
+    """Gives the UCI handwritten digits that come with the package (gen/data/DIGITS.md says where from).
 
     Args:
       split: "train" (1438), "test" (359, held out, stratified) or "all" (1797, in the original order).
@@ -91,13 +91,24 @@ def digits(split: Literal["train", "test", "all"] = "train") -> ArraySource:
 
 @dataclasses.dataclass(frozen=True)
 class Digits:
-    """The embedded 8x8 digits as training data: "image" (B, 8, 8, 1) uint8 and "label" (B,) int32."""
+    """The embedded 8x8 digits as training data: "image" (B, 8, 8, 1) uint8 and "label" (B,) int32.
+
+    Attributes:
+      split: which of them.
+      text: (T, D) of made-up caption features "text" (B, T, D) float32 beside them, for toys of models that read text:
+        one fixed random sequence for each digit. None for no text.
+    """
 
     split: Literal["train", "test", "all"] = "train"
+    text: tuple[int, int] | None = None
 
     def source(self) -> ArraySource:
-        """The records by index."""
-        return digits(self.split)
+        """Gives the records by index."""
+        rows = digits(self.split)
+        if self.text is None:
+            return rows
+        captions = np.random.default_rng(0).normal(size=(10, *self.text)).astype(np.float32)
+        return ArraySource(rows.class_names, **rows.arrays, text=captions[rows.arrays["label"]])
 
     def batches(
         self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1
@@ -106,5 +117,5 @@ class Digits:
         return loader.batches(self.source(), batch=batch, seed=seed, start=start, process=process, processes=processes)
 
     def identity(self) -> str:
-        """Fingerprint of the content."""
+        """Gives the fingerprint of the content."""
         return self.source().identity()

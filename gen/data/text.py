@@ -15,7 +15,8 @@ __all__ = ["checked", "lengthened", "padded"]
 
 
 def padded(sequences: Sequence[np.ndarray], title: Callable[[int], str]) -> tuple[np.ndarray, np.ndarray]:
-    """Features of different lengths, N arrays (T_i, D), as one array (N, T, D) of the longest's length, with its mask.
+    """Gives features of different lengths, N arrays (T_i, D), as one array (N, T, D) of the longest's length, with its
+    mask.
 
     Raises:
       GenError: features of another shape or width, without a token, or NaN; it names the first such row.
@@ -39,13 +40,13 @@ def padded(sequences: Sequence[np.ndarray], title: Callable[[int], str]) -> tupl
 
 
 def lengthened(sequence: np.ndarray, length: int) -> np.ndarray:
-    """One row of text (T, D) or of its mask (T,), padded with zeros (False) to `length` >= T positions."""
+    """Gives one row of text (T, D) or of its mask (T,), padded with zeros (False) to `length` >= T positions."""
     more = length - len(sequence)
     return np.pad(sequence, [(0, more)] + [(0, 0)] * (sequence.ndim - 1)) if more else sequence
 
 
 def checked(arrays: Mapping[str, np.ndarray], title: Callable[[int], str]) -> dict[str, np.ndarray]:
-    """`arrays` by name, with "text_mask" beside a "text" of sequences: every position counts where none is given.
+    """Gives `arrays` by name, with "text_mask" beside a "text" of sequences: every position counts where none is given.
 
     Raises:
       GenError: a "text" that is no floating-point (N, D) or (N, T, D); a mask that is no bool (N, T), has no text, or

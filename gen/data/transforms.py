@@ -54,7 +54,7 @@ logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it logs of damaged f
 
 
 def decode(data: bytes, name: str, channels: int = 3) -> Image.Image:
-    """An image file's content as a Pillow image of mode RGB (channels 3) or L (1); see the module's rules.
+    """Gives an image file's content as a Pillow image of mode RGB (channels 3) or L (1); see the module's rules.
 
     Args:
       data: the file's bytes: PNG, JPEG, WebP, AVIF, BMP, PPM, GIF or TIFF.
@@ -79,7 +79,7 @@ def decode_pixels(data: bytes, name: str, channels: int = 3) -> np.ndarray:
 
 
 def treatments(data: bytes) -> list[str]:
-    """What `decode` does to an image file besides decoding it to RGB, in words; reads its head only.
+    """Gives what `decode` does to an image file besides decoding it to RGB, in words; reads its head only.
 
     Nothing for a plain file, and for one that cannot be opened.
     """
@@ -106,7 +106,7 @@ def treatments(data: bytes) -> list[str]:
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """An RGB or L image as a PNG file of unfiltered, uncompressed rows: large, and quickest to write and to read.
+    """Gives an RGB or L image as a PNG file of unfiltered, uncompressed rows: large, and quickest to write and to read.
 
     A quarter of the time that Pillow takes without compression, which tries every filter on every row.
     """
@@ -231,7 +231,7 @@ def _short_side(image: Image.Image, short: int) -> Image.Image:
 
 
 def adm_center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The centre square at `size`: box halving, bicubic to the short side, crop with floored offsets.
+    """Gives the centre square at `size`: box halving, bicubic to the short side, crop with floored offsets.
 
     As in ADM (Dhariwal and Nichol, 2021), which DiT, SiT, EDM2 and their followers prepare ImageNet with.
     """
@@ -241,7 +241,7 @@ def adm_center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def adm_random_crop(rng: np.random.Generator, image: Image.Image, size: int) -> Image.Image:
-    """A random square at `size`: the short side is resized to a uniform number from size to size / 0.8 (ADM)."""
+    """Gives a random square at `size`: the short side is resized to a uniform number from size to size / 0.8 (ADM)."""
     short = int(rng.integers(size, math.ceil(size / 0.8) + 1))
     image = _short_side(_halved(image, short), short)
     top, left = int(rng.integers(image.height - size + 1)), int(rng.integers(image.width - size + 1))
@@ -249,19 +249,19 @@ def adm_random_crop(rng: np.random.Generator, image: Image.Image, size: int) -> 
 
 
 def center_crop(image: Image.Image, size: int, filter: Filter = "lanczos") -> Image.Image:
-    """The largest centre square, resized to `size` in one go (EDM's and StyleGAN's "center-crop")."""
+    """Gives the largest centre square, resized to `size` in one go (EDM's and StyleGAN's "center-crop")."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return _resized(image.crop((left, top, left + side, top + side)), size, size, filter)
 
 
 def squeeze(image: Image.Image, size: int, filter: Filter = "lanczos") -> Image.Image:
-    """The whole image resized to size x size; the aspect ratio is lost."""
+    """Resizes the whole image to size x size; the aspect ratio is lost."""
     return _resized(image, size, size, filter)
 
 
 def random_flip(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """image (H, W, C) uint8, mirrored left to right with probability 1/2."""
+    """Gives image (H, W, C) uint8, mirrored left to right with probability 1/2."""
     if rng.random() >= 0.5:
         return image
     flipped = np.empty_like(image)
@@ -271,7 +271,9 @@ def random_flip(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def fit(image: Image.Image, crop: Crop, size: int | None, filter: Filter = "lanczos") -> Image.Image:
-    """The crops that need no chance, by name; "none" (and "random", which comes later) leaves the image as it is."""
+    """Applies one of the crops that need no chance, by name; "none" (and "random", which comes later) leaves the image
+    as it is.
+    """
     if size is None or crop in ("none", "random"):
         return image
     if crop == "adm":

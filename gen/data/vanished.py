@@ -30,7 +30,7 @@ class Stalled(GenError):
 def ahead(
     function: Callable[[int], T], items: Sequence[int], title: Callable[[int], str], threads: int | None = None
 ) -> Iterator[tuple[int, Future[T]]]:
-    """(item, finished call of `function`) in order, a few ahead, by as many threads as there are processors.
+    """Gives (item, finished call of `function`) in order, a few ahead, by as many threads as there are processors.
 
     Raises Stalled, with the item's title, for one that takes longer than `STALL` seconds.
     """

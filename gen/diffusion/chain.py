@@ -26,7 +26,7 @@ Variance = Literal["learned", "small", "large"]
 
 
 def mean_over_data(value: jax.Array) -> jax.Array:
-    """Mean over all axes but the first."""
+    """Takes the mean over all axes but the first."""
     return value.reshape(value.shape[0], -1).mean(axis=1)
 
 
@@ -49,13 +49,14 @@ class Chain:
 
     @property
     def indices(self) -> np.ndarray:
-        """(n,) original indices, which are what the network receives."""
+        """Gives (n,) original indices, which are what the network receives."""
         return np.asarray(self.kept or range(self.process.steps), np.int64)
 
     @functools.cached_property
     def tables(self) -> dict[str, np.ndarray]:
-        """Float64 tables (n,): abar, abar_prev, beta, and of q(x_{i-1} | x_i, x): variance, its clipped logarithm,
-        and the coefficients of x (``mean_data``) and x_i (``mean_keep``)."""
+        """Gives float64 tables (n,): abar, abar_prev, beta, and of q(x_{i-1} | x_i, x): variance, its clipped
+        logarithm, and the coefficients of x (``mean_data``) and x_i (``mean_keep``).
+        """
         abar = np.cumprod(1.0 - self.process.betas)[self.indices]
         previous = np.append(1.0, abar[:-1])
         beta = 1.0 - abar / previous
@@ -75,28 +76,28 @@ class Chain:
         }
 
     def times(self, step: Any) -> Any:
-        """The process's time of chain step `step` (integers; NumPy or JAX)."""
+        """Gives the process's time of chain step `step` (integers; NumPy or JAX)."""
         if isinstance(step, jax.Array):
             return jnp.asarray(self.process.time(self.indices), jnp.float32)[step]
         return self.process.time(self.indices[step])
 
     def steps(self, t: jax.Array) -> jax.Array:
-        """The chain step (B,) int32 at times t (B,): the inverse of `times`."""
+        """Gives the chain step (B,) int32 at times t (B,): the inverse of `times`."""
         inverse = np.zeros(self.process.steps, np.int32)
         inverse[self.indices] = np.arange(len(self.indices))
         return jnp.asarray(inverse)[jnp.round(self.process.index(t)).astype(jnp.int32)]
 
     def gather(self, name: str, step: jax.Array, x: jax.Array) -> jax.Array:
-        """Entry `step` (B,) of a table, float32, shaped to broadcast against x."""
+        """Gives the entry `step` (B,) of a table, float32, shaped to broadcast against x."""
         return expand(jnp.asarray(self.tables[name], jnp.float32)[step], x)
 
     def posterior(self, x: jax.Array, x_t: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and clipped log variance of q(x_{i-1} | x_i, x)."""
+        """Gives the mean and clipped log variance of q(x_{i-1} | x_i, x)."""
         mean = self.gather("mean_data", step, x) * x + self.gather("mean_keep", step, x) * x_t
         return mean, jnp.broadcast_to(self.gather("log_variance", step, x), x.shape)
 
     def reverse(self, prediction: Prediction, step: jax.Array, variance: Variance) -> tuple[jax.Array, jax.Array]:
-        """Mean and log variance of the model's p(x_{i-1} | x_i).
+        """Gives the mean and log variance of the model's p(x_{i-1} | x_i).
 
         Learned: the logarithm lies between ``log_variance`` and ``log_beta`` by the network's ``extra["variance"]``
         in [-1, 1] (Nichol & Dhariwal 2021, eq. 15), which is not clipped. Raises GenError where there is none.
@@ -112,7 +113,9 @@ class Chain:
         return mean, share * self.gather("log_beta", step, mean) + (1.0 - share) * log_small
 
     def bound(self, prediction: Prediction, x: jax.Array, step: jax.Array, variance: Variance) -> jax.Array:
-        """One term of the variational bound in bits per dimension, (B,): decoder likelihood at step 0, else KL."""
+        """Gives one term of the variational bound in bits per dimension, (B,): decoder likelihood at step 0, else
+        KL.
+        """
         true_mean, true_log = self.posterior(x, prediction.x, step)
         mean, log_variance = self.reverse(prediction, step, variance)
         kl = mean_over_data(gaussian_kl(true_mean, true_log, mean, log_variance))
@@ -120,21 +123,22 @@ class Chain:
         return jnp.where(step == 0, nll, kl) / math.log(2.0)
 
     def prior_bound(self, x: jax.Array) -> jax.Array:
-        """Mean KL(q(x_n | x) || N(0, I)) in bits per dimension, (B,)."""
+        """Gives the mean KL(q(x_n | x) || N(0, I)) in bits per dimension, (B,)."""
         abar = float(self.tables["abar"][-1])
         log_variance = jnp.full_like(x, math.log1p(-abar))
         return mean_over_data(gaussian_kl(math.sqrt(abar) * x, log_variance, jnp.zeros_like(x), 0.0)) / math.log(2.0)
 
 
 def gaussian_kl(mean1: Any, log_variance1: Any, mean2: Any, log_variance2: Any) -> jax.Array:
-    """Elementwise KL(N1 || N2) in nats."""
+    """Gives elementwise KL(N1 || N2) in nats."""
     ratio = jnp.exp(log_variance1 - log_variance2)
     squared = jnp.square(mean1 - mean2) * jnp.exp(-jnp.asarray(log_variance2, jnp.float32))
     return 0.5 * (-1.0 + log_variance2 - log_variance1 + ratio + squared)
 
 
 def discretised_nll(x: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
-    """Elementwise -log p(x) in nats of a Gaussian over the bins of 8-bit images in [-1, 1] (Ho et al. 2020, eq. 13).
+    """Gives elementwise -log p(x) in nats of a Gaussian over the bins of 8-bit images in [-1, 1] (Ho et al. 2020, eq.
+    13).
 
     The distribution function is the tanh approximation, in float32 as published: bins that it cannot resolve have
     probability 0, count as 1e-12 and pass no gradient.
@@ -174,7 +178,7 @@ def bits_per_dimension(
     variance: Variance = "learned",
     clip: bool = True,
 ) -> dict[str, jax.Array]:
-    """The variational bound on -log2 p(x) per dimension, over the whole chain.
+    """Gives the variational bound on -log2 p(x) per dimension, over the whole chain.
 
     Args:
       evaluate: (x_t, t (B,), cond) -> Prediction.

@@ -116,15 +116,15 @@ class DDPM:
 
     @property
     def betas(self) -> np.ndarray:
-        """(steps,) float64: beta_i of the chain."""
+        """Gives (steps,) float64: beta_i of the chain."""
         return _ddpm_betas(*self._chain)
 
     def time(self, index: Any) -> Any:
-        """The time of chain index `index` (0 .. steps - 1; -1 is clean data)."""
+        """Gives the time of chain index `index` (0 .. steps - 1; -1 is clean data)."""
         return (as_times(index) + 1.0) / self.steps
 
     def index(self, t: Time) -> Any:
-        """The chain index of time t as a real number; within 1e-3 of an integer it is that integer.
+        """Gives the chain index of time t as a real number; within 1e-3 of an integer it is that integer.
 
         The snap undoes the rounding of t to float32, so that networks see the very index they were trained on.
         """

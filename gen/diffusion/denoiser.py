@@ -45,7 +45,7 @@ class Parameterization(Protocol):
     output: PredictionKind
 
     def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """The network's input and its times, each (B,), for x_t at our time t (B,).
+        """Gives the network's input and its times, each (B,), for x_t at our time t (B,).
 
         One time, or two for a flow map's network. Raises GenError for an unsuitable process.
         """
@@ -54,11 +54,11 @@ class Parameterization(Protocol):
     def prediction(
         self, process: Process, raw: jax.Array, x: jax.Array, t: jax.Array, extra: Mapping[str, Any]
     ) -> Prediction:
-        """The meaning of the raw output."""
+        """Gives the meaning of the raw output."""
         ...
 
     def target(self, process: Process, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
-        """What the raw output should have been for clean `x` and noise `eps`."""
+        """Gives what the raw output should have been for clean `x` and noise `eps`."""
         ...
 
 
@@ -193,7 +193,7 @@ class Denoiser:
 
     @property
     def net(self) -> Network:
-        """The network as a parameter-free callable."""
+        """Gives the network as a parameter-free callable."""
         return Network(self.network)
 
     def __call__(
@@ -230,7 +230,7 @@ class Denoiser:
         return features
 
     def bind(self, params: Params, controls: Controls | None = None, per_step: Controls | None = None) -> Denoise:
-        """The `Denoise` function of these parameters.
+        """Gives the `Denoise` function of these parameters.
 
         Args:
           controls: the network's controls, which hold at every step.
@@ -240,7 +240,7 @@ class Denoiser:
         return _bind(self, params, controls, per_step)
 
     def under(self, process: Process) -> "Denoiser | Reclocked":
-        """The same denoiser on the clock of `process`; itself where that is its own."""
+        """Gives the same denoiser on the clock of `process`; itself where that is its own."""
         return self if process == self.process else Reclocked(self, process)
 
 
@@ -259,7 +259,7 @@ class Reclocked:
     process: Process
 
     def __call__(self, params: Params, x: jax.Array, t: jax.Array, cond: Cond, **kwargs: Any) -> Prediction:
-        """See `Denoiser`."""
+        """Does what `Denoiser.__call__` says."""
         t, inner = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1]), self.denoiser.process
         own = jnp.minimum(inner.time_of(self.process.logsnr(t)), inner.t_max)
         # the ratio of the alphas (and of the sigmas), safe where either is 0
@@ -268,7 +268,7 @@ class Reclocked:
         return Prediction(found.denoised, x, t, found.extra, self.process, "x")
 
     def bind(self, params: Params, controls: Controls | None = None, per_step: Controls | None = None) -> Denoise:
-        """See `Denoiser.bind`."""
+        """Does what `Denoiser.bind` says."""
         return _bind(self, params, controls, per_step)
 
 

@@ -45,15 +45,17 @@ class TwoTimes(Protocol):
     def diagonal(self) -> Any: ...
 
     def inputs(self, process: Process, x: jax.Array, t: jax.Array, s: jax.Array) -> Inputs:
-        """The network's input and times for x_t and (t, s), each (B,). Raises GenError for an unsuitable process."""
+        """Gives the network's input and times for x_t and (t, s), each (B,). Raises GenError for an unsuitable
+        process.
+        """
         ...
 
     def value(self, process: Process, raw: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
-        """What is learned, from the raw output."""
+        """Gives what is learned, from the raw output."""
         ...
 
     def end(self, process: Process, value: jax.Array, x: jax.Array, t: jax.Array, s: jax.Array) -> jax.Array:
-        """x_s from the value at (x_t, t, s)."""
+        """Gives x_s from the value at (x_t, t, s)."""
         ...
 
 
@@ -76,21 +78,21 @@ class AverageVelocity:
 
     @property
     def diagonal(self) -> Predict:
-        """The velocity."""
+        """Gives the meaning at s = t: the velocity."""
         return Predict("velocity", scale=self.scale)
 
     def inputs(self, process: Process, x: jax.Array, t: jax.Array, s: jax.Array) -> Inputs:
-        """See `TwoTimes`."""
+        """Does what `TwoTimes.inputs` says."""
         del process
         return x, (self.scale * t, self.scale * (t - s if self.second == "duration" else s))
 
     def value(self, process: Process, raw: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
-        """The mean velocity u, which is the raw output itself."""
+        """Gives the mean velocity u, which is the raw output itself."""
         del process, x, t
         return raw
 
     def end(self, process: Process, value: jax.Array, x: jax.Array, t: jax.Array, s: jax.Array) -> jax.Array:
-        """See `TwoTimes`."""
+        """Does what `TwoTimes.end` says."""
         del process
         return x - expand(t - s, x) * value
 
@@ -114,21 +116,21 @@ class Jump:
 
     @property
     def diagonal(self) -> Any:
-        """That of g."""
+        """Gives the meaning at s = t, which is that of g."""
         return self.inner
 
     def inputs(self, process: Process, x: jax.Array, t: jax.Array, s: jax.Array) -> Inputs:
-        """See `TwoTimes`."""
+        """Does what `TwoTimes.inputs` says."""
         inner, first = self.inner.inputs(process, x, t)
         return inner, first + self.inner.inputs(process, x, jnp.maximum(s, process.t_min))[1]
 
     def value(self, process: Process, raw: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
-        """g."""
+        """Gives g, which the raw output means."""
         g: jax.Array = self.inner.prediction(process, raw, x, t, {}).denoised
         return g
 
     def end(self, process: Process, value: jax.Array, x: jax.Array, t: jax.Array, s: jax.Array) -> jax.Array:
-        """See `TwoTimes`."""
+        """Does what `TwoTimes.end` says."""
         (a, sigma), (a_end, sigma_end) = pair(process, t, x), pair(process, s, x)
         return sigma_end / sigma * (x - a * value) + a_end * value
 
@@ -146,19 +148,19 @@ class Consistency:
     diagonal: ClassVar[None] = None
 
     def inputs(self, process: Process, x: jax.Array, t: jax.Array, s: jax.Array) -> Inputs:
-        """See `TwoTimes`."""
+        """Does what `TwoTimes.inputs` says."""
         del s
         return EDMPrecondition().inputs(process, x, t)
 
     def value(self, process: Process, raw: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
-        """f."""
+        """Gives f, which the raw output means."""
         assert isinstance(process, EDM)  # `inputs` refuses others
         data, above = process.sigma_data, t - process.t_min
         skip, out = data**2 / (above**2 + data**2), above * data * jax.lax.rsqrt(t**2 + data**2)
         return expand(skip, x) * x + expand(out, x) * raw
 
     def end(self, process: Process, value: jax.Array, x: jax.Array, t: jax.Array, s: jax.Array) -> jax.Array:
-        """f itself."""
+        """Gives f itself, which is x at the end."""
         del process, x, t, s
         return value
 
@@ -174,19 +176,19 @@ class Diagonal:
     of: Any
 
     def inputs(self, process: Process, x: jax.Array, t: jax.Array) -> Inputs:
-        """See `gen.diffusion.denoiser.Parameterization`."""
+        """Does what `gen.diffusion.denoiser.Parameterization.inputs` says."""
         inputs: Inputs = self.of.inputs(process, x, t, t)
         return inputs
 
     def prediction(
         self, process: Process, raw: jax.Array, x: jax.Array, t: jax.Array, extra: Mapping[str, Any]
     ) -> Prediction:
-        """See `gen.diffusion.denoiser.Parameterization`."""
+        """Does what `gen.diffusion.denoiser.Parameterization.prediction` says."""
         prediction: Prediction = self.of.diagonal.prediction(process, raw, x, t, extra)
         return prediction
 
     def target(self, process: Process, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
-        """See `gen.diffusion.denoiser.Parameterization`."""
+        """Does what `gen.diffusion.denoiser.Parameterization.target` says."""
         target: jax.Array = self.of.diagonal.target(process, x, eps, t)
         return target
 
@@ -228,13 +230,13 @@ class FlowMap:
 
     @property
     def net(self) -> Network:
-        """The network as a parameter-free callable."""
+        """Gives the network as a parameter-free callable."""
         return Network(self.network)
 
     def __call__(
         self, params: Params, x: jax.Array, t: jax.Array, s: jax.Array, cond: Cond, *, controls: Controls | None = None
     ) -> jax.Array:
-        """x_s for x_t.
+        """Gives x_s for x_t.
 
         Args:
           params: the network's parameters.
@@ -259,7 +261,7 @@ class FlowMap:
         controls: Controls | None = None,
         taps: tuple[str, ...] = (),
     ) -> Value:
-        """What the parameterization learns at (x_t, t, s), which losses compare; arguments as in a call."""
+        """Gives what the parameterization learns at (x_t, t, s), which losses compare; arguments as in a call."""
         t, s = _times(x, t), _times(x, s)
         inner, times = self.parameterization.inputs(self.process, x, t, s)
         raw, features = self.net(params, inner, times, cond, controls=controls, taps=taps)
@@ -275,7 +277,7 @@ class FlowMap:
         controls: Controls | None = None,
         taps: tuple[str, ...] = (),
     ) -> Value:
-        """The value at ``point = (x, t, s)`` and its derivative along `tangents`, by forward mode.
+        """Gives the value at ``point = (x, t, s)`` and its derivative along `tangents`, by forward mode.
 
         MeanFlow's d u / d t along the flow has the tangents (velocity, 1, 0). This is the one place where forward mode
         is taken: layers calculate in forms that have it (`gen.nn.forward_mode`).
@@ -298,7 +300,7 @@ class FlowMap:
         return Value(found, tangent, extra)
 
     def diagonal(self, objective: Any = None) -> Denoiser:
-        """The denoiser on s = t. Raises GenError where the parameterization knows none.
+        """Gives the denoiser on s = t. Raises GenError where the parameterization knows none.
 
         Args:
           objective: its native loss; None for velocity matching.

@@ -74,12 +74,12 @@ class Objective(Protocol):
     def loss(
         self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-        """Per-sample losses (B,) and named per-sample terms (B,)."""
+        """Gives per-sample losses (B,) and named per-sample terms (B,)."""
         ...
 
 
 def noised(process: Any, x: jax.Array, draws: Draws) -> jax.Array:
-    """x_t = alpha(t) x + sigma(t) eps."""
+    """Gives x_t = alpha(t) x + sigma(t) eps."""
     a, s = pair(process, draws.t, x)
     return a * x + s * draws.eps
 
@@ -107,7 +107,7 @@ class VelocityMatching:
         return Draws(self.times(time_key, process, x.shape[0]), jax.random.normal(eps_key, x.shape))
 
     def weights(self, process: Any, t: jax.Array) -> jax.Array:
-        """The factor on the squared error at times t."""
+        """Gives the factor on the squared error at times t."""
         s = process.sigma(t)
         match self.weight:
             case "cosmap":
@@ -132,7 +132,8 @@ class VelocityMatching:
 
 
 def cosine_similarity(a: jax.Array, b: jax.Array, eps: float = 1e-8) -> jax.Array:
-    """cos(a, b) along the last axis (B, ..., C) -> (B, ...), float32; 0, without gradient, where a norm product < eps.
+    """Gives cos(a, b) along the last axis (B, ..., C) -> (B, ...), float32; 0, without gradient, where a norm product <
+    eps.
 
     A network whose last layer starts at zero predicts no direction in its first step: the limit's gradient there
     would be of size 1 / eps and would stay in Adam's second moment for hundreds of steps.
@@ -165,7 +166,7 @@ class MinSNRLoss:
     def loss(
         self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-        """See `Objective`. Raises GenError for networks that predict other than x, eps or v."""
+        """Does what `Objective.loss` says. Raises GenError for networks that predict other than x, eps or v."""
         prediction = evaluate(noised(process, x, draws), draws.t, cond)
         error = mean_over_data(jnp.square(_target(prediction, process, x, draws) - prediction.value))
         snr = jnp.square(process.alpha(draws.t) / process.sigma(draws.t))
@@ -173,7 +174,9 @@ class MinSNRLoss:
 
 
 def min_snr(snr: jax.Array, gamma: float, kind: PredictionKind) -> jax.Array:
-    """The weights on the squared error of an x, eps or v prediction that amount to min(snr, gamma) on the data."""
+    """Gives the weights on the squared error of an x, eps or v prediction that amount to min(snr, gamma) on the
+    data.
+    """
     match kind:
         case "x":
             return jnp.minimum(snr, gamma)
@@ -203,23 +206,23 @@ class Aligned:
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """The projections, which `evaluate` must return as well."""
+        """Gives the projections, which `evaluate` must return as well."""
         return tuple(f"aligned_{i}" for i in range(self.encoders))
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The encoders' features."""
+        """Gives the encoders' features by name."""
         return tuple(f"encoder_{i}" for i in range(self.encoders))
 
     def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
-        """The inner objective's draws."""
+        """Gives the inner objective's draws."""
         draws: Draws = self.objective.draw(key, process, x)
         return draws
 
     def loss(
         self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-        """See `Objective`; the term ``alignment`` is in [-1, 1], -1 at best."""
+        """Does what `Objective.loss` says; the term ``alignment`` is in [-1, 1], -1 at best."""
         seen: list[Prediction] = []
 
         def watched(x_t: jax.Array, t: jax.Array, cond: Cond) -> Prediction:
@@ -234,7 +237,7 @@ class Aligned:
 
 
 def alignment(projected: jax.Array, features: jax.Array) -> jax.Array:
-    """-cos of two sets of tokens (B, N, C), mean over the tokens: (B,). Raises GenError for different shapes."""
+    """Gives -cos of two sets of tokens (B, N, C), mean over the tokens: (B,). Raises GenError for different shapes."""
     if projected.shape != features.shape:
         raise GenError(
             f"the network's features are {projected.shape}, the encoder's {features.shape}; resize the encoder's input "
@@ -265,7 +268,7 @@ class DDPMLoss:
     inputs: ClassVar[tuple[str, ...]] = ()
 
     def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
-        """Uniform over the steps of the chain. Raises GenError for a process other than ddpm."""
+        """Draws steps uniformly over the chain."""
         time_key, eps_key = jax.random.split(key)
         chain = Chain(process, self.kept)
         step = jax.random.randint(time_key, x.shape[:1], 0, len(chain.indices))
@@ -274,7 +277,9 @@ class DDPMLoss:
     def loss(
         self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-        """See `Objective`; terms ``mse`` and ``vb`` (bits per dimension) as far as they are part of the loss."""
+        """Does what `Objective.loss` says; terms ``mse`` and ``vb`` (bits per dimension) as far as they are part of the
+        loss.
+        """
         chain = Chain(process, self.kept)
         step = chain.steps(draws.t)
         prediction = evaluate(noised(process, x, draws), draws.t, cond)
@@ -319,7 +324,7 @@ class EDMLoss:
     inputs: ClassVar[tuple[str, ...]] = ()
 
     def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
-        """Log-normal noise levels."""
+        """Draws log-normal noise levels."""
         time_key, eps_key = jax.random.split(key)
         sigma = jnp.exp(self.mean + self.std * jax.random.normal(time_key, x.shape[:1]))
         return Draws(sigma, jax.random.normal(eps_key, x.shape))
@@ -327,7 +332,7 @@ class EDMLoss:
     def loss(
         self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-        """See `Objective`. Raises GenError for a process other than edm."""
+        """Does what `Objective.loss` says. Raises GenError for a process other than edm."""
         if not isinstance(process, EDM):
             raise GenError(f"the edm loss needs the edm process, not {type(process).__name__}; use that")
         prediction = evaluate(noised(process, x, draws), draws.t, cond)
@@ -349,14 +354,14 @@ class Uncertain:
     inputs: ClassVar[tuple[str, ...]] = ()
 
     def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
-        """The inner loss's draws."""
+        """Gives the inner loss's draws."""
         draws: Draws = self.inner.draw(key, process, x)
         return draws
 
     def loss(
         self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-        """See `Objective`. Raises GenError for a network that learns no uncertainty."""
+        """Does what `Objective.loss` says. Raises GenError for a network that learns no uncertainty."""
         seen: list[jax.Array] = []
 
         def watched(x_t: jax.Array, t: jax.Array, cond: Cond) -> Prediction:

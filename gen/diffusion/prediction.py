@@ -37,7 +37,7 @@ class Prediction:
 
     @property
     def denoised(self) -> jax.Array:
-        """E[x | x_t]."""
+        """Gives E[x | x_t]."""
         a, s = pair(self.process, self.t, self.x)
         match self.kind:
             case "x":
@@ -54,7 +54,7 @@ class Prediction:
 
     @property
     def eps(self) -> jax.Array:
-        """E[eps | x_t]."""
+        """Gives E[eps | x_t]."""
         a, s = pair(self.process, self.t, self.x)
         match self.kind:
             case "eps":
@@ -71,7 +71,7 @@ class Prediction:
 
     @property
     def velocity(self) -> jax.Array:
-        """d x_t / d t of the probability flow, on the clock of `process` (time 0 = data)."""
+        """Gives d x_t / d t of the probability flow, on the clock of `process` (time 0 = data)."""
         if self.kind == "velocity":
             return self.value
         da, ds = self._rates()
@@ -86,15 +86,15 @@ class Prediction:
 
     @property
     def score(self) -> jax.Array:
-        """Gradient of log p(x_t): -eps / sigma."""
+        """Gives the gradient of log p(x_t): -eps / sigma."""
         return self.value if self.kind == "score" else -self.eps / pair(self.process, self.t, self.x)[1]
 
     def with_denoised(self, x: jax.Array) -> "Prediction":
-        """The same prediction with its denoised image replaced (clipping, guidance in data space)."""
+        """Gives the same prediction with its denoised image replaced (clipping, guidance in data space)."""
         return dataclasses.replace(self, value=x, kind="x")
 
     def with_value(self, value: jax.Array) -> "Prediction":
-        """The same kind of prediction with another value (guidance in the network's own space)."""
+        """Gives the same kind of prediction with another value (guidance in the network's own space)."""
         return dataclasses.replace(self, value=value)
 
     def as_kind(self, kind: PredictionKind) -> jax.Array:

@@ -46,46 +46,46 @@ class Process(Protocol):
     @property
     def t_max(self) -> float: ...
     def alpha(self, t: Time) -> Any:
-        """Scale of the data at time t."""
+        """Gives the scale of the data at time t."""
         ...
 
     def sigma(self, t: Time) -> Any:
-        """Scale of the noise at time t."""
+        """Gives the scale of the noise at time t."""
         ...
 
     def dalpha(self, t: Time) -> Any:
-        """Derivative of `alpha` in t."""
+        """Gives the derivative of `alpha` in t."""
         ...
 
     def dsigma(self, t: Time) -> Any:
-        """Derivative of `sigma` in t."""
+        """Gives the derivative of `sigma` in t."""
         ...
 
     def logsnr(self, t: Time) -> Any:
-        """log(alpha^2 / sigma^2), decreasing in t; infinite where sigma or alpha is 0."""
+        """Gives log(alpha^2 / sigma^2), decreasing in t; infinite where sigma or alpha is 0."""
         ...
 
     def time_of(self, logsnr: Any) -> Any:
-        """The inverse of `logsnr`, clipped to the process's times."""
+        """Gives the inverse of `logsnr`, clipped to the process's times."""
         ...
 
     def at(self, u: Any) -> Any:
-        """What "t uniform" means: maps u in [0, 1] to a time, u = 0 at the data end."""
+        """Gives what "t uniform" means: maps u in [0, 1] to a time, u = 0 at the data end."""
         ...
 
 
 def array_module(t: Any) -> Any:
-    """jax.numpy for JAX arrays, numpy in float64 for everything else."""
+    """Gives jax.numpy for JAX arrays, numpy in float64 for everything else."""
     return jnp if isinstance(t, jax.Array) else np
 
 
 def as_times(t: Any) -> Any:
-    """Times as an array: JAX arrays as they are, everything else in NumPy's float64."""
+    """Gives times as an array: JAX arrays as they are, everything else in NumPy's float64."""
     return t if isinstance(t, jax.Array) else np.asarray(t, np.float64)
 
 
 def logsnr_of(process: Any, t: Time) -> Any:
-    """log(alpha^2 / sigma^2) from the two scales; infinite where one of them is 0."""
+    """Gives log(alpha^2 / sigma^2) from the two scales; infinite where one of them is 0."""
     xp = array_module(t)
     with np.errstate(divide="ignore"):
         return 2.0 * (xp.log(process.alpha(t)) - xp.log(process.sigma(t)))
@@ -97,7 +97,7 @@ def expand(t: Any, x: Any) -> Any:
 
 
 def pair(process: Process, t: Any, x: Any) -> tuple[Any, Any]:
-    """(alpha(t), sigma(t)) with axes appended to broadcast against x."""
+    """Gives (alpha(t), sigma(t)) with axes appended to broadcast against x."""
     return expand(process.alpha(t), x), expand(process.sigma(t), x)
 
 
@@ -257,7 +257,7 @@ class VE:
         return array_module(logsnr).exp(-0.5 * as_times(logsnr))
 
     def at(self, u: Any) -> Any:
-        """Geometric between sigma_min and sigma_max."""
+        """Goes geometrically between sigma_min and sigma_max."""
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** as_times(u)
 
 
@@ -363,5 +363,5 @@ class EDMFamily:
         return self._time(array_module(logsnr).exp(-0.5 * as_times(logsnr)))
 
     def at(self, u: Any) -> Any:
-        """Uniform between t_min and t_max."""
+        """Goes uniformly between t_min and t_max."""
         return self.t_min + (self.t_max - self.t_min) * as_times(u)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import ndtri
 from scipy.special import erf
 
 from gen.errors import GenError
@@ -33,11 +34,11 @@ class Levels:
             raise GenError(f"noise levels from {self.low} to {self.high}; expected 0 <= low < high <= 1")
 
     def table(self, process: Any) -> np.ndarray:
-        """(count,) float64 times."""
+        """Gives the (count,) float64 times."""
         return np.asarray(process.at(np.linspace(0.0, 1.0, self.count)))
 
     def __call__(self, key: jax.Array, process: Any, batch: int) -> jax.Array:
-        """(batch,) float32 times."""
+        """Gives (batch,) float32 times."""
         first, last = int(self.low * self.count), min(int(self.high * self.count), self.count - 1)
         index = jax.random.randint(key, (batch,), first, last + 1)
         return jnp.asarray(self.table(process), jnp.float32)[index]
@@ -53,6 +54,8 @@ class TimeSampler:
         ``at(u)``. ``lognormal``: the noise level sigma / alpha is exp(mean + std n), as in EDM.
       mean, std: location and scale of the normal laws.
       scale: of ``mode``, from -1 to 2 / (pi - 2); 0 is uniform.
+      stratified: one draw from each of B equal parts of the distribution, B the size of the batch, where all B samples
+        are drawn freely otherwise; for the laws of [0, 1].
       shift: resolution shift u' = shift u / (1 + (shift - 1) u); 1 for none. Not for ``lognormal``.
       levels: of ``lognormal``: only these many times of the process's own grid are drawn, each but the lowest with the
         mass of the interval below it (improved consistency training, Song and Dhariwal 2024, sec. 3.5); None for all.
@@ -64,20 +67,33 @@ class TimeSampler:
     scale: float = 1.29
     shift: float = 1.0
     levels: int | None = None
+    stratified: bool = False
 
     def __post_init__(self) -> None:
+        if self.stratified and self.law == "lognormal":
+            raise GenError("stratified times are of laws on [0, 1]; choose uniform, logit-normal or mode")
         if self.levels is not None and (self.levels < 2 or self.law != "lognormal"):
             raise GenError(f"{self.levels} levels of a {self.law} law; expected two or more, of the lognormal law")
         if self.law == "mode" and not -1.0 <= self.scale <= 2.0 / (math.pi - 2.0):
             raise GenError(f"mode scale is {self.scale:g}; expected -1 to {2.0 / (math.pi - 2.0):.4g}")
 
     def __call__(self, key: jax.Array, process: Any, count: int) -> jax.Array:
-        """(count,) float32 times."""
+        """Gives (count,) float32 times."""
         uniform = self.law in ("uniform", "mode") or self.levels is not None
+        if self.stratified:
+            q = self.strata(jax.random.uniform(key, (count,)))
+            return self.times(process, q if uniform else ndtri(q))
         return self.times(process, (jax.random.uniform if uniform else jax.random.normal)(key, (count,)))
 
+    @staticmethod
+    def strata(u: jax.Array) -> jax.Array:
+        """Gives uniform draws (B,) brought into the parts 0 to 1 / B, 1 / B to 2 / B ... of [0, 1], one into each."""
+        return (jnp.arange(len(u)) + u) / len(u)
+
     def times(self, process: Any, z: jax.Array) -> jax.Array:
-        """The times of draws z (B,): standard normal, or uniform on [0, 1] for ``uniform``, ``mode`` and levels."""
+        """Gives the times of draws z (B,): standard normal, or uniform on [0, 1] for ``uniform``, ``mode`` and
+        levels.
+        """
         if self.levels is not None:
             grid, mass = lognormal_levels(process, self.levels, self.mean, self.std)
             below = jnp.searchsorted(jnp.asarray(np.cumsum(mass)[:-1], jnp.float32), z, side="right")
@@ -93,12 +109,12 @@ class TimeSampler:
         return u
 
     def shifted(self, u: jax.Array) -> jax.Array:
-        """u with the resolution shift."""
+        """Gives u with the resolution shift."""
         return self.shift * u / (1.0 + (self.shift - 1.0) * u)
 
 
 def lognormal_levels(process: Any, count: int, mean: float, std: float) -> tuple[np.ndarray, np.ndarray]:
-    """`count` times of the process's own grid, ascending, and the lognormal mass of the intervals between them.
+    """Gives `count` times of the process's own grid, ascending, and the lognormal mass of the intervals between them.
 
     Returns:
       times (count,) and mass (count - 1,), float64; the mass is proportional to erf((ln s_{i+1} - mean) / (sqrt 2 std))

@@ -35,7 +35,7 @@ class DenoiserTask(Method):
 
     @property
     def classes_at(self) -> str:
-        """The network's."""
+        """Gives the path of the network's number of classes."""
         return f"denoiser.network.{self.denoiser.network.classes_at}"
 
     def __post_init__(self) -> None:
@@ -44,20 +44,20 @@ class DenoiserTask(Method):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The network."""
+        """Gives the only part, the network."""
         return (Part("net", self.denoiser.network, self.optim, self.emas),)
 
     def models(self) -> Mapping[str, Model]:
-        """The denoiser."""
+        """Gives the denoiser as ``net``."""
         return {"net": Model(self.denoiser)}
 
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
-        """Fresh parameters, or those of the previous stage."""
+        """Gives fresh parameters, or those of the previous stage."""
         del frozen
         return {"net": self.denoiser.net.init(key) if previous is None else previous.params["net"]}
 
     def loss(self, params: Params, x: jax.Array, cond: Cond, draws: Draws, dropped: jax.Array) -> tuple[jax.Array, Aux]:
-        """The objective's mean over the batch and the means of its terms.
+        """Gives the objective's mean over the batch and the means of its terms.
 
         Args:
           x: (B, ...) data; draws: the objective's; dropped: (B,) bool, samples that lose their condition.
@@ -77,7 +77,7 @@ class DenoiserTask(Method):
     def update(
         self, state: State, frozen: Frozen, batch: Batch, schedule: Schedule, key: jax.Array
     ) -> tuple[State, Metrics]:
-        """One step at freshly drawn times and noise."""
+        """Makes one step at freshly drawn times and noise."""
         del frozen
         draw_key, drop_key, augment_key, dropout_key = jax.random.split(key, 4)
         denoiser, x, cond = self.denoiser, self.data(batch), self.cond(batch)

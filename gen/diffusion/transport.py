@@ -24,7 +24,7 @@ DiffusionForm = Literal["sbdm", "sigma", "linear", "decreasing", "increasing-dec
 
 
 def forward_sde(process: Any, t: Any) -> tuple[Any, Any]:
-    """(f, w0) of the forward SDE dx = f x dt + sqrt(2 w0) dB that has the process's marginals.
+    """Gives (f, w0) of the forward SDE dx = f x dt + sqrt(2 w0) dB that has the process's marginals.
 
     f = alpha' / alpha and w0 = sigma sigma' - sigma^2 f; both infinite where alpha is 0.
     """
@@ -34,7 +34,7 @@ def forward_sde(process: Any, t: Any) -> tuple[Any, Any]:
 
 
 def diffusion(process: Any, t: Any, form: DiffusionForm = "sigma", norm: float = 1.0) -> Any:
-    """The freely chosen w(t) of the reverse SDE (SiT section 2.4 and its code); like t, non-negative.
+    """Gives the freely chosen w(t) of the reverse SDE (SiT section 2.4 and its code); like t, non-negative.
 
     Args:
       form: ``sbdm`` norm w0 (the forward SDE's own), ``sigma`` norm sigma(t), ``linear`` norm t, ``decreasing``
@@ -67,7 +67,7 @@ def interval(
     last_step: float = 0.04,
     eps: float | None = None,
 ) -> tuple[float, float]:
-    """The times (data end, noise end) between which SiT trains or integrates.
+    """Gives the times (data end, noise end) between which SiT trains or integrates.
 
     A velocity on a path that reaches pure noise needs no margin; other predictions divide by alpha or sigma.
 

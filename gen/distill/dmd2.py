@@ -40,7 +40,7 @@ __all__ = [
 
 
 def matching_gradient(x: jax.Array, real: jax.Array, fake: jax.Array) -> jax.Array:
-    """The distribution-matching gradient on x (B, ...): (fake - real) / mean |x - real|.
+    """Gives the distribution-matching gradient on x (B, ...): (fake - real) / mean |x - real|.
 
     Args:
       real, fake: denoised x_t by the teacher and by the fake score.
@@ -53,12 +53,14 @@ def matching_gradient(x: jax.Array, real: jax.Array, fake: jax.Array) -> jax.Arr
 
 
 def matching_loss(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    """A scalar whose gradient in x is `gradient` / x.size: 0.5 mean (x - stop(x - gradient))^2."""
+    """Gives a scalar whose gradient in x is `gradient` / x.size: 0.5 mean (x - stop(x - gradient))^2."""
     return 0.5 * jnp.square(x - jax.lax.stop_gradient(x - gradient)).mean()
 
 
 def sample_norm(gradient: jax.Array) -> jax.Array:
-    """The mean over samples of the norm of each sample's own gradient, from the gradient (B, ...) of a batch mean."""
+    """Gives the mean over samples of the norm of each sample's own gradient, from the gradient (B, ...) of a batch
+    mean.
+    """
     b = gradient.shape[0]
     return b * jnp.linalg.norm(gradient.reshape(b, -1), axis=1).mean()
 
@@ -70,7 +72,7 @@ def backward_simulation(
     noises: jax.Array,
     stop: jax.Array | int,
 ) -> jax.Array:
-    """The image that `stop` calls of a multi-step student make from noise (DMD2 section 4.5); no gradient.
+    """Gives the image that `stop` calls of a multi-step student make from noise (DMD2 section 4.5); no gradient.
 
     Args:
       student: (x_t, t) -> denoised.
@@ -155,7 +157,7 @@ class DMD2Task(StudentMethod):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The student, and the fake score with its head."""
+        """Gives the student, and the fake score with its head."""
         networks = {"net": self.teacher.network} | ({} if self.head is None else {"head": self.head})
         return (self.student_part, Part("fake_score", networks, self.fake_optim))
 
@@ -167,24 +169,24 @@ class DMD2Task(StudentMethod):
 
     @property
     def programs(self) -> Mapping[str, Program]:
-        """``student`` (student, then fake score, on the same x) and ``fake_score`` alone.
+        """Gives ``student`` (student, then fake score, on the same x) and ``fake_score`` alone.
 
         Metrics bear the name of the part that they are of: ``student/loss``, ``fake_score/loss``.
         """
         return {"student": self.update_both, "fake_score": self.update_fake_score}
 
     def select(self, step: int) -> str:
-        """The student moves at every `ratio`-th step, the first included."""
+        """Moves the student at every `ratio`-th step, the first included."""
         return "student" if step % self.ratio == 0 else "fake_score"
 
     def updates(self, part: str, steps: int) -> int:
-        """The student's: every `ratio`-th step."""
+        """Counts the student's updates, one at every `ratio`-th step, and the fake score's, one at each."""
         return -(-steps // self.ratio) if part == "student" else steps
 
     def update_both(
         self, state: State, frozen: Frozen, batch: Batch, schedule: Schedule, key: jax.Array
     ) -> tuple[State, Metrics]:
-        """One student update; the fake score then learns from the x it was judged by."""
+        """Makes one update of the student; the fake score then learns from the x it was judged by."""
         data = self._draws(batch, key)
         before = state.params["student"]
 
@@ -199,7 +201,7 @@ class DMD2Task(StudentMethod):
     def update_fake_score(
         self, state: State, frozen: Frozen, batch: Batch, schedule: Schedule, key: jax.Array
     ) -> tuple[State, Metrics]:
-        """One update of the fake score and the discriminator head."""
+        """Makes one update of the fake score and the discriminator head."""
         del frozen
         return self._update_fake_score(state, state.params["student"], self._draws(batch, key), schedule)
 
@@ -220,7 +222,7 @@ class DMD2Task(StudentMethod):
         return real, real_cond, {name: v[draws.order] for name, v in real_cond.items()}, draws
 
     def draw(self, key: jax.Array, x: jax.Array) -> DMD2Draws:
-        """All random numbers of a step for data shaped like x (B, ...)."""
+        """Draws all random numbers of a step for data shaped like x (B, ...)."""
         order, noise, stop, simulated, matching, gan_student, fake, fake_level, gan_fake, gan_real = jax.random.split(
             key, 10
         )
@@ -246,7 +248,7 @@ class DMD2Task(StudentMethod):
         )
 
     def student_input(self, student: Params, cond: Cond, draws: DMD2Draws) -> tuple[jax.Array, jax.Array]:
-        """(x_t, t) the student is trained at; without gradient."""
+        """Gives (x_t, t) that the student is trained at; without gradient."""
         start = self.first_scale * draws.noise
         if len(self.times) == 1:
             return start, jnp.float32(self.times[0])
@@ -261,14 +263,14 @@ class DMD2Task(StudentMethod):
         return jnp.where(stop == 0, start, a * clean + s * draws.noise), t
 
     def generate(self, student: Params, cond: Cond, draws: DMD2Draws) -> jax.Array:
-        """The student's output x, which all losses judge."""
+        """Gives the student's output x, which all losses judge."""
         x_t, t = self.student_input(student, cond, draws)
         return self.denoiser(student, x_t, t, cond).denoised
 
     def scores(
         self, teacher: Params, fake: Params, x: jax.Array, cond: Cond, draws: Draws
     ) -> tuple[jax.Array, jax.Array]:
-        """x, noised, as denoised by the (guided) teacher and by the fake score."""
+        """Gives x, noised, as denoised by the (guided) teacher and by the fake score."""
         score = self.teacher
         x_t = noised(score.process, x, draws)
         real = self.guidance(score.bind(teacher), lambda c: score.net.apply(teacher, c, method="null"))
@@ -276,24 +278,24 @@ class DMD2Task(StudentMethod):
         return prediction.denoised, score(fake["net"], x_t, draws.t, cond).denoised
 
     def logits(self, fake: Params, x: jax.Array, cond: Cond, draws: Draws) -> jax.Array:
-        """The discriminator's logits (B, positions) of x noised by `draws`."""
+        """Gives the discriminator's logits (B, positions) of x noised by `draws`."""
         x_t = noised(self.teacher.process, x, draws)
         features = self.teacher.features(fake["net"], x_t, draws.t, cond, self.taps)
         return Network(self.head)(fake["head"], jnp.concatenate([features[k] for k in self.taps], axis=-1))
 
     def matching_term(self, x: jax.Array, teacher: Params, fake: Params, cond: Cond, draws: DMD2Draws) -> jax.Array:
-        """The distribution-matching loss of generated x; no gradient through the two scores."""
+        """Gives the distribution-matching loss of generated x; no gradient through the two scores."""
         fixed = jax.lax.stop_gradient(x)
         return matching_loss(x, matching_gradient(fixed, *self.scores(teacher, fake, fixed, cond, draws.matching)))
 
     def gan_term(self, x: jax.Array, fake: Params, cond: Cond, draws: DMD2Draws) -> jax.Array:
-        """The student's GAN loss of generated x, differentiable through the fake score's features."""
+        """Gives the student's GAN loss of generated x, differentiable through the fake score's features."""
         return logistic_generator_loss(self.logits(fake, x, cond, draws.gan_student))
 
     def student_loss(
         self, student: Params, teacher: Params, fake: Params, cond: Cond, draws: DMD2Draws
     ) -> tuple[jax.Array, Aux]:
-        """The student's loss and its terms, with the norms of both gradients at the generated data.
+        """Gives the student's loss and its terms, with the norms of both gradients at the generated data.
 
         The terms are differentiated at x once, which gives the norms; x then carries their weighted sum back.
         """
@@ -310,7 +312,7 @@ class DMD2Task(StudentMethod):
     def fake_score_loss(
         self, fake: Params, x: jax.Array, cond: Cond, real: jax.Array, real_cond: Cond, draws: DMD2Draws
     ) -> tuple[jax.Array, Aux]:
-        """The fake score's denoising loss on generated x, plus the discriminator's loss against real data."""
+        """Gives the fake score's denoising loss on generated x, plus the discriminator's loss against real data."""
 
         def evaluate(x_t: jax.Array, t: jax.Array, cond: Cond) -> Prediction:
             return self.teacher(fake["net"], x_t, t, cond)

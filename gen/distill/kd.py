@@ -21,7 +21,7 @@ __all__ = ["KDTask", "regression_loss"]
 
 
 def regression_loss(x: jax.Array, target: jax.Array) -> jax.Array:
-    """0.5 mean (x - target)^2 over all axes."""
+    """Gives 0.5 mean (x - target)^2 over all axes."""
     return 0.5 * jnp.square(x - target).mean()
 
 
@@ -35,7 +35,7 @@ class KDTask(StudentMethod):
     """
 
     def check(self, row: Mapping[str, np.ndarray]) -> None:
-        """See `Method.check`; the trajectories as well."""
+        """Checks what `Method.check` does, and the trajectories."""
         super().check(row)
         name = "noise" if len(self.times) == 1 else "path"
         if name not in row:
@@ -45,21 +45,21 @@ class KDTask(StudentMethod):
             )
 
     def student_input(self, path: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(x_t, t) for the time numbers `index` (B,) from stored points `path` (B, P, ...)."""
+        """Gives (x_t, t) for the time numbers `index` (B,) from stored points `path` (B, P, ...)."""
         point = index * (path.shape[1] // len(self.times))
         return path[jnp.arange(path.shape[0]), point], jnp.asarray(self.times, jnp.float32)[index]
 
     def loss(
         self, student: Params, path: jax.Array, index: jax.Array, target: jax.Array, cond: Cond
     ) -> tuple[jax.Array, Aux]:
-        """The regression loss; no weighting over times."""
+        """Gives the regression loss, without a weighting over times."""
         x_t, t = self.student_input(path, index)
         return regression_loss(self.denoiser(student, x_t, t, cond).denoised, target), Aux()
 
     def update(
         self, state: State, frozen: Frozen, batch: Batch, schedule: Schedule, key: jax.Array
     ) -> tuple[State, Metrics]:
-        """One regression step at randomly drawn times of the student."""
+        """Makes one regression step at randomly drawn times of the student."""
         del frozen
         target = batch["latent"]
         path = batch["noise"][:, None] if len(self.times) == 1 else batch["path"]

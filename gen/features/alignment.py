@@ -1,33 +1,57 @@
-"""Patch features of clean images, which representation alignment regresses on (Yu et al. 2025, REPA)."""
+"""Patch features of clean images, which latents and generators are aligned with (REPA, VA-VAE) and RAE decodes."""
 
 import jax
 import jax.numpy as jnp
 
 from gen.errors import GenError
-from gen.features.dinov2 import DEVIATION, MEAN, DINOv2Config
 from gen.features.resize import resize
+from gen.features.vit import DEVIATION, MEAN, ViTConfig
 from gen.nn.network import Network, Params
 
-__all__ = ["patch_features"]
+__all__ = ["patch_features", "seen"]
 
 
-def patch_features(network: DINOv2Config, params: Params, images: jax.Array, tokens: int) -> jax.Array:
-    """The final, normalised patch tokens of DINOv2 for images resized to `tokens` patches per side.
-
-    As REPA's code does: ImageNet's mean and deviation first, then torch's bicubic filter without antialiasing; 256
-    pixels become 224, 16 x 16 tokens, as many as a DiT with patch 2 has on latents of 32 x 32.
+def seen(images: jax.Array, side: int, *, resampling: str = "torch-bicubic", standardised: bool = True) -> jax.Array:
+    """Gives what an encoder is shown: images (B, H, W, 3 or 1) in [-1, 1], square, resized to (B, side, side, 3).
 
     Args:
-      images: (B, H, W, 3 or 1) float32 in [-1, 1], square.
-
-    Returns:
-      (B, tokens^2, width) float16, row by row from the top left.
+      resampling: a name in `gen.features.resize.METHODS`.
+      standardised: ImageNet's mean and deviation are removed first, as the encoders were trained.
 
     Raises GenError for images that are not square or have other channels.
     """
     height, width, channels = images.shape[1:]
     if height != width or channels not in (1, 3):
         raise GenError(f"alignment features of images {images.shape[1:]}; expected squares with 3 channels or 1")
-    x = (0.5 * (jnp.broadcast_to(images, (*images.shape[:3], 3)) + 1.0) - jnp.asarray(MEAN)) / jnp.asarray(DEVIATION)
-    x = resize(x, (tokens * network.patch, tokens * network.patch), "torch-bicubic")
-    return Network(network).apply(params, x)["patches"].astype(jnp.float16)
+    x = jnp.broadcast_to(images, (*images.shape[:3], 3))
+    if standardised:
+        x = (0.5 * (x + 1.0) - jnp.asarray(MEAN)) / jnp.asarray(DEVIATION)
+    return resize(x, (side, side), resampling)
+
+
+def patch_features(
+    network: ViTConfig,
+    params: Params,
+    images: jax.Array,
+    tokens: int,
+    *,
+    resampling: str = "torch-bicubic",
+    standardised: bool = True,
+) -> jax.Array:
+    """Gives the final, normalised patch tokens of an encoder for images resized to `tokens` patches per side.
+
+    REPA and RAE: torch's bicubic filter without antialiasing; 256 pixels become 224 for patches of 14, 16 x 16 tokens,
+    as many as a DiT with patch 2 has on latents of 32 x 32. VA-VAE's published runs: "torch-bilinear", and images that
+    are not standardised (its authors call that an oversight without visible harm).
+
+    Args:
+      images, resampling, standardised: see `seen`.
+
+    Returns:
+      (B, tokens^2, width) float32, row by row from the top left.
+
+    Raises GenError for images that are not square or have other channels.
+    """
+    x = seen(images, tokens * network.patch, resampling=resampling, standardised=standardised)
+    patches: jax.Array = Network(network).apply(params, x)["patches"]
+    return patches

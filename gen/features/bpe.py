@@ -87,7 +87,7 @@ class Vocabulary:
 
     @classmethod
     def read(cls, path: Path) -> "Vocabulary":
-        """The published file of openai/CLIP, the folder (or the vocab.json in it) of transformers, or our own.
+        """Gives the published file of openai/CLIP, the folder (or the vocab.json in it) of transformers, or our own.
 
         Raises GenError for a missing file, or one that holds something else.
         """
@@ -115,7 +115,7 @@ class Vocabulary:
 
     @staticmethod
     def place() -> Path:
-        """Where ``gen convert clip-vocabulary`` keeps it."""
+        """Tells where ``gen convert clip-vocabulary`` keeps it."""
         return cache_path("clip-vocabulary").with_suffix(".json")
 
     def save(self, path: Path) -> None:
@@ -125,7 +125,7 @@ class Vocabulary:
         atomic(path, lambda file: file.write(text))
 
     def fingerprint(self) -> str:
-        """SHA-256 (16 hex digits) of ids and merges."""
+        """Gives the SHA-256 (16 hex digits) of ids and merges."""
         text = json.dumps([sorted(self.ids.items()), list(self.merges)])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -151,7 +151,7 @@ class Vocabulary:
         return parts
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without start and end.
+        """Gives the ids of a text, without start and end.
 
         As published, HTML entities are resolved, spaces joined and letters lowered; unlike there, text in a broken
         encoding (ftfy's business) is taken as it is.
@@ -160,7 +160,9 @@ class Vocabulary:
         return [self.ids[part] for word in _words(clean) for part in self._parts(word)]
 
     def tokens(self, texts: Sequence[str], length: int = 77) -> np.ndarray:
-        """(N, length) int32: start, text, end, and zeros behind; a text that is too long is cut before its end."""
+        """Gives (N, length) int32: start, text, end, and zeros behind; a text that is too long is cut before its
+        end.
+        """
         rows = np.zeros((len(texts), length), np.int32)
         for row, text in zip(rows, texts, strict=True):
             ids = [self.ids[_START], *self.encode(text)[: length - 2], self.ids[_END]]

@@ -76,7 +76,7 @@ class CLIPConfig:
             raise GenError(f"size {self.size} is not a multiple of patch {self.patch}; choose one that is")
 
     def build(self, rngs: nnx.Rngs) -> "CLIP":
-        """Both towers with fresh weights."""
+        """Builds both towers with fresh weights."""
         return CLIP(self, rngs)
 
 
@@ -131,7 +131,7 @@ class CLIP(nnx.Module):
         self.logit_scale = nnx.Param(jnp.asarray(2.6592))
 
     def encode_image(self, images: jax.Array, keep: tuple[int, ...] = ()) -> dict[str, jax.Array]:
-        """images (B, size, size, 3) float32, with CLIP's mean and deviation removed.
+        """Encodes images (B, size, size, 3) float32, with CLIP's mean and deviation removed.
 
         Args:
           keep: blocks whose output is returned as "block_0" ..., not normed.
@@ -156,7 +156,7 @@ class CLIP(nnx.Module):
     def encode_text(
         self, tokens: jax.Array, mask: jax.Array | None = None, keep: tuple[int, ...] = ()
     ) -> dict[str, jax.Array]:
-        """tokens (B, N) int32, each text with its end token.
+        """Encodes tokens (B, N) int32, each text with its end token.
 
         Args:
           mask: (B, N) bool, False where a text is padded; without it nothing is masked but the future.
@@ -183,13 +183,15 @@ class CLIP(nnx.Module):
         return blocks | found
 
     def similarity(self, images: jax.Array, texts: jax.Array) -> jax.Array:
-        """Logits (images, texts) of embeddings: their cosine times the learned scale."""
+        """Gives the logits (images, texts) of embeddings: their cosine times the learned scale."""
         images, texts = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (images, texts))
         return jnp.exp(self.logit_scale[...]) * images @ texts.T
 
 
 def model_name(config: CLIPConfig) -> str:
-    """The published name of a size, such as vit-l-14-336; for sizes that were not published one of the same kind."""
+    """Gives the published name of a size, such as vit-l-14-336; for sizes that were not published one of the same
+    kind.
+    """
     letter = {768: "b", 1024: "l"}.get(config.vision.width, f"w{config.vision.width}")
     return f"vit-{letter}-{config.patch}" + ("" if config.size == 224 else f"-{config.size}")
 
@@ -217,37 +219,39 @@ class CLIPExtractor(Converted):
 
     @property
     def name(self) -> str:
-        """Short name for protocols and tables."""
+        """Gives the short name for protocols and tables."""
         return f"clip-{MODES[self.mode]}"
 
     @property
     def resize(self) -> str:
-        """See `Extractor`."""
+        """Does what `Extractor.resize` says."""
         return "torch-bicubic stretched" if self.mode == "cmmd" else "pil-bicubic shorter side, centre crop"
 
     @property
     def hint(self) -> str:
-        """See `Converted`."""
+        """Does what `Converted.hint` says."""
         return f"get the {MODES[self.mode]} model of openai/CLIP (or its CLIPModel file) and run gen convert clip FILE"
 
     @property
     def network(self) -> CLIPConfig:
-        """The architecture of the weights, both towers. Raises GenError when there are none."""
+        """Gives the architecture of the weights, both towers. Raises GenError when there are none."""
         return network_of(self.path, CLIPConfig, self.hint)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """See `Converted`."""
+        """Does what `Converted.shapes` says."""
         return {name: value.shape for name, value in flatten(param_shapes(self.network)).items()}
 
     def fit(self, image: np.ndarray) -> np.ndarray:
-        """One image (H, W, 3) of any size resized on the host to (size, size, 3) float32, which a call takes as is."""
+        """Gives one image (H, W, 3) of any size resized on the host to (size, size, 3) float32, which a call takes as
+        is.
+        """
         side = self.network.size
         if self.mode == "cmmd":
             return resize_host(image, (side, side), "torch-bicubic")
         return middle_square_host(image, side, side, "pil-bicubic")
 
     def prepared(self, images: jax.Array) -> jax.Array:
-        """images (B, H, W, 3) on the 0..255 grid -> (B, size, size, 3) with CLIP's mean and deviation removed."""
+        """Maps images (B, H, W, 3) on the 0..255 grid -> (B, size, size, 3) with CLIP's mean and deviation removed."""
         side = self.network.size
         if self.mode == "cmmd":
             x = resize(images, (side, side), "torch-bicubic")
@@ -256,14 +260,15 @@ class CLIPExtractor(Converted):
         return (x / 255 - jnp.asarray(_MEAN)) / jnp.asarray(_DEVIATION)
 
     def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        """images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, projection) float32."""
+        """Maps images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, projection) float32."""
         with jax.default_matmul_precision("highest"):
             found = Network(self.network).apply(params, self.prepared(images), method="encode_image")["embedding"]
         unit = self.mode == "cmmd"
         return {"features": found / jnp.linalg.norm(found, axis=-1, keepdims=True) if unit else found}
 
     def texts(self, tokens: np.ndarray, batch: int = 256) -> np.ndarray:
-        """Embeddings (N, projection) float32 of length 1 of texts: tokens (N, T) integer, each with its end token.
+        """Gives embeddings (N, projection) float32 of length 1 of texts: tokens (N, T) integer, each with its end
+        token.
 
         Raises GenError for tokens that this CLIP does not know, or more than it reads.
         """

@@ -24,7 +24,7 @@ _WIDTHS = (24, 48, 64)
 
 
 def init_digits(key: jax.Array) -> Params:
-    """Fresh weights, He-normal: three 3x3 convolutions (HWIO) and a dense layer from 64 features to 10 logits.
+    """Gives fresh weights, He-normal: three 3x3 convolutions (HWIO) and a dense layer from 64 features to 10 logits.
 
     "mean" and "std" (64,) standardise the features; they are set after training.
     """
@@ -53,40 +53,40 @@ class DigitsExtractor:
 
     @property
     def name(self) -> str:
-        """Short name for protocols and tables."""
+        """Gives the short name for protocols and tables."""
         return "digits"
 
     @property
     def image(self) -> tuple[int, int, int]:
-        """(8, 8, 1)."""
+        """Gives (8, 8, 1), the only shape it takes."""
         return (8, 8, 1)
 
     @property
     def resize(self) -> str:
-        """See `Extractor`."""
+        """Does what `Extractor.resize` says."""
         return "none"
 
     @property
     def precision(self) -> str:
-        """See `Extractor`."""
+        """Does what `Extractor.precision` says."""
         return "float32-highest"
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """See `Extractor`."""
+        """Does what `Extractor.outputs` says."""
         return ("features", "logits")
 
     @property
     def classes(self) -> int:
-        """See `Extractor`."""
+        """Does what `Extractor.classes` says."""
         return 10
 
     def fingerprint(self) -> str:
-        """SHA-256 of the weights file."""
+        """Gives the SHA-256 of the weights file."""
         return _SHA256
 
     def load(self) -> Params:
-        """The weights that come with the package. Raises GenError when the file is missing or altered."""
+        """Gives the weights that come with the package. Raises GenError when the file is missing or altered."""
         try:
             with resources.as_file(resources.files("gen.features").joinpath("digits.safetensors")) as path:
                 if hashlib.sha256(path.read_bytes()).hexdigest() != _SHA256:
@@ -100,7 +100,7 @@ class DigitsExtractor:
             raise GenError(f"cannot read the digits extractor's weights: {reason}; install the package again") from None
 
     def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        """images (B, 8, 8, 1) float32 on the 0..255 grid -> "features" (B, 64), "logits" (B, 10) float32."""
+        """Maps images (B, 8, 8, 1) float32 on the 0..255 grid -> "features" (B, 64), "logits" (B, 10) float32."""
         if images.shape[1:] != self.image:
             raise GenError(f"the digits extractor takes images of shape (B, 8, 8, 1), got {images.shape}")
         highest = jax.lax.Precision.HIGHEST

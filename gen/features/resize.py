@@ -33,7 +33,7 @@ def _triangle(x: np.ndarray) -> np.ndarray:
 
 
 def cubic(a: float) -> Callable[[np.ndarray], np.ndarray]:
-    """The cubic convolution kernel (Keys 1981, equation 4 with free parameter a)."""
+    """Gives the cubic convolution kernel (Keys 1981, equation 4 with free parameter a)."""
 
     def kernel(x: np.ndarray) -> np.ndarray:
         x = np.abs(x)
@@ -76,6 +76,13 @@ def _taps(
     return weights
 
 
+def _cells(size: int, out: int) -> np.ndarray:
+    """torch's adaptive average: means of the pixels that a cell touches; cells overlap where `out` does not divide."""
+    index, cell = np.arange(size)[None], np.arange(out)[:, None]
+    inside = (index >= cell * size // out) & (index < -(-(cell + 1) * size // out))
+    return np.asarray(inside / inside.sum(1, keepdims=True))
+
+
 def _nearest(size: int, out: int) -> np.ndarray:
     # Pillow adds the step up pixel by pixel, which decides where a centre falls between two pixels
     step = size / out
@@ -92,13 +99,14 @@ METHODS: dict[str, Callable[[int, int], np.ndarray]] = {
     "pil-nearest": _nearest,
     "torch-bilinear": functools.partial(_taps, _triangle, 1, True),
     "torch-bicubic": functools.partial(_taps, cubic(-0.75), 2, True),
+    "torch-area": _cells,
     "tf1-bilinear": functools.partial(_taps, _triangle, 1, False),
 }
 
 
 @functools.lru_cache(maxsize=64)
 def axis_weights(size: int, out: int, method: str) -> np.ndarray:
-    """The matrix (out, size) float32 that resizes one axis; rows sum to 1.
+    """Gives the matrix (out, size) float32 that resizes one axis; rows sum to 1.
 
     Raises GenError for an unknown method or a size below 1.
     """
@@ -118,7 +126,7 @@ def _along(x: jax.Array, out: int, axis: int, method: str) -> jax.Array:
 
 
 def resize(images: jax.Array, size: tuple[int, int], method: str) -> jax.Array:
-    """images (B, H, W, C) float32 -> (B, *size, C) float32, neither rounded nor clipped (cubic filters overshoot).
+    """Maps images (B, H, W, C) float32 -> (B, *size, C) float32, neither rounded nor clipped (cubic filters overshoot).
 
     Args:
       size: (height, width).
@@ -129,7 +137,7 @@ def resize(images: jax.Array, size: tuple[int, int], method: str) -> jax.Array:
 
 
 def resize_host(image: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
-    """`resize` of one image (H, W, C) -> (*size, C) float32 by NumPy: for sets in which every image has its own size.
+    """Resizes one image (H, W, C) -> (*size, C) float32 by NumPy: for sets in which every image has its own size.
 
     Compiling a program for each size would take longer than resizing.
     """
@@ -140,7 +148,7 @@ def resize_host(image: np.ndarray, size: tuple[int, int], method: str) -> np.nda
 
 
 def resize_uint8(images: jax.Array, size: tuple[int, int], method: str) -> jax.Array:
-    """images (B, H, W, C) uint8 -> (B, *size, C) uint8.
+    """Maps images (B, H, W, C) uint8 -> (B, *size, C) uint8.
 
     Pillow works in fixed point, rounds after each of its two passes, and runs the vertical one first where the height
     loses more than twice the rows that the width loses columns (version 13): all of this is reproduced, bit for bit.
@@ -158,7 +166,7 @@ def resize_uint8(images: jax.Array, size: tuple[int, int], method: str) -> jax.A
 
 
 def middle_square(images: jax.Array, shorter: int, side: int, method: str) -> jax.Array:
-    """The shorter side brought to `shorter` pixels by `resize_uint8`, and the middle square of `side` cut out.
+    """Gives the shorter side brought to `shorter` pixels by `resize_uint8`, and the middle square of `side` cut out.
 
     images (B, H, W, C) on the 0..255 grid -> (B, side, side, C) float32. The preprocessing of torchvision and CLIP.
     """
@@ -167,7 +175,7 @@ def middle_square(images: jax.Array, shorter: int, side: int, method: str) -> ja
 
 
 def middle_square_host(image: np.ndarray, shorter: int, side: int, method: str) -> np.ndarray:
-    """What `middle_square` takes as it is, of one image (H, W, C) uint8 -> (shorter, shorter, C) float32.
+    """Gives what `middle_square` takes as it is, of one image (H, W, C) uint8 -> (shorter, shorter, C) float32.
 
     Pillow itself resizes it; the square has the middle that will be cut out of it.
     """

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def cache_path(name: str) -> Path:
-    """Where the network `name` is kept: ``$XDG_CACHE_HOME/gen/weights`` or ``~/.cache/gen/weights``."""
+    """Tells where the network `name` is kept: ``$XDG_CACHE_HOME/gen/weights`` or ``~/.cache/gen/weights``."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(home).expanduser() / "gen" / "weights" / f"{name}.safetensors"
 
@@ -70,12 +70,16 @@ def _read_header(path: Path, hint: str) -> Mapping[str, str]:
 
 
 def identity_of(path: Path, hint: str) -> str:
-    """The identity that stands in the file. Raises GenError, with `hint` on what to do, for a missing or other file."""
+    """Gives the identity that stands in the file. Raises GenError, with `hint` on what to do, for a missing or other
+    file.
+    """
     return _read_header(path, hint)["identity"]
 
 
 def network_of(path: Path, expected: type[T], hint: str) -> T:
-    """The configuration that stands in the file. Raises GenError for a missing file, or another kind of network's."""
+    """Gives the configuration that stands in the file. Raises GenError for a missing file, or another kind of
+    network's.
+    """
     text = _read_header(path, hint).get("network")
     if text is None:
         raise GenError(f"{path} does not say which {expected.__name__} it holds; {hint}")
@@ -85,7 +89,7 @@ def network_of(path: Path, expected: type[T], hint: str) -> T:
 
 
 def load_weights(path: Path, hint: str) -> dict[str, Any]:
-    """The nested parameters, checked against the fingerprint in the file's header.
+    """Gives the nested parameters, checked against the fingerprint in the file's header.
 
     Raises GenError for a missing, damaged or altered file; `hint` says how to get a sound one.
     """
@@ -108,52 +112,52 @@ class Converted(abc.ABC):
     @property
     @abc.abstractmethod
     def name(self) -> str:
-        """Short name for protocols, tables and the cache."""
+        """Gives the short name for protocols, tables and the cache."""
 
     @property
     @abc.abstractmethod
     def hint(self) -> str:
-        """Where the weights are published and how to convert them, for messages."""
+        """Tells where the weights are published and how to convert them, for messages."""
 
     @abc.abstractmethod
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of every array of the weights, by its "/"-joined path."""
+        """Gives the shape of every array of the weights, by its "/"-joined path."""
 
     @abc.abstractmethod
     def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        """See `gen.features.extractor.Extractor`."""
+        """Does what `gen.features.extractor.Extractor.__call__` says."""
 
     @property
     def image(self) -> tuple[int | None, int | None, int]:
-        """Any size."""
+        """Takes images of any size."""
         return (None, None, 3)
 
     @property
     def precision(self) -> str:
-        """See `gen.features.extractor.Extractor`."""
+        """Does what `gen.features.extractor.Extractor.precision` says."""
         return "float32-highest"
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """See `gen.features.extractor.Extractor`."""
+        """Does what `gen.features.extractor.Extractor.outputs` says."""
         return ("features",)
 
     @property
     def classes(self) -> int:
-        """See `gen.features.extractor.Extractor`."""
+        """Does what `gen.features.extractor.Extractor.classes` says."""
         return 0
 
     @property
     def path(self) -> Path:
-        """Where the weights lie."""
+        """Tells where the weights lie."""
         return Path(self.weights) if self.weights else cache_path(self.name)
 
     def fingerprint(self) -> str:
-        """The name of the published weights, or else a hash. Raises GenError when there are none."""
+        """Gives the name of the published weights, or else a hash. Raises GenError when there are none."""
         return identity_of(self.path, self.hint)
 
     def load(self) -> Params:
-        """The weights. Raises GenError when the file is missing, damaged or another network's."""
+        """Gives the weights. Raises GenError when the file is missing, damaged or another network's."""
         params = load_weights(self.path, self.hint)
         if {name: tuple(value.shape) for name, value in arrays.flatten(params).items()} != self.shapes():
             raise GenError(f"{self.path} does not hold the {self.name} network that it should; {self.hint}")

@@ -22,23 +22,23 @@ class Alignment:
     """
 
     def init(self, shapes: Shapes, span: int) -> Accumulator:
-        """See `Statistic`."""
+        """Does what `Statistic.init` says."""
         return Moments().init({"features": jax.ShapeDtypeStruct((1, 1), jnp.float32)}, span)
 
     def update(
         self, accumulator: Accumulator, batch: Mapping[str, jax.Array], weight: jax.Array, index: jax.Array
     ) -> Accumulator:
-        """See `Statistic`."""
+        """Does what `Statistic.update` says."""
         images = batch["features"] / jnp.linalg.norm(batch["features"], axis=-1, keepdims=True)
         scores = 100 * jnp.maximum((images * batch["text"]).sum(-1, keepdims=True), 0)
         return Moments().update(accumulator, {"features": scores}, weight, index)
 
     def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
-        """See `Statistic`."""
+        """Does what `Statistic.merge` says."""
         return Moments().merge(a, b)
 
     def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
-        """``clip_score`` and its standard error over samples, ``clip_score_error``."""
+        """Gives ``clip_score`` and its standard error over samples, ``clip_score_error``."""
         found = Moments().finalise(accumulator)
         return {
             "clip_score": np.float64(found["mean"][0]),

@@ -22,7 +22,7 @@ __all__ = ["with_images", "with_texts"]
 
 
 def with_texts(source: ImageSet, texts: np.ndarray) -> ImageSet:
-    """A source whose sample i carries the embedding of its caption, for the CLIP score.
+    """Gives a source whose sample i carries the embedding of its caption, for the CLIP score.
 
     Args:
       texts: (N, D) float32 of length 1, one for every sample (`gen.features.clip.CLIPExtractor.texts`).
@@ -63,7 +63,7 @@ def with_images(
     mesh: Mesh | None = None,
     progress: Progress | None = None,
 ) -> ImageSet:
-    """A source with real images beside it: "training" or "heldout". All of them are kept on the host.
+    """Gives a source with real images beside it: "training" or "heldout". All of them are kept on the host.
 
     Args:
       name: what they are.

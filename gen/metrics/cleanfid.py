@@ -40,7 +40,7 @@ class Unresized:
     image: tuple[int | None, int | None, int] = (None, None, 3)
 
     def fit(self, image: np.ndarray) -> np.ndarray:
-        """The image as it is."""
+        """Leaves the image as it is."""
         return image
 
 
@@ -84,7 +84,9 @@ def _import_torchvision() -> None:
 
 
 def state_dict(params: Params) -> dict[str, np.ndarray]:
-    """Our folded weights under the names of the .pth file: kernels OIHW float32, batch norms that only add the bias."""
+    """Gives our folded weights under the names of the .pth file: kernels OIHW float32, batch norms that only add the
+    bias.
+    """
     weights: dict[str, np.ndarray] = {}
     for name, array in flatten(params).items():
         layer, _, part = name.rpartition("/")
@@ -103,7 +105,7 @@ def state_dict(params: Params) -> dict[str, np.ndarray]:
 
 
 def pictures(source: ImageSet, count: int) -> Iterator[np.ndarray]:
-    """The first `count` images of a source, one by one: (H, W, 3) uint8, quantised as for evaluation.
+    """Gives the first `count` images of a source, one by one: (H, W, 3) uint8, quantised as for evaluation.
 
     Stored images have to come from a source opened for `Unresized`.
     """
@@ -119,7 +121,8 @@ def pictures(source: ImageSet, count: int) -> Iterator[np.ndarray]:
 
 
 def features(images: Iterable[np.ndarray], extractor: Inception, params: Params) -> np.ndarray:
-    """Features (N, 2048) float32 of images (H, W, 3) uint8 by clean-fid's resizer and its network with our weights.
+    """Gives features (N, 2048) float32 of images (H, W, 3) uint8 by clean-fid's resizer and its network with our
+    weights.
 
     Raises GenError: see `require`.
     """
@@ -172,7 +175,8 @@ def _tensorflow_resize(images: Any) -> Any:
 
 
 def second_opinion(result: Result, samples: ImageSet, real: ImageSet | Reference, extractor: Inception) -> Result:
-    """A result with clean-fid's values beside ours: ``cleanfid_frechet_distance``, and ``cleanfid_kid`` where KID is.
+    """Gives a result with clean-fid's values beside ours: ``cleanfid_frechet_distance``, and ``cleanfid_kid`` where KID
+    is.
 
     Args:
       result: of these samples.

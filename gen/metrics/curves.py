@@ -13,7 +13,8 @@ _LAST = ("images_per_second",)
 
 
 def logged(records: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
-    """Metric -> its lines, from the records of a metrics.jsonl; what ends in "loss" comes first, the speed last.
+    """Gives the lines of each metric, from the records of a metrics.jsonl; what ends in "loss" comes first, the speed
+    last.
 
     A metric of a task with several networks is logged as "student/loss": the last word is the metric, and every
     stage and every path before that word is a line of its own ("matching, student").
@@ -41,7 +42,7 @@ def _place(metric: str) -> int:
 def show_training(page: Report, records: Iterable[Mapping[str, Any]]) -> None:
     """Adds a section with a drawing for each metric, and a table of what a drawing would not show.
 
-    In the table stands what was logged once or never changed.
+    In the table stands what was logged once or never changed. A term that is all of its loss is not drawn again.
     """
     still: list[list[Any]] = []
     drawn: dict[str, Series] = {}
@@ -55,6 +56,8 @@ def show_training(page: Report, records: Iterable[Mapping[str, Any]]) -> None:
     if drawn or still:
         page.section("Training")
     for metric, lines in drawn.items():
+        if metric != "loss" and lines == drawn.get("loss"):
+            continue
         positive = all(value > 0 for _, values in lines.values() for value in values)
         page.curves(lines, y=metric.replace("_", " "), log=positive and metric == "loss")
     if still:

@@ -17,7 +17,8 @@ class Vendi(NamedTuple):
 
 
 def vendi(features: np.ndarray) -> Vendi:
-    """exp of the entropy of the eigenvalues of K / N, K the cosine similarities of the samples (equation 1, order 1).
+    """Gives exp of the entropy of the eigenvalues of K / N, K the cosine similarities of the samples (equation 1, order
+    1).
 
     The eigenvalues other than 0 are those of the D x D matrix rho = X^T X / N of unit rows, so no N x N matrix is
     made. The standard error is the score times that of the entropy, the mean of -x^T (log rho) x to first order. The

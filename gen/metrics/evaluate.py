@@ -50,7 +50,7 @@ class Settings:
 
     @classmethod
     def of(cls, name: str) -> "Settings":
-        """Those of a preset. Raises GenError for an unknown one."""
+        """Gives the settings of a preset. Raises GenError for an unknown one."""
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(name=name, **{key: value for key, value in preset(name).fields.items() if key in known})
 
@@ -81,7 +81,7 @@ class Evaluation:
 
     @property
     def protocol(self) -> Protocol:
-        """The protocol of the scores."""
+        """Gives the protocol of the scores."""
         asked, source, extractor, reference = self.settings, self.source, self.extractor, self.reference
         trained = f"classifier {fingerprint(Classifier())}" if "cas" in asked.extra else ""
         protocol = Protocol(
@@ -112,7 +112,7 @@ class Evaluation:
 
     @property
     def statistics(self) -> dict[str, Statistic]:
-        """What is gathered."""
+        """Gives the statistics that are gathered, by name."""
         protocol, asked = self.protocol, self.settings
         limit = min(protocol.neighbour_limit, protocol.count)
         statistics = basic_statistics(self.extractor, self.source.labels != "none", limit)
@@ -130,7 +130,7 @@ class Evaluation:
         partial: str | Path | None = None,
         progress: Progress | None = None,
     ) -> Tally:
-        """One pass over the samples, or over those of `indices`; see `gen.metrics.onepass.collect`.
+        """Makes one pass over the samples, or over those of `indices`; see `gen.metrics.onepass.collect`.
 
         Raises GenError for NaN images or features, and a partial file of another job.
         """
@@ -147,7 +147,7 @@ class Evaluation:
         )
 
     def found(self, tallies: Sequence[Tally]) -> dict[str, Any]:
-        """The finalised statistics of parts that make up the whole.
+        """Gives the finalised statistics of parts that make up the whole.
 
         Raises GenError for parts that overlap, belong to other jobs, or lack samples: no score is given for these.
         """
@@ -163,11 +163,11 @@ class Evaluation:
         return finalised(statistics, tally.accumulators) | beside
 
     def scores(self, found: Mapping[str, Any]) -> Scores:
-        """What all measures give, with what the page shows of them, from what `found` gave."""
+        """Gives what all measures give, with what the page shows of them, from what `found` gave."""
         return score(found, self.extractor, self.source, self.reference, self.protocol, self.settings.extra)
 
     def result(self, scores: Scores, *, subject: Mapping[str, str] | None = None) -> Result:
-        """The scores with their protocol.
+        """Gives the scores with their protocol.
 
         Args:
           scores: what `scores` gave.
@@ -216,7 +216,7 @@ def evaluate(
 
 
 def part_of(count: int, number: int, parts: int) -> range:
-    """The samples of part `number` (from 1) of `parts` that share an evaluation of `count` samples.
+    """Gives the samples of part `number` (from 1) of `parts` that share an evaluation of `count` samples.
 
     Raises GenError for a part that does not exist, or has no samples.
     """

@@ -15,7 +15,7 @@ _PRECISION = 1e-11  # rounding that the square roots of eigenvalues may add, rel
 
 
 def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
-    """|mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2) (Heusel et al. 2017, equation 6; Dowson & Landau 1982).
+    """Gives |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2) (Heusel et al. 2017, equation 6; Dowson & Landau 1982).
 
     With factors S1 = A A^T and S2 = B B^T the last trace is the sum of the singular values of A^T B, which are the
     square roots of the eigenvalues of A^T S2 A. These take half the time, and are used where A is square and the
@@ -48,7 +48,7 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> fl
 
 
 def frechet_of_features(x: Array, y: Array) -> float:
-    """The distance of two sets of features (N, D) and (M, D); cheap and exact for fewer samples than dimensions.
+    """Gives the distance of two sets of features (N, D) and (M, D); cheap and exact for fewer samples than dimensions.
 
     Raises GenError for another width, fewer than two rows, or non-finite entries.
     """
@@ -66,7 +66,7 @@ def frechet_of_features(x: Array, y: Array) -> float:
 
 
 def frechet_by_size(features: Array, mu: Array, sigma: Array, sizes: Sequence[int], *, seed: int = 0) -> list[float]:
-    """Distances of random subsets of the features (N, D), one of each size, from a reference (mu, sigma)."""
+    """Gives distances of random subsets of the features (N, D), one of each size, from a reference (mu, sigma)."""
     rng = np.random.default_rng(seed)
     subsets = (np.asarray(features[rng.choice(len(features), size, replace=False)], np.float64) for size in sizes)
     return [frechet_distance(rows.mean(0), np.cov(rows.T), mu, sigma) for rows in subsets]
@@ -75,7 +75,7 @@ def frechet_by_size(features: Array, mu: Array, sigma: Array, sizes: Sequence[in
 def frechet_infinity(
     features: Array, mu: Array, sigma: Array, *, points: int = 15, seed: int = 0
 ) -> tuple[float, float]:
-    """The distance extrapolated to infinitely many samples (Chong & Forsyth 2020, section 4).
+    """Gives the distance extrapolated to infinitely many samples (Chong & Forsyth 2020, section 4).
 
     Distances of random subsets of `points` sizes between min(5000, N / 10) and N are fitted by a line in 1 / size.
 
@@ -132,8 +132,14 @@ def _root_trace(sigma1: Float64[Array, "d d"], sigma2: Float64[Array, "d d"], to
 
 
 def _factor(sigma: Float64[Array, "d d"]) -> Float64[Array, "d r"]:
-    """A with A A^T = sigma and r = its numerical rank, by Cholesky with complete pivoting (LAPACK dpstrf)."""
-    lower, pivots, rank, _ = lapack.dpstrf(sigma, lower=1)
+    """Gives A with A A^T = sigma and r = its numerical rank, by Cholesky with complete pivoting (LAPACK dpstrf).
+
+    A pivot is what remains of a diagonal entry s_jj when sum_k l_jk^2 <= s_jj is taken from it, in at most n roundings
+    of each: where nothing remains, up to 2 (n + 1) u max s of rounding does, with u = 2^-53. LAPACK's own limit, half
+    of it, lets such a remainder pass as a further column, whose norm is its root: 1e-10 of the traces and more.
+    """
+    limit = (len(sigma) + 1) * np.finfo(np.float64).eps * np.diag(sigma).max(initial=0.0)  # eps = 2 u
+    lower, pivots, rank, _ = lapack.dpstrf(sigma, tol=limit, lower=1)
     factor = np.zeros((len(sigma), rank))
     factor[pivots - 1] = np.tril(lower)[:, :rank]
     return factor

@@ -39,7 +39,7 @@ class Window:
             raise GenError(f"the window of SSIM is {self.size} pixels wide; expected an odd number from 3")
 
     def weights(self) -> np.ndarray:
-        """(size,) float32, summing to 1; the window is their outer product."""
+        """Gives (size,) float32, summing to 1; the window is their outer product."""
         at = np.arange(self.size) - self.size // 2
         values = np.ones(self.size) if self.sigma is None else np.exp(-(at**2) / (2 * self.sigma**2))
         return (values / values.sum()).astype(np.float32)
@@ -57,13 +57,13 @@ def _pair(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def mse(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Mean squared difference of each image, (B,) float32. Raises GenError for shapes that differ."""
+    """Gives the mean squared difference of each image, (B,) float32. Raises GenError for shapes that differ."""
     a, b = _pair(a, b)
     return jnp.square(a - b).mean((1, 2, 3))
 
 
 def psnr(a: jax.Array, b: jax.Array, peak: float = 255.0) -> jax.Array:
-    """Peak signal-to-noise ratio of each image in dB, (B,) float32; infinite for equal images.
+    """Gives the peak signal-to-noise ratio of each image in dB, (B,) float32; infinite for equal images.
 
     A ratio of a whole batch (torchmetrics' default) comes from the mean of `mse` and is not the mean of these.
     """
@@ -71,7 +71,7 @@ def psnr(a: jax.Array, b: jax.Array, peak: float = 255.0) -> jax.Array:
 
 
 def luma(images: jax.Array) -> jax.Array:
-    """(B, H, W, 3) RGB in [0, 255] -> (B, H, W, 1) luma of ITU-R BT.601 in [16, 235]."""
+    """Maps (B, H, W, 3) RGB in [0, 255] -> (B, H, W, 1) luma of ITU-R BT.601 in [16, 235]."""
     weights = jnp.asarray([65.481, 128.553, 24.966], jnp.float32) / 255
     return 16 + (jnp.asarray(images, jnp.float32) * weights).sum(-1, keepdims=True)
 
@@ -108,7 +108,8 @@ def _maps(a: jax.Array, b: jax.Array, peak: float, window: Window) -> tuple[jax.
 
 
 def ssim(a: jax.Array, b: jax.Array, peak: float = 255.0, window: Window = ORIGINAL) -> jax.Array:
-    """Structural similarity of each image, averaged over pixels and channels, (B,) float32 (Wang et al. 2004).
+    """Gives the structural similarity of each image, averaged over pixels and channels, (B,) float32 (Wang et al.
+    2004).
 
     Raises GenError for shapes that differ and for images smaller than the window.
     """
@@ -116,7 +117,7 @@ def ssim(a: jax.Array, b: jax.Array, peak: float = 255.0, window: Window = ORIGI
 
 
 def ms_ssim(a: jax.Array, b: jax.Array, peak: float = 255.0, window: Window = TORCHMETRICS) -> jax.Array:
-    """Multi-scale structural similarity of each image over five scales, (B,) float32 (Wang et al. 2003).
+    """Gives the multi-scale structural similarity of each image over five scales, (B,) float32 (Wang et al. 2003).
 
     As torchmetrics: the contrast of the four finer scales is averaged where the window lies inside, the similarity of
     the coarsest with the window's border. Negative contrast counts as 0. Raises GenError for images with a side below

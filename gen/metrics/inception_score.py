@@ -35,7 +35,7 @@ class InceptionScore:
     seed: int = 2020
 
     def parts(self) -> np.ndarray:
-        """The split of every sample, (count,) int32."""
+        """Gives the split of every sample, (count,) int32."""
         position = np.arange(self.count)
         if self.chunk:
             return (position // self.chunk).astype(np.int32)
@@ -48,7 +48,7 @@ class InceptionScore:
         return shuffled
 
     def init(self, shapes: Shapes, span: int) -> Accumulator:
-        """See `Statistic`. Raises GenError for more splits than samples."""
+        """Does what `Statistic.init` says. Raises GenError for more splits than samples."""
         number = -(-self.count // self.chunk) if self.chunk else self.splits
         if not 1 <= number <= self.count:
             raise GenError(f"{number} splits of {self.count} samples; expected at least one sample in each; use fewer")
@@ -62,7 +62,7 @@ class InceptionScore:
     def update(
         self, accumulator: Accumulator, batch: Mapping[str, jax.Array], weight: jax.Array, index: jax.Array
     ) -> Accumulator:
-        """See `Statistic`."""
+        """Does what `Statistic.update` says."""
         split = jnp.asarray(self.parts())[jnp.minimum(index, self.count - 1)]
         # where, not a product: whatever stands in padded rows must not get through
         logp = jax.nn.log_softmax(jnp.where(weight[:, None] > 0, batch["unbiased_logits"], 0))
@@ -74,11 +74,11 @@ class InceptionScore:
         }
 
     def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
-        """See `Statistic`."""
+        """Does what `Statistic.merge` says."""
         return {name: np.asarray(array, np.float64) + b[name] for name, array in a.items()}
 
     def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
-        """``inception_score``, and ``inception_score_spread``: standard deviation over the splits.
+        """Gives ``inception_score``, and ``inception_score_spread``: standard deviation over the splits.
 
         Raises GenError when a split is empty (fewer samples than `count`).
         """
@@ -94,7 +94,7 @@ class InceptionScore:
 
 
 def inception_score(logits: np.ndarray, statistic: InceptionScore) -> dict[str, Any]:
-    """The score of given logits (N, K), in float64 on the host; see `InceptionScore`."""
+    """Gives the score of given logits (N, K), in float64 on the host; see `InceptionScore`."""
     rows = logits.astype(np.float64)
     rows = rows - rows.max(1, keepdims=True)
     logp = rows - np.log(np.exp(rows).sum(1, keepdims=True))

@@ -16,17 +16,19 @@ Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def mean_error(values: np.ndarray) -> float:
-    """Standard error of the mean of values (N,), N > 1."""
+    """Gives the standard error of the mean of values (N,), N > 1."""
     return float(np.std(np.asarray(values, np.float64), ddof=1) / np.sqrt(len(values)))
 
 
 def proportion_error(share: float, count: int) -> float:
-    """Standard error of a share of `count` independent yes-or-no outcomes (accuracy, precision, recall, coverage)."""
+    """Gives the standard error of a share of `count` independent yes-or-no outcomes (accuracy, precision, recall,
+    coverage).
+    """
     return float(np.sqrt(share * (1 - share) / count))
 
 
 def frechet_error(features: np.ndarray, mu: np.ndarray, sigma: np.ndarray) -> float:
-    """Standard error of the Frechet distance of features (N, D) from a reference (mu (D,), sigma (D, D)).
+    """Gives the standard error of the Frechet distance of features (N, D) from a reference (mu (D,), sigma (D, D)).
 
     That of the mean of what each sample x adds, to first order: 2 (m - mu).(x - m) + (x - m)^T (I - T) (x - m), where
     m and S are the samples' mean and covariance, R = sigma^(1/2) and T = R (R S R)^(-1/2) R is the optimal transport
@@ -53,7 +55,7 @@ def frechet_error(features: np.ndarray, mu: np.ndarray, sigma: np.ndarray) -> fl
 
 
 def kernel_error(real: np.ndarray, fake: np.ndarray, kernel: Kernel) -> float:
-    """Standard error of the squared maximum mean discrepancy of fake (M, D) from real (N, D) features.
+    """Gives the standard error of the squared maximum mean discrepancy of fake (M, D) from real (N, D) features.
 
     Twice that of the mean of the witness function at the fakes, mean_j k(x, fake_j) - mean_j k(x, real_j): the first
     term of the distance in the draw of one sample (Gretton et al. 2012, section 6).

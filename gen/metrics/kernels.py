@@ -39,12 +39,12 @@ class Spread(NamedTuple):
 
 
 def cubic(x: Array, y: Array) -> Array:
-    """(x.y / D + 1)^3, the kernel of KID (Binkowski et al. 2018)."""
+    """Gives (x.y / D + 1)^3, the kernel of KID (Binkowski et al. 2018)."""
     return np.asarray((x @ y.T / x.shape[1] + 1) ** 3)
 
 
 def rbf(sigma: float) -> Kernel:
-    """exp(-|x - y|^2 / (2 sigma^2))."""
+    """Gives exp(-|x - y|^2 / (2 sigma^2))."""
 
     def kernel(x: Array, y: Array) -> Array:
         squared = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * (x @ y.T)
@@ -54,7 +54,7 @@ def rbf(sigma: float) -> Kernel:
 
 
 def mmd2(x: Array, y: Array, kernel: Kernel = cubic, *, unbiased: bool = True) -> float:
-    """Squared maximum mean discrepancy (Gretton et al. 2012).
+    """Gives the squared maximum mean discrepancy (Gretton et al. 2012).
 
     Args:
       x, y: (N, D) and (M, D) features.
@@ -70,7 +70,7 @@ def mmd2(x: Array, y: Array, kernel: Kernel = cubic, *, unbiased: bool = True) -
 
 
 def kid_subsets(real: Array, fake: Array, real_rows: Array, fake_rows: Array, kernel: Kernel = cubic) -> Spread:
-    """KID of given subsets.
+    """Gives the KID of given subsets.
 
     Args:
       real, fake: (N, D) and (M, D) features.
@@ -82,7 +82,7 @@ def kid_subsets(real: Array, fake: Array, real_rows: Array, fake_rows: Array, ke
 
 
 def kid(real: Array, fake: Array, *, subsets: int = 100, size: int = KID_SIZE, seed: int = _SEED) -> Spread:
-    """The kernel Inception distance: the unbiased MMD^2 of random subsets, each without replacement.
+    """Gives the kernel Inception distance: the unbiased MMD^2 of random subsets, each without replacement.
 
     Smaller sets take part whole: subsets of min(N, M, size). Usually printed times 1000; slightly negative values are
     valid.
@@ -96,12 +96,14 @@ def kid(real: Array, fake: Array, *, subsets: int = 100, size: int = KID_SIZE, s
 
 
 def cmmd(real: Array, fake: Array, *, sigma: float = CMMD_SIGMA, scale: float = CMMD_SCALE) -> float:
-    """The CLIP maximum mean discrepancy (Jayasumana et al. 2024) of unit-norm embeddings: biased, Gaussian kernel."""
+    """Gives the CLIP maximum mean discrepancy (Jayasumana et al. 2024) of unit-norm embeddings: biased, Gaussian
+    kernel.
+    """
     return scale * mmd2(real, fake, rbf(sigma), unbiased=False)
 
 
 def sliced_wasserstein(x: Array, y: Array, directions: Array) -> Array:
-    """Squared 2-Wasserstein distance of the projections onto every direction, (P,) float64.
+    """Gives the squared 2-Wasserstein distance of the projections onto every direction, (P,) float64.
 
     Args:
       x, y: (N, D) features of equally many samples.
@@ -115,7 +117,7 @@ def sliced_wasserstein(x: Array, y: Array, directions: Array) -> Array:
 
 
 def mind(real: Array, fake: Array, *, directions: int = 1000, seed: int = _SEED) -> tuple[float, float]:
-    """The sliced distance of torch-fidelity (arXiv 2605.06797), and its standard error over the directions drawn.
+    """Gives the sliced distance of torch-fidelity (arXiv 2605.06797), and its standard error over the directions drawn.
 
     3 D times the mean of `sliced_wasserstein` over random directions. The larger set is cut to a random subset of the
     smaller one's size.

@@ -261,7 +261,7 @@ def _cas(found: Found, reference: Reference, protocol: Protocol) -> Scores:
 
 
 def reconstruction_scores(found: Found) -> Scores:
-    """Means over pairs and their standard errors; ``psnr_pooled`` is the ratio of the mean error instead."""
+    """Gives means over pairs and their standard errors; ``psnr_pooled`` is the ratio of the mean error instead."""
     values = dict(found["pairs"])
     pooled = 10 * np.log10(255**2 / max(values.pop("mse"), 1e-10))
     within = {name: error for name, error in found["pair_errors"].items() if name in values}
@@ -361,7 +361,7 @@ def check_extras(extractor: Extractor, source: ImageSet, reference: Reference, e
 def extra_statistics(
     extractor: Extractor, source: ImageSet, reference: Reference, protocol: Protocol, extra: Sequence[str]
 ) -> dict[str, Statistic]:
-    """What the measures of an evaluation need gathered, beside what every evaluation gathers."""
+    """Gives what the measures of an evaluation need gathered, beside what every evaluation gathers."""
     chosen = _chosen(extractor, source, reference, extra).values()
     return {name: statistic for measure in chosen for name, statistic in measure.statistics(protocol).items()}
 
@@ -374,7 +374,7 @@ def score(
     protocol: Protocol,
     extra: Sequence[str] = (),
 ) -> Scores:
-    """All measures that can be had without asking and those of `extra`, from finalised statistics."""
+    """Gives all measures that can be had without asking and those of `extra`, from finalised statistics."""
     values: dict[str, float] = {}
     within: dict[str, float] = {}
     per_class: dict[str, tuple[float | None, ...]] = {}

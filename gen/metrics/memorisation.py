@@ -39,22 +39,22 @@ class Memorisation:
 
     @property
     def share(self) -> float:
-        """Fraction of samples below the threshold."""
+        """Gives the fraction of samples below the threshold."""
         return float((self.distance < self.threshold).mean())
 
     @property
     def heldout_share(self) -> float:
-        """Fraction of held-out images below it: what a generator that copies nothing would have."""
+        """Gives the fraction of held-out images below it: what a generator that copies nothing would have."""
         return float((self.heldout < self.threshold).mean())
 
     @property
     def error(self) -> float:
-        """Standard error of `share`."""
+        """Gives the standard error of `share`."""
         return proportion_error(self.share, len(self.distance))
 
 
 def memorisation(samples: np.ndarray, training: np.ndarray, heldout: np.ndarray) -> Memorisation:
-    """The closest training image of every sample and of every held-out image, by Euclidean distance.
+    """Gives the closest training image of every sample and of every held-out image, by Euclidean distance.
 
     Args:
       samples, training, heldout: features (N, D), or images (N, H, W, C) of one size.

@@ -36,7 +36,7 @@ def monitor(
     rule: str = "seed mod classes",
     batch: int = 256,
 ) -> tuple[Hook, Protocol]:
-    """The hook for `gen.training.engine.train`, and the protocol that its numbers hold under.
+    """Gives the hook for `gen.training.engine.train`, and the protocol that its numbers hold under.
 
     Each time the weights that the task exports (the averaged ones, where there are) make the same `count` samples, from
     seeds 0 to count - 1, on the mesh and with the layout that they are trained in; their features' moments are summed

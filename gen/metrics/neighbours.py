@@ -59,7 +59,7 @@ class Manifold(NamedTuple):
 
 
 def radii_sq(points: np.ndarray | jax.Array, k: int) -> jax.Array:
-    """Squared distance of every point to its k-th nearest other point: (N, D) -> (N,) float32.
+    """Gives the squared distance of every point to its k-th nearest other point: (N, D) -> (N,) float32.
 
     Raises GenError unless 1 <= k < N.
     """
@@ -75,7 +75,7 @@ def radii_sq(points: np.ndarray | jax.Array, k: int) -> jax.Array:
 def neighbours(
     queries: np.ndarray | jax.Array, points: np.ndarray | jax.Array, points_radii_sq: jax.Array | None = None
 ) -> Neighbours:
-    """Every query (Q, D) against all points (N, D) with their squared ball radii (N,) (0 when not given)."""
+    """Compares every query (Q, D) with all points (N, D) with their squared ball radii (N,) (0 when not given)."""
     queries, points = _features(queries, "queries"), _features(points, "points")
     if queries.shape[1] != points.shape[1]:
         raise GenError(
@@ -87,13 +87,13 @@ def neighbours(
 
 
 def nearest(queries: np.ndarray | jax.Array, points: np.ndarray | jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Distance (Q,) float32 to the nearest point and its index (Q,) int32."""
+    """Gives the distance (Q,) float32 to the nearest point and its index (Q,) int32."""
     found = neighbours(queries, points)
     return np.sqrt(np.asarray(found.distance_sq)), np.asarray(found.closest)
 
 
 def manifold(real: np.ndarray | jax.Array, fake: np.ndarray | jax.Array, k: int, *, strict: bool = False) -> Manifold:
-    """Precision, recall, density and coverage of `fake` (M, D) against `real` (N, D).
+    """Gives precision, recall, density and coverage of `fake` (M, D) against `real` (N, D).
 
     Args:
       k: neighbours that set the radius of a ball (the point itself not counted).
@@ -118,7 +118,7 @@ def manifold(real: np.ndarray | jax.Array, fake: np.ndarray | jax.Array, k: int,
 
 
 def authenticity(real: np.ndarray | jax.Array, fake: np.ndarray | jax.Array) -> float:
-    """Fraction of fakes whose nearest real point is closer to another real point than to the fake.
+    """Gives the fraction of fakes whose nearest real point is closer to another real point than to the fake.
 
     Alaa et al. 2022 ("How faithful is your synthetic data?"), as in dgm-eval, which reports it in percent.
     """

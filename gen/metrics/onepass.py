@@ -25,7 +25,7 @@ from gen.metrics.statistics import Accumulator, Statistic
 from gen.training.indexed import padded_block, placed
 from gen.training.sharding import batch_sharding, microbatch_count, replicated
 
-__all__ = ["Progress", "Tally", "collect", "merge_tallies"]
+__all__ = ["Progress", "Tally", "collect", "merge_tallies", "traced_step"]
 
 Progress = Callable[[int, int], None]  # (samples done, samples asked for)
 _FLUSH = 2048  # samples after which the device's float32 sums are merged into the host's float64 ones
@@ -49,7 +49,7 @@ class Tally:
 
     @property
     def count(self) -> int:
-        """Number of samples that are in."""
+        """Gives the number of samples that are in."""
         return sum(stop - start for start, stop in self.spans)
 
     def save(self, path: str | Path) -> None:
@@ -77,7 +77,7 @@ class Tally:
 
 
 def merge_tallies(tallies: Sequence[Tally], statistics: Mapping[str, Statistic]) -> Tally:
-    """One tally of several disjoint parts of the same job (from several machines, say).
+    """Gives one tally of several disjoint parts of the same job (from several machines, say).
 
     Raises GenError when they belong to different jobs or share samples.
     """
@@ -191,6 +191,34 @@ def _runner(
         return accumulators
 
     return run
+
+
+def traced_step(
+    source: ImageSet, extractor: Extractor, statistics: Mapping[str, Statistic], params: Any, *, batch: int, mesh: Mesh
+) -> Any:
+    """Gives the step of `collect` as jax traces it for a mesh, from shapes: nothing is allocated, nothing loaded.
+
+    Args:
+      source: what would be evaluated: stored images (`ImageSet.read`).
+      params: shapes of the extractor's parameters.
+    """
+    assert source.read is not None
+    shapes, named = _shapes(source, extractor, params, batch), tuple(statistics.items())
+    network: Any = extractor
+    empty = jax.eval_shape(_empty(named, tuple(sorted(shapes.items())), _span(batch), mesh))
+    rows = {
+        name: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype)
+        for name, a in source.read(np.zeros(1, np.int32)).items()
+    }
+    numbers = (jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((batch,), jnp.float32))
+    split, whole = batch_sharding(mesh), replicated(mesh)
+
+    def on(where: Any, tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree)
+
+    step: Any = _program(source.function, source.quantiser, network, named, mesh)
+    with jax.set_mesh(mesh):
+        return step.trace(on(split, rows), on(whole, params), on(whole, empty), *on(split, numbers))
 
 
 def _with(rows: Mapping[str, Any], arguments: Any) -> Mapping[str, Any]:

@@ -1,5 +1,6 @@
 """The page of one evaluation: samples, scores with their protocol, classes, distance against N, closest real images."""
 
+import json
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -36,7 +37,7 @@ def evaluation_page(
     real: ImageSet | None = None,
     details: Mapping[str, Any] = MappingProxyType({}),
 ) -> Report:
-    """The page.
+    """Makes the page of an evaluation.
 
     Args:
       title: what was scored.
@@ -50,9 +51,9 @@ def evaluation_page(
     partial = f" Partial: {result.subject['partial']}." if "partial" in result.subject else ""
     page = Report(title, f"{protocol.count:,} samples against {protocol.reference}.{partial}")
     shown = _small(found["pictures"])
-    page.section("Samples").pictures({"": shown}, "The first samples, by index.", columns=12, size=64)
     page.section("Scores").results({title: result}, _SPREAD if result.within else "")
-    facts = {name: text for name, text in result.subject.items() if name not in ("name", "partial")}
+    page.section("Samples").pictures({"": shown}, "The first samples, by index.", columns=12, size=64)
+    facts = {name: _spelled(text) for name, text in result.subject.items() if name not in ("name", "partial")}
     if facts:
         page.table(["subject", ""], [[name, text] for name, text in facts.items()])
     curve = distance_by_count(found, reference)
@@ -76,8 +77,21 @@ def evaluation_page(
     return page
 
 
+def _spelled(text: str) -> str:
+    """A configuration's JSON in words, such as "heun, uniform (shift 0.3), steps 10"; any other text as it is."""
+
+    def said(value: Any) -> str:
+        if not isinstance(value, dict):
+            return str(value)
+        fields = [f"{name} {said(field)}" for name, field in value.items() if name != "kind" and field is not None]
+        inside = f" ({', '.join(fields)})" if fields else ""
+        return f"{value.get('kind', '')}{inside}"
+
+    return said(json.loads(text)) if text.startswith("{") else text
+
+
 def distance_by_count(found: Mapping[str, Any], reference: Reference) -> tuple[list[float], list[float]]:
-    """(numbers of samples, distances): subsets of the kept features, doubling up to all of them."""
+    """Gives (numbers of samples, distances): subsets of the kept features, doubling up to all of them."""
     kept = found["features"]
     sizes = [len(kept) >> shift for shift in range(6, -1, -1) if len(kept) >> shift >= _LEAST]
     distances = frechet_by_size(kept, reference.mean, reference.covariance, sizes)
@@ -85,7 +99,7 @@ def distance_by_count(found: Mapping[str, Any], reference: Reference) -> tuple[l
 
 
 def class_rows(result: Result) -> tuple[list[list[Any]], str]:
-    """Rows (class, scores ...) and what they are: all classes, or the lowest and highest by the first score."""
+    """Gives rows (class, scores ...) and what they are: all classes, or the lowest and highest by the first score."""
     columns = list(result.per_class.values())
     rows = [[label, *values] for label, values in enumerate(zip(*_padded(columns), strict=True))]
     rows = [row for row in rows if any(value is not None for value in row[1:])]
@@ -98,7 +112,9 @@ def class_rows(result: Result) -> tuple[list[list[Any]], str]:
 
 
 def closest_real(found: Mapping[str, Any], reference: Reference) -> tuple[np.ndarray, np.ndarray]:
-    """(distance, index) of the real image whose features are closest, for each of the samples that have a picture."""
+    """Gives (distance, index) of the real image whose features are closest, for each of the samples that have a
+    picture.
+    """
     return nearest(found["features"][: len(found["pictures"])], reference.features)
 
 

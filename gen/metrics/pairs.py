@@ -21,7 +21,7 @@ _BEST = 100.0  # dB: what an exact copy counts as, so that a mean stays finite
 
 
 def pair_scores(images: jax.Array, originals: jax.Array, networks: Mapping[str, Params]) -> dict[str, jax.Array]:
-    """The scores (B,) float32 of every pair, by name, that images of this size have.
+    """Gives the scores (B,) float32 of every pair, by name, that images of this size have.
 
     Names: ``psnr`` in dB, at most 100, and ``mse`` over 0..255; ``ssim_original`` (Wang et al. 2004), ``ssim_skimage``
     (scikit-image as it comes) and ``ssim_torchmetrics``, whose windows differ; ``ms_ssim`` from 176 pixels a side;
@@ -48,7 +48,7 @@ class Pairs:
     """Mean and standard error over pairs of every row that `pair_scores` gave, whatever their names."""
 
     def init(self, shapes: Shapes, span: int) -> Accumulator:
-        """See `Statistic`."""
+        """Does what `Statistic.init` says."""
         one = {"features": jax.ShapeDtypeStruct((1, 1), jnp.float32)}
         return {
             f"{name}/{part}": array
@@ -60,18 +60,18 @@ class Pairs:
     def update(
         self, accumulator: Accumulator, batch: Mapping[str, jax.Array], weight: jax.Array, index: jax.Array
     ) -> Accumulator:
-        """See `Statistic`."""
+        """Does what `Statistic.update` says."""
         return _each(
             lambda name, parts: Moments().update(parts, {"features": batch[name][:, None]}, weight, index), accumulator
         )
 
     def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
-        """See `Statistic`."""
+        """Does what `Statistic.merge` says."""
         others = _by_name(b)
         return _each(lambda name, parts: Moments().merge(parts, others[name]), a)
 
     def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
-        """``pairs``: mean by name, and ``pair_errors``: standard error of it by name."""
+        """Gives ``pairs``: mean by name, and ``pair_errors``: standard error of it by name."""
         found = {n.removeprefix(_MARK): Moments().finalise(parts) for n, parts in _by_name(accumulator).items()}
         return {
             "pairs": {name: float(m["mean"][0]) for name, m in found.items()},

@@ -183,20 +183,22 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(name: str) -> Preset:
-    """The preset `name`. Raises GenError, with the closest name, for another one."""
+    """Gives the preset `name`. Raises GenError, with the closest name, for another one."""
     if name not in PRESETS:
         raise GenError(f"unknown protocol '{name}'; {suggest(name, PRESETS)}")
     return PRESETS[name]
 
 
 def departures(name: str, protocol: Protocol) -> dict[str, tuple[Any, Any]]:
-    """The fields in which a protocol departs from a preset: {field: (the preset's value, the protocol's)}."""
+    """Gives the fields in which a protocol departs from a preset: {field: (the preset's value, the protocol's)}."""
     fixed = preset(name).fields
     return {f: (value, getattr(protocol, f)) for f, value in fixed.items() if getattr(protocol, f) != value}
 
 
 def differences(a: Protocol, b: Protocol) -> dict[str, tuple[Any, Any]]:
-    """The fields in which two protocols differ, with both values; {} when scores taken under them are comparable."""
+    """Gives the fields in which two protocols differ, with both values; {} when scores taken under them are
+    comparable.
+    """
     names = [field.name for field in dataclasses.fields(Protocol) if field.name not in ("seeds", "name")]
     return {name: (getattr(a, name), getattr(b, name)) for name in names if getattr(a, name) != getattr(b, name)}
 
@@ -300,7 +302,8 @@ def require_comparable(results: Mapping[str, Result], *, force: bool = False) ->
 
 
 def combine(results: Sequence[Result]) -> Result:
-    """The mean over repetitions of one evaluation with other seeds, with the standard deviation (N - 1) as spread.
+    """Gives the mean over repetitions of one evaluation with other seeds, with the standard deviation (N - 1) as
+    spread.
 
     Raises GenError for no results, results of different protocols or of one and the same seed range.
     """

@@ -50,7 +50,7 @@ class Reference:
     data: tuple[str, str] = ("", "")
 
     def fingerprint(self) -> str:
-        """SHA-256 (16 hex digits) of the real images' identity and the protocol.
+        """Gives the SHA-256 (16 hex digits) of the real images' identity and the protocol.
 
         Not of the statistics, whose last bits depend on the machine.
         """
@@ -117,7 +117,7 @@ def make_reference(
     partial: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Reference:
-    """Statistics of all images of a source, through the very pass that samples go through.
+    """Gives statistics of all images of a source, through the very pass that samples go through.
 
     Args:
       name: of the data, for tables.

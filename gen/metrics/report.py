@@ -62,7 +62,7 @@ _ABSENT = "\N{EN DASH}"
 
 
 def mosaic(images: np.ndarray, columns: int, size: int = 48, gap: int = 2) -> Image.Image:
-    """Images side by side, row by row, enlarged with Lanczos so that the longer side has about `size` pixels.
+    """Gives images side by side, row by row, enlarged with Lanczos so that the longer side has about `size` pixels.
 
     Images that are larger already keep their size.
 
@@ -107,7 +107,7 @@ class Report:
     blocks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def section(self, title: str, text: str = "") -> "Report":
-        """A heading with paragraphs under it (blank lines part them)."""
+        """Adds a heading with paragraphs under it (blank lines part them)."""
         self.blocks.append({"kind": "section", "title": title, "paragraphs": _paragraphs(text)})
         return self
 
@@ -117,14 +117,14 @@ class Report:
         return self
 
     def figures(self, values: Mapping[str, Any]) -> "Report":
-        """A row of large numbers, each over its name."""
+        """Adds a row of large numbers, each over its name."""
         self.blocks.append({"kind": "figures", "items": [(name, _cell(value)) for name, value in values.items()]})
         return self
 
     def pictures(
         self, rows: Mapping[str, np.ndarray], caption: str = "", *, columns: int = 16, size: int = 48
     ) -> "Report":
-        """Labelled strips of images under one another.
+        """Adds labelled strips of images under one another.
 
         Args:
           rows: label -> images (N, H, W, C), uint8 or float in [-1, 1]; a longer strip wraps after `columns` images.
@@ -141,7 +141,9 @@ class Report:
         return self
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> "Report":
-        """A plain table; numbers are rounded to four significant digits. Raises GenError for rows of another length."""
+        """Adds a plain table; numbers are rounded to four significant digits. Raises GenError for rows of another
+        length.
+        """
         for row in rows:
             if len(row) != len(columns):
                 raise GenError(f"a table row of {len(row)} cells under {len(columns)} columns; expected equally many")
@@ -154,8 +156,8 @@ class Report:
     def results(self, results: Mapping[str, Result], caption: str = "") -> "Report":
         """Scores of several subjects with their protocol underneath.
 
-        Subjects are the rows, or the columns where the scores would not fit side by side. Protocol fields in which they
-        differ stand among the scores, so that nothing is compared unawares.
+        Subjects are the rows, or the columns where the scores would not fit side by side, and where there is one alone.
+        Protocol fields in which they differ stand among the scores, so that nothing is compared unawares.
 
         Args:
           results: name of a subject -> its result.
@@ -176,7 +178,7 @@ class Report:
             [label, *(_score(r, name) for name in names), *(str(getattr(r.protocol, field)) for field in varying)]
             for label, r in results.items()
         ]
-        if len(head) > max(len(rows), _ACROSS):  # a page is longer than wide
+        if len(head) > (max(len(rows), _ACROSS) if len(rows) > 1 else 3):  # a page is longer than wide
             head, *rows = (list(column) for column in zip(head, *rows, strict=True))
         cells = [[(text, i > 0) for i, text in enumerate(row)] for row in rows]
         shared = _facts(first, (*varying, "seeds"))
@@ -193,7 +195,7 @@ class Report:
         return self
 
     def protocol(self, protocol: Protocol) -> "Report":
-        """The protocol that figures above hold under."""
+        """Gives the protocol that figures above hold under."""
         self.blocks.append({"kind": "protocol", "protocol": _facts(protocol)})
         return self
 
@@ -220,7 +222,7 @@ class Report:
         return self
 
     def html(self) -> str:
-        """The page."""
+        """Gives the page as text."""
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("gen.metrics", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
         )
@@ -270,7 +272,7 @@ def _score(result: Result, name: str) -> str:
 
 
 def heading(name: str, features: str = "") -> str:
-    """What a score is called on a page, with an arrow to where better ones lie.
+    """Gives what a score is called on a page, with an arrow to where better ones lie.
 
     Args:
       name: of the score.
@@ -302,22 +304,27 @@ def _svg(
 ) -> str:
     import matplotlib  # slow to import, and only pages with curves need it
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     style: Any = {
         "svg.fonttype": "none",  # text stays text, in the page's font
         "svg.hashsalt": f"curves{number}",  # several drawings share one page, and its ids
         "font.family": "sans-serif",
-        "font.size": 10,
+        "font.size": 9,
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(9.6, 3.3), layout="constrained")
+        figure = Figure(figsize=(6.8, 2.7), layout="constrained")
         axes = figure.add_subplot()
         for i, (name, (xs, ys)) in enumerate(series.items()):
             mark = "o" if len(xs) < 12 else None
             axes.plot(xs, ys, color=_SERIES[i % len(_SERIES)], lw=1.6, marker=mark, ms=4, label=name)
         if logarithmic[1]:
             axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            plain = FuncFormatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_major_formatter(plain)
+            axes.yaxis.set_minor_formatter(plain if high < 10 * low else FuncFormatter(lambda value, _: ""))
         if logarithmic[0]:  # few points, often doublings: each is named
             axes.set_xscale("log")
             ticks = sorted({value for xs, _ in series.values() for value in xs})
@@ -328,7 +335,7 @@ def _svg(
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.15, color=_INK, lw=0.8)
         if len(series) > 1:
-            axes.legend(frameon=False, fontsize=9)
+            axes.legend(frameon=False, fontsize=8)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawing = buffer.getvalue()

@@ -61,7 +61,7 @@ class ImageSet:
     beside: Mapping[str, tuple[str, Any]] = dataclasses.field(default_factory=dict)
 
     def named(self) -> str:
-        """What is beside, by name and identity, as it stands in protocols."""
+        """Gives what is beside, by name and identity, as it stands in protocols."""
         return ", ".join(f"{name} {identity}" for name, (identity, _) in sorted(self.beside.items()))
 
 
@@ -95,7 +95,7 @@ def from_arrays(
     seeds: str = "",
     identity: str = "",
 ) -> ImageSet:
-    """A source of stored images; they may be memory-mapped, and only a batch of them is ever on the device.
+    """Gives a source of stored images; they may be memory-mapped, and only a batch of them is ever on the device.
 
     Args:
       images: (N, H, W, C) uint8, or float in [-1, 1] to be quantised by `quantiser`.
@@ -143,7 +143,7 @@ def from_store(
     seeds: str = "",
     one_size: bool = False,
 ) -> ImageSet:
-    """A source of image files, decoded a batch at a time by several threads.
+    """Gives a source of image files, decoded a batch at a time by several threads.
 
     Images of any size are taken by an extractor that has a method ``fit`` (one image (H, W, C) uint8 -> float32 of the
     network's size, as its own resize makes it): each is resized by itself, on the host.
@@ -203,10 +203,11 @@ def generated(
     identity: str,
     labels: np.ndarray | None = None,
     classes: int | None = None,
+    cond: Mapping[str, np.ndarray] | None = None,
     rule: str = "given",
     quantiser: str = "round",
 ) -> ImageSet:
-    """A source that draws its images: any generator.
+    """Gives a source that draws its images: any generator.
 
     Args:
       sample: ``(params, keys (B,), cond) -> images (B, H, W, C)`` float in [-1, 1].
@@ -215,27 +216,27 @@ def generated(
       identity: of generator and weights.
       labels: (N,) integers, given to `sample` as ``cond["label"]``; None for an unconditional generator.
       classes: how many there are; as many as the labels name by default.
+      cond: further conditions by name, (N, ...) each, with the masks of sequences.
       rule: the rule behind the labels.
       quantiser: a name in `QUANTISERS`.
 
     Raises:
-      GenError: unknown quantiser, no seeds, labels that do not match.
+      GenError: unknown quantiser, no seeds, labels or conditions that do not match.
     """
+    given = dict(cond or {}) | ({} if labels is None else {"label": np.asarray(labels, np.int32)})
     if quantiser not in QUANTISERS:
         raise GenError(f"unknown quantiser '{quantiser}'; expected one of {', '.join(QUANTISERS)}")
-    if not seeds or (labels is not None and labels.shape != (len(seeds),)):
-        raise GenError(
-            f"{len(seeds)} seeds with {0 if labels is None else labels.size} labels; expected at least one seed, and a "
-            "label for each; make the two agree"
-        )
-
+    for name, array in given.items():
+        if len(array) != len(seeds):
+            raise GenError(f"{len(seeds)} seeds with {len(array)} values of '{name}'; expected one for each seed")
+    if not seeds:
+        raise GenError("no seeds; expected at least one seed")
     named = f"{seeds.start}-{seeds[-1]}" + ("" if seeds.step == 1 else f" by {seeds.step}")
     return ImageSet(
         function=_Draw(sample),
-        arguments={"params": params, "seeds": np.asarray(seeds, np.int32)}
-        | ({} if labels is None else {"label": np.asarray(labels, np.int32)}),
+        arguments={"params": params, "seeds": np.asarray(seeds, np.int32), "cond": given},
         count=len(seeds),
-        identity=identity if labels is None else f"{identity} labels {digest({'label': np.asarray(labels)})}",
+        identity=f"{identity} cond {digest(given)}" if given else identity,
         quantiser=quantiser,
         labels="none" if labels is None else rule,
         classes=_classes(labels) if classes is None else classes,
@@ -250,9 +251,9 @@ class _Draw:
     sample: Any
 
     def __call__(self, arguments: Mapping[str, Any], indices: jax.Array) -> dict[str, jax.Array]:
-        cond = {"label": arguments["label"][indices]} if "label" in arguments else {}
+        cond = {name: array[indices] for name, array in arguments["cond"].items()}
         image = self.sample(arguments["params"], sample_keys(0, arguments["seeds"][indices]), cond)
-        return {"image": image, **cond}
+        return {"image": image} | ({"label": cond["label"]} if "label" in cond else {})
 
 
 def _rows(rows: Mapping[str, jax.Array], indices: jax.Array) -> Mapping[str, jax.Array]:

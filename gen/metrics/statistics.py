@@ -27,7 +27,7 @@ class Statistic(Protocol):
     """One quantity gathered over samples. Implementations are frozen dataclasses."""
 
     def init(self, shapes: Shapes, span: int) -> Accumulator:
-        """The accumulator of no samples on the device, for batches of these shapes.
+        """Gives the accumulator of no samples on the device, for batches of these shapes.
 
         Args:
           span: how many samples, of consecutive indices, it takes at most before the host fetches it.
@@ -37,7 +37,7 @@ class Statistic(Protocol):
     def update(
         self, accumulator: Accumulator, batch: Mapping[str, jax.Array], weight: jax.Array, index: jax.Array
     ) -> Accumulator:
-        """Adds a batch; pure and jittable.
+        """Adds a batch; is pure and jittable.
 
         Args:
           batch: arrays (B, ...) by name: ``features`` (B, D), ``logits`` (B, K), ``label`` (B,) where there are any.
@@ -47,11 +47,11 @@ class Statistic(Protocol):
         ...
 
     def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
-        """The accumulator of two disjoint sets of samples, on the host."""
+        """Gives the accumulator of two disjoint sets of samples, on the host."""
         ...
 
     def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
-        """What the samples amount to, by name (host arrays)."""
+        """Gives what the samples amount to, by name (host arrays)."""
         ...
 
 
@@ -67,7 +67,9 @@ class Moments:
 
     @staticmethod
     def of(features: Any, weight: Any = None) -> Accumulator:
-        """The accumulator of one batch (B, D); centred on its own mean, so float32 loses nothing to cancellation."""
+        """Gives the accumulator of one batch (B, D); centred on its own mean, so float32 loses nothing to
+        cancellation.
+        """
         np_ = jnp if isinstance(features, jax.Array) else np
         weight = np_.ones(len(features), features.dtype) if weight is None else weight
         count = weight.sum()
@@ -79,18 +81,18 @@ class Moments:
         return {"count": count, "mean": mean, "scatter": scatter}
 
     def init(self, shapes: Shapes, span: int) -> Accumulator:
-        """See `Statistic`."""
+        """Does what `Statistic.init` says."""
         dim = shapes[self.key].shape[-1]
         return {"count": jnp.zeros(()), "mean": jnp.zeros(dim), "scatter": jnp.zeros((dim, dim))}
 
     def update(
         self, accumulator: Accumulator, batch: Mapping[str, jax.Array], weight: jax.Array, index: jax.Array
     ) -> Accumulator:
-        """See `Statistic`."""
+        """Does what `Statistic.update` says."""
         return self.merge(accumulator, self.of(batch[self.key], weight))
 
     def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
-        """See `Statistic`."""
+        """Does what `Statistic.merge` says."""
         np_ = jnp if isinstance(a["count"], jax.Array) else np
         if np_ is np:
             a, b = ({name: np.asarray(array, np.float64) for name, array in side.items()} for side in (a, b))
@@ -104,7 +106,7 @@ class Moments:
         }
 
     def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
-        """``count`` (), ``mean`` (D,), ``covariance`` (D, D) with count - 1 in the denominator.
+        """Gives ``count`` (), ``mean`` (D,), ``covariance`` (D, D) with count - 1 in the denominator.
 
         The names start with the key and an underscore for another key than "features".
 
@@ -142,7 +144,7 @@ class Features:
     name: str = ""
 
     def init(self, shapes: Shapes, span: int) -> Accumulator:
-        """See `Statistic`."""
+        """Does what `Statistic.init` says."""
         held = min(self.limit, span)
         rows = jnp.zeros((held, *shapes[self.key].shape[1:]), self.dtype)
         return {"rows": rows, "index": jnp.full(held, -1, jnp.int32)}
@@ -150,7 +152,7 @@ class Features:
     def update(
         self, accumulator: Accumulator, batch: Mapping[str, jax.Array], weight: jax.Array, index: jax.Array
     ) -> Accumulator:
-        """See `Statistic`."""
+        """Does what `Statistic.update` says."""
         held = len(accumulator["index"])
         where = jnp.where((weight > 0) & (index < self.limit), index % held, held)  # the rest falls off the end
         rows = batch[self.key]
@@ -162,14 +164,14 @@ class Features:
         }
 
     def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
-        """See `Statistic`."""
+        """Does what `Statistic.merge` says."""
         there = [np.asarray(side["index"]) >= 0 for side in (a, b)]
         if there[0].all() and not there[1].any():  # past the limit: nothing to copy
             return a
         return {k: np.concatenate([np.asarray(s[k])[t] for s, t in zip((a, b), there, strict=True)]) for k in a}
 
     def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
-        """The rows by `name`, (min(N, limit), ...) in index order."""
+        """Gives the rows by `name`, (min(N, limit), ...) in index order."""
         index = np.asarray(accumulator["index"])
         order = np.argsort(index, kind="stable")[(index < 0).sum() :]
         return {self.name or self.key: np.asarray(accumulator["rows"])[order]}
@@ -183,7 +185,7 @@ class Accuracy:
     """
 
     def init(self, shapes: Shapes, span: int) -> Accumulator:
-        """See `Statistic`."""
+        """Does what `Statistic.init` says."""
         classes = shapes["logits"].shape[-1]
         names = ("right", "seen") if classes < _MANY else ("right", "seen", "near")
         return {name: jnp.zeros(classes) for name in names}
@@ -191,7 +193,7 @@ class Accuracy:
     def update(
         self, accumulator: Accumulator, batch: Mapping[str, jax.Array], weight: jax.Array, index: jax.Array
     ) -> Accumulator:
-        """See `Statistic`."""
+        """Does what `Statistic.update` says."""
         logits, label = batch["logits"], batch["label"]
         counts = {"right": logits.argmax(-1) == label, "seen": jnp.ones(len(label), bool)}
         if "near" in accumulator:
@@ -199,12 +201,13 @@ class Accuracy:
         return {name: accumulator[name].at[label].add(counts[name] * weight) for name in accumulator}
 
     def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
-        """See `Statistic`."""
+        """Does what `Statistic.merge` says."""
         return {name: np.asarray(array, np.float64) + b[name] for name, array in a.items()}
 
     def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
-        """``accuracy`` () in [0, 1], and ``top5_accuracy`` () of 100 classes or more; ``class_accuracy`` (K,), NaN for
-        a class without samples; ``class_count`` (K,)."""
+        """Gives ``accuracy`` () in [0, 1], and ``top5_accuracy`` () of 100 classes or more; ``class_accuracy`` (K,),
+        NaN for a class without samples; ``class_count`` (K,).
+        """
         counts = {name: np.asarray(array, np.float64) for name, array in accumulator.items()}
         seen = counts["seen"]
         with np.errstate(invalid="ignore"):
@@ -215,7 +218,7 @@ class Accuracy:
 
 
 def basic_statistics(extractor: Extractor, labelled: bool, limit: int) -> dict[str, Statistic]:
-    """What references and samples both need: moments, the first `limit` samples' features, and their labels."""
+    """Gives what references and samples both need: moments, the first `limit` samples' features, and their labels."""
     statistics: dict[str, Statistic] = {"moments": Moments(), "features": Features(limit)}
     if "spatial" in extractor.outputs:
         statistics["spatial"] = Moments("spatial")
@@ -225,5 +228,5 @@ def basic_statistics(extractor: Extractor, labelled: bool, limit: int) -> dict[s
 
 
 def finalised(statistics: Mapping[str, Statistic], accumulators: Mapping[str, Accumulator]) -> dict[str, Any]:
-    """What all statistics amount to, by the names they give."""
+    """Gives what all statistics amount to, by the names they give."""
     return {k: v for name, s in statistics.items() for k, v in s.finalise(accumulators[name]).items()}

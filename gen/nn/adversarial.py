@@ -1,8 +1,12 @@
-"""Adversarial training parts: discriminator heads on a network's features, and the logistic GAN losses."""
+"""Adversarial training: losses and their weights, and discriminator heads on a network's features.
+
+Networks that judge images are in `gen.nn.discriminators`.
+"""
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +14,98 @@ from flax import nnx
 
 from gen.nn.layers import layer_norm, linear
 
-__all__ = ["ConvHead", "TokenHead", "logistic_discriminator_loss", "logistic_generator_loss"]
+__all__ = [
+    "GAN_LOSSES",
+    "AdaptiveWeight",
+    "ConvHead",
+    "GANLoss",
+    "TokenHead",
+    "hinge_discriminator_loss",
+    "lecam",
+    "linear_generator_loss",
+    "logistic_discriminator_loss",
+    "logistic_generator_loss",
+    "r1_penalty",
+    "torch_uniform",
+    "vanilla_discriminator_loss",
+]
+
+GANLoss = Literal["hinge", "vanilla", "non-saturating"]
 
 
 def logistic_generator_loss(fake: jax.Array) -> jax.Array:
-    """mean softplus(-logit) of generated samples: the non-saturating loss (Goodfellow et al. 2014)."""
+    """Gives mean softplus(-logit) of generated samples: the non-saturating loss (Goodfellow et al. 2014)."""
     return jax.nn.softplus(-fake).mean()
 
 
 def logistic_discriminator_loss(real: jax.Array, fake: jax.Array) -> jax.Array:
-    """mean softplus(fake logit) + mean softplus(-real logit)."""
+    """Gives mean softplus(fake logit) + mean softplus(-real logit)."""
     return jax.nn.softplus(fake).mean() + jax.nn.softplus(-real).mean()
+
+
+def hinge_discriminator_loss(real: jax.Array, fake: jax.Array) -> jax.Array:
+    """Gives (mean relu(1 - real logit) + mean relu(1 + fake logit)) / 2 (Lim & Ye 2017, halved as in VQGAN)."""
+    return 0.5 * (jax.nn.relu(1.0 - real).mean() + jax.nn.relu(1.0 + fake).mean())
+
+
+def vanilla_discriminator_loss(real: jax.Array, fake: jax.Array) -> jax.Array:
+    """Gives half of `logistic_discriminator_loss`, as in VQGAN."""
+    return 0.5 * logistic_discriminator_loss(real, fake)
+
+
+def linear_generator_loss(fake: jax.Array) -> jax.Array:
+    """Gives the negative mean logit of generated samples."""
+    return -fake.mean()
+
+
+# name -> (discriminator's loss of real and fake logits, generator's of fake logits)
+GAN_LOSSES: dict[GANLoss, tuple[Callable[..., jax.Array], Callable[..., jax.Array]]] = {
+    "hinge": (hinge_discriminator_loss, linear_generator_loss),
+    "vanilla": (vanilla_discriminator_loss, linear_generator_loss),
+    "non-saturating": (logistic_discriminator_loss, logistic_generator_loss),
+}
+
+
+def lecam(real: jax.Array, fake: jax.Array, average_real: jax.Array, average_fake: jax.Array) -> jax.Array:
+    """Gives relu(real - average_fake)^2 + relu(average_real - fake)^2, LeCAM in the form of the image tokenizers.
+
+    Tseng et al. 2021 (arXiv 2104.03310) square each logit's distance; TiTok and others that of the means.
+
+    Args:
+      real, fake: () means of the batch's logits.
+      average_real, average_fake: () running averages of both.
+    """
+    return jnp.square(jax.nn.relu(real - average_fake)) + jnp.square(jax.nn.relu(average_real - fake))
+
+
+def r1_penalty(logits: Callable[[jax.Array], jax.Array], real: jax.Array) -> jax.Array:
+    """Gives E ||d D / d x||^2 / 2 on real images (B, ...), D the mean of an image's logits (Mescheder et al. 2018)."""
+
+    def judged(x: jax.Array) -> jax.Array:
+        found = logits(x)
+        return found.reshape(found.shape[0], -1).mean(1).sum()
+
+    return 0.5 * jnp.square(jax.grad(judged)(real)).sum() / real.shape[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveWeight:
+    """The weight that makes a second loss pull as hard as the first at one layer (Esser et al. 2021, arXiv 2012.09841).
+
+    min(||first|| / (||second|| + eps), limit), of both losses' gradients; no gradient passes it.
+
+    Attributes:
+      limit: largest ratio.
+      eps: see the formula.
+    """
+
+    limit: float = 1e4
+    eps: float = 1e-4
+
+    def __call__(self, first: jax.Array, second: jax.Array) -> jax.Array:
+        """Gives the weight () from the two gradients of one layer."""
+        ratio = jnp.linalg.norm(first.ravel()) / (jnp.linalg.norm(second.ravel()) + self.eps)
+        return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, self.limit))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +129,13 @@ class ConvHead:
     groups: int = 32
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The module (B, h, w, channels) -> logits (B, positions)."""
+        """Makes the module, which takes (B, h, w, channels) to logits (B, positions)."""
         return _ConvHead(self, rngs)
 
 
-def _torch_uniform(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
-    """U(-1, 1) / sqrt(fan-in) for a kernel (..., in, out): the default of the official layers."""
+def torch_uniform(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+    """Draws U(-1, 1) / sqrt(fan-in) for a kernel (..., in, out): the default of the official layers."""
+    del out_sharding
     bound = 1.0 / math.sqrt(math.prod(shape[:-1]))
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -67,13 +153,13 @@ class _ConvHead(nnx.Module):
                 (kernel, kernel),
                 strides=stride,
                 padding=((pad, pad), (pad, pad)),
-                kernel_init=_torch_uniform,
+                kernel_init=torch_uniform,
                 rngs=rngs,
             )
             norm = nnx.GroupNorm(c, num_groups=config.groups, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
             setattr(self, f"conv{i}", conv)
             setattr(self, f"norm{i}", norm)
-        self.out = linear(c, 1, rngs=rngs, init=_torch_uniform)
+        self.out = linear(c, 1, rngs=rngs, init=torch_uniform)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(jnp.float32)
@@ -95,14 +181,14 @@ class TokenHead:
     hidden: int = 64
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The module (B, ..., width) -> logits (B, tokens)."""
+        """Makes the module, which takes (B, ..., width) to logits (B, tokens)."""
         return _TokenHead(self, rngs)
 
 
 class _TokenHead(nnx.Module):
     def __init__(self, config: TokenHead, rngs: nnx.Rngs) -> None:
-        self.fc1 = linear(config.width, config.hidden, rngs=rngs, init=_torch_uniform)
-        self.fc2 = linear(config.hidden, 1, rngs=rngs, init=_torch_uniform)
+        self.fc1 = linear(config.width, config.hidden, rngs=rngs, init=torch_uniform)
+        self.fc2 = linear(config.hidden, 1, rngs=rngs, init=torch_uniform)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.fc2(jax.nn.silu(self.fc1(layer_norm(x)))).reshape(x.shape[0], -1)

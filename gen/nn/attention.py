@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from gen.nn.forward_mode import in_forward_mode
-from gen.nn.layers import linear
+from gen.nn.layers import linear, xavier
 from gen.nn.mesh import BATCH_AXES, ambient_parts
 
 __all__ = ["Attention", "attention", "extend_cache", "new_cache"]
@@ -36,8 +36,9 @@ def attention(
     mask: jax.Array | None = None,
     bias: jax.Array | None = None,
     causal: bool = False,
+    scale: float | None = None,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(D) + bias) v for every head, with the softmax in float32.
+    """softmax(scale q k^T + bias) v for every head, with the softmax in float32.
 
     Args:
       q: (*B, N, H, D) with any number of leading axes.
@@ -46,24 +47,25 @@ def attention(
         (*B, 1, 1, S).
       bias: float32, broadcast to (*B, H, N, S), added to the scaled products; None for none.
       causal: query i looks at the keys 0 to i alone.
+      scale: factor on the products; None for 1 / sqrt(D).
 
     Returns:
       (*B, N, H, D) in the type of v.
     """
-    given = mask
+    given, scale = mask, q.shape[-1] ** -0.5 if scale is None else scale
     if causal:
         earlier = jnp.tri(q.shape[-3], k.shape[-3], dtype=bool)
         mask = earlier if mask is None else mask & earlier
     if bias is not None or in_forward_mode():
-        return _products(q, k, v, mask, bias)
+        return _products(q, k, v, mask, bias, scale)
     arrays = [x.reshape(-1, *x.shape[-3:]) for x in (q, k, v)]
     mask, given = (_flat_mask(m, q.shape[:-3]) for m in (mask, given))
-    forms: dict[str, Callable[..., jax.Array]] = {"tpu": functools.partial(_kept_weights, mask)}
+    forms: dict[str, Callable[..., jax.Array]] = {"tpu": functools.partial(_kept_weights, mask, scale)}
     if given is None and _fits_flash(*arrays):
-        forms["tpu"] = functools.partial(_flash, causal)
+        forms["tpu"] = functools.partial(_flash, causal, scale)
     if _fits_cudnn(*arrays):
-        forms["cuda"] = functools.partial(_cudnn, given, causal)
-    plain = functools.partial(_products, mask=mask, bias=None)
+        forms["cuda"] = functools.partial(_cudnn, given, causal, scale)
+    plain = functools.partial(_products, mask=mask, bias=None, scale=scale)
     return jax.lax.platform_dependent(*arrays, default=plain, **forms).reshape(q.shape)
 
 
@@ -75,7 +77,9 @@ def _flat_mask(mask: jax.Array | None, lead: tuple[int, ...]) -> jax.Array | Non
     return whole.reshape(-1, *whole.shape[-3:])
 
 
-def _products(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+def _products(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, bias: jax.Array | None, scale: float
+) -> jax.Array:
     """`attention` as two products; every derivative.
 
     The heads are moved in front of the tokens first: einsums over the given layout copy the N x S weights as well,
@@ -85,7 +89,7 @@ def _products(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, 
     rows = q.reshape(*k.shape[:-2], -1, q.shape[-1])
     batch, last = tuple(range(q.ndim - 2)), q.ndim - 1
     scores = jax.lax.dot_general(rows, k, (((last,), (last,)), (batch, batch)), preferred_element_type=jnp.float32)
-    scores = scores.reshape(*q.shape[:-1], -1) * q.shape[-1] ** -0.5
+    scores = scores.reshape(*q.shape[:-1], -1) * scale
     if bias is not None:
         scores = scores + bias
     if mask is not None:
@@ -108,8 +112,8 @@ def _has_cuda() -> bool:
     return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") is not None for version in (12, 13))
 
 
-def _cudnn(mask: jax.Array | None, causal: bool, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
+def _cudnn(mask: jax.Array | None, causal: bool, scale: float, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, scale=scale, implementation="cudnn")
 
 
 def _fits_flash(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
@@ -118,7 +122,7 @@ def _fits_flash(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
     return long and v.dtype == jnp.bfloat16 and q.shape[-1] <= FLASH_HEAD
 
 
-def _flash(causal: bool, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _flash(causal: bool, scale: float, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """`attention` by the TPU's flash kernel (Dao et al. 2022, arXiv 2205.14135), which keeps no N x S weights."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash  # costs a second to import
 
@@ -136,7 +140,7 @@ def _flash(causal: bool, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     mask = splash.CausalMask(shape) if causal else splash.FullMask(shape)
     masks = splash.MultiHeadMask([mask] * q.shape[2])
     kernel = splash.make_splash_mha(masks, block_sizes=blocks, head_shards=1, q_seq_shards=1)
-    q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
+    q = (q.astype(jnp.float32) * scale).astype(q.dtype)
 
     def run(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2)
@@ -153,7 +157,7 @@ def _repeated(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.
     return (k, v) if times == 1 else (jnp.repeat(k, times, axis=2), jnp.repeat(v, times, axis=2))
 
 
-def _kept_weights(mask: jax.Array | None, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _kept_weights(mask: jax.Array | None, scale: float, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """`attention` with a gradient by hand, in the order of axes that costs a TPU least.
 
     Kept for the gradient are e = exp(scores - maximum) in the type of v, half the bytes of what automatic
@@ -162,16 +166,18 @@ def _kept_weights(mask: jax.Array | None, q: jax.Array, k: jax.Array, v: jax.Arr
     are needed here, without copies.
     """
     q, k, v = (x.transpose(2, 0, 1, 3) for x in (q, *_repeated(q, k, v)))  # (H, B, tokens, D)
-    return _weighted(q, k, v, None if mask is None else mask.swapaxes(0, 1)).transpose(1, 2, 0, 3)
+    return _weighted(scale, q, k, v, None if mask is None else mask.swapaxes(0, 1)).transpose(1, 2, 0, 3)
 
 
-@jax.custom_vjp
-def _weighted(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
-    return _weighted_fwd(q, k, v, mask)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _weighted(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+    return _weighted_fwd(scale, q, k, v, mask)[0]
 
 
-def _weighted_fwd(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, Any]:
-    scores = jnp.einsum("hbnd,hbsd->hbns", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+def _weighted_fwd(
+    scale: float, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, Any]:
+    scores = jnp.einsum("hbnd,hbsd->hbns", q, k, preferred_element_type=jnp.float32) * scale
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     e = jnp.exp(scores - scores.max(-1, keepdims=True)).astype(v.dtype)
@@ -182,14 +188,14 @@ def _weighted_fwd(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | No
     return out, (q, k, v, mask, e, total, out)
 
 
-def _weighted_bwd(kept: Any, grad: jax.Array) -> tuple[jax.Array | None, ...]:
+def _weighted_bwd(scale: float, kept: Any, grad: jax.Array) -> tuple[jax.Array | None, ...]:
     """With p = e / total and d = sum_D(grad out): d scores = p (grad v^T - d)."""
     q, k, v, mask, e, total, out = kept
     share = grad.astype(jnp.float32) / total
     d = (share * out.astype(jnp.float32)).sum(-1, keepdims=True)
     share = share.astype(grad.dtype)
     scores = jnp.einsum("hbnd,hbsd->hbns", share, v, preferred_element_type=jnp.float32) - d
-    scores = (e.astype(jnp.float32) * scores * q.shape[-1] ** -0.5).astype(q.dtype)
+    scores = (e.astype(jnp.float32) * scores * scale).astype(q.dtype)
     if mask is not None:
         scores = jnp.where(mask, scores, 0)
     dq = jnp.einsum("hbns,hbsd->hbnd", scores, k)
@@ -227,7 +233,10 @@ class Attention(nnx.Module):
     """Multi-head self-attention; one qkv projection with rows ordered q, k, v, then head, then head_dim.
 
     Args of the constructor:
+      bias, proj_bias: whether the projection to q, k and v, and the last one, have biases.
       norm: makes the norms of q and k, each over head_dim, from (head_dim, rngs); None for none.
+      scale: factor on the products of q and k; None for 1 / sqrt(head_dim).
+      proj_init: of the output projection's weights; those of q, k and v are Xavier-uniform.
     """
 
     def __init__(
@@ -236,13 +245,16 @@ class Attention(nnx.Module):
         heads: int,
         *,
         bias: bool = True,
+        proj_bias: bool = True,
         norm: Callable[[int, nnx.Rngs], Any] | None = None,
+        scale: float | None = None,
+        proj_init: Callable[..., jax.Array] = xavier,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        self.heads, self.normed = heads, norm is not None
+        self.heads, self.normed, self.scale = heads, norm is not None, scale
         self.qkv = linear(width, 3 * width, bias=bias, dtype=dtype, rngs=rngs)
-        self.proj = linear(width, width, dtype=dtype, rngs=rngs)
+        self.proj = linear(width, width, bias=proj_bias, init=proj_init, dtype=dtype, rngs=rngs)
         if norm is not None:
             self.q_norm, self.k_norm = norm(width // heads, rngs), norm(width // heads, rngs)
 
@@ -266,7 +278,7 @@ class Attention(nnx.Module):
     ) -> jax.Array:
         """Attends; `rotate` acts on q and k (B, N, H, D): the caller's choice of position encoding, or None."""
         q, k, v = self.project(x, rotate)
-        return _join_heads(self.proj, attention(q, k, v, mask=mask))
+        return _join_heads(self.proj, attention(q, k, v, mask=mask, scale=self.scale))
 
 
 def _split_heads(layer: nnx.Linear, x: jax.Array, heads: int) -> tuple[jax.Array, ...]:
@@ -298,9 +310,9 @@ def _join_heads(layer: nnx.Linear, x: jax.Array) -> jax.Array:
         del weights
         return layer(x.reshape(*x.shape[:-2], -1))
 
-    def each(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-        x, kernel, bias = (a.astype(layer.dtype) for a in (x, kernel, bias))
-        return jnp.einsum("bnhd,hdc->bnc", x, kernel.reshape(*x.shape[-2:], -1)) + bias
+    def each(x: jax.Array, kernel: jax.Array, *bias: jax.Array) -> jax.Array:
+        x, kernel, *biases = (a.astype(layer.dtype) for a in (x, kernel, *bias))
+        return sum(biases, jnp.einsum("bnhd,hdc->bnc", x, kernel.reshape(*x.shape[-2:], -1)))
 
     return jax.lax.platform_dependent(x, *_weights(layer), tpu=each, default=together)
 

@@ -41,17 +41,17 @@ Conditions = Mapping[str, Condition]  # by name: label, text, pooled, guidance .
 
 
 def label(classes: int) -> dict[str, Condition]:
-    """The conditions of a class-conditional network; none where `classes` is 0."""
+    """Gives the conditions of a class-conditional network; none where `classes` is 0."""
     return {"label": Condition((), "int32", classes)} if classes else {}
 
 
 def class_count(conditions: Conditions) -> int | None:
-    """Number of classes of the condition "label"; None for models without one."""
+    """Gives the number of classes of the condition "label"; None for models without one."""
     return conditions["label"].classes if "label" in conditions else None
 
 
 def has_defaults(conditions: Conditions) -> bool:
-    """Whether `make_conditions` needs nothing to be given."""
+    """Tells whether `make_conditions` needs nothing to be given."""
     return all(condition.classes or condition.default is not None for condition in conditions.values())
 
 
@@ -64,7 +64,7 @@ def empty_conditions(conditions: Conditions, count: int) -> dict[str, np.ndarray
 def make_conditions(
     conditions: Conditions, seeds: Sequence[int] | np.ndarray, given: Mapping[str, Any] | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays that samples with these seeds are made with.
+    """Gives the arrays that samples with these seeds are made with.
 
     Args:
       conditions: what the model declares.

@@ -31,7 +31,7 @@ _BYTES = 1 << 24  # of transformed tiles at a time: what stays in a cache betwee
 
 
 def convolution(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int | None = None) -> jax.Array:
-    """The convolution (cross-correlation, as in all of the field) of x (B, H, W, C) with kernel (h, w, C, K).
+    """Gives the convolution (cross-correlation, as in all of the field) of x (B, H, W, C) with kernel (h, w, C, K).
 
     Args:
       x, kernel: of one floating type.

@@ -28,5 +28,5 @@ def forward_mode() -> Iterator[None]:
 
 
 def in_forward_mode() -> bool:
-    """Whether the code that is being traced must have a Jacobian-vector product."""
+    """Tells whether the code that is being traced must have a Jacobian-vector product."""
     return _ON.get()

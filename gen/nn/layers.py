@@ -31,11 +31,12 @@ __all__ = [
     "sinusoid",
     "stack",
     "unpatchify",
+    "xavier",
 ]
 
 Remat = Literal["none", "dots", "full"]
 
-_xavier = nnx.initializers.xavier_uniform()
+xavier = nnx.initializers.xavier_uniform()
 
 
 def linear(
@@ -45,7 +46,7 @@ def linear(
     rngs: nnx.Rngs,
     dtype: Any = jnp.float32,
     bias: bool = True,
-    init: Callable[..., jax.Array] = _xavier,
+    init: Callable[..., jax.Array] = xavier,
 ) -> nnx.Linear:
     """A dense layer with Xavier-uniform weights and zero bias unless told otherwise."""
     return nnx.Linear(
@@ -106,13 +107,16 @@ def add_gated(x: jax.Array, gate: jax.Array, branch: jax.Array) -> jax.Array:
 
 
 def sinusoid(t: jax.Array, width: int = 256, max_period: float = 10000.0) -> jax.Array:
-    """Features of a time: [cos(t f), sin(t f)], f_k = max_period^(-k / (width / 2)); (B,) -> (B, width) float32."""
+    """Features of a time: [cos(t f), sin(t f)], f_k = max_period^(-k / (width / 2)); (B,) -> (B, width) float32.
+
+    Half of an odd width is rounded down, and a zero fills the last place.
+    """
     half = width // 2
     # the published networks round the exponent to float32; an angle of 1000 radians shows a last digit of the frequency
     exponents = -math.log(max_period) * np.arange(half, dtype=np.float32) / half
     freqs = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * freqs
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), jnp.zeros((len(t), width % 2))], axis=-1)
 
 
 def sincos_positions(shape: Sequence[int], width: int) -> np.ndarray:
@@ -133,25 +137,29 @@ def sincos_positions(shape: Sequence[int], width: int) -> np.ndarray:
     return np.concatenate([axis(columns, width // 2), axis(rows, width // 2)], axis=1).astype(np.float32)
 
 
-def patchify(x: jax.Array, patch: int) -> jax.Array:
-    """Cuts (B, *size, C) with one or two spatial axes into tokens (B, N, patch^axes C).
+def patchify(x: jax.Array, patch: int | Sequence[int]) -> jax.Array:
+    """Cuts (B, *size, C) with one to three spatial axes into tokens (B, N, pixels of a patch times C).
 
     Tokens are row-major; inside a token the order is (row in patch, column in patch, channel), channel fastest.
-    `patch` must divide every entry of size.
+    `patch`, one side for all axes or one for each, must divide every entry of size.
     """
     b, *size, c = x.shape
-    axes = len(size)
-    split = [m for n in size for m in (n // patch, patch)]
+    axes, sides = len(size), _sides(patch, len(size))
+    split = [m for n, side in zip(size, sides, strict=True) for m in (n // side, side)]
     order = (0, *range(1, 2 * axes + 1, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1)
-    return x.reshape(b, *split, c).transpose(order).reshape(b, -1, patch**axes * c)
+    return x.reshape(b, *split, c).transpose(order).reshape(b, -1, math.prod(sides) * c)
 
 
-def unpatchify(tokens: jax.Array, size: Sequence[int], patch: int) -> jax.Array:
-    """The inverse of `patchify`: tokens (B, N, patch^axes C) back to (B, *size, C)."""
-    axes = len(size)
-    x = tokens.reshape(tokens.shape[0], *(n // patch for n in size), *(patch,) * axes, -1)
+def unpatchify(tokens: jax.Array, size: Sequence[int], patch: int | Sequence[int]) -> jax.Array:
+    """The inverse of `patchify`: tokens (B, N, pixels of a patch times C) back to (B, *size, C)."""
+    axes, sides = len(size), _sides(patch, len(size))
+    x = tokens.reshape(tokens.shape[0], *(n // side for n, side in zip(size, sides, strict=True)), *sides, -1)
     order = (0, *(m for i in range(axes) for m in (1 + i, 1 + axes + i)), 2 * axes + 1)
     return x.transpose(order).reshape(tokens.shape[0], *size, -1)
+
+
+def _sides(patch: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    return (patch,) * axes if isinstance(patch, int) else tuple(patch)
 
 
 class TimeEmbedder(nnx.Module):
@@ -179,11 +187,18 @@ class MLP(nnx.Module):
     """Linear -> GELU -> Linear; `approximate` chooses the tanh form of GELU (DiT) or the exact one (ViT)."""
 
     def __init__(
-        self, width: int, hidden: int, *, approximate: bool = True, dtype: Any = jnp.float32, rngs: nnx.Rngs
+        self,
+        width: int,
+        hidden: int,
+        *,
+        approximate: bool = True,
+        init: Callable[..., jax.Array] = xavier,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
     ) -> None:
         self.approximate = approximate
-        self.fc1 = linear(width, hidden, dtype=dtype, rngs=rngs)
-        self.fc2 = linear(hidden, width, dtype=dtype, rngs=rngs)
+        self.fc1 = linear(width, hidden, init=init, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, width, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=self.approximate))
@@ -236,6 +251,7 @@ def run_stack(
     remat: Remat = "none",
     scan: bool = True,
     keep: tuple[int, ...] = (),
+    start: int = 0,
     stop: int | None = None,
 ) -> Stacked:
     """Runs x through stacked blocks: ``x, output = call(block, x, extra)`` for each layer.
@@ -248,7 +264,7 @@ def run_stack(
       remat: what the backward pass recomputes: nothing, all but matrix products, or everything.
       scan: one `lax.scan` over depth (constant compile time) or a Python loop (faster on CPU for a few layers).
       keep: layer indices whose outputs are returned; the stack is split there, so other layers cost no memory.
-      stop: run only the first `stop` layers.
+      start, stop: run only the layers from `start` to before `stop`.
     """
     graphdef, params = nnx.split(blocks)
     depth = jax.tree.leaves(params)[0].shape[0]
@@ -262,8 +278,7 @@ def run_stack(
     kept: dict[int, jax.Array] = {}
     parts: list[Any] = []  # the outputs of runs of layers
     stop = depth if stop is None else stop
-    start = 0
-    for end in sorted({*(k + 1 for k in keep if k < stop), stop}):
+    for end in sorted({*(k + 1 for k in keep if start <= k < stop), stop}):
         layers = jax.tree.map(lambda a, s=start, e=end: a[s:e], (params, per_layer))
         if scan:
             x, outputs = jax.lax.scan(body, x, layers)

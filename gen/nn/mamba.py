@@ -24,7 +24,7 @@ DIRECTIONS: dict[str, int] = {"snake": 4, "raster": 4, "bidirectional": 2}
 
 
 def scan_orders(x: jax.Array, order: Order) -> jax.Array:
-    """A feature map (b, H, W, c) as the sequences of its pixels along each direction: (b, H W, K, c).
+    """Gives a feature map (b, H, W, c) as the sequences of its pixels along each direction: (b, H W, K, c).
 
     ``raster``: row by row, column by column, and both reversed. ``snake``, in which neighbours in the sequence are
     neighbours in the map: rows downwards from the top left, rows upwards from the bottom left, columns rightwards
@@ -77,7 +77,7 @@ def _unview(x: jax.Array, k: int) -> jax.Array:
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, padding: tuple[tuple[int, int], ...]) -> jax.Array:
-    """Depthwise correlation of (b, *size, c) with a kernel (*window, c), as a sum of shifted copies.
+    """Gives depthwise correlation of (b, *size, c) with a kernel (*window, c), as a sum of shifted copies.
 
     For windows of a few taps that is faster, in both passes, than a grouped convolution.
     """
@@ -134,16 +134,16 @@ class MambaConfig:
 
     @property
     def inner(self) -> int:
-        """Inner width."""
+        """Gives the inner width of the layer."""
         return int(self.expand * self.width)
 
     @property
     def ranks(self) -> int:
-        """Rank of the step sizes' projection."""
+        """Gives the rank of the step sizes' projection."""
         return math.ceil(self.width / 16) if self.rank is None else self.rank
 
     def build(self, rngs: nnx.Rngs) -> "Mamba":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return Mamba(self, rngs)
 
 
@@ -175,7 +175,7 @@ class Mamba(nnx.Module):
         return self.dt_proj(dt), B, C
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(b, L, width) -> (b, L, width)."""
+        """Maps (b, L, width) -> (b, L, width)."""
         x, z = jnp.split(self.in_proj(x), 2, axis=-1)
         x = depthwise(x, self.conv[...], ((self.config.conv - 1, 0),))
         x = jax.nn.silu(x if self.conv_bias is None else x + self.conv_bias[...].astype(x.dtype))
@@ -194,7 +194,9 @@ class Mamba(nnx.Module):
         return delta, -jnp.exp(self.A_log[...]), B, C
 
     def cache(self, batch: int) -> dict[str, jax.Array]:
-        """The memory before the first token: ``conv`` (b, taps, inner), newest last, and ``state`` (b, inner, n)."""
+        """Gives the memory before the first token: ``conv`` (b, taps, inner), newest last, and ``state`` (b, inner,
+        n).
+        """
         inner = self.config.inner
         return {
             "conv": jnp.zeros((batch, self.config.conv, inner)),
@@ -202,7 +204,7 @@ class Mamba(nnx.Module):
         }
 
     def step(self, x: jax.Array, cache: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """One token (b, width) after those in `cache`: its output (b, width) and the cache with it."""
+        """Takes one token (b, width) after those in `cache`: its output (b, width) and the cache with it."""
         x, z = jnp.split(self.in_proj(x), 2, axis=-1)
         recent = jnp.concatenate([cache["conv"][:, 1:], x[:, None].astype(jnp.float32)], axis=1)
         x = (recent * self.conv[...]).sum(1)
@@ -261,7 +263,7 @@ class Scan2D(nnx.Module):
         self.out_proj = linear(inner, width, bias=False, dtype=dtype, rngs=rngs)
 
     def scan_inputs(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """u (b, L, K inner), raw step sizes (same), B and C (b, L, K, state) of a map (b, H, W, inner)."""
+        """Gives u (b, L, K inner), raw step sizes (same), B and C (b, L, K, state) of a map (b, H, W, inner)."""
         u = scan_orders(x, self.order)
         inputs = jnp.einsum("blkd,kdc->blkc", u, self.x_proj[...].astype(u.dtype))
         dt, B, C = jnp.split(inputs, [self.rank, self.rank + self.state], axis=-1)
@@ -269,7 +271,7 @@ class Scan2D(nnx.Module):
         return u.reshape(*u.shape[:2], -1), delta.reshape(*u.shape[:2], -1), B, C
 
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The convolved map (b, H, W, inner) to be scanned, and the gate."""
+        """Gives the convolved map (b, H, W, inner) to be scanned, and the gate."""
         x, z = jnp.split(self.in_proj(x), 2, axis=-1)
         if self.conv is not None:
             pad = self.conv.shape[0] // 2
@@ -277,13 +279,13 @@ class Scan2D(nnx.Module):
         return jax.nn.silu(x if self.conv_bias is None else x + self.conv_bias[...].astype(x.dtype)), jax.nn.silu(z)
 
     def scan(self, u: jax.Array, delta: jax.Array, B: jax.Array, C: jax.Array) -> jax.Array:
-        """The K scans of `scan_inputs`: (b, L, K inner) float32."""
+        """Gives the K scans of `scan_inputs`: (b, L, K inner) float32."""
         A, bias = -jnp.exp(self.A_log[...]), self.dt_bias[...].reshape(-1)
         u = u.astype(jnp.float32)
         return selective_scan(u, delta, A, B, C, self.D[...], delta_bias=bias, softplus=True)[0]
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(b, H, W, width) -> (b, H, W, width)."""
+        """Maps (b, H, W, width) -> (b, H, W, width)."""
         b, h, w, _ = x.shape
         x, z = self.project(x)
         y = self.scan(*self.scan_inputs(x)).reshape(b, h * w, -1, x.shape[-1])

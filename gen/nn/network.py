@@ -32,7 +32,7 @@ class Projected(nnx.Param[jax.Array]):
 
     @staticmethod
     def project(value: jax.Array) -> jax.Array:
-        """The nearest value that the parameter may have; a subclass says which. Here any value may stay."""
+        """Gives the nearest value that the parameter may have; a subclass says which. Here any value may stay."""
         return value
 
 
@@ -40,7 +40,7 @@ class NetworkConfig(Protocol):
     """What a network's configuration offers: a frozen dataclass that builds its module."""
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         ...
 
 
@@ -55,7 +55,7 @@ class Network:
     config: Any
 
     def init(self, key: jax.Array) -> Params:
-        """Freshly drawn parameters and buffers as one nested plain dict of float32 arrays."""
+        """Gives freshly drawn parameters and buffers as one nested plain dict of float32 arrays."""
         module = self.config.build(nnx.Rngs(params=key))
         return nnx.to_pure_dict(nnx.state(module, (nnx.Param, Buffer)))
 
@@ -69,11 +69,11 @@ class Network:
         return getattr(self.module(params), method)(*args, **kwargs)
 
     def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
-        """Same as `apply`."""
+        """Does the same as `Network.apply`."""
         return self.apply(params, *args, **kwargs)
 
     def project(self, params: Params) -> Params:
-        """The parameters as training keeps them: every `Projected` one brought back to where it belongs.
+        """Gives the parameters as training keeps them: every `Projected` one brought back to where it belongs.
 
         Applied before every training step (EDM2's forced weight normalisation); the identity for most networks.
         """
@@ -88,7 +88,7 @@ class Network:
         return cast(Params, jax.tree_util.tree_map_with_path(one, params))
 
     def module(self, params: Params) -> Any:
-        """The NNX module holding `params` (live arrays or tracers)."""
+        """Gives the NNX module holding `params` (live arrays or tracers)."""
         return nnx.merge(_structure(self.config).graphdef, params)
 
 
@@ -119,15 +119,15 @@ def _structure(config: Any) -> _Structure:
 
 
 def param_shapes(config: Any) -> Any:
-    """The parameters of `config`'s network as `jax.ShapeDtypeStruct` leaves; allocates nothing."""
+    """Gives the parameters of `config`'s network as `jax.ShapeDtypeStruct` leaves; allocates nothing."""
     return jax.eval_shape(Network(config).init, jax.ShapeDtypeStruct((2,), jnp.uint32))
 
 
 def count(params: Any) -> int:
-    """Number of scalars in a tree of arrays or shapes."""
+    """Gives the number of scalars in a tree of arrays or shapes."""
     return sum(int(leaf.size) for leaf in jax.tree.leaves(params))
 
 
 def tree_copy(tree: Any) -> Any:
-    """A tree of fresh buffers: what is donated must never alias what lives on."""
+    """Gives a tree of fresh buffers: what is donated must never alias what lives on."""
     return jax.tree.map(jnp.copy, tree)

@@ -11,6 +11,7 @@ O(L D + L / chunk D N), never O(L D N). Everything inside is float32.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -24,10 +25,9 @@ __all__ = ["Method", "selective_scan"]
 
 Method = Literal["scan", "sequential", "associative", "pallas"]
 
-# backend -> (method, chunk); measured on CPU, where short chunks stay in cache (benchmarks/selective_scan.py).
-# Elsewhere one step at a time is bound by latency, so chunks are scanned in log depth.
-_DEFAULTS: dict[str, tuple[Method, int]] = {"cpu": ("sequential", 16)}
-_OTHERWISE: tuple[Method, int] = ("associative", 64)
+# Tokens; measured on CPU, where short chunks stay in cache (benchmarks/selective_scan.py). By its compiler's estimate a
+# TPU v5e takes 301 ms for a step of LaMamba-B of 8 images in log depth, 323 ms token by token.
+_CHUNK = 16
 _LANES = 128  # channels per block of the Pallas kernel
 
 
@@ -43,9 +43,9 @@ def selective_scan(
     delta_bias: jax.Array | None = None,
     softplus: bool = False,
     method: Method | None = None,
-    chunk: int | None = None,
+    chunk: int = _CHUNK,
 ) -> tuple[jax.Array, jax.Array]:
-    """out = (y + D u) silu(z) along axis 1, and the last state.
+    """Gives out = (y + D u) silu(z) along axis 1, and the last state.
 
     Args:
       u: (b, L, d) inputs.
@@ -58,9 +58,11 @@ def selective_scan(
       delta_bias: (d,) added to delta, or None.
       softplus: whether the step size is softplus(delta + delta_bias).
       method: ``sequential`` or ``associative`` inside each chunk, ``pallas`` (a kernel for the forward pass, chunked
-        backward), or ``scan``, one plain `lax.scan`; by backend when None. Forward-mode differentiation passes through
-        the plain one only, which `gen.nn.forward_mode` therefore takes whatever is asked for here.
-      chunk: tokens per chunk; by backend when None. L need not be a multiple.
+        backward), or ``scan``, one plain `lax.scan`. None: ``sequential`` on CPUs and ``associative`` elsewhere, where
+        one step at a time is bound by latency; decided when the program is lowered for a platform, so that one that is
+        compiled for another machine is what that machine would run. Forward-mode differentiation passes through the
+        plain one only, which `gen.nn.forward_mode` therefore takes whatever is asked for here.
+      chunk: tokens per chunk. L need not be a multiple.
 
     Returns:
       out (b, L, d) in u's dtype; the state after the last token (b, d, n) float32.
@@ -70,8 +72,7 @@ def selective_scan(
     length, channels = u.shape[1:]
     _check(u, delta, A, B, C)
     method = "scan" if in_forward_mode() else method
-    default, default_chunk = _DEFAULTS.get(jax.default_backend(), _OTHERWISE)
-    chunk = min(chunk or default_chunk, length)
+    chunk = min(chunk, length)
     step = delta.astype(jnp.float32)
     if delta_bias is not None:
         step = step + delta_bias.astype(jnp.float32)
@@ -88,7 +89,7 @@ def selective_scan(
 
     rates = A.astype(jnp.float32).reshape(groups, channels // groups, -1)
     B, C = (_pad(m.swapaxes(0, 1), chunk) for m in (B, C))
-    y, last = _run(split(u), split(step), rates, B, C, method or default, chunk)
+    y, last = _run(split(u), split(step), rates, B, C, method, chunk)
     y = y[:length].swapaxes(0, 1).reshape(u.shape)
     if D is not None:
         y = y + D.astype(jnp.float32) * u.astype(jnp.float32)
@@ -128,7 +129,7 @@ def _pad(x: jax.Array, chunk: int) -> jax.Array:
 
 
 def _run(
-    u: jax.Array, delta: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, method: Method, chunk: int
+    u: jax.Array, delta: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, method: Method | None, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
     """(y, last state) by the chosen method."""
     if method == "scan":
@@ -182,16 +183,28 @@ def _linear(a: jax.Array, x: jax.Array, h: jax.Array, associative: bool, reverse
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _chunked(
-    u: jax.Array, delta: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, method: Method, chunk: int
+    u: jax.Array, delta: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, method: Method | None, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
     y, last, _ = _forward(u, delta, A, B, C, method, chunk)
     return y, last
 
 
+def _by_platform(cpu: Callable[..., Any], other: Callable[..., Any], *args: Any) -> Any:
+    """Calls `cpu` where the program is compiled for a CPU, else `other`.
+
+    Only inside hand-written gradients: differentiating such a choice would keep what both of them need.
+    """
+    return jax.lax.platform_dependent(*args, cpu=cpu, default=other)
+
+
 def _forward(
-    u: jax.Array, delta: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, method: Method, chunk: int
+    u: jax.Array, delta: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, method: Method | None, chunk: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """y, the last state, and the state at the start of each chunk (L / chunk, b, g, p, n)."""
+    if method is None:
+        walks = (functools.partial(_forward, method=name, chunk=chunk) for name in ("sequential", "associative"))
+        made: tuple[jax.Array, jax.Array, jax.Array] = _by_platform(*walks, u, delta, A, B, C)
+        return made
     if method == "pallas":
         return _kernel_call(u, delta, A, B, C, chunk)
 
@@ -209,18 +222,27 @@ def _forward(
 
 
 def _forward_rule(
-    u: jax.Array, delta: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, method: Method, chunk: int
+    u: jax.Array, delta: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, method: Method | None, chunk: int
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
     y, last, starts = _forward(u, delta, A, B, C, method, chunk)
     return (y, last), (u, delta, A, B, C, starts)
 
 
 def _backward_rule(
-    method: Method, chunk: int, saved: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]
+    method: Method | None, chunk: int, saved: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, ...]:
+    sequential, associative = (functools.partial(_adjoint, flag, chunk) for flag in (False, True))
+    if method in (None, "pallas"):
+        gradients: tuple[jax.Array, ...] = _by_platform(sequential, associative, saved, cotangents)
+        return gradients
+    return (associative if method == "associative" else sequential)(saved, cotangents)
+
+
+def _adjoint(
+    associative: bool, chunk: int, saved: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, ...]:
     """The adjoint recurrence G_t = dy_t C_t + a_{t+1} G_{t+1}, chunk by chunk from the end; states are recomputed."""
     u, delta, A, B, C, starts = saved
-    associative = method == "associative" or (method == "pallas" and jax.default_backend() != "cpu")
 
     def body(carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, ...]) -> tuple[Any, tuple[jax.Array, ...]]:
         g, dA = carry  # a_{t+1} G_{t+1} of the chunk's last token
@@ -284,6 +306,14 @@ def _kernel_call(
     u: jax.Array, delta: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`_forward` by the Pallas kernel; interpreted on CPU."""
+    interpreted, compiled = (functools.partial(_kernel_program, chunk, flag) for flag in (True, False))
+    made: tuple[jax.Array, jax.Array, jax.Array] = _by_platform(interpreted, compiled, u, delta, A, B, C)
+    return made
+
+
+def _kernel_program(
+    chunk: int, interpret: bool, u: jax.Array, delta: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     length, b, g, p = u.shape
     n, chunks, block = A.shape[-1], length // chunk, min(p, _LANES)
     channels = pl.BlockSpec((None, None, length, block), lambda i, j, k: (i, j, 0, k))
@@ -301,6 +331,6 @@ def _kernel_call(
             jax.ShapeDtypeStruct((b, g, p, n), jnp.float32),
             jax.ShapeDtypeStruct((b, g, chunks, p, n), jnp.float32),
         ],
-        interpret=jax.default_backend() == "cpu",
+        interpret=interpret,
     )(*(x.transpose(1, 2, 0, 3) for x in (u, delta)), A, *(x.transpose(1, 2, 0, 3) for x in (B, C)))
     return y.transpose(2, 0, 1, 3), last, starts.transpose(2, 0, 1, 3, 4)

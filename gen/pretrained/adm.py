@@ -36,7 +36,7 @@ _ATTENTION_1D = Transform(lambda a: a.transpose(2, 1, 0)[None], lambda a: (a[0].
 
 
 def rules(config: DhariwalUNetConfig, *, new_order: bool = False) -> Rules:
-    """The table of official names for a configuration.
+    """Gives the table of official names for a configuration.
 
     Args:
       new_order: the projection's channels are ordered by q, k, v before heads (``use_new_attention_order``) instead of
@@ -127,7 +127,7 @@ def _qkv(heads: int, new_order: bool, *, kernel: bool) -> Transform:
 def config(
     weights: Arrays, *, size: int | None = None, head_width: int = 64, heads: int | None = None
 ) -> DhariwalUNetConfig:
-    """The configuration of a state dict, from its names and shapes.
+    """Gives the configuration of a state dict, from its names and shapes.
 
     Args:
       size: of the image, which shapes do not tell; that of the published network with such levels by default.
@@ -186,7 +186,8 @@ def _config(weights: Arrays, size: int | None, head_width: int, heads: int | Non
 
 
 def generator(network: DhariwalUNetConfig) -> DiffusionGenerator:
-    """The official sampler: 250 ancestral steps, learned variance; the cosine chain up to 64 px, else the linear one.
+    """Gives the official sampler: 250 ancestral steps, learned variance; the cosine chain up to 64 px, else the linear
+    one.
 
     Denoised images are clipped to [-1, 1] at every step, as the sampling scripts do (``clip_denoised``).
     improved-diffusion's cosine chains have 4000 steps, of which its unconditional networks see a quarter of the index.

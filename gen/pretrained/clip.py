@@ -35,7 +35,7 @@ def _blocks(official: str, ours: str) -> Rules:
 
 
 def rules(config: CLIPConfig) -> Rules:
-    """The table of official names for a configuration."""
+    """Gives the table of official names for a configuration."""
     return [
         Rule("logit_scale", "logit_scale"),
         *linear("visual_projection", "project_image", bias=False),
@@ -71,7 +71,7 @@ def config(
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu",
     end_token: int = 2,
 ) -> CLIPConfig:
-    """The configuration of a state dict, from its shapes.
+    """Gives the configuration of a state dict, from its shapes.
 
     Args:
       vision_heads, text_heads: attention heads; by default of 64 channels, as in every published size.
@@ -122,7 +122,7 @@ def _openai_blocks(official: str, ours: str) -> Rules:
 
 
 def openai_rules(config: CLIPConfig) -> Rules:
-    """The table of openai/CLIP's names (ViT-B-32.pt ...), whose projections are stored as they are multiplied."""
+    """Gives the table of openai/CLIP's names (ViT-B-32.pt ...), whose projections are stored as they are multiplied."""
     return [
         Rule("logit_scale", "logit_scale"),
         Rule("visual.proj", "project_image/kernel"),
@@ -141,7 +141,7 @@ def openai_rules(config: CLIPConfig) -> Rules:
 
 
 def openai_config(weights: Arrays, *, vision_heads: int | None = None, text_heads: int | None = None) -> CLIPConfig:
-    """The configuration of a state dict of openai/CLIP; see `config`."""
+    """Gives the configuration of a state dict of openai/CLIP; see `config`."""
 
     def tower(name: str, heads: int | None) -> TowerConfig:
         hidden, width = weights[f"{name}.resblocks.0.mlp.c_fc.weight"].shape

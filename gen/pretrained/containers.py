@@ -32,7 +32,7 @@ State = dict[str, np.ndarray]
 
 
 def choose(content: Any, key: str | None, path: Path) -> tuple[State, str]:
-    """The state dict in what a file holds, and where it stood there ("" for the file itself).
+    """Gives the state dict in what a file holds, and where it stood there ("" for the file itself).
 
     Args:
       content: what was read: a state dict, or a training checkpoint of several.
@@ -62,7 +62,7 @@ def choose(content: Any, key: str | None, path: Path) -> tuple[State, str]:
 
 
 def some(names: Any, count: int = 4) -> str:
-    """Some of the names of a file, for messages about the others."""
+    """Gives some of the names of a file, for messages about the others."""
     found = sorted(name for name in names if not name.startswith("class:"))
     more = f" and {len(found) - count} more" if len(found) > count else ""
     return f"{', '.join(name[:80] for name in found[:count])}{more}" if found else "no arrays"

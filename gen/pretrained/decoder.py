@@ -36,7 +36,7 @@ class Decoder:
 
 
 def read_decoder(path: Path) -> Decoder:
-    """The autoencoder at `path`: a run folder, a folder of diffusers, or a published file.
+    """Gives the autoencoder at `path`: a run folder, a folder of diffusers, or a published file.
 
     Raises GenError when there is none, or something else.
     """
@@ -67,7 +67,8 @@ def _stored(params: Any) -> dict[str, np.ndarray] | None:
 
 
 def read_normalizer(text: str, channels: int) -> dict[str, np.ndarray]:
-    """The normaliser that `text` names: "shift" and "scale" (C,) float32, raw latents are normalised * scale + shift.
+    """Gives the normaliser that `text` names: "shift" and "scale" (C,) float32, raw latents are normalised * scale +
+    shift.
 
     Args:
       text: the factor by which latents were multiplied for training (0.18215), a file with ``mean`` and ``std``
@@ -103,7 +104,8 @@ def _factor(text: str) -> float:
 def join(
     generator: DiffusionGenerator, decoder: Decoder, normalizer: dict[str, np.ndarray]
 ) -> tuple[DiffusionGenerator, dict[str, Any]]:
-    """The generator of images, and the arrays by role ("tokenizer", "normalizer") that it needs beside its network.
+    """Gives the generator of images, and the arrays by role ("tokenizer", "normalizer") that it needs beside its
+    network.
 
     Raises GenError when the autoencoder's latents are not what the generator makes.
     """

@@ -68,7 +68,7 @@ def _copies(count: int, inner: Transform) -> Transform:
 
 
 def rules(config: DiTConfig) -> Rules:
-    """The table of diffusers' names for a configuration."""
+    """Gives the table of diffusers' names for a configuration."""
     block = "transformer_blocks.{i}."
     own = [f"transformer_blocks.{i}.norm1.emb." for i in range(config.depth)]
     once: list[tuple[str, str, Transform]] = [
@@ -96,7 +96,7 @@ def rules(config: DiTConfig) -> Rules:
 
 
 def config(weights: Arrays, *, size: int = 32, heads: int | None = None) -> DiTConfig:
-    """The configuration of a state dict, from its shapes.
+    """Gives the configuration of a state dict, from its shapes.
 
     Args:
       size: side of the latents (``sample_size``), which shapes do not tell.
@@ -144,7 +144,7 @@ class Component:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether `path` is a folder of diffusers: a pipeline, or one component of it."""
+    """Tells whether `path` is a folder of diffusers: a pipeline, or one component of it."""
     return any(_settings(place) is not None for place in (path, path / "transformer", path / "transformer_ema"))
 
 
@@ -158,7 +158,7 @@ def _settings(folder: Path) -> dict[str, Any] | None:
 
 
 def component(folder: Path, key: str | None = None) -> Component:
-    """What a component's folder holds; of a pipeline, its network.
+    """Gives what a component's folder holds; of a pipeline, its network.
 
     Args:
       folder: a component, or a pipeline with ``transformer/``, beside which training scripts keep the averaged weights

@@ -35,7 +35,7 @@ _HEAD_WIDTH = {384: 64, 768: 64, 1024: 64, 1152: 72}  # the published sizes
 
 
 def rules(config: DiTConfig) -> Rules:
-    """The table of official names for a configuration."""
+    """Gives the table of official names for a configuration."""
     return [
         *frame(config),
         *linear("blocks.{i}.mlp.fc1", "blocks/mlp/fc1"),
@@ -44,7 +44,7 @@ def rules(config: DiTConfig) -> Rules:
 
 
 def frame(config: DiTConfig) -> Rules:
-    """The rows that DiT shares with its relatives: everything but the MLPs."""
+    """Gives the rows that DiT shares with its relatives: everything but the MLPs."""
     positions = sincos_positions(config.grid, config.width)[None]
     return [
         Computed("pos_embed", positions),
@@ -78,7 +78,7 @@ def _labels(config: DiTConfig) -> Rules:
 def config(
     weights: Arrays, *, heads: int | None = None, null_class: bool = True, size: tuple[int, int] | None = None
 ) -> DiTConfig:
-    """The configuration of a state dict, from its shapes.
+    """Gives the configuration of a state dict, from its shapes.
 
     Args:
       heads: attention heads; shapes do not tell, so they are required for a width that was not published.
@@ -101,7 +101,7 @@ def config(
 
 
 def dimensions(weights: Arrays, null_class: bool = True, size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """The fields of a `DiTConfig`, or a relative's, that shapes tell. Raises GenError where they do not."""
+    """Gives the fields of a `DiTConfig`, or a relative's, that shapes tell. Raises GenError where they do not."""
     try:
         width, channels, patch, _ = weights["x_embedder.proj.weight"].shape
         tokens = weights["pos_embed"].shape[1]
@@ -130,7 +130,8 @@ def dimensions(weights: Arrays, null_class: bool = True, size: tuple[int, int] |
 
 
 def generator(config: DiTConfig, steps: int = 250, guidance: Any = None) -> DiffusionGenerator:
-    """The official sampler: ancestral, learned variance, respaced to `steps`; latents of the SD-VAE (times 0.18215).
+    """Gives the official sampler: ancestral, learned variance, respaced to `steps`; latents of the SD-VAE (times
+    0.18215).
 
     Args:
       guidance: none by default; ``ClassifierFree(1.5, channels=3)`` reproduces the published tables, which guide

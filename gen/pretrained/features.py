@@ -14,8 +14,11 @@ __all__ = ["NETWORKS", "convert_installed", "convert_network"]
 NETWORKS: dict[str, str] = {
     "inception": "gen.pretrained.inception:convert",
     "dinov2": "gen.pretrained.dinov2:convert",
+    "mae": "gen.pretrained.mae:convert",
     "lite": "gen.pretrained.efficientnet_lite:convert",
     "lpips": "gen.pretrained.lpips:convert",
+    "convnext": "gen.pretrained.convnext:convert",
+    "resnet": "gen.pretrained.resnet:convert",
     "clip": "gen.pretrained.clip:convert",
     "clip-vocabulary": "gen.pretrained.clip:convert_vocabulary",
 }

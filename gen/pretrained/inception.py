@@ -47,7 +47,9 @@ class _Layout(NamedTuple):
 
 
 def graph_name(layer: str) -> str:
-    """The name of a layer of ours in the graph of 2015: ``Mixed_5c/branch3x3dbl_2`` -> ``mixed_1/tower_1/conv_1``."""
+    """Gives the name of a layer of ours in the graph of 2015: ``Mixed_5c/branch3x3dbl_2`` ->
+    ``mixed_1/tower_1/conv_1``.
+    """
     block, _, branch = layer.partition("/")
     if not branch:
         return _numbered("conv", _LAYERS.index(block))
@@ -121,7 +123,7 @@ _LAYOUTS = (
 
 
 def fold(weights: Arrays) -> dict[str, Any]:
-    """Our parameters from a state dict under any of the known names: batch norms folded in float64, kernels HWIO.
+    """Gives our parameters from a state dict under any of the known names: batch norms folded in float64, kernels HWIO.
 
     Raises GenError naming the first differences when the names or shapes are not those of the network.
     """

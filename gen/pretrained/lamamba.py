@@ -33,7 +33,7 @@ def _norm(official: str, ours: str) -> Rules:
 
 
 def block_rules(official: str, ours: str, *, projected: bool, conv_bias: bool, conv: int = 3) -> Rules:
-    """The table of a block without its buffers; the prefixes end in "." and "/"."""
+    """Gives the table of a block without its buffers; the prefixes end in "." and "/"."""
     return [
         *(linear(f"{official}condition_projection", f"{ours}cond") if projected else []),
         *linear(f"{official}adaLN_modulation.1", f"{ours}ada"),
@@ -50,7 +50,7 @@ def block_rules(official: str, ours: str, *, projected: bool, conv_bias: bool, c
 
 
 def buffers(official: str, grid: tuple[int, int], window: int, shift: int) -> Rules:
-    """What a block's file holds and we compute: index of the bias table, and the mask of shifted windows."""
+    """Gives what a block's file holds and we compute: index of the bias table, and the mask of shifted windows."""
     sides = (min(window, grid[0]), min(window, grid[1]))
     shifts = tuple(shift if n > window else 0 for n in grid)
     found: list[Rule | Computed] = [
@@ -63,7 +63,7 @@ def buffers(official: str, grid: tuple[int, int], window: int, shift: int) -> Ru
 
 
 def rules(config: LaMambaConfig) -> Rules:
-    """The table of official names for a configuration."""
+    """Gives the table of official names for a configuration."""
     depths = config.depths
     stages = [(f"layers.{i}", f"down_{i}", i, depths[i], i < 2) for i in range(STAGES)]
     stages.append(("mid_layer", "middle", STAGES - 1, config.middle, False))
@@ -114,7 +114,7 @@ def _merging(kind: str, official: str, ours: str) -> Rules:
 
 
 def config(weights: Arrays, *, order: Order = "snake") -> LaMambaConfig:
-    """The configuration of a state dict, from its shapes.
+    """Gives the configuration of a state dict, from its shapes.
 
     Args:
       order: directions of the scans, which shapes do not tell.
@@ -179,7 +179,7 @@ def _merging_kind(weights: Arrays) -> Literal["neighbours", "conv2", "conv3"]:
 
 
 def generator(config: LaMambaConfig, steps: int = 250, guidance: Any = None) -> DiffusionGenerator:
-    """The official sampler, DiT's: ancestral, learned variance, respaced to `steps`; latents of the SD-VAE (times
+    """Gives the official sampler, DiT's: ancestral, learned variance, respaced to `steps`; latents of the SD-VAE (times
     0.18215).
 
     Args:

@@ -8,9 +8,11 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
+from gen.config import PLACE
 from gen.data import labels, loader
 from gen.errors import GenError
 from gen.pretrained.readers import read_weights
@@ -44,11 +46,11 @@ class ShardSource:
         }
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows `indices` (B,) of every array."""
+        """Gives rows `indices` (B,) of every array."""
         return loader.stacked((self[int(i)] for i in indices), len(indices))
 
     def title(self, index: int) -> str:
-        """How messages call record `index`."""
+        """Tells how messages call record `index`."""
         return f"latent {index}"
 
 
@@ -64,12 +66,16 @@ class LatentShards:
       multiplier: times this afterwards (0.18215 for the SD-VAE).
     """
 
-    path: str
+    tokenizer: ClassVar[str] = ""  # published shards do not say what encoded them
+
+    path: str = dataclasses.field(metadata=PLACE)
     normalize: bool = True
     multiplier: float = 1.0
 
     def source(self) -> ShardSource:
-        """The rows by index. Raises GenError for a folder without shards and for shards that do not fit together."""
+        """Gives the rows by index. Raises GenError for a folder without shards and for shards that do not fit
+        together.
+        """
         files = self._files()
         shards = [read_weights(file) for file in files]
         for file, shard in zip(files, shards, strict=True):
@@ -81,7 +87,9 @@ class LatentShards:
         return ShardSource(shards)
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and unbiased deviation (C,) of the unflipped latents: the stored ones, or those of 10,000 rows."""
+        """Gives the mean and unbiased deviation (C,) of the unflipped latents: the stored ones, or those of 10,000
+        rows.
+        """
         file = Path(self.path) / "latents_stats.pt"
         if file.exists():
             stored = read_weights(file)
@@ -96,7 +104,7 @@ class LatentShards:
         return latents.mean((0, 1, 2)), latents.std((0, 1, 2), ddof=1)
 
     def normalizer(self) -> dict[str, np.ndarray]:
-        """ "shift" and "scale" (C,) float32: raw latents are normalised * scale + shift."""
+        """Gives "shift" and "scale" (C,) float32: raw latents are normalised * scale + shift."""
         mean, deviation = self.statistics()
         if not self.normalize:
             mean, deviation = np.zeros_like(mean), np.ones_like(deviation)
@@ -117,7 +125,9 @@ class LatentShards:
         )
 
     def identity(self) -> str:
-        """Fingerprint of the shards' names, sizes and beginnings and of the normaliser; not of where they lie."""
+        """Gives the fingerprint of the shards' names, sizes and beginnings and of the normaliser; not of where they
+        lie.
+        """
         digest = hashlib.sha256()
         for file in self._files():
             with file.open("rb") as opened:

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from gen.diffusion.backbones.lightningdit import LightningDiTConfig, axial_rotation
+from gen.diffusion.backbones.lightningdit import LightningDiTConfig
 from gen.diffusion.backbones.sit import parameterization
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.objectives import TimeSampler, VelocityMatching
 from gen.diffusion.process import Linear
 from gen.errors import GenError
+from gen.nn.rotary import axial_rotation
 from gen.pretrained.dit import dimensions, frame
 from gen.pretrained.rules import Arrays, Computed, Importer, Rule, Rules, linear
 from gen.sampling.generator import DiffusionGenerator, Sampler
@@ -24,7 +25,7 @@ _HEAD_WIDTH = {768: 64, 1024: 64, 1152: 72, 1536: 64, 1792: 64}  # the published
 
 
 def rules(config: LightningDiTConfig) -> Rules:
-    """The table of official names for a configuration."""
+    """Gives the table of official names for a configuration."""
     mlp = ("w12", "w3") if config.swiglu else ("fc1", "fc2")
     table = [
         *frame(config),
@@ -47,7 +48,7 @@ def rules(config: LightningDiTConfig) -> Rules:
 def config(
     weights: Arrays, *, heads: int | None = None, null_class: bool = True, size: tuple[int, int] | None = None
 ) -> LightningDiTConfig:
-    """The configuration of a state dict, from its names and shapes.
+    """Gives the configuration of a state dict, from its names and shapes.
 
     Args:
       heads: attention heads; needed for a width that was not published, unless the file has rotary tables or norms of
@@ -99,7 +100,7 @@ def _mlp_ratio(rows: int, width: int, swiglu: bool) -> float:
 
 
 def guidance(scale: float = 6.7, start: float = 0.125) -> Interval:
-    """The published guidance: the first three channels, where the official clock is at `start` or later.
+    """Gives the published guidance: the first three channels, where the official clock is at `start` or later.
 
     Args:
       scale, start: 6.7 and 0.125 for the model of 800 epochs, 10.0 and 0.10 for that of 64.
@@ -109,7 +110,7 @@ def guidance(scale: float = 6.7, start: float = 0.125) -> Interval:
 
 
 def generator(config: LightningDiTConfig, steps: int = 249, guidance: Any = ClassifierFree()) -> DiffusionGenerator:
-    """The official sampler: Euler on 250 times shifted by 0.3 on the official clock; normalised VA-VAE latents.
+    """Gives the official sampler: Euler on 250 times shifted by 0.3 on the official clock; normalised VA-VAE latents.
 
     Args:
       guidance: none by default; `guidance` gives the published one.

@@ -21,7 +21,7 @@ _SLICES = {"vgg": 5, "alex": 5, "squeeze": 7}
 
 
 def fold(weights: Arrays) -> tuple[str, dict[str, Any]]:
-    """(trunk, parameters) from an official state dict; kernels HWIO, heads (C,).
+    """Gives (trunk, parameters) from an official state dict; kernels HWIO, heads (C,).
 
     Raises GenError for arrays that are missing, unknown or do not fit each other, and for another input scaling (that
     of version 0.0 is none).

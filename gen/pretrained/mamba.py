@@ -12,7 +12,7 @@ _PER_DIRECTION = Transform(lambda a: a.swapaxes(1, 2), lambda a: (a.swapaxes(1, 
 
 
 def mamba_rules(config: MambaConfig, official: str = "", ours: str = "") -> Rules:
-    """The table of one causal layer; the prefixes end in "." and "/"."""
+    """Gives the table of one causal layer; the prefixes end in "." and "/"."""
     conv_bias = [Rule(f"{official}conv1d.bias", f"{ours}conv_bias")] if config.conv_bias else []
     return [
         *linear(f"{official}in_proj", f"{ours}in_proj", config.bias),
@@ -28,7 +28,7 @@ def mamba_rules(config: MambaConfig, official: str = "", ours: str = "") -> Rule
 
 
 def scan2d_rules(official: str, ours: str, conv_bias: bool, conv: int = 3) -> Rules:
-    """The table of one layer that scans along several directions; a convolution of one pixel is none."""
+    """Gives the table of one layer that scans along several directions; a convolution of one pixel is none."""
     kernel = [Rule(f"{official}conv2d.weight", f"{ours}conv", DEPTHWISE2D)] if conv > 1 else []
     bias = [Rule(f"{official}conv2d.bias", f"{ours}conv_bias")] if conv > 1 and conv_bias else []
     return [

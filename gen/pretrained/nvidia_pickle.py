@@ -53,7 +53,7 @@ class _EasyDict(dict[Any, Any]):
 
 
 def read_modules(stream: IO[bytes], where: str, storage: Callable[[bytes], Any]) -> Any:
-    """The object of a pickle, each module in a dictionary as its state dict.
+    """Gives the object of a pickle, each module in a dictionary as its state dict.
 
     A module's class is kept as an empty array called ``class:NAME``, so that importers can tell wrappers apart whose
     arrays have the same names.

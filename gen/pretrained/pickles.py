@@ -47,7 +47,7 @@ class Tensor:
     dtype: np.dtype
 
     def array(self) -> np.ndarray:
-        """The contents as a read-only view. Raises ValueError when the view leaves its storage."""
+        """Gives the contents as a read-only view. Raises ValueError when the view leaves its storage."""
         if self.storage.data is None:
             raise ValueError(f"storage {self.storage.key} has no bytes")
         flat = self.storage.data if self.storage.dtype == self.dtype else self.storage.data.view(self.dtype)
@@ -227,7 +227,7 @@ More = Callable[[str], Callable[..., Any] | None]
 
 
 def read_pickle(stream: IO[bytes], persistent: Persistent, where: str, more: More = lambda name: None) -> Any:
-    """The next object of a pickle stream, with tensors as `Tensor` and unneeded objects as inert data.
+    """Reads the next object of a pickle stream, with tensors as `Tensor` and unneeded objects as inert data.
 
     Args:
       persistent: turns a persistent id into what it stands for (a `Storage`).

@@ -30,7 +30,7 @@ _SHARD = re.compile(r"-(\d+)-of-(\d+)\.\w+$")
 
 
 def read_weights(path: str | Path, key: str | None = None) -> dict[str, np.ndarray]:
-    """The state dict in a .safetensors, .pt, .pth or .pkl file: official name -> array (read-only, as stored).
+    """Gives the state dict in a .safetensors, .pt, .pth or .pkl file: official name -> array (read-only, as stored).
 
     The names are those of the network: what wrappers add to them is taken away.
 

@@ -50,7 +50,7 @@ def read_published(
     split: str = "",
     network: Extractor | None = None,
 ) -> Reference:
-    """The statistics in a published file.
+    """Gives the statistics in a published file.
 
     Args:
       path: .npz, or .pkl of EDM2 (nothing in it is executed).

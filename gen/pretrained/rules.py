@@ -37,6 +37,7 @@ __all__ = [
     "joined",
     "linear",
     "load",
+    "parted",
     "patches",
     "save",
 ]
@@ -49,12 +50,12 @@ class Transform:
     """A bijection between the official layout of an array and ours.
 
     Attributes:
-      load: one array per official name -> ours.
+      load: one array per official name -> ours; a tuple where one official array makes several of ours.
       save: ours -> the official arrays, in the same order.
     """
 
-    load: Callable[..., np.ndarray]
-    save: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+    load: Callable[..., Any]
+    save: Callable[..., tuple[np.ndarray, ...]]
 
 
 SAME = Transform(lambda a: a, lambda a: (a,))
@@ -64,7 +65,7 @@ CONV = Transform(lambda a: a.transpose(2, 3, 1, 0), lambda a: (a.transpose(3, 2,
 
 
 def patches(patch: int) -> Transform:
-    """A patch convolution (D, C, p, p) as the dense layer (p p C, D) on `gen.nn.layers.patchify`'s tokens."""
+    """Gives a patch convolution (D, C, p, p) as the dense layer (p p C, D) on `gen.nn.layers.patchify`'s tokens."""
 
     def back(a: np.ndarray) -> tuple[np.ndarray, ...]:
         return (a.reshape(patch, patch, -1, a.shape[1]).transpose(3, 2, 0, 1),)
@@ -73,7 +74,7 @@ def patches(patch: int) -> Transform:
 
 
 def joined(count: int, inner: Transform = LINEAR) -> Transform:
-    """`count` official arrays of equal shape side by side on our last axis (separate q, k and v as one qkv)."""
+    """Gives `count` official arrays of equal shape side by side on our last axis (separate q, k and v as one qkv)."""
 
     def back(a: np.ndarray) -> tuple[np.ndarray, ...]:
         return tuple(inner.save(part)[0] for part in np.split(a, count, axis=-1))
@@ -81,27 +82,43 @@ def joined(count: int, inner: Transform = LINEAR) -> Transform:
     return Transform(lambda *parts: np.concatenate([inner.load(p) for p in parts], axis=-1), back)
 
 
+def parted(count: int, inner: Transform = LINEAR) -> Transform:
+    """Gives an official array whose first axis holds `count` equal parts, each one of our arrays (qkv as q, k and
+    v).
+    """
+
+    def back(*parts: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (np.concatenate([inner.save(part)[0] for part in parts]),)
+
+    return Transform(lambda a: tuple(inner.load(part) for part in np.split(a, count)), back)
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One of our arrays and the official ones it is made of.
+    """Our array and the official ones it is made of, or our arrays and the official one that holds them.
 
     Attributes:
       official: name, or names where several official arrays make one of ours; ``{i}`` for the block.
-      ours: "/"-joined path in our parameters.
+      ours: "/"-joined path in our parameters, or paths.
     """
 
     official: str | tuple[str, ...]
-    ours: str
+    ours: str | tuple[str, ...]
     transform: Transform = SAME
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The official names."""
+        """Gives the official names, in order."""
         return (self.official,) if isinstance(self.official, str) else self.official
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """Gives our paths, in order."""
+        return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+    @property
     def stacked(self) -> bool:
-        """Whether the rule runs over blocks."""
+        """Tells whether the rule runs over blocks."""
         return "{i}" in self.names[0]
 
 
@@ -124,12 +141,12 @@ Rules = Sequence[Rule | Computed]
 
 
 def linear(official: str, ours: str, bias: bool = True) -> list[Rule]:
-    """The rules of a dense layer: ``.weight`` -> ``/kernel`` and ``.bias`` -> ``/bias``."""
+    """Gives the rules of a dense layer: ``.weight`` -> ``/kernel`` and ``.bias`` -> ``/bias``."""
     return _layer(official, ours, LINEAR, bias)
 
 
 def convolution(official: str, ours: str, bias: bool = True) -> list[Rule]:
-    """The rules of a 2-D convolution."""
+    """Gives the rules of a 2-D convolution."""
     return _layer(official, ours, CONV, bias)
 
 
@@ -160,7 +177,7 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing is in the way of the import."""
+        """Tells whether nothing is in the way of the import."""
         return not (self.missing or self.unexpected or self.misshaped or self.fresh)
 
     def __str__(self) -> str:
@@ -176,7 +193,7 @@ class Report:
 def load(
     rules: Rules, weights: Arrays, shapes: Any, *, ignore: Sequence[str] = (), fresh: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], Report]:
-    """Our parameters from an official state dict.
+    """Gives our parameters from an official state dict.
 
     Args:
       rules: the system's table.
@@ -199,20 +216,21 @@ def load(
             _check_computed(rule, weights, report)
             taken.add(rule.official)
             continue
-        if rule.ours not in targets:
-            raise GenError(f"the import table names '{rule.ours}', which the network lacks; correct the table")
-        target = targets[rule.ours]
-        groups = _names(rule, target.shape[0]) if rule.stacked else [rule.names]
+        unknown = [path for path in rule.paths if path not in targets]
+        if unknown:
+            raise GenError(f"the import table names '{unknown[0]}', which the network lacks; correct the table")
+        into = {path: targets[path] for path in rule.paths}
+        groups = _names(rule, into[rule.paths[0]].shape[0]) if rule.stacked else [rule.names]
         taken.update(name for group in groups for name in group)
         absent = [name for group in groups for name in group if name not in weights]
         report.missing += absent
         if not absent:
-            _take(rule, groups, weights, target, params, report)
+            _take(rule, groups, weights, into, params, report)
     # a pickled module's class (`gen.pretrained.nvidia_pickle`) is no array of it
     left = [name for name in weights if name not in taken and not name.startswith("class:")]
     report.ignored = [name for name in left if any(fnmatch.fnmatchcase(name, p) for p in ignore)]
     report.unexpected = [name for name in left if name not in report.ignored]
-    filled = {rule.ours for rule in rules if isinstance(rule, Rule)}
+    filled = {path for rule in rules if isinstance(rule, Rule) for path in rule.paths}
     for path in targets:
         if path not in filled:
             if fresh is not None and path in fresh:
@@ -253,39 +271,49 @@ def _equal(stored: np.ndarray, value: np.ndarray, atol: float) -> bool:
 
 
 def _take(
-    rule: Rule, groups: list[tuple[str, ...]], weights: Arrays, target: Any, params: dict[str, Any], report: Report
+    rule: Rule,
+    groups: list[tuple[str, ...]],
+    weights: Arrays,
+    targets: Mapping[str, Any],
+    params: dict[str, Any],
+    report: Report,
 ) -> None:
     """Transforms the arrays of one rule into `params`, or notes why not."""
-    shape = tuple(target.shape[1:] if rule.stacked else target.shape)
-    result = np.empty(target.shape, target.dtype)
+    shapes = [tuple(t.shape[1:] if rule.stacked else t.shape) for t in targets.values()]
+    results = [np.empty(target.shape, target.dtype) for target in targets.values()]
     for i, group in enumerate(groups):
         try:
-            array = rule.transform.load(*(np.asarray(weights[name]) for name in group))
+            made = rule.transform.load(*(np.asarray(weights[name]) for name in group))
         except (ValueError, IndexError, TypeError):
-            array = None
-        if array is None or array.shape != shape:
+            made = ()
+        arrays = made if isinstance(made, tuple) else (made,)
+        if [array.shape for array in arrays] != shapes:
             found = ", ".join(str(weights[name].shape) for name in group)
-            report.misshaped.append(f"{group[0]} {found} for ours {shape}")
+            report.misshaped.append(f"{group[0]} {found} for ours {', '.join(map(str, shapes))}")
             return
-        result[(i,) if rule.stacked else ()] = array
-    params[rule.ours] = result
+        for result, array in zip(results, arrays, strict=True):
+            result[(i,) if rule.stacked else ()] = array
+    params.update(zip(targets, results, strict=True))
     report.matched += [name for group in groups for name in group]
 
 
 def save(rules: Rules, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The official state dict of our parameters: the inverse of `load`."""
+    """Gives the official state dict of our parameters: the inverse of `load`."""
     ours = flatten(params)
     weights: dict[str, np.ndarray] = {}
     for rule in rules:
         if isinstance(rule, Computed):
             weights[rule.official] = np.asarray(rule.value)
             continue
-        if rule.ours not in ours:
-            raise GenError(f"the parameters lack '{rule.ours}'; export parameters of the same system and configuration")
-        array = np.asarray(ours.pop(rule.ours))
-        groups = _names(rule, len(array)) if rule.stacked else [rule.names]
+        lacking = [path for path in rule.paths if path not in ours]
+        if lacking:
+            raise GenError(
+                f"the parameters lack '{lacking[0]}'; export parameters of the same system and configuration"
+            )
+        arrays = [np.asarray(ours.pop(path)) for path in rule.paths]
+        groups = _names(rule, len(arrays[0])) if rule.stacked else [rule.names]
         for i, group in enumerate(groups):
-            parts = rule.transform.save(array[i] if rule.stacked else array)
+            parts = rule.transform.save(*(array[i] if rule.stacked else array for array in arrays))
             weights |= {name: np.asarray(part, order="C") for name, part in zip(group, parts, strict=True)}
     if ours:
         raise GenError(f"the official format has no place for {', '.join(sorted(ours)[:4])}; export without them")
@@ -293,7 +321,7 @@ def save(rules: Rules, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def depth_of(weights: Arrays, pattern: str) -> int:
-    """How many blocks a state dict has, from a name with ``{i}``; 0 for none. For `Importer.config`."""
+    """Tells how many blocks a state dict has, from a name with ``{i}``; 0 for none. For `Importer.config`."""
     expression = re.compile(re.escape(pattern).replace(r"\{i\}", r"(\d+)"))
     found = [int(match[1]) for match in map(expression.fullmatch, weights) if match]
     return max(found, default=-1) + 1
@@ -332,11 +360,13 @@ class Importer:
 
     @property
     def network(self) -> Any:
-        """The type of the network configurations that it makes."""
+        """Gives the type of the network configurations that it makes."""
         return typing.get_type_hints(self.config)["return"]
 
     def infer(self, weights: Arrays, **options: Any) -> Any:
-        """The network configuration of a state dict; GenError for an option that this system does not have."""
+        """Gives the network configuration of a state dict; raises GenError for an option that this system does not
+        have.
+        """
         hints = typing.get_type_hints(self.config)
         known = [k for k, v in inspect.signature(self.config).parameters.items() if v.kind is v.KEYWORD_ONLY]
         for name, value in options.items():
@@ -346,11 +376,11 @@ class Importer:
         return self.config(weights, **options)
 
     def load(self, weights: Arrays, config: Any = None) -> tuple[Any, dict[str, Any], Report]:
-        """(network configuration, parameters, report); the configuration is inferred when not given."""
+        """Gives (network configuration, parameters, report); the configuration is inferred when not given."""
         config = self.infer(weights) if config is None else config
         params, report = load(self.rules(config), weights, param_shapes(config), ignore=self.ignore)
         return config, params, report
 
     def save(self, config: Any, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The official state dict; exact inverse of `load`."""
+        """Gives the official state dict; exact inverse of `load`."""
         return save(self.rules(config), jax.device_get(params))

@@ -63,7 +63,8 @@ _IDLE = {"dynamic_thresholding_ratio", "sample_max_value", "clip_sample_range", 
 
 
 def read_scheduler(folder: Path) -> dict[str, Any] | None:
-    """The scheduler's settings of a pipeline's folder with all defaults filled in; None where it has no scheduler.
+    """Gives the scheduler's settings of a pipeline's folder with all defaults filled in; None where it has no
+    scheduler.
 
     Raises GenError for a class or a setting that is not known, by name.
     """
@@ -85,7 +86,7 @@ def read_scheduler(folder: Path) -> dict[str, Any] | None:
 
 
 def obeyed(generator: DiffusionGenerator, settings: Mapping[str, Any]) -> DiffusionGenerator:
-    """The generator under the chain, the prediction and the sampler of `read_scheduler`'s settings; steps stay.
+    """Gives the generator under the chain, the prediction and the sampler of `read_scheduler`'s settings; steps stay.
 
     Raises GenError, by name, for what is not possible here.
     """
@@ -159,7 +160,7 @@ def write_scheduler(folder: Path, generator: DiffusionGenerator) -> None:
 
 
 def scheduler_settings(generator: DiffusionGenerator) -> dict[str, Any]:
-    """The settings that mean a generator's chain, prediction and sampler: the inverse of `obeyed`.
+    """Gives the settings that mean a generator's chain, prediction and sampler: the inverse of `obeyed`.
 
     The number of steps and the guidance scale are no settings of a scheduler.
 

@@ -25,7 +25,7 @@ __all__ = ["IMPORTER", "REPA", "aligned_config", "aligned_generator", "aligned_r
 
 
 def sampler(kind: Literal["sde", "ode"] = "sde", steps: int = 250, guidance: Any = ClassifierFree()) -> Sampler:
-    """SiT's sampler, as published: Euler-Maruyama with w = sigma to time 0.04 and one mean step; or Heun.
+    """Gives SiT's sampler, as published: Euler-Maruyama with w = sigma to time 0.04 and one mean step; or Heun.
 
     Args:
       guidance: ``ClassifierFree(1.5, channels=3)`` reproduces the published tables of SiT, which guide only the first
@@ -37,7 +37,7 @@ def sampler(kind: Literal["sde", "ode"] = "sde", steps: int = 250, guidance: Any
 
 
 def generator(config: DiTConfig) -> DiffusionGenerator:
-    """The official SDE sampler on latents of the SD-VAE (times 0.18215), unguided."""
+    """Gives the official SDE sampler on latents of the SD-VAE (times 0.18215), unguided."""
     denoiser = Denoiser(config, Linear(), parameterization(config))
     return DiffusionGenerator(denoiser, sampler())
 
@@ -50,7 +50,7 @@ def aligned_config(
     size: tuple[int, int] | None = None,
     encoder_depth: int = 8,
 ) -> AlignedConfig:
-    """The configuration of a REPA state dict, from its shapes.
+    """Gives the configuration of a REPA state dict, from its shapes.
 
     Args:
       heads, null_class, size: see `gen.pretrained.dit.config`.
@@ -71,7 +71,7 @@ def aligned_config(
 
 
 def aligned_rules(config: AlignedConfig) -> Rules:
-    """DiT's table for the backbone, and the projectors."""
+    """Gives DiT's table for the backbone, and the projectors."""
     backbone = [
         dataclasses.replace(rule, ours=f"network/{rule.ours}") if isinstance(rule, Rule) else rule
         for rule in dit.rules(config.network)
@@ -86,7 +86,7 @@ def aligned_rules(config: AlignedConfig) -> Rules:
 
 
 def aligned_generator(config: AlignedConfig) -> DiffusionGenerator:
-    """REPA's SDE sampler, unguided; its network's clock is ours and its velocity has our sign."""
+    """Gives REPA's SDE sampler, unguided; its network's clock is ours and its velocity has our sign."""
     network = config.network
     denoiser = Denoiser(config, Linear(), Predict("velocity", learned_variance=network.learned_variance))
     return DiffusionGenerator(denoiser, sampler())

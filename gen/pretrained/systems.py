@@ -23,6 +23,16 @@ SYSTEMS: dict[str, str] = {
     "sd-vae": "gen.pretrained.sdvae:DIFFUSERS",
     "sd-vae-old": "gen.pretrained.sdvae:DIFFUSERS_OLD",
     "kl-vae": "gen.pretrained.sdvae:COMPVIS",
+    "vitok": "gen.pretrained.vitok:IMPORTER",
+    "detok": "gen.pretrained.detok:IMPORTER",
+    "rae": "gen.pretrained.rae:IMPORTER",
+    "maskgit-vqgan": "gen.pretrained.maskgit:IMPORTER",
+    "llamagen-vq": "gen.pretrained.llamagen:VQ_IMPORTER",
+    "binary-autoencoder": "gen.pretrained.binary_latents:AUTOENCODER_IMPORTER",
+    "instella-tokenizer": "gen.pretrained.instella:TOKENIZER_IMPORTER",
+    "var-vqvae": "gen.pretrained.var:VQVAE_IMPORTER",
+    "titok": "gen.pretrained.titok:IMPORTER",
+    "flextok": "gen.pretrained.flextok:IMPORTER",
     "edm": "gen.pretrained.edm:IMPORTER",
     "edm-vp": "gen.pretrained.edm:VP_IMPORTER",
     "edm-ve": "gen.pretrained.edm:VE_IMPORTER",
@@ -50,7 +60,7 @@ class Located:
 
 
 def system(name: str) -> Importer:
-    """The importer called `name`. Raises GenError for an unknown name."""
+    """Gives the importer called `name`. Raises GenError for an unknown name."""
     if name not in SYSTEMS:
         raise GenError(f"unknown system '{name}'; {suggest(name, SYSTEMS)}")
     module, _, attribute = SYSTEMS[name].partition(":")
@@ -58,7 +68,8 @@ def system(name: str) -> Importer:
 
 
 def locate(name: str | None, weights: Arrays, role: str | None = None) -> Located:
-    """The network in a file: under its official names, or inside a larger model, where a prefix stands before them.
+    """Finds the network in a file: under its official names, or inside a larger model, where a prefix stands before
+    them.
 
     Args:
       name: the system; by default the one whose signature the names carry.

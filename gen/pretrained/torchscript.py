@@ -24,7 +24,7 @@ class _Module:
 
 
 def names(name: str) -> Callable[..., Any] | None:
-    """The names that such archives use besides torch's own; for `gen.pretrained.pickles.read_pickle`."""
+    """Gives the names that such archives use besides torch's own; for `gen.pretrained.pickles.read_pickle`."""
     if name.startswith("__torch__"):
         return lambda *_: _Module()
     module, _, function = name.partition(" ")
@@ -37,7 +37,7 @@ def _plain(value: Any = (), *_: Any) -> Any:
 
 
 def state_dict(content: Any) -> Any:
-    """The arrays below a scripted module by their dotted names; anything else is given back as it is.
+    """Gives the arrays below a scripted module by their dotted names; anything else is given back as it is.
 
     Raises ValueError for modules that contain themselves.
     """

@@ -53,7 +53,7 @@ class Dopri5:
     def integrate(
         self, denoise: Denoise, x: jax.Array, process: Any, start: float, end: float, cond: Cond
     ) -> tuple[jax.Array, jax.Array]:
-        """The probability flow from time `start` to `end`: sampling downwards, inversion (encoding) upwards.
+        """Gives the probability flow from time `start` to `end`: sampling downwards, inversion (encoding) upwards.
 
         Args:
           denoise: a denoiser with parameters bound, guided or not; its velocity must be defined at both ends
@@ -71,7 +71,7 @@ class Dopri5:
     def log_likelihood(
         self, denoise: Denoise, x: jax.Array, process: Any, start: float, end: float, keys: jax.Array, cond: Cond
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """log p(x) in nats (B,), the latents at `end` and the network calls; see `likelihood.log_likelihood`.
+        """Gives log p(x) in nats (B,), the latents at `end` and the network calls; see `likelihood.log_likelihood`.
 
         Args:
           keys: (B,) typed PRNG keys, from which each sample's signs for the divergence are drawn (one set per sample).
@@ -136,19 +136,19 @@ class AdaptiveSampler:
 
     @classmethod
     def of(cls, sampler: Sampler, denoiser: Denoiser, solver: Dopri5) -> "AdaptiveSampler":
-        """From the noise of `sampler`, under its guidance."""
+        """Starts from the noise of `sampler`, under its guidance."""
         start = float(sampler.times(denoiser.process).times[0])
         return cls(solver, sampler.guidance, sampler.process, sampler.guide, start, sampler.decoding)
 
     def changed(self, **settings: Any) -> "AdaptiveSampler":
-        """With the settings ``solver`` and ``guidance`` that are not None. Raises GenError for steps or a grid."""
+        """Changes the settings ``solver`` and ``guidance`` that are not None."""
         given = changes(self.guidance, settings)
         if {"steps", "grid"} & set(given):
             raise GenError("an adaptive solver chooses its steps itself; leave out steps and grid")
         return dataclasses.replace(self, **given)
 
     def generator(self, models: Mapping[str, Model], tokenizer: Any) -> "AdaptiveGenerator":
-        """The Generator that samples the denoiser ``net`` of a run."""
+        """Gives the Generator that samples the denoiser ``net`` of a run."""
         return AdaptiveGenerator(models["net"].config, self, tokenizer)
 
 
@@ -170,10 +170,10 @@ class AdaptiveGenerator(SampledGenerator):
 
     @property
     def nfe(self) -> None:
-        """None: the number of network calls is measured while sampling."""
+        """Gives None: the number of network calls is measured while sampling."""
 
     def ends(self) -> tuple[float, float]:
-        """(start, end): the times between which the flow is followed."""
+        """Gives (start, end): the times between which the flow is followed."""
         process = self.sampler.process or self.denoiser.process
         own = self.sampler.process is None or self.sampler.process == self.denoiser.process
         kind: PredictionKind = self.denoiser.parameterization.output if own else "x"
@@ -182,7 +182,7 @@ class AdaptiveGenerator(SampledGenerator):
         return min(high, process.t_max if self.sampler.start is None else self.sampler.start), low
 
     def counted(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> tuple[jax.Array, jax.Array]:
-        """Images as a generator gives them, and the network calls that each sample took, (B,) int32.
+        """Gives images as a generator gives them, and the network calls that each sample took, (B,) int32.
 
         Raises GenError for guidance that remembers.
         """
@@ -199,7 +199,7 @@ class AdaptiveGenerator(SampledGenerator):
         return images, calls
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
-        """See `gen.sampling.generator.Generator`."""
+        """Does what `gen.sampling.generator.Generator.__call__` says."""
         return self.counted(params, keys, cond)[0]
 
 

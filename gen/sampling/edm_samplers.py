@@ -31,7 +31,7 @@ def edm_sampler(
     net_range: tuple[float, float] = (0.0, math.inf),
     levels: tuple[float, ...] = (),
 ) -> Sampler:
-    """Heun's method with churn on the rho grid (alg. 2).
+    """Gives Heun's method with churn on the rho grid (alg. 2).
 
     Args:
       net_range: lowest and highest noise level of the network; the grid is clipped to it.
@@ -66,7 +66,7 @@ def ablation_sampler(
     net_range: tuple[float, float] = (0.0, math.inf),
     levels: tuple[float, ...] = (),
 ) -> Sampler:
-    """The generalised sampler of the ablations (table 1 and algorithm 3 of the appendix)."""
+    """Gives the generalised sampler of the ablations (table 1 and algorithm 3 of the appendix)."""
     vp = VP(BETA_MIN, BETA_MIN + BETA_D)
     default = {
         "vp": (_level(vp, epsilon_s), _level(vp, 1.0)),

@@ -22,7 +22,7 @@ __all__ = ["FlowMapGenerator", "FlowMapSampler", "jumps"]
 def jumps(
     flow_map: FlowMap, params: Params, x: jax.Array, times: np.ndarray, noise: Noise, cond: Cond, gamma: float = 0.0
 ) -> jax.Array:
-    """x at the last of `times`, by one jump between neighbours (gamma-sampling, arXiv 2310.02279, alg. 3).
+    """Gives x at the last of `times`, by one jump between neighbours (gamma-sampling, arXiv 2310.02279, alg. 3).
 
     The jump from t towards t' goes to s = e + sqrt(1 - gamma^2) (t' - e), where e is the last time, and noise brings
     x_s back to t': x' = (a' / a_s) x_s + sqrt(sigma'^2 - (a' / a_s)^2 sigma_s^2) z. With gamma 0 it goes straight to
@@ -67,13 +67,13 @@ class FlowMapSampler:
     decoding: Any = None
 
     def changed(self, **settings: Any) -> "FlowMapSampler":
-        """This sampler where no setting is given. Raises GenError otherwise: times and gamma have their own names."""
+        """Gives this sampler where no setting is given."""
         if changes(None, settings):
             raise GenError("a flow map jumps along its own times; change sampler.times and sampler.gamma")
         return self
 
     def generator(self, models: Mapping[str, Model], tokenizer: Any) -> "FlowMapGenerator":
-        """The Generator that samples the flow map ``net`` of a run."""
+        """Gives the Generator that samples the flow map ``net`` of a run."""
         return FlowMapGenerator(models["net"].config, self, tokenizer)
 
 
@@ -116,32 +116,32 @@ class FlowMapGenerator(LatentGenerator):
 
     @property
     def network(self) -> Any:
-        """Configuration of the flow map's network."""
+        """Gives the configuration of the flow map's network."""
         return self.flow_map.network
 
     @property
     def options(self) -> Any:
-        """Settings of the tokenizer's decoder, as the sampler states them."""
+        """Gives settings of the tokenizer's decoder, as the sampler states them."""
         return self.sampler.decoding
 
     @property
     def ends(self) -> np.ndarray:
-        """(N + 1,) float64: where the jumps start and end."""
+        """Gives (N + 1,) float64: where the jumps start and end."""
         process, times = self.flow_map.process, self.sampler.times
         return np.asarray((process.t_max, process.t_min) if times is None else times, np.float64)
 
     @property
     def nfe(self) -> int:
-        """Network calls per sample: one for each jump."""
+        """Gives the network calls per sample: one for each jump."""
         return len(self.ends) - 1
 
     def latents(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
-        """The sampled latents (B, *latent) on the normalised scale that the flow map was trained on."""
+        """Gives the sampled latents (B, *latent) on the normalised scale that the flow map was trained on."""
         x = prior(Grid(self.ends, self.flow_map.process), keys, self.latent)
         noise = per_sample_noise(keys, self.latent)
         return jumps(self.flow_map, params["net"], x, self.ends, noise, cond, self.sampler.gamma)
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
-        """See `gen.sampling.generator.Generator`."""
+        """Does what `gen.sampling.generator.Generator.__call__` says."""
         latents = self.latents(params, keys, cond)
         return decode(self.tokenizer, params, latents, keys=keys, cond=cond, options=self.options)

@@ -43,26 +43,28 @@ class Generator(Protocol):
 
     @property
     def nfe(self) -> int | None:
-        """Network calls per sample; None where they are measured, by a method ``counted`` that returns them too."""
+        """Gives the network calls per sample; None where they are measured, by a method ``counted`` that returns them
+        too.
+        """
         ...
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one sample, channels last: an image, or latents where nothing decodes them."""
+        """Gives the shape of one sample, channels last: an image, or latents where nothing decodes them."""
         ...
 
     @property
     def conditions(self) -> Conditions:
-        """What it is conditioned on, by name; what its decoder takes as well."""
+        """Gives what it is conditioned on, by name; what its decoder takes as well."""
         ...
 
     @property
     def networks(self) -> Mapping[str, Any]:
-        """Configurations of the networks that it calls, by the role of their parameters."""
+        """Gives configurations of the networks that it calls, by the role of their parameters."""
         ...
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
-        """Samples (B, *shape) float32, images in [-1, 1] and unclipped.
+        """Gives samples (B, *shape) float32, images in [-1, 1] and unclipped.
 
         Args:
           params: arrays by role: those of `networks`, and ``normalizer`` where the model is latent.
@@ -80,12 +82,12 @@ class SamplerConfig(Protocol):
         ...
 
     def generator(self, models: Mapping[str, Model], tokenizer: Any) -> Generator:
-        """The Generator of a run's models (by role) and the tokenizer that decodes them, None for none."""
+        """Gives the Generator of a run's models (by role) and the tokenizer that decodes them, None for none."""
         ...
 
 
 def changes(guidance: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that are not None; a number as guidance becomes `guidance` with that scale.
+    """Gives the settings that are not None; a number as guidance becomes `guidance` with that scale.
 
     Raises GenError where `guidance` has no scale of its own.
     """
@@ -128,15 +130,15 @@ class Sampler:
         return dataclasses.replace(self, **changes(self.guidance, settings))
 
     def generator(self, models: Mapping[str, Model], tokenizer: Any) -> "DiffusionGenerator":
-        """The Generator that samples the denoiser ``net`` of a run."""
+        """Gives the Generator that samples the denoiser ``net`` of a run."""
         return DiffusionGenerator(models["net"].config, self, tokenizer)
 
     def times(self, process: Any) -> Grid:
-        """The grid for a denoiser trained under `process`. Raises GenError when the options do not suit."""
+        """Gives the grid for a denoiser trained under `process`. Raises GenError when the options do not suit."""
         return self.grid(self.process or process, self.steps)
 
     def nfe(self, process: Any) -> int:
-        """Network calls per sample for a denoiser trained under `process` (a guided call counts once)."""
+        """Gives the network calls per sample for a denoiser trained under `process` (a guided call counts once)."""
         return nfe(self.solver, self.times(process))
 
     def __call__(
@@ -151,7 +153,7 @@ class Sampler:
         scale: float | None = None,
         trajectory: bool = False,
     ) -> jax.Array:
-        """Samples (B, *shape); with `trajectory` the states after each step, (N, B, *shape).
+        """Gives samples (B, *shape); with `trajectory` the states after each step, (N, B, *shape).
 
         Args:
           params: the denoiser's parameters.
@@ -168,7 +170,7 @@ class Sampler:
     def guided(
         self, denoiser: Denoiser, params: Params, guide: Params | None = None, per_step: Controls | None = None
     ) -> Denoise:
-        """The guided Denoise on the clock of the sampled process.
+        """Gives the guided Denoise on the clock of the sampled process.
 
         Args:
           params, guide: as in a call.
@@ -188,38 +190,38 @@ class LatentGenerator(abc.ABC):
     @property
     @abc.abstractmethod
     def network(self) -> Any:
-        """Configuration of the sampled network."""
+        """Gives the configuration of the sampled network."""
 
     @property
     def guide(self) -> Denoiser | None:
-        """What guides, where it is another denoiser."""
+        """Gives what guides, where it is another denoiser."""
         return None
 
     @property
     def options(self) -> Any:
-        """Settings of the tokenizer's decoder."""
+        """Gives settings of the tokenizer's decoder."""
         return None
 
     @property
     def latent(self) -> tuple[int, ...]:
-        """Shape of what the network makes."""
+        """Gives the shape of what the network makes."""
         shape: tuple[int, ...] = self.network.shape
         return shape
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """See `Generator`."""
+        """Does what `Generator.shape` says."""
         return self.latent if self.tokenizer is None else tuple(self.tokenizer.spec.image)
 
     @property
     def conditions(self) -> Conditions:
-        """See `Generator`."""
+        """Does what `Generator.conditions` says."""
         decoder = {} if self.tokenizer is None else self.tokenizer.spec.conditions
         return {**decoder, **self.network.conditions}
 
     @property
     def networks(self) -> Mapping[str, Any]:
-        """See `Generator`."""
+        """Does what `Generator.networks` says."""
         found = {"net": self.network, "tokenizer": self.tokenizer}
         found["guide"] = None if self.guide is None else self.guide.network
         return {role: network for role, network in found.items() if network is not None}
@@ -232,7 +234,7 @@ class DenoiserGenerator(LatentGenerator):
 
     @property
     def network(self) -> Any:
-        """Configuration of the denoiser's network."""
+        """Gives the configuration of the denoiser's network."""
         return self.denoiser.network
 
 
@@ -243,13 +245,13 @@ class SampledGenerator(DenoiserGenerator):
 
     @property
     def guide(self) -> Denoiser | None:
-        """The weaker denoiser of autoguidance, as the sampler states it."""
+        """Gives the weaker denoiser of autoguidance, as the sampler states it."""
         guide: Denoiser | None = self.sampler.guide
         return guide
 
     @property
     def options(self) -> Any:
-        """Settings of the tokenizer's decoder, as the sampler states them."""
+        """Gives settings of the tokenizer's decoder, as the sampler states them."""
         return self.sampler.decoding
 
 
@@ -271,16 +273,16 @@ class DiffusionGenerator(SampledGenerator):
 
     @property
     def nfe(self) -> int:
-        """Network calls per sample (a guided call counts once)."""
+        """Gives the network calls per sample (a guided call counts once)."""
         return self.sampler.nfe(self.denoiser.process)
 
     def latents(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
-        """The sampled latents (B, *latent) on the normalised scale the denoiser was trained on."""
+        """Gives the sampled latents (B, *latent) on the normalised scale the denoiser was trained on."""
         guide, scale = params.get("guide"), self.noise_scale
         return self.sampler(self.denoiser, params["net"], keys, self.latent, cond, guide=guide, scale=scale)
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
-        """See `Generator`."""
+        """Does what `Generator.__call__` says."""
         latents = self.latents(params, keys, cond)
         return decode(self.tokenizer, params, latents, keys=keys, cond=cond, options=self.options)
 
@@ -307,7 +309,7 @@ class OneStepGenerator(DenoiserGenerator):
     nfe = 1
 
     def latents(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
-        """The generated latents (B, *latent) on the normalised scale; same noise as the teacher for a key."""
+        """Gives the generated latents (B, *latent) on the normalised scale; same noise as the teacher for a key."""
         process = self.denoiser.process
         t = process.t_max if self.t is None else self.t
         scale = process.sigma(np.float64(t)) if self.noise_scale is None else self.noise_scale
@@ -315,7 +317,7 @@ class OneStepGenerator(DenoiserGenerator):
         return self.denoiser(params["net"], x, jnp.float32(t), cond).denoised
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
-        """See `Generator`."""
+        """Does what `Generator.__call__` says."""
         latents = self.latents(params, keys, cond)
         return decode(self.tokenizer, params, latents, keys=keys, cond=cond, options=self.options)
 
@@ -331,7 +333,7 @@ class FewSteps:
     decoding: Any = None
 
     def changed(self, **settings: Any) -> "FewSteps":
-        """This sampler where no setting is given. Raises GenError otherwise."""
+        """Gives this sampler where no setting is given."""
         given = changes(None, settings)
         if given and given != {"steps": 1}:
             raise GenError(

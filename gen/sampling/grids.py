@@ -56,22 +56,22 @@ class Grid:
 
     @property
     def steps(self) -> int:
-        """Number of steps N."""
+        """Gives the number of steps N."""
         return len(self.times) - 1
 
     @property
     def xp(self) -> Any:
-        """The array module of the times: numpy on the host, jax.numpy under a trace."""
+        """Gives the array module of the times: numpy on the host, jax.numpy under a trace."""
         return jnp if isinstance(self.times, jax.Array) else np
 
     @property
     def alpha(self) -> Any:
-        """(N + 1,) scale of the data at the times."""
+        """Gives (N + 1,) scale of the data at the times."""
         return self.process.alpha(self.times)
 
     @property
     def sigma(self) -> Any:
-        """(N + 1,) scale of the noise at the times."""
+        """Gives (N + 1,) scale of the noise at the times."""
         return self.process.sigma(self.times)
 
 
@@ -79,12 +79,12 @@ class GridConfig(Protocol):
     """Chooses a solver's times for a process."""
 
     def __call__(self, process: Any, steps: int) -> Grid:
-        """A grid of `steps` steps. Raises GenError when `steps` or the grid's options do not suit."""
+        """Gives a grid of `steps` steps. Raises GenError when `steps` or the grid's options do not suit."""
         ...
 
 
 def checked(times: np.ndarray, process: Any, what: str) -> Grid:
-    """A grid of these times. Raises GenError unless they fall strictly and lie within the process."""
+    """Gives a grid of these times. Raises GenError unless they fall strictly and lie within the process."""
     if not np.all(np.isfinite(times)):
         raise GenError(f"{what} grid has times that are not finite; check its options")
     top = process.t_max * (1.0 + 1e-9)
@@ -165,7 +165,7 @@ class Karras:
 
 
 def space_timesteps(total: int, spec: str) -> np.ndarray:
-    """The chain indices kept by a respacing, ascending (Nichol & Dhariwal 2021, as in ADM and DiT).
+    """Gives the chain indices kept by a respacing, ascending (Nichol & Dhariwal 2021, as in ADM and DiT).
 
     Args:
       total: length of the chain.
@@ -349,7 +349,7 @@ class Snapped:
 
 
 def snap(process: Any, ratios: Any, levels: Any) -> Any:
-    """Times of the noise levels sigma / alpha in `ratios` (n,), rounded to `levels` (M,) unless that is None."""
+    """Gives times of the noise levels sigma / alpha in `ratios` (n,), rounded to `levels` (M,) unless that is None."""
     xp = jnp if isinstance(ratios, jax.Array) else np
     if levels is not None:
         ratios = xp.asarray(levels)[xp.argmin(xp.abs(ratios[:, None] - xp.asarray(levels)[None]), axis=1)]
@@ -358,7 +358,7 @@ def snap(process: Any, ratios: Any, levels: Any) -> Any:
 
 
 def inversion(grid: Grid) -> Grid:
-    """The grid backwards, from data to noise, to encode a clean x by a deterministic solver.
+    """Gives the grid backwards, from data to noise, to encode a clean x by a deterministic solver.
 
     The clean end is left out, since networks are not defined there: x is taken to lie at the first noisy time,
     as the official DDIM encoding does.

@@ -22,6 +22,7 @@ from gen.nn.network import Cond
 
 __all__ = [
     "AdaptiveProjected",
+    "Arch",
     "Autoguidance",
     "Chained",
     "ClassifierFree",
@@ -40,7 +41,7 @@ class Guidance(Protocol):
     """Wraps a Denoise; `null` maps a condition to the unconditional one."""
 
     def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
-        """The guided Denoise.
+        """Gives the guided Denoise function.
 
         Args:
           weak: the weaker model of autoguidance; other guidances pass it on to those they hold.
@@ -48,7 +49,7 @@ class Guidance(Protocol):
         ...
 
     def init(self, x: jax.Array) -> Carry:
-        """The initial carry for a batch shaped like x; ``{}`` for stateless guidance."""
+        """Gives the initial carry for a batch shaped like x; ``{}`` for stateless guidance."""
         ...
 
 
@@ -99,12 +100,14 @@ class ClassifierFree:
     scales: str | None = None
 
     def init(self, x: jax.Array) -> Carry:
-        """No state."""
+        """Carries no state from call to call."""
         del x
         return {}
 
     def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
-        """See `Guidance`. Raises GenError when there is no condition to drop, or none with the samples' scales."""
+        """Does what `Guidance.__call__` says. Raises GenError when there is no condition to drop, or none with the
+        samples' scales.
+        """
         del weak
         if self.scale == 1.0 and self.scales is None:
             return denoise
@@ -129,6 +132,17 @@ class ClassifierFree:
 
 
 @dataclasses.dataclass(frozen=True)
+class Arch:
+    """A guidance scale that is 1 at both ends of a flow: w(t) = 1 + height t (1 - t)."""
+
+    height: float
+
+    def __call__(self, t: jax.Array) -> jax.Array:
+        """Gives w at t in [0, 1]."""
+        return 1.0 + self.height * t * (1.0 - t)
+
+
+@dataclasses.dataclass(frozen=True)
 class AdaptiveProjected:
     """APG (arXiv 2410.02416): the guidance direction without its part along c, in data space.
 
@@ -136,35 +150,37 @@ class AdaptiveProjected:
     D = D_c + (w - 1) (across + eta along).
 
     Attributes:
-      scale: w; 1 is no guidance, whatever the rest.
+      scale: w, a number or an `Arch`; 1 is no guidance, whatever the rest.
       eta: share kept of the part along D_c; 1 is classifier-free guidance.
       norm: greatest length of d, per sample; 0 for no bound.
       momentum: weight of the previous (unshortened) d; the paper's are negative. Not advanced on unguided calls.
       base: what the update is added to: ``conditional`` as in the paper, or ``unconditional`` with the weight w,
         which differs unless eta = 1 without bound and momentum.
       rescale: as in `ClassifierFree`.
+      space: what D is: the ``data``, as in the paper, or the ``velocity``, as in FlexTok's code.
     """
 
-    scale: float = 4.0
+    scale: float | Arch = 4.0
     eta: float = 0.0
     norm: float = 0.0
     momentum: float = 0.0
     base: Literal["conditional", "unconditional"] = "conditional"
     rescale: float = 0.0
+    space: Literal["data", "velocity"] = "data"
 
     def init(self, x: jax.Array) -> Carry:
-        """The running direction, where there is momentum."""
+        """Gives the running direction, where there is momentum."""
         return {"apg": jnp.zeros_like(x)} if self.momentum else {}
 
     def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
-        """See `Guidance`."""
+        """Does what `Guidance.__call__` says."""
         del weak
         if self.scale == 1.0:
             return denoise
 
         def guided(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
             first, u, carry = _both(denoise, null, x, t, cond, step, carry)
-            c, u = first.denoised, first.with_value(u).denoised
+            c, u = (self._value(p) for p in (first, first.with_value(u)))
             d = c - u
             if self.momentum:
                 d = d + self.momentum * carry["apg"]
@@ -174,10 +190,17 @@ class AdaptiveProjected:
                 d = d * jnp.minimum(1.0, self.norm / jnp.where(length > 0.0, length, 1.0))
             along = c * _inner(d, c) / jnp.maximum(_inner(c, c), jnp.finfo(c.dtype).tiny)
             update = d - along + self.eta * along
-            value = c + (self.scale - 1.0) * update if self.base == "conditional" else u + self.scale * update
-            return first.with_denoised(_rescaled(value, c, self.rescale)), carry
+            scale = expand(self.scale(t), x) if isinstance(self.scale, Arch) else self.scale
+            value = c + (scale - 1.0) * update if self.base == "conditional" else u + scale * update
+            value = _rescaled(value, c, self.rescale)
+            if self.space == "data":
+                return first.with_denoised(value), carry
+            return dataclasses.replace(first, value=value, kind="velocity"), carry
 
         return guided
+
+    def _value(self, prediction: Prediction) -> jax.Array:
+        return prediction.denoised if self.space == "data" else prediction.velocity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,12 +218,12 @@ class ZeroStar:
     rescale: float = 0.0
 
     def init(self, x: jax.Array) -> Carry:
-        """No state."""
+        """Carries no state from call to call."""
         del x
         return {}
 
     def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
-        """See `Guidance`."""
+        """Does what `Guidance.__call__` says."""
         del weak
 
         def guided(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
@@ -233,12 +256,12 @@ class Autoguidance:
     rescale: float = 0.0
 
     def init(self, x: jax.Array) -> Carry:
-        """No state."""
+        """Carries no state from call to call."""
         del x
         return {}
 
     def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
-        """See `Guidance`. Raises GenError without a weaker model."""
+        """Does what `Guidance.__call__` says. Raises GenError without a weaker model."""
         del null
         if self.scale == 1.0:
             return denoise
@@ -277,11 +300,11 @@ class Interval:
             raise GenError(f"guidance interval from {self.low:g} to {self.high:g} is empty; expected low < high")
 
     def init(self, x: jax.Array) -> Carry:
-        """The inner guidance's state."""
+        """Gives the inner guidance's state."""
         return self.guidance.init(x)
 
     def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
-        """See `Guidance`."""
+        """Does what `Guidance.__call__` says."""
         guided = self.guidance(denoise, null, weak)
 
         def limited(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
@@ -317,12 +340,12 @@ class Clip:
     high: float = 1.0
 
     def init(self, x: jax.Array) -> Carry:
-        """No state."""
+        """Carries no state from call to call."""
         del x
         return {}
 
     def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
-        """See `Guidance`."""
+        """Does what `Guidance.__call__` says."""
         del null, weak
 
         def clipped(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
@@ -348,12 +371,12 @@ class ClassifierGradient:
     on: Literal["score", "mean"] = "score"
 
     def init(self, x: jax.Array) -> Carry:
-        """No state."""
+        """Carries no state from call to call."""
         del x
         return {}
 
     def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
-        """See `Guidance`."""
+        """Does what `Guidance.__call__` says."""
         del null, weak
 
         def guided(x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
@@ -374,11 +397,11 @@ class Chained:
     parts: tuple[Any, ...] = ()
 
     def init(self, x: jax.Array) -> Carry:
-        """The states of all parts."""
+        """Gives the states of all parts."""
         return {k: v for part in self.parts for k, v in part.init(x).items()}
 
     def __call__(self, denoise: Denoise, null: Null, weak: Denoise | None = None) -> Denoise:
-        """See `Guidance`."""
+        """Does what `Guidance.__call__` says."""
         for part in self.parts:
             denoise = part(denoise, null, weak)
         return denoise

@@ -47,7 +47,7 @@ class Problem:
     carry: Any = ()
 
     def predict(self, x: jax.Array, row: Row, carry: Any) -> tuple[Prediction, Any]:
-        """What the network says of `x` at the row's time, and the guidance's state after the call."""
+        """Gives what the network says of `x` at the row's time, and the guidance's state after the call."""
         return self.denoise(x, row["t"], self.cond, row["i"], carry)
 
 
@@ -77,7 +77,7 @@ class Solver(Protocol):
 
     @property
     def stochastic(self) -> bool:
-        """Whether noise enters after the start."""
+        """Tells whether noise enters after the start."""
         ...
 
     def rows(self, grid: Grid) -> Row:
@@ -89,11 +89,11 @@ class Solver(Protocol):
         ...
 
     def start(self, problem: Problem) -> State:
-        """The state before the first row."""
+        """Gives the state before the first row."""
         ...
 
     def step(self, problem: Problem, state: State, row: Row) -> State:
-        """The state after a row: one call of ``problem.predict`` and what the method makes of it.
+        """Gives the state after a row: one call of ``problem.predict`` and what the method makes of it.
 
         Args:
           row: one entry of each column, in x's dtype, the step ``i`` (int32), and whether the row is the ``first`` and
@@ -103,18 +103,18 @@ class Solver(Protocol):
 
 
 def nfe(solver: Solver, grid: Grid) -> int:
-    """Network calls per sample (a guided call on a doubled batch counts once)."""
+    """Gives the network calls per sample (a guided call on a doubled batch counts once)."""
     return len(solver.rows(grid)["t"])
 
 
 def integrate(solver: Solver, problem: Problem) -> jax.Array:
-    """x at the grid's last time, (B, ...)."""
+    """Gives x at the grid's last time, (B, ...)."""
     state, _, _ = _scan(solver, problem, every=False)
     return state.x
 
 
 def states(solver: Solver, problem: Problem) -> State:
-    """The states after each step, stacked: ``states(...).x`` is the trajectory (N, B, ...)."""
+    """Gives the states after each step, stacked: ``states(...).x`` is the trajectory (N, B, ...)."""
     _, rows, ends = _scan(solver, problem, every=True)
     return jax.tree.map(lambda v: v[ends], rows)
 
@@ -142,7 +142,7 @@ def _scan(solver: Solver, problem: Problem, *, every: bool) -> tuple[State, Any,
 
 
 def interleave(*stages: Row, drop: int = 0) -> dict[str, Any]:
-    """Rows of a method that calls the network several times a step.
+    """Gives rows of a method that calls the network several times a step.
 
     Args:
       stages: for each call of a step its columns, whose leading axis runs over the steps.
@@ -157,5 +157,5 @@ def interleave(*stages: Row, drop: int = 0) -> dict[str, Any]:
 
 
 def weighted(weights: jax.Array, values: Sequence[jax.Array]) -> jax.Array:
-    """The sum of `values`, each times its entry of `weights` (K,)."""
+    """Gives the sum of `values`, each times its entry of `weights` (K,)."""
     return sum((weights[k] * v for k, v in enumerate(values)), jnp.zeros_like(values[0]))

@@ -17,12 +17,12 @@ __all__ = ["bits_per_dimension", "log_likelihood", "rademacher"]
 
 
 def rademacher(keys: jax.Array, shape: tuple[int, ...]) -> Noise:
-    """probe(i) = random signs (B, *shape) that depend on each sample's key and on i alone."""
+    """Gives probe(i) = random signs (B, *shape) that depend on each sample's key and on i alone."""
     return lambda i: jax.vmap(lambda key: jax.random.rademacher(jax.random.fold_in(key, i), shape, jnp.float32))(keys)
 
 
 def log_likelihood(problem: Problem, integrate: Callable[[Problem], jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """log p(x) in nats (B,), and the latents that x is encoded to.
+    """Gives log p(x) in nats (B,), and the latents that x is encoded to.
 
     The state is x with one number more, the integral of the velocity's divergence, estimated by e . J e with random
     signs e (Hutchinson); then log p(x) = log N(latent; 0, sigma(t_max)^2) + integral.

@@ -68,15 +68,15 @@ class DPMSolver:
 
     @property
     def order(self) -> int:
-        """2 at most: the first step is always of order 1."""
+        """Gives the order of convergence, 2 at most: the first step is always of order 1."""
         return 1 if self.stochastic else min(self.solver_order, 2)
 
     def start(self, problem: Problem) -> State:
-        """The memory holds the D of past levels, newest first."""
+        """Starts with a memory of the D of past levels, newest first."""
         return State(problem.x, problem.carry, (jnp.zeros_like(problem.x),) * (self.solver_order - 1))
 
     def step(self, problem: Problem, state: State, row: Row) -> State:
-        """See `Solver`."""
+        """Does what `Solver.step` says."""
         prediction, carry = problem.predict(state.x, row, state.carry)
         known = (prediction.denoised, *state.memory)
         x = row["keep"] * state.x + weighted(row["data"], known)
@@ -85,7 +85,9 @@ class DPMSolver:
         return State(x, carry, known[:-1])
 
     def rows(self, grid: Grid) -> Row:
-        """See `Solver`; factors of x, of D at this and the past levels (solver_order,) and of the noise."""
+        """Does what `Solver.rows` says; factors of x, of D at this and the past levels (solver_order,) and of the
+        noise.
+        """
         xp, n = grid.xp, grid.steps
         (lam, finite), i = _lambdas(grid), np.arange(n)
         most = np.full(n, self.solver_order)
@@ -147,16 +149,20 @@ class UniPC:
 
     @property
     def order(self) -> int:
-        """2 at most where the run ends at clean data, since that step is of order 1; see `DPMSolver`."""
+        """Gives the order of convergence, 2 at most where the run ends at clean data, since that step is of order 1;
+        see `DPMSolver`.
+        """
         return min(self.solver_order, 2)
 
     def start(self, problem: Problem) -> State:
-        """x is the predicted state; the memory holds the corrected one and the D of past levels, newest first."""
+        """Starts with x as the predicted state; the memory holds the corrected one and the D of past levels, newest
+        first.
+        """
         zeros = jnp.zeros_like(problem.x)
         return State(problem.x, problem.carry, (zeros, (zeros,) * self.solver_order))
 
     def step(self, problem: Problem, state: State, row: Row) -> State:
-        """See `Solver`."""
+        """Does what `Solver.step` says."""
         base, past = state.memory
         prediction, carry = problem.predict(state.x, row, state.carry)
         known = (prediction.denoised, *past)
@@ -165,7 +171,7 @@ class UniPC:
         return State(x, carry, (base, known[:-1]))
 
     def rows(self, grid: Grid) -> Row:
-        """See `Solver`."""
+        """Does what `Solver.rows` says."""
         xp, n = grid.xp, grid.steps
         lam, finite = _lambdas(grid)
         most = self.solver_order

@@ -16,7 +16,7 @@ Noise = Callable[[Any], jax.Array]  # noise(i) is step i's standard normal noise
 
 
 def per_sample_noise(keys: jax.Array, shape: tuple[int, ...]) -> Noise:
-    """noise(i) = standard normals (B, *shape) that depend on each sample's key and on i alone.
+    """Gives noise(i) = standard normals (B, *shape) that depend on each sample's key and on i alone.
 
     Args:
       keys: (B,) typed PRNG keys, one per sample.
@@ -25,15 +25,15 @@ def per_sample_noise(keys: jax.Array, shape: tuple[int, ...]) -> Noise:
 
 
 def unit_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The standard normals (B, *shape) from which sample i starts, from its key alone."""
+    """Gives the standard normals (B, *shape) from which sample i starts, from its key alone."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
 def prior(grid: Grid, keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The state from which a solver starts: sigma(times[0]) times `unit_noise`."""
+    """Gives the state from which a solver starts: sigma(times[0]) times `unit_noise`."""
     return jnp.asarray(grid.sigma[0], jnp.float32) * unit_noise(keys, shape)
 
 
 def decode_keys(keys: jax.Array) -> jax.Array:
-    """The keys (B,) that decoders draw from when they decode the samples of `keys`: a stream of their own."""
+    """Gives the keys (B,) that decoders draw from when they decode the samples of `keys`: a stream of their own."""
     return jax.vmap(lambda key: jax.random.fold_in(key, _DECODE))(keys)

@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gen.arrays import digest
-from gen.config import fingerprint
+from gen.config import PLACE, fingerprint
 from gen.data import loader
 from gen.data.sources import ArraySource
 from gen.data.stores import load_arrays
@@ -49,11 +49,11 @@ class Make(Protocol):
 
     @property
     def identity(self) -> str:
-        """Text that differs when other rows would be made of the same parameters."""
+        """Gives text that differs when other rows would be made of the same parameters."""
         ...
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> Mapping[str, jax.Array]:
-        """Rows (B, ...) by the names of `ARRAYS`; row i depends on keys[i] and cond[i] alone."""
+        """Gives rows (B, ...) by the names of `ARRAYS`; row i depends on keys[i] and cond[i] alone."""
         ...
 
 
@@ -76,11 +76,11 @@ class Solved:
 
     @property
     def identity(self) -> str:
-        """See `Make`."""
+        """Does what `Make.identity` says."""
         return f"solved {fingerprint(self.generator)} points {','.join(map(str, self.points)) or 'none'}"
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> dict[str, jax.Array]:
-        """See `Make`; float32."""
+        """Does what `Make.__call__` says; float32."""
         own = self.generator
         noise = prior(own.sampler.times(own.denoiser.process), keys, own.latent)
         if not self.points:
@@ -181,11 +181,13 @@ class Records:
       maker: the teacher that the student needs (`gen.runs.Loaded.origin`).
     """
 
-    path: str
+    path: str = dataclasses.field(metadata=PLACE)
     maker: str
 
     def source(self) -> ArraySource:
-        """The rows by index, memory-mapped. Raises GenError for no records, altered ones, or another teacher's."""
+        """Gives the rows by index, memory-mapped. Raises GenError for no records, altered ones, or another
+        teacher's.
+        """
         head = _read(self.path)
         if head["maker"] != self.maker:
             raise GenError(
@@ -212,7 +214,7 @@ class Records:
         return loader.batches(source, batch=batch, seed=seed, start=start, process=process, processes=processes)
 
     def identity(self) -> str:
-        """Fingerprint of the rows and of who made them."""
+        """Gives the fingerprint of the rows and of who made them."""
         return str(_read(self.path)["identity"])
 
 

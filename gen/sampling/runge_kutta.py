@@ -47,11 +47,13 @@ class RungeKutta:
 
     @property
     def order(self) -> int:
-        """Order of convergence."""
+        """Gives the order of convergence of the table."""
         return _TABLEAUS[self.method][0]
 
     def rows(self, grid: Grid) -> Row:
-        """See `Solver`. After stage j x moves to where stage j + 1 is evaluated, after the last to the step's end."""
+        """Does what `Solver.rows` says. After stage j x moves to where stage j + 1 is evaluated, after the last to the
+        step's end.
+        """
         _, matrix, weights = _TABLEAUS[self.method]
         t, h = grid.times[:-1], grid.times[1:] - grid.times[:-1]
         stages = []
@@ -61,12 +63,12 @@ class RungeKutta:
         return interleave(*stages)
 
     def start(self, problem: Problem) -> State:
-        """The memory holds x at the step's start and the slopes of the last stages, newest first."""
+        """Starts with a memory of x at the step's start and of the slopes of the last stages, newest first."""
         slopes = (jnp.zeros_like(problem.x),) * (len(_TABLEAUS[self.method][2]) - 1)
         return State(problem.x, problem.carry, (problem.x, slopes))
 
     def step(self, problem: Problem, state: State, row: Row) -> State:
-        """See `Solver`."""
+        """Does what `Solver.step` says."""
         base, past = state.memory
         prediction, carry = problem.predict(state.x, row, state.carry)
         slopes = (prediction.velocity, *past)

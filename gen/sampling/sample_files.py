@@ -26,7 +26,7 @@ _OTHERS = {".avif", ".gz", ".h5", ".npy", ".pkl", ".pt", ".safetensors", ".tar",
 
 
 def sample_form(out: str | Path) -> str:
-    """The ending that decides how samples are written: ".npz", ".zip", ".png", or "" for a folder.
+    """Gives the ending that decides how samples are written: ".npz", ".zip", ".png", or "" for a folder.
 
     Raises GenError for the ending of another kind of file, which would become the name of a folder.
     """
@@ -42,7 +42,7 @@ def sample_form(out: str | Path) -> str:
 
 
 def read_note(path: str | Path) -> dict[str, Any] | None:
-    """What `generate` noted beside samples: ``seeds`` ("0-63"), ``quantiser``, ``rule`` of labels, ``identity``.
+    """Gives what `generate` noted beside samples: ``seeds`` ("0-63"), ``quantiser``, ``rule`` of labels, ``identity``.
 
     None for images that `generate` did not write. Raises GenError for a note of an earlier version.
     """
@@ -68,14 +68,14 @@ class SampleWriter(Writer, Protocol):
 
     @property
     def seeds(self) -> Sequence[int]:
-        """All seeds, in the order of the rows; those before row `next` are there."""
+        """Gives all seeds, in the order of the rows; those before row `next` are there."""
         ...
 
 
 def sample_writer(
     out: Path, ending: str, seeds: list[int], labels: np.ndarray | None, note: dict[str, Any]
 ) -> SampleWriter:
-    """The writer of a form (`sample_form`) for images of `seeds`; `note` is kept beside them (`read_note`)."""
+    """Gives the writer of a form (`sample_form`) for images of `seeds`; `note` is kept beside them (`read_note`)."""
     match ending:
         case ".npz":
             return _Npz(out, seeds, note)
@@ -232,7 +232,7 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def contact_sheet(images: np.ndarray) -> np.ndarray:
-    """Images (N, H, W, C) uint8 side by side, near square; small ones enlarged (Lanczos). (H', W', C) uint8."""
+    """Gives images (N, H, W, C) uint8 side by side, near square; small ones enlarged (Lanczos). (H', W', C) uint8."""
     count, height, width, channels = images.shape
     if height < SHOWN:
         size = (round(width * SHOWN / height), SHOWN)

@@ -42,11 +42,13 @@ class EulerMaruyama:
             raise GenError(f"euler-maruyama has norm {self.norm:g}; expected 0 (the probability flow) or more")
 
     def start(self, problem: Problem) -> State:
-        """The memory holds x at the step's start and the drift of the step's first call."""
+        """Starts with a memory of x at the step's start and of the drift of the step's first call."""
         return State(problem.x, problem.carry, (problem.x, jnp.zeros_like(problem.x)))
 
     def step(self, problem: Problem, state: State, row: Row) -> State:
-        """See `Solver`. The score is evaluated at every time but the grid's last (with last "none", there too)."""
+        """Does what `Solver.step` says. The score is evaluated at every time but the grid's last (with last "none",
+        there too).
+        """
         (base, slope), x = state.memory, state.x
         if self.second_order:
             base = base + row["kick"] * problem.noise(row["i"])

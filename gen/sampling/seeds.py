@@ -8,7 +8,9 @@ __all__ = ["parse_range", "parse_seeds", "spell"]
 
 
 def parse_range(text: str, what: str = "seeds") -> range:
-    """``"0-63"`` (both ends included) or ``"7"`` as a range. Raises GenError that names `what` for anything else."""
+    """Gives ``"0-63"`` (both ends included) or ``"7"`` as a range. Raises GenError that names `what` for anything
+    else.
+    """
     first, dash, last = text.strip().partition("-")
     if first.isdecimal() and (last.isdecimal() if dash else True):
         numbers = range(int(first), int(last or first) + 1)
@@ -26,7 +28,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def spell(seeds: Sequence[int]) -> str:
-    """The text that `parse_seeds` reads."""
+    """Gives the text that `parse_seeds` reads."""
     parts: list[list[int]] = []
     for seed in seeds:
         if parts and seed == parts[-1][1] + 1:

@@ -34,11 +34,11 @@ class Euler(_OnePoint):
     stochastic: ClassVar[bool] = False
 
     def rows(self, grid: Grid) -> Row:
-        """See `Solver`."""
+        """Does what `Solver.rows` says."""
         return {"t": grid.times[:-1], "h": grid.times[1:] - grid.times[:-1]}
 
     def step(self, problem: Problem, state: State, row: Row) -> State:
-        """See `Solver`."""
+        """Does what `Solver.step` says."""
         prediction, carry = problem.predict(state.x, row, state.carry)
         return State(state.x + row["h"] * prediction.velocity, carry)
 
@@ -85,7 +85,7 @@ class Heun(_Stages):
     stochastic: ClassVar[bool] = False
 
     def rows(self, grid: Grid) -> Row:
-        """See `Solver`."""
+        """Does what `Solver.rows` says."""
         return _two_stages(grid, grid.times[:-1], alpha=1.0)
 
 
@@ -120,16 +120,16 @@ class EDMStochastic(_Stages):
 
     @property
     def order(self) -> int:
-        """2 with the correction, else 1."""
+        """Gives the order of convergence: 2 with the correction, else 1."""
         return 2 if self.second_order else 1
 
     @property
     def stochastic(self) -> bool:
-        """Whether there is churn."""
+        """Tells whether there is churn."""
         return self.s_churn > 0.0
 
     def rows(self, grid: Grid) -> Row:
-        """See `Solver`."""
+        """Does what `Solver.rows` says."""
         hats, grow, spread = self._churn(grid)
         if self.second_order:
             rows = _two_stages(grid, hats, self.alpha)
@@ -139,7 +139,7 @@ class EDMStochastic(_Stages):
         return rows | {"grow": grow[rows["i"]], "spread": spread[rows["i"]]}
 
     def step(self, problem: Problem, state: State, row: Row) -> State:
-        """See `Solver`."""
+        """Does what `Solver.step` says."""
         if self.stochastic:
             base, slope = state.memory
             churned = row["grow"] * base + row["spread"] * problem.noise(row["i"])
@@ -185,11 +185,11 @@ class DDIM(_OnePoint):
 
     @property
     def stochastic(self) -> bool:
-        """Whether eta > 0."""
+        """Tells whether eta > 0."""
         return self.eta > 0.0
 
     def rows(self, grid: Grid) -> Row:
-        """See `Solver`."""
+        """Does what `Solver.rows` says."""
         xp, (a, s) = grid.xp, (grid.alpha, grid.sigma)
         a_next, s_next = a[1:], s[1:]
         tau = xp.zeros(grid.steps)
@@ -199,7 +199,7 @@ class DDIM(_OnePoint):
         return {"t": grid.times[:-1], "data": a_next, "direction": direction, "tau": tau}
 
     def step(self, problem: Problem, state: State, row: Row) -> State:
-        """See `Solver`."""
+        """Does what `Solver.step` says."""
         prediction, carry = problem.predict(state.x, row, state.carry)
         x = row["data"] * prediction.denoised + row["direction"] * prediction.eps
         if self.stochastic:
@@ -219,11 +219,11 @@ class Renoise(_OnePoint):
     stochastic: ClassVar[bool] = True
 
     def rows(self, grid: Grid) -> Row:
-        """See `Solver`."""
+        """Does what `Solver.rows` says."""
         return {"t": grid.times[:-1], "data": grid.alpha[1:], "noise": grid.sigma[1:]}
 
     def step(self, problem: Problem, state: State, row: Row) -> State:
-        """See `Solver`."""
+        """Does what `Solver.step` says."""
         prediction, carry = problem.predict(state.x, row, state.carry)
         return State(row["data"] * prediction.denoised + row["noise"] * problem.noise(row["i"]), carry)
 
@@ -247,7 +247,7 @@ class Ancestral(_OnePoint):
     stochastic: ClassVar[bool] = True
 
     def rows(self, grid: Grid) -> Row:
-        """See `Solver`."""
+        """Does what `Solver.rows` says."""
         xp, (a, s) = grid.xp, (grid.alpha, grid.sigma)
         a_next, s_next, a, s = a[1:], s[1:], a[:-1], s[:-1]
         ratio = a / a_next
@@ -267,7 +267,9 @@ class Ancestral(_OnePoint):
         }
 
     def step(self, problem: Problem, state: State, row: Row) -> State:
-        """See `Solver`. Raises GenError where the network gives no learned variance and that was asked for."""
+        """Does what `Solver.step` says. Raises GenError where the network gives no learned variance and that was asked
+        for.
+        """
         prediction, carry = problem.predict(state.x, row, state.carry)
         mean = row["data"] * prediction.denoised + row["keep"] * state.x
         variance = row[self.variance] if self.variance != "learned" else self._learned(prediction, row)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from gen.arrays import digest, flatten
 from gen.config import fingerprint
+from gen.data.cache_rows import FLIP
 from gen.data.caches import BitCache, Cache, TokenCache, seal, seal_bits, seal_tokens
 from gen.data.loader import gathered
 from gen.errors import GenError
@@ -18,7 +19,7 @@ from gen.nn.network import Params
 from gen.tokenizers.base import Tokenizer
 from gen.training.indexed import ArrayWriter, run_indexed, sample_keys
 
-__all__ = ["encode_images", "tokenizer_identity"]
+__all__ = ["encode_images", "expect_maker", "tokenizer_identity"]
 
 _ARRAYS = {"continuous": "latent", "tokens": "tokens", "bits": "bits"}  # kind -> name of the array in the cache
 
@@ -26,6 +27,19 @@ _ARRAYS = {"continuous": "latent", "tokens": "tokens", "bits": "bits"}  # kind -
 def tokenizer_identity(tokenizer: Tokenizer, params: Params) -> str:
     """Fingerprint of a tokenizer's configuration and weights."""
     return f"{fingerprint(tokenizer)} {_digest(params)}"
+
+
+def expect_maker(cache: Any, tokenizer: Tokenizer, params: Params) -> None:
+    """Raises GenError for a cache of `gen.data.caches` that another tokenizer, or other weights of it, encoded.
+
+    Data that do not say what encoded them, such as published shards, are taken on trust.
+    """
+    own = tokenizer_identity(tokenizer, params)
+    if cache.tokenizer and not cache.tokenizer.startswith(own):
+        raise GenError(
+            f"{cache.path} was encoded by another tokenizer or with other weights ({cache.tokenizer}) than the given "
+            f"one ({own}), whose decoder cannot read it; give the tokenizer that made it, or encode the images again"
+        )
 
 
 def _digest(params: Params) -> str:
@@ -44,6 +58,7 @@ def encode_images(
     batch: int = 256,
     mesh: Mesh | None = None,
     label: str = "encode",
+    flip: bool = False,
     beside: Mapping[str, tuple[Params, Callable[[Params, jax.Array], jax.Array]]] | None = None,
 ) -> Cache | TokenCache | BitCache:
     """The sealed cache at `path` of the latents, tokens or bits of all images of `source`, and its other arrays.
@@ -60,6 +75,7 @@ def encode_images(
       batch: global batch size; it does not change the latents beyond rounding.
       mesh: devices to share the work.
       label: text of the progress line.
+      flip: keep the mirror images too, under the same names with "_flip" behind them; training takes half of them.
       beside: further arrays by name that are computed from the images: parameters, and a function of them and of the
         images (B, H, W, C) in [-1, 1] that gives (B, ...); the features of frozen encoders.
 
@@ -75,19 +91,26 @@ def encode_images(
     functions = {name: function for name, (_, function) in (beside or {}).items()}
     others = {name: own for name, (own, _) in (beside or {}).items()}
     made_by = " ".join([made_by, *(f"{name} {_digest(own)}" for name, own in others.items())])
+    wanted = {n for name, c in tokenizer.spec.conditions.items() for n in (name, c.mask)}
+
+    def encoded(arguments: Any, x: jax.Array, cond: Any, keys: jax.Array) -> dict[str, jax.Array]:
+        found = tokenizer.encode(arguments["params"], x, cond=cond, keys=keys)
+        made = {name: function(arguments["others"][name], x) for name, function in functions.items()}
+        return made | {_ARRAYS[tokenizer.spec.kind]: found.stored}
 
     def latents(arguments: Any, indices: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
         del weight
         arguments, rows = arguments
         x = rows["image"].astype(jnp.float32) / 127.5 - 1.0
         rows = {name: values for name, values in rows.items() if name != "image"}
-        rows |= {name: function(arguments["others"][name], x) for name, function in functions.items()}
-        wanted = {n for name, c in tokenizer.spec.conditions.items() for n in (name, c.mask)}
         cond = {name: values for name, values in rows.items() if name in wanted}
-        found = tokenizer.encode(arguments["params"], x, cond=cond, keys=sample_keys(0, indices))
-        return rows | {_ARRAYS[tokenizer.spec.kind]: found.stored}
+        made = encoded(arguments, x, cond, sample_keys(0, indices))
+        if flip:
+            mirrored = encoded(arguments, x[:, :, ::-1], cond, sample_keys(1, indices))
+            made |= {name + FLIP: values for name, values in mirrored.items()}
+        return rows | made
 
-    writer = ArrayWriter(path, len(source), f"{made_by} {made_from}")
+    writer = ArrayWriter(path, len(source), f"{made_by} {made_from}{' and mirrored' if flip else ''}")
     run_indexed(
         latents,
         range(len(source)),
@@ -97,6 +120,7 @@ def encode_images(
         mesh=mesh,
         label=label,
         read=lambda indices: gathered(source, indices),
+        title=source.title,
     )
     named = {"tokenizer": made_by, "data": made_from, "class_names": source.class_names}
     match tokenizer.spec.kind:

@@ -21,13 +21,19 @@ from gen.metrics.pairs import Pairs, pair_scores
 from gen.metrics.protocol import Protocol, Result
 from gen.metrics.reference import make_reference
 from gen.metrics.sources import QUANTISERS, ImageSet
-from gen.metrics.statistics import Features, Statistic, finalised
+from gen.metrics.statistics import Accumulator, Features, Shapes, Statistic, finalised
+from gen.nn.conditions import empty_conditions, make_conditions
 from gen.nn.network import Params
 from gen.sampling.noise import decode_keys
 from gen.tokenizers.base import Tokenizer
+from gen.tokenizers.quantizers.base import frequencies, used
 from gen.training.indexed import sample_keys
 
-__all__ = ["Pixels", "Reconstructed", "evaluate_reconstruction", "reconstructions"]
+__all__ = ["SHOWN", "Pixels", "Reconstructed", "Usage", "evaluate_reconstruction", "reconstructions"]
+
+
+_COND = "cond/"  # begins the names of rows that are conditions
+SHOWN = 16  # images of the picture before and after
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +77,52 @@ class _Function:
     def __call__(self, given: Mapping[str, Any], indices: jax.Array) -> dict[str, jax.Array]:
         params, images = given["arguments"], given["image"]
         x = images.astype(jnp.float32) / 127.5 - 1
-        keys, cond = sample_keys(0, indices), given.get("cond", {})
-        codes = self.tokenizer.encode(params["tokenizer"], x, cond=cond, keys=keys).mode()
+        keys = sample_keys(0, indices)
+        cond = {n.removeprefix(_COND): values for n, values in given.items() if n.startswith(_COND)}
+        found = self.tokenizer.encode(params["tokenizer"], x, cond=cond, keys=keys)
         decoded = self.tokenizer.decode(
-            params["tokenizer"], codes, cond=cond, keys=decode_keys(keys), options=self.options
+            params["tokenizer"], found.mode(), cond=cond, keys=decode_keys(keys), options=self.options
         )
         levels = QUANTISERS[self.quantiser](decoded)
-        labels = {"label": given["label"]} if "label" in given else {}
-        return {"levels": levels} | labels | pair_scores(levels, images, params["lpips"])
+        rows = {"label": given["label"]} if "label" in given else {}
+        if self.tokenizer.spec.kind != "continuous":
+            rows["ids"] = found.stored
+        return {"levels": levels, "original": images} | rows | pair_scores(levels, images, params["lpips"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """How much of a codebook the ids of all images use, as `gen.tokenizers.quantizers.base.usage` says it of a batch.
+
+    Attributes:
+      vocabulary: number of token ids; None for bits.
+    """
+
+    vocabulary: int | None
+
+    def init(self, shapes: Shapes, span: int) -> Accumulator:
+        """See `gen.metrics.statistics.Statistic`."""
+        size = shapes["ids"].shape[-1] if self.vocabulary is None else self.vocabulary
+        return {"count": jnp.zeros(()), "frequency": jnp.zeros(size)}
+
+    def update(
+        self, accumulator: Accumulator, batch: Mapping[str, jax.Array], weight: jax.Array, index: jax.Array
+    ) -> Accumulator:
+        """See `gen.metrics.statistics.Statistic`."""
+        found = frequencies(batch["ids"], self.vocabulary, weight)
+        return {
+            "count": accumulator["count"] + weight.sum(),
+            "frequency": accumulator["frequency"] + found,
+        }
+
+    def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
+        """See `gen.metrics.statistics.Statistic`."""
+        return {name: np.asarray(array, np.float64) + b[name] for name, array in a.items()}
+
+    def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
+        """``codebook``: usage, entropy in bits and perplexity by name."""
+        frequency = np.asarray(accumulator["frequency"], np.float64) / max(float(accumulator["count"]), 1.0)
+        return {"codebook": {f"codebook_{k}": float(v) for k, v in used(frequency, self.vocabulary).items()}}
 
 
 def reconstructions(
@@ -89,6 +133,7 @@ def reconstructions(
     identity: str,
     quantiser: str = "round",
     lpips: Sequence[str] = (),
+    cond: Mapping[str, np.ndarray] | None = None,
     options: Any = None,
 ) -> ImageSet:
     """The images of a source after encoding (the posterior's mode) and decoding, with the scores of every pair.
@@ -98,12 +143,28 @@ def reconstructions(
       images: stored images of the tokenizer's size, uint8.
       identity: of tokenizer and weights.
       quantiser: how the decoder's output becomes 8-bit, a name in `gen.metrics.sources.QUANTISERS`.
+      cond: the tokenizer's conditions by name, one value for all images or one each.
       options: settings of a decoder that samples; None for its own.
       lpips: trunks whose LPIPS is worked out, from the weights that ``gen convert lpips`` keeps.
 
     Raises:
-      GenError: an unknown quantiser or trunk, or a trunk without weights.
+      GenError: other images than the tokenizer takes, an unknown quantiser or trunk, a trunk without weights, a
+        condition that is missing or does not fit.
     """
+    read, conditions = images.read, tokenizer.spec.conditions
+    assert read is not None, "reconstructions are of stored images"
+    given = {name: values for name, values in (cond or {}).items() if name in empty_conditions(conditions, 1)}
+
+    def rows(indices: np.ndarray) -> Mapping[str, Any]:
+        each = {name: v[indices] if v.shape[:1] == (images.count,) else v for name, v in given.items()}
+        return {**read(indices), **{_COND + n: v for n, v in make_conditions(conditions, indices, each).items()}}
+
+    first, expected = rows(np.arange(1))["image"], tuple(tokenizer.spec.image)  # says what is missing
+    if first.dtype != np.uint8 or first.shape[1:] != expected:
+        raise GenError(
+            f"images are {first.dtype} {first.shape[1:]}; this tokenizer takes uint8 {expected}; convert them "
+            "(gen data convert)"
+        )
     if quantiser not in QUANTISERS:
         raise GenError(f"unknown quantiser '{quantiser}'; {suggest(quantiser, QUANTISERS)}")
     networks, beside = {}, {"originals": (images.identity, None)}
@@ -116,6 +177,7 @@ def reconstructions(
         images,
         function=_Function(tokenizer, quantiser, options),
         arguments={"tokenizer": params, "lpips": networks},
+        read=rows,
         identity=f"{identity} of {images.identity}",
         quantiser=quantiser,
         beside=beside,
@@ -124,9 +186,17 @@ def reconstructions(
 
 @dataclasses.dataclass(frozen=True)
 class Reconstructed:
-    """Scores, and the reconstructions (N, H, W, C) uint8 with their labels (N,) where these were asked for."""
+    """Scores and pictures.
+
+    Attributes:
+      result: the scores.
+      before, after: the first originals and their reconstructions, (n, H, W, C) uint8 with n at most `SHOWN`.
+      images, labels: all reconstructions (N, H, W, C) uint8 and their labels (N,), where these were asked for.
+    """
 
     result: Result
+    before: np.ndarray
+    after: np.ndarray
     images: np.ndarray | None = None
     labels: np.ndarray | None = None
 
@@ -136,10 +206,10 @@ def evaluate_reconstruction(
     images: ImageSet,
     extractor: Extractor | None,
     *,
+    tokenizer: Tokenizer,
     name: str,
     split: str = "",
     settings: Settings = Settings(),
-    size: tuple[int, int, int],
     keep: bool = False,
     batch: int = 256,
     mesh: Mesh | None = None,
@@ -153,9 +223,9 @@ def evaluate_reconstruction(
       images: the originals; with an extractor they are the reference of its distances, so that its Frechet distance
         is the rFID.
       extractor: the feature network; None for the scores of pairs alone.
+      tokenizer: that made them; of one with a codebook, how much of it the images use is scored too.
       name, split: of the originals.
       settings: of the distances.
-      size: (H, W, C) of the images.
       keep: whether the reconstructions are handed back.
       batch, mesh, progress: see `gen.metrics.onepass.collect`.
       subject: what is scored.
@@ -163,9 +233,13 @@ def evaluate_reconstruction(
     kept: dict[str, Statistic] = {"kept": Features(made.count, "levels", "uint8", "kept")} if keep else {}
     if keep and made.labels != "none":
         kept["kept_labels"] = Features(made.count, "label", "int32", "kept_labels")
-    network = Pixels(size) if extractor is None else extractor
+    spec = tokenizer.spec
+    network = Pixels(spec.picture) if extractor is None else extractor
     job = None
     statistics: dict[str, Statistic] = {"pairs": Pairs()}
+    kept |= {n: Features(SHOWN, key, "uint8", n) for n, key in (("before", "original"), ("after", "levels"))}
+    if spec.kind != "continuous":
+        kept["codebook"] = Usage(spec.vocabulary)
     if extractor is not None:
         reference = make_reference(name, images, extractor, split=split, batch=batch, mesh=mesh, progress=progress)
         job = Evaluation(made, reference, extractor, settings)
@@ -179,4 +253,5 @@ def evaluate_reconstruction(
         protocol = dataclasses.replace(protocol, split=split, beside=made.named())
         scores = reconstruction_scores(found)
         result = Result(scores.values, protocol, dict(subject or {}), within=scores.within)
-    return Reconstructed(result, found.get("kept"), found.get("kept_labels"))
+    result = dataclasses.replace(result, values={**result.values, **found.get("codebook", {})})
+    return Reconstructed(result, found["before"], found["after"], found.get("kept"), found.get("kept_labels"))

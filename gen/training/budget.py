@@ -37,18 +37,18 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """The sum of all of these."""
+        """Gives the sum of all of these."""
         return sum(dataclasses.asdict(self).values())
 
 
 def held(state: State, frozen: Frozen, sizes: Mapping[str, int], shard_from: int) -> Memory:
-    """What one device holds between steps, on a mesh of these axis sizes; trees of arrays or shapes."""
+    """Gives what one device holds between steps, on a mesh of these axis sizes; trees of arrays or shapes."""
     trees = (state.params, state.opt, state.ema, state.aux, frozen)
     return Memory(*(bytes_per_device(tree, sizes, shard_from) for tree in trees))
 
 
 def abstract_states(stages: tuple[Stage, ...], frozen: Frozen) -> list[State]:
-    """Shapes of the state at the start of each stage; nothing is allocated. `frozen` may hold shapes."""
+    """Gives shapes of the state at the start of each stage; nothing is allocated. `frozen` may hold shapes."""
     states: list[State] = []
     previous: State | None = None
     for stage in stages:
@@ -58,7 +58,7 @@ def abstract_states(stages: tuple[Stage, ...], frozen: Frozen) -> list[State]:
 
 
 def describe(stage: Stage, state: State, frozen: Frozen, sizes: Mapping[str, int], shard_from: int) -> str:
-    """One line: networks with their parameters, bytes per device of state and frozen arrays, the mesh."""
+    """Gives one line: networks with their parameters, bytes per device of state and frozen arrays, the mesh."""
     nets = ", ".join(f"{name} {count(tree):,}" for name, tree in state.params.items())
     parts = dataclasses.asdict(held(state, frozen, sizes, shard_from))
     bytes_ = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items() if size)
@@ -67,7 +67,7 @@ def describe(stage: Stage, state: State, frozen: Frozen, sizes: Mapping[str, int
 
 
 def device_bytes(setting: float | None = None) -> int | None:
-    """Memory of one device in bytes: the setting (GiB), else what the device reports; None when nobody knows.
+    """Gives the memory of one device in bytes: the setting (GiB), else what the device reports; None when nobody knows.
 
     Simulated CPU devices share the machine's memory.
     """
@@ -97,7 +97,7 @@ def refuse(what: str, memory: Memory, limit: int | None, sizes: Mapping[str, int
 
 
 def size_text(size: float) -> str:
-    """1234567 -> "1.23 MB"."""
+    """Spells a number of bytes: 1234567 -> "1.23 MB"."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -73,7 +73,7 @@ class Checkpoints:
         self.close()
 
     def latest(self) -> int | None:
-        """The newest whole checkpoint's step, or None."""
+        """Gives the newest whole checkpoint's step, or None."""
         return self._manager.latest_step()
 
     def steps(self) -> list[int]:
@@ -98,11 +98,11 @@ class Checkpoints:
             )
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What was given to `save` as `meta`, with ``items`` and ``stage_step``."""
+        """Gives what was given to `save` as `meta`, with ``items`` and ``stage_step``."""
         return _read_meta(self.folder / str(step))
 
     def restore(self, step: int, target: State) -> State:
-        """The state saved at `step`.
+        """Gives the state saved at `step`.
 
         Args:
           step: one of `steps`.
@@ -177,7 +177,7 @@ class _Failing:
 
 
 def latest_step(run_dir: str | Path) -> int:
-    """The newest whole checkpoint of a run folder. Raises GenError when there is none."""
+    """Gives the newest whole checkpoint of a run folder. Raises GenError when there is none."""
     folder = Path(run_dir) / "checkpoints"
     steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit() and (p / "meta" / "metadata").exists()]
     if not steps:
@@ -186,7 +186,7 @@ def latest_step(run_dir: str | Path) -> int:
 
 
 def best_step(run_dir: str | Path) -> int:
-    """The kept checkpoint with the lowest score. Raises GenError when there is none that has a score."""
+    """Gives the kept checkpoint with the lowest score. Raises GenError when there is none that has a score."""
     scores = {
         int(path.parents[1].name): float(json.loads(path.read_text())["score"])
         for path in (Path(run_dir) / "checkpoints").glob("[0-9]*/metrics/metrics")
@@ -197,7 +197,7 @@ def best_step(run_dir: str | Path) -> int:
 
 
 def load_meta(run_dir: str | Path, step: int | None = None) -> dict[str, Any]:
-    """The metadata of a checkpoint (the newest by default), read without touching arrays."""
+    """Gives the metadata of a checkpoint (the newest by default), read without touching arrays."""
     return _read_meta((Path(run_dir) / "checkpoints") / str(latest_step(run_dir) if step is None else step))
 
 
@@ -209,7 +209,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 
 def load_weights(run_dir: str | Path, step: int | None = None) -> State:
-    """Parameters and averages of a run's checkpoint, whole on the default device; optimisers are not read.
+    """Gives parameters and averages of a run's checkpoint, whole on the default device; optimisers are not read.
 
     Args:
       run_dir: a run folder.

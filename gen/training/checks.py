@@ -36,7 +36,7 @@ def close(rows: Iterator[Any]) -> None:
 
 
 def check_batch(stage: Stage, batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """The batch. Raises GenError for shapes and values that cannot be right, and what the task says of them."""
+    """Checks a batch. Raises GenError for shapes and values that cannot be right, and what the task says of them."""
     local = stage.batch // jax.process_count()
     for name, array in batch.items():
         if np.ndim(array) < 1 or len(array) != local:
@@ -132,7 +132,7 @@ def dry_run(
 
 
 def drawable(shape: tuple[int, ...]) -> bool:
-    """Whether what a generator makes is a picture, and not latents."""
+    """Tells whether what a generator makes is a picture, and not latents."""
     return len(shape) == 3 and shape[-1] in (1, 3)
 
 

@@ -37,7 +37,7 @@ class Decay(Protocol):
     """How fast an average forgets: a frozen dataclass."""
 
     def weight(self, updates: jax.Array, batch: int) -> jax.Array:
-        """1 - beta, the weight of the newest parameters.
+        """Gives 1 - beta, the weight of the newest parameters.
 
         Args:
           updates: () int, updates of this network so far, the one being averaged included (>= 1).
@@ -63,7 +63,7 @@ class Constant:
             raise GenError(f"EMA decay is {self.decay}; expected a number in [0, 1)")
 
     def weight(self, updates: jax.Array, batch: int) -> jax.Array:
-        """See `Decay.weight`."""
+        """Does what `Decay.weight` says."""
         full = jnp.asarray(1 - self.decay, jnp.float32)
         return jnp.maximum(full, 9.0 / (10.0 + updates.astype(jnp.float32))) if self.warmup else full
 
@@ -85,7 +85,7 @@ class HalfLife:
             raise GenError(f"EMA half-life {self.images}, rampup {self.rampup}; expected > 0 and >= 0")
 
     def weight(self, updates: jax.Array, batch: int) -> jax.Array:
-        """See `Decay.weight`. The images seen are counted before the update, as EDM does."""
+        """Does what `Decay.weight` says. The images seen are counted before the update, as EDM does."""
         seen = (updates.astype(jnp.float32) - 1) * batch
         half = jnp.minimum(self.images, seen * self.rampup) if self.rampup else jnp.asarray(self.images)
         return -jnp.expm1(-jnp.log(2.0) * batch / jnp.maximum(half, 1e-8))
@@ -106,7 +106,7 @@ class PowerFunction:
             raise GenError(f"EMA std is {self.std}; expected a relative width in (0, 0.28)")
 
     def weight(self, updates: jax.Array, batch: int) -> jax.Array:
-        """See `Decay.weight`. beta = (1 - 1/n)^(gamma + 1); the batch size cancels."""
+        """Does what `Decay.weight` says. beta = (1 - 1/n)^(gamma + 1); the batch size cancels."""
         gamma = float(std_to_exponent(self.std))
         return -jnp.expm1((gamma + 1) * jnp.log1p(-1.0 / updates.astype(jnp.float32)))
 
@@ -117,12 +117,12 @@ def numbered(name: str, decays: Sequence[Decay]) -> dict[str, Decay]:
 
 
 def average(ema: Any, params: Any, weight: jax.Array) -> Any:
-    """ema + weight (params - ema), in the average's dtype (float32)."""
+    """Gives ema + weight (params - ema), in the average's dtype (float32)."""
     return jax.tree.map(lambda e, p: e + weight.astype(e.dtype) * (p.astype(e.dtype) - e), ema, params)
 
 
 def std_to_exponent(std: ArrayLike) -> Float64:
-    """The exponent gamma of a profile of relative width `std`: the largest real root of
+    """Gives the exponent gamma of a profile of relative width `std`: the largest real root of
 
     gamma^3 + 7 gamma^2 + (16 - std^-2) gamma + (12 - std^-2) = 0 (EDM2 appendix C, eq. 126-128).
     """
@@ -133,19 +133,19 @@ def std_to_exponent(std: ArrayLike) -> Float64:
 
 
 def exponent_to_std(exponent: ArrayLike) -> Float64:
-    """sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))): inverse of `std_to_exponent`."""
+    """Gives sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))): inverse of `std_to_exponent`."""
     g = np.asarray(exponent, np.float64)
     return np.sqrt((g + 1) / ((g + 2) ** 2 * (g + 3)))
 
 
 def power_function_beta(std: ArrayLike, t_next: ArrayLike, t_delta: ArrayLike) -> Float64:
-    """The decay (1 - t_delta / t_next)^(gamma + 1) of one step that ends at `t_next` (any unit of time)."""
+    """Gives the decay (1 - t_delta / t_next)^(gamma + 1) of one step that ends at `t_next` (any unit of time)."""
     ratio = np.asarray(t_delta, np.float64) / np.asarray(t_next, np.float64)
     return (1 - ratio) ** (std_to_exponent(std) + 1)
 
 
 def power_function_response(times: ArrayLike, end: ArrayLike, std: ArrayLike) -> Float64:
-    """Discrete weights (t / end)^gamma for t <= end, else 0, summing to one over `times`.
+    """Gives discrete weights (t / end)^gamma for t <= end, else 0, summing to one over `times`.
 
     Args:
       times: (T,) times of the averaged parameters.
@@ -161,7 +161,7 @@ def power_function_response(times: ArrayLike, end: ArrayLike, std: ArrayLike) ->
 
 
 def posthoc_coefficients(in_times: ArrayLike, in_std: ArrayLike, out_times: ArrayLike, out_std: ArrayLike) -> Float64:
-    """Weights that turn stored averages into averages of other widths and times (EDM2 appendix C, least squares).
+    """Gives weights that turn stored averages into averages of other widths and times (EDM2 appendix C, least squares).
 
     Solves A X = B with A_ij = <p_i, p_j> and B_ij = <p_i, q_j>, the inner products of the profiles, then
     divides each column by its sum.
@@ -185,7 +185,9 @@ def _inner(ta: Float64, ga: Float64, tb: Float64, gb: Float64) -> Float64:
 
 
 def combine(snapshots: Sequence[Any], weights: ArrayLike) -> Any:
-    """The weighted sum of M trees (one column of `posthoc_coefficients`), summed in float64, given in their dtype."""
+    """Gives the weighted sum of M trees (one column of `posthoc_coefficients`), summed in float64, given in their
+    dtype.
+    """
     weights = np.asarray(weights, np.float64)
     if weights.shape != (len(snapshots),):
         raise GenError(f"{len(snapshots)} snapshots but weights of shape {weights.shape}; give one weight each")

@@ -50,15 +50,15 @@ class Writer(Protocol):
 
     @property
     def next(self) -> int:
-        """The first row that is not yet safe: where a job, new or interrupted, goes on."""
+        """Gives the first row that is not yet safe: where a job, new or interrupted, goes on."""
         ...
 
     def write(self, first: int, arrays: dict[str, np.ndarray]) -> None:
-        """Rows first, first + 1 ... of every array, following on those written before."""
+        """Writes the rows first, first + 1 ... and returns when the call may be repeated from there."""
         ...
 
     def close(self) -> None:
-        """All rows are written. May be called twice."""
+        """Is called once all rows are written, and may be called twice."""
         ...
 
 
@@ -68,10 +68,10 @@ class Elsewhere:
     next = 0
 
     def write(self, first: int, arrays: dict[str, np.ndarray]) -> None:
-        """Never called."""
+        """Is never called: this process has no rows to write."""
 
     def close(self) -> None:
-        """Never called."""
+        """Is never called: there is nothing to close."""
 
 
 def run_indexed(
@@ -85,6 +85,7 @@ def run_indexed(
     label: str = "",
     on_batch: Callable[[int, int], None] | None = None,
     read: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None,
+    title: Callable[[int], str] = "sample {}".format,
 ) -> None:
     """Computes the samples with these indices in order and hands them to `writer` as rows 0, 1, 2 ...
 
@@ -104,6 +105,7 @@ def run_indexed(
       on_batch: called as (rows done, number of samples) after each batch is written.
       read: what the host reads for samples `indices` (B,), (B, ...) by name, a batch at a time while the last one is
         computed; `function` then gets ``(arguments, rows)`` in place of the arguments.
+      title: how messages call a sample, by its index.
 
     Raises:
       GenError: a batch that the mesh does not divide, indices beyond int32, a NaN or infinite result (naming the
@@ -139,7 +141,7 @@ def run_indexed(
                 running = row, rows, program(*block(row))
                 row += rows
             if pending:
-                _deliver(pending, numbers, writer)
+                _deliver(pending, numbers, writer, title)
                 progress(pending[0] + pending[1], count)
                 if on_batch is not None:
                     on_batch(pending[0] + pending[1], count)
@@ -172,7 +174,9 @@ def placed(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def padded_block(first: int, stop: int, batch: int, mesh: Mesh | None) -> tuple[jax.Array, jax.Array]:
-    """Indices (B,) int32 and weights (B,) float32 of the batch at `first`; past `stop` the last repeats, weight 0."""
+    """Gives indices (B,) int32 and weights (B,) float32 of the batch at `first`; past `stop` the last repeats, weight
+    0.
+    """
     indices = np.minimum(first + np.arange(batch), stop - 1).astype(np.int32)
     return _on_mesh((indices, _weights(first, stop, batch)), mesh)
 
@@ -193,7 +197,9 @@ def _check_rows(shapes: Mapping[str, Any], batch: int) -> None:
             raise GenError(f"an indexed job's '{name}' has shape {shape.shape}; expected {batch} rows, one per sample")
 
 
-def _deliver(made: tuple[int, int, Mapping[str, jax.Array]], numbers: np.ndarray, writer: Writer) -> None:
+def _deliver(
+    made: tuple[int, int, Mapping[str, jax.Array]], numbers: np.ndarray, writer: Writer, title: Callable[[int], str]
+) -> None:
     first, rows, arrays = made
     fetched = {}
     for name, array in arrays.items():
@@ -204,7 +210,7 @@ def _deliver(made: tuple[int, int, Mapping[str, jax.Array]], numbers: np.ndarray
             bad = np.flatnonzero(~np.isfinite(values.reshape(rows, -1)).all(axis=1))
             if len(bad):
                 raise GenError(
-                    f"sample {numbers[first + int(bad[0])]} has a NaN or infinite '{name}'; expected finite numbers; "
+                    f"{title(int(numbers[first + bad[0]]))} has a NaN or infinite '{name}'; expected finite numbers; "
                     "look at the weights and the data it came from"
                 )
     if jax.process_index() == 0:
@@ -246,7 +252,7 @@ class ArrayWriter:
 
     @property
     def next(self) -> int:
-        """The first row that is not yet safe on disk."""
+        """Gives the first row that is not yet safe on disk."""
         return self._durable
 
     def write(self, first: int, arrays: Rows) -> None:

@@ -17,7 +17,9 @@ __all__ = ["MetricsLog", "picture_grid", "read_metrics", "write_picture"]
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The records of a run's metrics.jsonl, oldest first; [] when there is none. A half-written line is left out."""
+    """Gives the records of a run's metrics.jsonl, oldest first; [] when there is none. A half-written line is left
+    out.
+    """
     path = Path(run_dir) / "metrics.jsonl"
     if not path.exists():
         return []
@@ -90,7 +92,7 @@ class MetricsLog:
             self._wandb.log(numbers, step=step)
 
     def close(self) -> None:
-        """Flushes everything."""
+        """Flushes and closes everything."""
         with writing(self.path):
             self._file.close()
         if self._board is not None:

@@ -78,7 +78,7 @@ class Meter:
 
     @property
     def end(self) -> int:
-        """The stage's last global step."""
+        """Gives the stage's last global step."""
         return self.offset + self.steps
 
     def add(self, reading: Reading) -> None:

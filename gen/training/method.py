@@ -22,12 +22,12 @@ PICTURES = 8  # samples in a preview; their seeds 0 to 7 keep noise and conditio
 
 
 def given(role: str) -> Any:
-    """A field that says what a frozen role's own run says: it is recorded in the configuration, and no override's."""
+    """Makes a field that says what a frozen role's own run says, recorded in the configuration and no override."""
     return dataclasses.field(metadata={"given": role})
 
 
 def signed(images: jax.Array) -> jax.Array:
-    """uint8 -> float32 in [-1, 1]."""
+    """Maps uint8 -> float32 in [-1, 1]."""
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
@@ -52,39 +52,41 @@ class Method(abc.ABC):
     @property
     @abc.abstractmethod
     def parts(self) -> tuple[Part, ...]:
-        """What is trained; the first is what a user loads."""
+        """Gives what is trained; the first is what a user loads."""
 
     @abc.abstractmethod
     def models(self) -> Mapping[str, Model]:
-        """See `Task`; the first is what the first part exports."""
+        """Does what `Task.models` says; the first is what the first part exports."""
 
     @abc.abstractmethod
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
-        """Parameters of each part at the start of the stage, by part name."""
+        """Gives parameters of each part at the start of the stage, by part name."""
 
     def update(
         self, state: State, frozen: Frozen, batch: Batch, schedule: Schedule, key: jax.Array
     ) -> tuple[State, Metrics]:
-        """One step of a method with one program."""
+        """Makes one step of a method with one program."""
         raise TypeError(f"{type(self).__name__} defines neither update nor programs")
 
     @property
     def programs(self) -> Mapping[str, Program]:
-        """One program, named after the first part."""
+        """Gives one program, named after the first part."""
         return {self.parts[0].name: self.update}
 
     def select(self, step: int) -> str:
-        """The only program."""
+        """Chooses the only program."""
         del step
         return self.parts[0].name
 
     def updates(self, part: str, steps: int) -> int:
-        """How often `part` is updated in the first `steps` steps of the stage; in each, unless a method has ratios."""
+        """Tells how often `part` is updated in the first `steps` steps of the stage; in each, unless a method has
+        ratios.
+        """
         del part
         return steps
 
     def inputs(self, step: int, steps: int) -> Mapping[str, Any]:
-        """``lr/<part>``, the learning rate of each part's next update, and the method's own schedules."""
+        """Gives ``lr/<part>``, the learning rate of each part's next update, and the method's own schedules."""
         rates = {
             f"lr/{part.name}": part.optim.rate(self.updates(part.name, step), self.updates(part.name, steps))
             for part in self.parts
@@ -92,17 +94,19 @@ class Method(abc.ABC):
         return {name: np.float32(rate) for name, rate in rates.items()} | dict(self.schedules(step, steps))
 
     def schedules(self, step: int, steps: int) -> Mapping[str, Any]:
-        """Further host-side schedules (annealing, discretisation); none by default."""
+        """Gives further host-side schedules (annealing, discretisation); none by default."""
         del step, steps
         return {}
 
     @property
     def derived(self) -> bool:
-        """Whether a learning rate falls over the length of the stage."""
+        """Tells whether a learning rate falls over the length of the stage."""
         return any(part.optim.derived for part in self.parts)
 
     def init(self, key: jax.Array, frozen: Frozen, previous: State | None) -> State:
-        """See `Task`. The first stage's network starts from ``frozen["start"]`` where that is given and fits."""
+        """Does what `Task.init` says. The first stage's network starts from ``frozen["start"]`` where that is given and
+        fits.
+        """
         parts, params = self.parts, dict(self.start(key, frozen, previous))
         if previous is None and "start" in frozen:
             first = parts[0]
@@ -110,42 +114,42 @@ class Method(abc.ABC):
         return begin(parts, params, self.aux())
 
     def aux(self) -> Mapping[str, Any]:
-        """Further arrays of the state at the start; none by default."""
+        """Gives further arrays of the state at the start; none by default."""
         return {}
 
     @property
     def role(self) -> str:
-        """The role of what is exported."""
+        """Gives the role of what is exported."""
         return next(iter(self.models()))
 
     def export(self, state: State) -> Mapping[str, Any]:
-        """The first part's network, averaged where it is."""
+        """Gives the first part's network, averaged where it is."""
         return {self.role: self.parts[0].averaged(state)}
 
     @property
     def classes_at(self) -> str:
-        """Path of the setting that says how many classes the model has; "" where that is a teacher's."""
+        """Gives the path of the setting that says how many classes the model has; "" where that is a teacher's."""
         return ""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one sample of the data, channels last."""
+        """Gives the shape of one sample of the data, channels last."""
         shape: tuple[int, ...] = self.models()[self.role].config.network.shape
         return shape
 
     @property
     def conditions(self) -> Conditions:
-        """What the trained model is conditioned on."""
+        """Gives what the trained model is conditioned on."""
         conditions: Conditions = self.models()[self.role].config.network.conditions
         return conditions
 
     def data(self, batch: Batch) -> jax.Array:
-        """The data of a batch (B, *shape): normalised latents, or images in [-1, 1]."""
+        """Gives the data of a batch (B, *shape): normalised latents, or images in [-1, 1]."""
         name = next(name for name in self.takes if name in batch)
         return signed(batch["image"]) if name == "image" else batch[name]
 
     def cond(self, batch: Batch) -> dict[str, jax.Array]:
-        """The model's conditions in a batch, by name."""
+        """Gives the model's conditions in a batch, by name."""
         names = [n for name, c in self.conditions.items() for n in (name, c.mask) if n]
         return {name: batch[name] for name in names}
 
@@ -180,7 +184,7 @@ class Method(abc.ABC):
                 )
 
     def preview(self, state: State, frozen: Frozen, key: jax.Array, generator: Any) -> Mapping[str, jax.Array]:
-        """Samples of the exported network, clipped; equal keys give equal noise.
+        """Gives samples of the exported network, clipped; equal keys give equal noise.
 
         None for a model whose conditions have no default, such as text.
         """
@@ -213,31 +217,31 @@ class StudentMethod(Method):
 
     @property
     def denoiser(self) -> Any:
-        """The student's Denoiser."""
+        """Gives the student's Denoiser."""
         return self.student or self.teacher
 
     @property
     def first_scale(self) -> float:
-        """Standard deviation of the student's first input."""
+        """Gives the standard deviation of the student's first input."""
         process, first = self.denoiser.process, np.float64(self.times[0])
         return float(process.sigma(first)) if self.noise_scale is None else self.noise_scale
 
     @property
     def student_part(self) -> Part:
-        """The trained student."""
+        """Gives the part of the trained student."""
         return Part("student", self.denoiser.network, self.optim, self.emas)
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The student alone."""
+        """Gives the student as the only part."""
         return (self.student_part,)
 
     def models(self) -> Mapping[str, Model]:
-        """The student, with its times."""
+        """Gives the student, with its times."""
         return {"net": Model(self.denoiser, self.times, self.noise_scale)}
 
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
-        """The student of the previous stage, or else what fits of the teacher."""
+        """Gives the student of the previous stage, or else what fits of the teacher."""
         if "teacher" not in frozen:
             raise GenError(f"distillation needs the frozen role 'teacher'; got {', '.join(frozen) or 'none'}")
         source = frozen["teacher"] if previous is None else previous.params["student"]

@@ -50,11 +50,11 @@ class OptimConfig:
 
     @property
     def derived(self) -> bool:
-        """Whether the schedule is as long as the stage."""
+        """Tells whether the schedule is as long as the stage."""
         return self.schedule in ("cosine", "linear")
 
     def rate(self, update: int, total: int) -> float:
-        """The learning rate of update number `update` (0 for the first) of `total` in the stage.
+        """Gives the learning rate of update number `update` (0 for the first) of `total` in the stage.
 
         A stage that is shorter than the warm-up ends within it.
         """
@@ -69,6 +69,6 @@ class OptimConfig:
         return self.lr * (self.final + (1.0 - self.final) * left)
 
     def transform(self) -> optax.GradientTransformation:
-        """The optax chain (clip, Adam, decay) that gives the direction; the caller multiplies it by -rate."""
+        """Gives the optax chain (clip, Adam, decay) that gives the direction; the caller multiplies it by -rate."""
         adam = [optax.scale_by_adam(*self.betas, eps=self.eps), optax.add_decayed_weights(self.weight_decay)]
         return optax.chain(optax.clip_by_global_norm(self.clip), *adam) if self.clip else optax.chain(*adam)

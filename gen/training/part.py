@@ -19,7 +19,7 @@ from gen.training.optim import OptimConfig
 from gen.training.sharding import constrain
 from gen.training.task import Schedule, State
 
-__all__ = ["Aux", "Part", "begin", "keep_if", "microbatches", "warm_start"]
+__all__ = ["Aux", "Part", "begin", "keep_if", "microbatches", "warm_start", "with_buffers"]
 
 
 @jax.tree_util.register_dataclass
@@ -54,7 +54,8 @@ class Part:
       network: configuration of the network, or a mapping from role to configuration.
       optim: its optimiser.
       averages: decays of its averages: the first is kept as ``name``, the i-th further one as ``name@i``.
-      train: patterns (as of `fnmatch`) over "/"-joined paths of the parameters that learn; the others stay as they are.
+      train: patterns (as of `fnmatch`) over "/"-joined paths of the parameters that learn, and of the buffers that take
+        new values; the others stay as they are.
     """
 
     name: str
@@ -79,7 +80,10 @@ class Part:
             if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
                 some = ", ".join(paths[:3])
                 raise GenError(f"no parameter of '{self.name}' fits the pattern '{pattern}'; paths are like {some}")
-        return frozenset(path for path in paths if any(fnmatch.fnmatchcase(path, p) for p in self.train))
+        return frozenset(path for path in paths if self._trains(path))
+
+    def _trains(self, path: str) -> bool:
+        return any(fnmatch.fnmatchcase(path, pattern) for pattern in self.train)
 
     def begin(self, params: Any) -> tuple[Any, Any, dict[str, Any]]:
         """(parameters, optimiser entry, averages) at the start of a stage: copies, a fresh optimiser."""
@@ -120,7 +124,8 @@ class Part:
         ok = jnp.isfinite(value) & jnp.isfinite(norm)
         direction, inner = self.optim.transform().update(grads, entry["state"], trained)
         learned = optax.apply_updates(trained, jax.tree.map(lambda d: -rate * d, direction))
-        new_params = _with_buffers(_join(learned, rest), aux.buffers)
+        buffers = {path: value for path, value in aux.buffers.items() if self._trains(path)}
+        new_params = with_buffers(_join(learned, rest), buffers)
         updates, batch = entry["updates"] + 1, jax.tree.leaves(data)[0].shape[0]
         new_ema = {
             key: self._average(state.ema[key], new_params, decay.weight(updates, batch))
@@ -226,7 +231,8 @@ def _join(trained: Any, fixed: Any) -> Any:
     return jax.tree.map(lambda a, b: b if a is None else a, trained, fixed, is_leaf=lambda leaf: leaf is None)
 
 
-def _with_buffers(params: Any, buffers: Mapping[str, jax.Array]) -> Any:
+def with_buffers(params: Any, buffers: Mapping[str, jax.Array]) -> Any:
+    """The parameters with new values of the `Buffer`s named by path."""
     if not buffers:
         return params
     return map_paths(lambda path, leaf: buffers.get(path, leaf), params)

@@ -23,7 +23,7 @@ _STEPS = 0  # the use of the seed that training keys are drawn from; the engine 
 
 
 def step_key(seed: Any, step: Any) -> jax.Array:
-    """The key of global step `step` of a run with this seed."""
+    """Gives the key of global step `step` of a run with this seed."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _STEPS), step)
 
 
@@ -68,11 +68,11 @@ class Compiled:
     def __call__(
         self, state: State, frozen: Frozen, batch: Mapping[str, jax.Array], schedule: Mapping[str, np.ndarray]
     ) -> tuple[State, jax.Array]:
-        """The next state and the row of metrics, (number of `metrics`,) float32. `state` is donated."""
-        args = (state, frozen, batch, {k: np.asarray(v) for k, v in schedule.items()}, *self._constants)
+        """Gives the next state and the row of metrics, (number of `metrics`,) float32. `state` is donated."""
+        args = (state, frozen, batch, {k: np.asarray(v) for k, v in schedule.items()})
         if self._compiled is None:
             self._compiled = self._compile(args)
-        new, row = self._compiled(*args)
+        new, row = self._compiled(*args, *self._constants)
         return new, row
 
     def _step(self, state: State, frozen: Frozen, batch: Any, schedule: Any, offset: Any, seed: Any) -> Any:
@@ -81,17 +81,25 @@ class Compiled:
         row = jnp.stack([jnp.asarray(metrics[name], jnp.float32).reshape(()) for name in self.metrics])
         return dataclasses.replace(new, step=state.step + 1), row
 
-    def _compile(self, args: tuple[Any, ...]) -> Any:
-        """Traces and compiles. Raises for a changed type in the state, or more memory needed than there is."""
-        where, began = self.placement, time.monotonic()
+    def traced(self, state: State, frozen: Frozen, batch: Any, schedule: Mapping[str, np.ndarray]) -> Any:
+        """Gives the program as jax traces it for arrays or shapes with their shardings: `lower()` goes on from there.
+
+        Raises TypeError for a changed type in the state.
+        """
+        where, args = self.placement, (state, frozen, batch, schedule, *self._constants)
         out = (where.layout, replicated(where.mesh))
         with microbatches(where.parts):
             traced = jax.jit(self._step, donate_argnums=0, out_shardings=out).trace(*args)
-        before, after = _types(args[0]), _types(traced.out_info[0])
+        before, after = _types(state), _types(traced.out_info[0])
         changed = [f"{path}: {before[path]} became {after[path]}" for path in before if after[path] != before[path]]
         if changed:
             raise TypeError(f"program '{self.name}' changes the types of the state: {'; '.join(changed[:3])}")
-        compiled = traced.lower().compile()
+        return traced
+
+    def _compile(self, args: tuple[Any, ...]) -> Any:
+        """Traces and compiles. Raises for more memory needed than there is."""
+        where, began = self.placement, time.monotonic()
+        compiled = self.traced(*args).lower().compile()
         text, memory = f"compiled '{self.name}' in {time.monotonic() - began:.1f} s", compiled.memory_analysis()
         if memory is not None:
             sizes = dict(where.mesh.shape)

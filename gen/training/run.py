@@ -109,14 +109,14 @@ class RunConfig:
         return sum(stage.steps for stage in self.stages)
 
     def exported(self, stage: Stage | None = None) -> Mapping[str, Model]:
-        """What the parameters of `stage` (the last by default), or the published weights, belong to, by role."""
+        """Gives what the parameters of `stage` (the last by default), or the published weights, belong to, by role."""
         if not self.stages:
             return self.models
         models: Mapping[str, Model] = (stage or self.stages[-1]).task.models()
         return models
 
     def generator(self, stage: Stage | None = None) -> Any:
-        """The Generator of what `stage` (the last by default) exports; None for a run without a sampler."""
+        """Gives the Generator of what `stage` (the last by default) exports; None for a run without a sampler."""
         return None if self.sampler is None else self.sampler.generator(self.exported(stage), self.tokenizer)
 
 
@@ -143,7 +143,7 @@ def _evaluated(config: Any) -> Any:
 
 
 def load_config(run_dir: str | Path) -> RunConfig:
-    """The configuration of a run folder; files of own kinds are imported if they are what the run recorded.
+    """Gives the configuration of a run folder; files of own kinds are imported if they are what the run recorded.
 
     Raises GenError when there is none, one that this version cannot read, or own kinds whose file has changed.
     """
@@ -162,7 +162,7 @@ def load_config(run_dir: str | Path) -> RunConfig:
 
 
 def load_run(run_dir: str | Path, step: int | None = None) -> tuple[RunConfig, Stage, State]:
-    """A run's configuration, the stage its checkpoint (the newest by default) is in, and the weights there."""
+    """Gives a run's configuration, the stage its checkpoint (the newest by default) is in, and the weights there."""
     config = load_config(run_dir)
     step = latest_step(run_dir) if step is None else step
     meta = load_meta(run_dir, step)
@@ -170,12 +170,8 @@ def load_run(run_dir: str | Path, step: int | None = None) -> tuple[RunConfig, S
 
 
 def semantic(config: RunConfig) -> Any:
-    """The part of a run's JSON that decides what is computed."""
-    return _semantic(to_json(config))
-
-
-def _semantic(data: Any) -> Any:
-    free = ("engine", "sampler", "class_names")
+    """Gives the part of a run's JSON that decides what is computed; where the data lie is no part of it."""
+    data, free = to_json(config, places=False), ("engine", "sampler", "class_names")
     return {k: v for k, v in data.items() if k not in free} | {"seed": data["engine"]["seed"]}
 
 
@@ -184,13 +180,13 @@ def settle_config(config: RunConfig, outdir: Path, *, write: bool) -> None:
 
     Raises:
       GenError: a folder of another configuration. The last stage may get more steps, unless what it does depends on
-        its length.
+        its length; and the data may lie elsewhere now, for each checkpoint says what they were.
     """
-    path, old, new = outdir / "config.json", None, to_json(config)
+    path, old = outdir / "config.json", None
     if path.exists():
-        old = to_json(load_config(outdir))
+        old = load_config(outdir)
         done = latest_step(outdir) if any((outdir / "checkpoints").glob("[0-9]*/meta/metadata")) else 0
-        difference = first_difference(_extensible(old), _extensible(new))
+        difference = first_difference(_extensible(old), _extensible(config))
         if difference is None and config.steps < done:
             difference = ("steps", f"{done} already done", config.steps)
         if difference is not None:
@@ -199,7 +195,9 @@ def settle_config(config: RunConfig, outdir: Path, *, write: bool) -> None:
                 f"{outdir} was made with {where} = {was}, this run has {now}; use the same configuration or another "
                 "output folder"
             )
-        was = old["stages"][-1]["steps"]
+        if done and config.stages:
+            _check_moved(old, config, load_meta(outdir, done))
+        was = old.stages[-1].steps
         if done and was != config.stages[-1].steps and config.stages[-1].task.derived:
             raise GenError(
                 f"{outdir} was trained with a schedule over {was} steps of stage '{config.stages[-1].name}', which "
@@ -208,17 +206,29 @@ def settle_config(config: RunConfig, outdir: Path, *, write: bool) -> None:
             )
     if write:
         own.write_record(outdir, own.record(config))
-        if old != new:
-            write_json(path, new)
+        if old is None or to_json(old) != to_json(config):
+            write_json(path, to_json(config))
 
 
-def _extensible(data: Any) -> Any:
+def _check_moved(old: RunConfig, new: RunConfig, meta: Mapping[str, Any]) -> None:
+    """Raises GenError where data that lie elsewhere now are not those of the newest checkpoint."""
+    data, index = [to_json(config.stages[meta["stage_index"]].data) for config in (old, new)], meta["stage_index"]
+    if data[0] != data[1] and (found := new.stages[index].data.identity()) != meta["data"]:
+        _, was, now = first_difference(*data) or ("", "", "")
+        raise GenError(
+            f"the data of stage '{new.stages[index].name}' are not those it was trained on, which lay at {was} "
+            f"({meta['data']}; {now} holds {found}); give the same data or another output folder"
+        )
+
+
+def _extensible(config: RunConfig) -> Any:
+    data = semantic(config)
     *head, last = data["stages"]
-    return _semantic(data) | {"stages": [*head, {k: v for k, v in last.items() if k != "steps"}]}
+    return data | {"stages": [*head, {k: v for k, v in last.items() if k != "steps"}]}
 
 
 def first_difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, Any] | None:
-    """(path, old value, new value) of the first leaf in which two JSON values differ."""
+    """Gives (path, old value, new value) of the first leaf in which two JSON values differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*new, *(k for k in old if k not in new)]:
             place = f"{where}.{key}" if where else str(key)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -66,17 +66,18 @@ def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
     return sizes
 
 
-def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:
-    """The mesh over all devices of all processes, Auto axes ("data", "fsdp", "tensor").
+def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:
+    """Gives the mesh over `devices`, by default all devices of all processes, Auto axes ("data", "fsdp", "tensor").
 
     Raises GenError when the axes do not multiply to the number of devices.
     """
-    sizes = mesh_sizes(config, jax.device_count())
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    sizes = mesh_sizes(config, jax.device_count() if devices is None else len(devices))
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int], shard_from: int = 2**16) -> P:
-    """The one rule: the largest axis that divides is cut by "tensor" and "fsdp" together, else by the one that fits.
+    """Applies the one rule: the largest axis that divides is cut by "tensor" and "fsdp" together, else by the one that
+    fits.
 
     Never one axis by "tensor" and another by "fsdp": from such weights XLA computes wrong sums when the batch is cut
     by "fsdp" as well (jax 0.10, a mesh of all three axes; the devices test of a transformer shows it).
@@ -111,7 +112,7 @@ def _cut(path: str, shape: tuple[int, ...], sizes: Mapping[str, int], shard_from
 
 
 def shardings(tree: Any, mesh: Mesh, shard_from: int = 2**16) -> Any:
-    """The tree of NamedShardings that `spec` gives for a tree of arrays or shapes."""
+    """Gives the tree of NamedShardings that `spec` gives for a tree of arrays or shapes."""
 
     def rule(path: str, leaf: Any) -> NamedSharding:
         return NamedSharding(mesh, spec(path, leaf.shape, mesh.shape, shard_from))
@@ -120,7 +121,9 @@ def shardings(tree: Any, mesh: Mesh, shard_from: int = 2**16) -> Any:
 
 
 def bytes_per_device(tree: Any, sizes: Mapping[str, int], shard_from: int = 2**16) -> int:
-    """Bytes one device holds of a tree of arrays or shapes, under the rule, on a mesh of these axis sizes."""
+    """Gives the bytes that one device holds of a tree of arrays or shapes, under the rule, on a mesh of these axis
+    sizes.
+    """
     total = 0
     for path, leaf in flatten(tree).items():
         names, _ = _cut(path, leaf.shape, sizes, shard_from)
@@ -130,7 +133,9 @@ def bytes_per_device(tree: Any, sizes: Mapping[str, int], shard_from: int = 2**1
 
 
 def cut_parts(tree: Any, sizes: Mapping[str, int], shard_from: int = 2**16) -> dict[tuple[int, ...], int]:
-    """Into how many parts the rule cuts the arrays of each shape in a tree of arrays or shapes; only those it cuts."""
+    """Gives into how many parts the rule cuts the arrays of each shape in a tree of arrays or shapes; only those it
+    cuts.
+    """
     parts: dict[tuple[int, ...], int] = {}
     for path, leaf in flatten(tree).items():
         names, _ = _cut(path, leaf.shape, sizes, shard_from)
@@ -140,7 +145,7 @@ def cut_parts(tree: Any, sizes: Mapping[str, int], shard_from: int = 2**16) -> d
 
 
 def batch_parts(sizes: Mapping[str, int]) -> int:
-    """Number of parts into which a global batch is cut over devices."""
+    """Gives the number of parts into which a global batch is cut over devices."""
     return math.prod(sizes[axis] for axis in axes.BATCH_AXES)
 
 
@@ -150,7 +155,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same array on every device."""
+    """Gives the same array on every device."""
     return NamedSharding(mesh, P())
 
 
@@ -178,7 +183,8 @@ def place(tree: Any, where: Any) -> Any:
 
 
 def microbatch_count(batch: int, batch_gpu: int | None, sizes: Mapping[str, int]) -> int:
-    """Number of microbatches into which a global batch is cut so that one device handles `batch_gpu` at a time.
+    """Gives the number of microbatches into which a global batch is cut so that one device handles `batch_gpu` at a
+    time.
 
     Raises GenError when the batch does not divide over the devices, or a device's part over microbatches.
     """

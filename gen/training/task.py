@@ -57,7 +57,7 @@ class Task(Protocol):
     """A frozen dataclass (the config of a training method). `gen.training.method.Method` gives most of it."""
 
     def init(self, key: jax.Array, frozen: Frozen, previous: State | None) -> State:
-        """The initial state; copies, never aliases, what comes from `frozen` or the previous stage.
+        """Gives the initial state; copies, never aliases, what comes from `frozen` or the previous stage.
 
         Traced by the engine (`jax.jit`, `jax.eval_shape`). `gen.training.part.begin` makes the usual state.
         """
@@ -65,7 +65,8 @@ class Task(Protocol):
 
     @property
     def programs(self) -> Mapping[str, Program]:
-        """Update functions by name, each compiled once: (state, frozen, batch, schedule, key) -> (state, metrics).
+        """Gives update functions by name, each compiled once: (state, frozen, batch, schedule, key) -> (state,
+        metrics).
 
         Metrics are scalars. ``loss`` and ``grad_norm`` go to the status line; a positive ``skipped`` (or
         ``<name>/skipped``) says that a step was not finite and changed nothing. `gen.training.part.Part.update` gives
@@ -75,26 +76,26 @@ class Task(Protocol):
         ...
 
     def select(self, step: int) -> str:
-        """Which program runs at `step` (update ratios)."""
+        """Tells which program runs at `step` (update ratios)."""
         ...
 
     def inputs(self, step: int, steps: int) -> Mapping[str, np.ndarray]:
-        """Host-side schedules of step `step` of `steps` as arrays, so that nothing recompiles."""
+        """Gives host-side schedules of step `step` of `steps` as arrays, so that nothing recompiles."""
         ...
 
     @property
     def derived(self) -> bool:
-        """Whether `inputs` depends on the length of the stage, so that a finished stage cannot be made longer."""
+        """Tells whether `inputs` depends on the length of the stage, so that a finished stage cannot be made longer."""
         ...
 
     @property
     def conditions(self) -> Conditions:
-        """What the trained model is conditioned on, by name."""
+        """Gives what the trained model is conditioned on, by name."""
         ...
 
     @property
     def classes_at(self) -> str:
-        """Path of the setting that says how many classes the model has; "" where there is none to change."""
+        """Gives the path of the setting that says how many classes the model has; "" where there is none to change."""
         ...
 
     def check(self, row: Mapping[str, np.ndarray]) -> None:
@@ -111,11 +112,11 @@ class Task(Protocol):
         ...
 
     def export(self, state: State) -> Mapping[str, Any]:
-        """The parameters a user loads, by role, EMA where there is one."""
+        """Gives the parameters a user loads, by role, EMA where there is one."""
         ...
 
     def models(self) -> Mapping[str, Model]:
-        """What the exported parameters belong to, by the same roles."""
+        """Gives what the exported parameters belong to, by the same roles."""
         ...
 
 

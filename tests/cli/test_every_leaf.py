@@ -83,23 +83,38 @@ def test_an_override_reaches_everything_or_is_refused(name: str, built: bool, tm
             continue
         if config == base:
             continue
-        trained = config.stages[-1].task.models()["net"].config
+        (role, trained), *_ = ((role, model.config) for role, model in config.stages[-1].task.models().items())
+        network = trained if role == "tokenizer" else trained.network
         try:
-            if built and trained.network != base.generator().denoiser.network:
-                param_shapes(trained.network)
+            if built:
+                param_shapes(network)
         except GenError:
             refused += 1
             continue
         changed += 1
         stored = from_json(to_json(config), RunConfig)  # what sampling and evaluation read from config.json
-        loaded = Loaded(tmp_path, stored, {}, "ema", 0)
-        for generator in (config.generator(config.stages[0]), stored.generator(), loaded.generator):
-            assert generator.denoiser == trained, path
-            assert generator.sampler == config.sampler, path
-            assert generator.shape == trained.network.shape, path
-        assert loaded.denoiser == trained
-        assert config.stages[0].task.parts[0].network == trained.network
-    assert changed > max(20, refused)
+        CHECKS[role](config, stored, trained, path)
+    assert changed > max(10, refused)
+
+
+def check_denoiser(config: RunConfig, stored: RunConfig, trained: Any, path: str) -> None:
+    loaded = Loaded(Path("run"), stored, {}, "ema", 0)
+    for generator in (config.generator(config.stages[0]), stored.generator(), loaded.generator):
+        assert generator.denoiser == trained, path
+        assert generator.sampler == config.sampler, path
+        assert generator.shape == trained.network.shape, path
+    assert loaded.denoiser == trained
+    assert config.stages[0].task.parts[0].network == trained.network
+
+
+def check_tokenizer(config: RunConfig, stored: RunConfig, trained: Any, path: str) -> None:
+    """One tokenizer is trained, or parts of it, and that is what encodes, decodes and is previewed."""
+    loaded = Loaded(Path("run"), stored, {"tokenizer": {}}, "ema", 0)
+    assert loaded.tokenizer == config.stages[0].task.tokenizer == trained, path
+    assert config.stages[0].task.shape == trained.spec.image, path
+
+
+CHECKS = {"net": check_denoiser, "tokenizer": check_tokenizer}
 
 
 def test_the_faults_that_had_three_homes(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from gen.cli import main
-from gen.cli.info import mesh_overrides
+from gen.cli.overrides import mesh_overrides
 from gen.errors import GenError
 
 
@@ -48,6 +48,6 @@ def test_a_preset_without_its_inputs_says_what_can_be_said(capsys: pytest.Captur
     said = capsys.readouterr().out
     assert said.startswith("dit-xl2: DiT-XL/2 on ImageNet-256 latents")
     assert "Expected (ImageNet-256, FID-50k" in said
-    assert "takes --tokenizer RUN as well\nparameters, memory and settings: gen info dit-xl2 --data PATH" in said
+    assert "takes --tokenizer RUN as well\nparameters, memory and settings: gen info dit-xl2 --data DATA" in said
     assert main(["info", "demo-student"]) == 0
-    assert "gen info demo-student --teacher RUN --data PATH" in capsys.readouterr().out
+    assert "gen info demo-student --teacher RUN --data DATA" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """The command line's shell: help, suggestions, one-line errors, statuses; nothing here needs jax."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,11 @@ def error_of(capsys: pytest.CaptureFixture[str], *args: str, status: int = 2) ->
         (("train", "x", "--monitr", "y"), "unknown flag '--monitr'; did you mean '--monitor'?"),
         (("sample", "runs/x", "y"), "unexpected argument 'y'"),
         (("sample",), "missing from gen sample"),
+        (
+            ("data", "convert", "a", "--out", "b.zip"),
+            "OUT is given without a flag: gen data convert SOURCE OUT; leave out --out",
+        ),
+        (("train", "dit-xl2"), "preset 'dit-xl2' needs training data; add --data DATA"),
         (("sample", "runs/x", "--steps", "many"), "error parsing --steps: 'many' is not INT; see gen sample --help"),
         (("sample", "runs/x", "--weights", "emo"), "invalid choice 'emo' for argument '--weights'"),
         (("sample", "runs/x", "--sampler.steps"), "--sampler.steps lacks its value; write --sampler.steps VALUE"),
@@ -64,6 +70,8 @@ def test_each_command_explains_itself_by_example(capsys: pytest.CaptureFixture[s
     out = capsys.readouterr().out
     assert f"\n  gen {command}" in out
     assert "Args:" not in out
+    assert not re.search(r" (PATH|STR|INT|FLOAT|None)\b", out)
+    assert len(re.findall(r"[\w'.:|-]*\w", out)) <= 480  # a help is read on one screen or two
 
 
 def test_a_group_of_commands_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import gen
 from gen import (
@@ -27,6 +28,7 @@ from gen import (
     arrays,
 )
 from gen.cli import main
+from gen.cli.flags import Sampling
 from gen.cli.opening import open_run
 from gen.cli.sample import parse_labels
 from gen.config import KINDS, config_class, to_json
@@ -224,7 +226,7 @@ def test_a_weaker_run_guides(run: Path, copy: Path, tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize("kind", [*KINDS["solver"], *KINDS["adaptive"]])
 def test_every_solver_is_named_by_its_kind(run: Path, kind: str) -> None:
     """As far as the loaded, overridden generator; what it makes is tested beside the solvers."""
-    loaded = open_run(run, settings={"solver": kind})
+    loaded = open_run(run, Sampling(solver=kind))
     found = loaded.generator.sampler.solver
     assert type(found) is config_class(kind)
 
@@ -304,11 +306,14 @@ def test_evaluate_run_and_images_alike(copy: Path, tmp_path: Path, capsys: pytes
     out = tmp_path / "x.npz"
     assert main(["sample", str(copy), "--seeds", "0-63", "--out", str(out)]) == 0
     # quantiser and label rule stand in the note that gen sample left, so the two may be compared
-    assert main(["evaluate", str(out), "--compare", str(copy / "scores.json")]) == 0
+    assert main(["evaluate", str(out)]) == 0
+    assert main(["compare", f"{out}.scores.json", str(copy)]) == 0
     again = json.loads((tmp_path / "x.npz.scores.json").read_text())
     assert again["values"]["frechet_distance"] == pytest.approx(scores["values"]["frechet_distance"], rel=2e-2)
     np.savez(tmp_path / "bare.npz", **{name: np.load(out)[name] for name in ("arr_0", "arr_1")})
-    assert main(["evaluate", str(tmp_path / "bare.npz"), "--compare", str(copy / "scores.json")]) == 2
+    assert main(["evaluate", str(tmp_path / "bare.npz")]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "bare.npz.scores.json"), str(copy)]) == 2
     said = capsys.readouterr().err
     assert "were scored under different protocols: quantiser is 'given' and 'round' (and 1 more fields)" in said
 
@@ -399,6 +404,10 @@ def test_tokenizer_run_loads_reconstructs_and_encodes(
     images = digits("test").arrays["image"]
     with np.load(tmp_path / "r.npz") as file:
         np.testing.assert_allclose(file["arr_0"], loaded.decode(loaded.encode(images)), atol=1)
+    with Image.open(tokenizer_run / "reconstruction.png") as picture:
+        assert picture.width > 4 * picture.height  # sixteen before above sixteen after
+    with pytest.raises(GenError, match="row 2 holds nan; this tokenizer decodes finite latents"):
+        loaded.decode(np.where(np.arange(3)[:, None, None] == 2, np.nan, np.zeros((3, 4, 8))))
     encode = ["encode", str(tokenizer_run), "--data", "digits:test", "--out", str(tmp_path / "cache")]
     assert main(encode) == 0
     rows = Cache(str(tmp_path / "cache")).source()
@@ -435,7 +444,7 @@ def test_a_missing_step_is_refused(tokenizer_run: Path) -> None:
     [
         (["demo-tokeniser"], "unknown preset 'demo-tokeniser'; did you mean 'demo-tokenizer'?"),
         (["demo-teacher"], "preset 'demo-teacher' needs a tokenizer; add --tokenizer RUN"),
-        (["demo-tokenizer", "--data", "x"], "preset 'demo-tokenizer' takes no data; leave out --data"),
+        (["demo-tokenizer", "--data", "x"], "preset 'demo-tokenizer' takes no --data; leave it out"),
         (["demo-tokenizer", "--stages.0.task.optim.lrr", "1"], "unknown key 'lrr'; did you mean 'lr'?"),
         (["demo-tokenizer", "--stages.0.task.optim.lr", "fast"], "lr is 'fast'; expected float"),
         (["demo-tokenizer", "--engine.mesh.fsdp", "3"], "mesh data=-1 x fsdp=3 x tensor=1 does not fit 1 devices"),

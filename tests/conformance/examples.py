@@ -22,10 +22,19 @@ from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.flowmap import Consistency, FlowMap
 from gen.diffusion.process import EDM, Linear
 from gen.errors import GenError
+from gen.features.vit import ViTConfig
+from gen.nn.discriminators import PatchGAN
 from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
-from gen.tokenizers.kl1d import KL1DConfig, Tower
+from gen.tokenizers.flextok import FlexTokConfig, Pixels, euler_apg
+from gen.tokenizers.kl_vae import KLVAEConfig
+from gen.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
+from gen.tokenizers.quantizers.fsq import FSQ
+from gen.tokenizers.quantizers.vq import VQ
+from gen.tokenizers.titok import TiTokConfig, Tower
+from gen.tokenizers.vavae import VisionFoundation
 from gen.training.optim import OptimConfig
+from tests.conformance.tokenizers import Codebook
 from tests.data import files
 from tests.distill.tiny import Tiny
 
@@ -33,7 +42,20 @@ SHAPE, CLASSES = (4, 3), 3
 NETWORK = Tiny(channels=SHAPE[-1], classes=CLASSES)
 # A large epsilon: Adam would blow up the rounding of gradients that are zero in exact arithmetic.
 OPTIM = OptimConfig(lr=1e-3, eps=1e-2)
-TOKENIZER = KL1DConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
+TOKENIZER = TiTokConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
+FLEXTOK = FlexTokConfig(
+    first=Pixels((8, 8, 1)),
+    tokens=4,
+    encoder=Tower(16, 1, 4),
+    decoder=Tower(16, 1, 4),
+    quantizer=FSQ((5, 5)),
+    length=4,
+    frequencies=16,
+    max_time=1.0,
+    decoding=euler_apg(2.0, 1.0, 2),
+    remat="none",
+    scan=False,
+)
 VOCABULARY: dict[str, Any] = {
     "network": NETWORK,
     "process": Linear(),
@@ -41,9 +63,27 @@ VOCABULARY: dict[str, Any] = {
     "teacher": Denoiser(NETWORK, Linear(), Predict("velocity")),
     "flow_map": FlowMap(NETWORK, EDM(), Consistency()),
     "tokenizer": TOKENIZER,
+    "discrete": Codebook(),
+    "discriminator": PatchGAN(channels=1, width=4, layers=1),
     "parts": (Digits("train"),),
     "maker": "a teacher",
+    "vocabulary": 8,  # of a quantizer's codes
+    "width": 3,
 }
+ENCODER = ViTConfig(size=4, patch=1, width=8, depth=1, heads=1, hidden=8)
+PROXY = MaskGITVQGANConfig((8, 8, 1), 4, (1, 1, 1), 1, VQ(8, 3), groups=2)
+# words that mean something else to one kind
+OWN: dict[str, dict[str, Any]] = {
+    "proxy-task": {"tokenizer": dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3), pixels=PROXY)},
+    "flextok-task": {"tokenizer": FLEXTOK},
+    "random": {"shapes": {"latent": (4, 3), "label": ()}},
+    "vavae-task": {
+        "tokenizer": KLVAEConfig((8, 8, 1), 4, (1, 2), 1, 3, 3, groups=2, middle_attention=False),
+        "alignment": VisionFoundation(ENCODER),
+    },
+}
+# tasks that differ from a quick one in a term, compile two networks, or have tests of their own
+SLOW = ("vavae-task", "proxy-task", "flextok-task")
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
     "toy-drawn": "tests.conformance.tokenizers:Drawn",
@@ -65,7 +105,8 @@ def required(cls: type) -> list[str]:
 def example(kind: str, **words: Any) -> Any:
     """The example of a registered kind; `words` add to the vocabulary. KeyError names the word that is missing."""
     cls = config_class(kind)
-    return cls(**{name: (VOCABULARY | words)[name] for name in required(cls)})
+    known = VOCABULARY | OWN.get(kind, {}) | words
+    return cls(**{name: known[name] for name in required(cls)})
 
 
 def task(kind: str) -> Any:
@@ -77,8 +118,9 @@ def task(kind: str) -> Any:
 
 @functools.cache
 def frozen() -> Mapping[str, Params]:
-    """Arrays by role, for tasks that need a teacher."""
-    return {"teacher": Network(NETWORK).init(jax.random.key(7))}
+    """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a 2D tokenizer's codes."""
+    networks = {"teacher": NETWORK, "encoder": ENCODER, "proxy": PROXY}
+    return {role: Network(config).init(jax.random.key(7)) for role, config in networks.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,6 +44,7 @@ EXAMPLES: dict[str, Any] = {
 }
 ORDINARY_START = ("song-unet", "dhariwal-unet")  # CTM's second path starts like any other layer
 LAST_STAGE = {"lamamba": "up_3"}  # whose gradient is compared: that of all takes long to compile
+COSTLY = ("lamamba", "ascan", "dhariwal-unet", "edm2")  # whose gradients take long to compile
 BESIDE = ("logvar_linear", "projector_")  # parameters of further outputs
 QUICK = {"xla_backend_optimization_level": 0}  # what is compiled runs a few times
 
@@ -163,7 +164,9 @@ def test_interface(kind: str) -> None:
     close(slope, (np.asarray(ahead, np.float64) - np.asarray(behind, np.float64)) / (2 * h), 2e-2)
 
 
-@every_kind
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in COSTLY else ()) for kind in EXAMPLES]
+)
 def test_scan_and_remat_change_nothing(kind: str) -> None:
     """Values and gradients of recomputed, scanned stacks are the plain loop's; they reach every parameter."""
     config = EXAMPLES[kind]

@@ -16,6 +16,7 @@ from gen.config import KINDS, from_json, to_json
 from gen.data.sources import ArraySource
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.process import Linear
+from gen.errors import GenError
 from gen.nn.conditions import make_conditions
 from gen.nn.network import Network, count, param_shapes
 from gen.runs import Loaded
@@ -44,7 +45,9 @@ def test_every_member_has_an_example(family: str, tmp_path: Path) -> None:
         assert all(from_json(json.loads(json.dumps(to_json(member)))) == member for member in found)
 
 
-@pytest.mark.parametrize("kind", KINDS["task"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] if k in examples.SLOW else []) for k in KINDS["task"]]
+)
 def test_task(kind: str, tmp_path: Path) -> None:
     check_task(examples.task(kind), examples.Rows(), examples.frozen(), tmp_path)
 
@@ -122,7 +125,8 @@ def test_tokenizer(kind: str) -> None:
         assert codes.shape == encoded.codes.shape
         assert codes.shape[-1] == spec.width
         again = jax.eval_shape(tokenizer.snap, params, codes)
-        assert jax.tree.map(lambda leaf: leaf.shape, again) == jax.tree.map(lambda leaf: leaf.shape, encoded)
+        assert (again.ids.shape, again.ids.dtype) == (encoded.ids.shape, encoded.ids.dtype)
+        assert (again.codes.shape, again.codes.dtype) == (encoded.codes.shape, encoded.codes.dtype)
         assert set(encoded.statistics) <= Network(tokenizer).buffers
     decoded = jax.eval_shape(decode, params, encoded.mode(), keys)
     assert (decoded.shape, decoded.dtype) == ((2, *spec.image), jnp.float32)
@@ -142,6 +146,10 @@ def test_ids_go_to_a_cache_and_back(tmp_path: Path) -> None:
     embedded = tokenizer.embed(params, jnp.asarray(ids))
     np.testing.assert_array_equal(tokenizer.snap(params, embedded).ids, ids)
     np.testing.assert_array_equal(run.decode(ids), np.asarray(quantise(tokenizer.decode(params, embedded))))
+    with pytest.raises(GenError, match="row 1 holds 8; this tokenizer decodes integers from 0 to 7"):
+        run.decode(np.array([[[0, 1], [2, 7]], [[3, 8], [0, 0]]]))
+    with pytest.raises(GenError, match="tokens are float32"):
+        run.decode(np.zeros((1, 2, 2), np.float32))
 
 
 def test_a_decoder_that_samples_draws_for_each_image_alone(tmp_path: Path) -> None:

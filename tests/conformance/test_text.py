@@ -31,7 +31,7 @@ LENGTH, WIDTH = 5, 3
 class Reader(BackboneConfig):
     """Adds a layer of the mean of the real text features to every pixel."""
 
-    size: tuple[int, ...] = (4, 4)
+    size: tuple[int, ...] = (8, 8)
     channels: int = 1
 
     @property
@@ -65,7 +65,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rng = np.random.default_rng(0)
     text = rng.normal(size=(16, LENGTH, WIDTH)).astype(np.float16)
     mask = np.arange(LENGTH) < rng.integers(1, LENGTH + 1, (16, 1))
-    image = rng.integers(0, 256, (16, 4, 4, 1), np.uint8)
+    image = rng.integers(0, 256, (16, 8, 8, 1), np.uint8)
     (tmp_path / "rows").mkdir()
     for name, values in {"image": image, "text": text, "text_mask": mask}.items():
         np.save(tmp_path / "rows" / f"{name}.npy", values)
@@ -81,7 +81,7 @@ def test_text_is_read_and_padding_is_not(run: Path, capsys: pytest.CaptureFixtur
     rng = np.random.default_rng(1)
     text, mask = rng.normal(size=(2, LENGTH, WIDTH)).astype(np.float32), np.arange(LENGTH) < np.array([[2], [4]])
     images = loaded.sample(range(2), cond={"text": text, "text_mask": mask})
-    assert images.shape == (2, 4, 4, 1)
+    assert images.shape == (2, 8, 8, 1)
     padded = np.where(mask[..., None], text, 100.0)
     np.testing.assert_array_equal(loaded.sample(range(2), cond={"text": padded, "text_mask": mask}), images)
     assert (loaded.sample(range(2), cond={"text": text[::-1], "text_mask": mask[::-1]}) != images).any()
@@ -97,11 +97,15 @@ def test_text_is_read_and_padding_is_not(run: Path, capsys: pytest.CaptureFixtur
         np.testing.assert_allclose(file["arr_0"].astype(int), images.astype(int), atol=1)
     assert main([*args, "--cond", f"text={run}/nothing.npy"]) == 2
     assert "cannot be read as an array" in capsys.readouterr().err
+    np.savez(run / "real.npz", np.random.default_rng(2).integers(0, 256, (6, 8, 8, 1), np.uint8))
+    np.save(run / "text.npy", text[0])
+    assert main(["evaluate", str(run), "--reference", str(run / "real.npz"), "--cond", f"text={run}/text.npy"]) == 0
+    assert f"scores 6 samples, as many as {run}/real.npz holds; --count N for another number" in capsys.readouterr().out
 
 
 def test_data_without_the_text_are_refused() -> None:
     task = DenoiserTask(Denoiser(Reader(), Linear()))
-    row = {"image": np.zeros((1, 4, 4, 1), np.uint8)}
+    row = {"image": np.zeros((1, 8, 8, 1), np.uint8)}
     with pytest.raises(GenError, match="'text' is missing; the model takes"):
         task.check(row)
     with pytest.raises(GenError, match="'text_mask' is missing"):

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from gen.cli import main
+from gen.cli.opening import prepare
 from gen.data.caches import seal
+from gen.errors import GenError
+from gen.nn.conditions import class_count
 from gen.training import engine
 from tests.data.files import edm_zip, picture, png
 from tests.test_edm_presets import image_zip
@@ -75,7 +78,12 @@ CASES: dict[str, tuple[str, Callable[[Path], str], str]] = {
         lambda f: latents(f, (64, 64, 4), label=900),
         "row 100 of {}/cache has label 1000; the model knows 1000 classes, 0 to 999",
     ),
-    "latents without labels": ("sit-xl2", lambda f: latents(f, label=-1), "cache has no 'label' among latent"),
+    "latents without labels": (
+        "sit-xl2",
+        lambda f: latents(f, label=-1),
+        "has no class labels, and the model is conditioned on 1000 classes; put the images of each class in a folder "
+        "of its own, or train a model without classes: gen train --unconditional",
+    ),
     "images in place of latents": (
         "sit-xl2",
         lambda f: of_images(f, [GOOD] * 4),
@@ -156,3 +164,18 @@ def test_bad_data_end_in_one_line(
     assert said.startswith("error: ")
     assert "\n" not in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("preset", "make"),
+    [("edm-cifar10-cond", lambda f: str(edm_zip(f / "a.zip", None))), ("sit-xl2", lambda f: latents(f, label=-1))],
+)
+def test_unlabelled_data_train_without_classes(tmp_path: Path, preset: str, make: Callable[[Path], str]) -> None:
+    config = prepare(preset, {"data": make(tmp_path)}, unconditional=True).config
+    assert class_count(config.stages[0].task.conditions) is None
+    assert getattr(config.sampler.guidance, "scale", 1.0) == 1.0
+
+
+def test_a_preset_without_classes_of_its_own_is_named() -> None:
+    with pytest.raises(GenError, match="preset 'demo-tokenizer' has no classes of its own to leave out"):
+        prepare("demo-tokenizer", {}, unconditional=True)

@@ -14,14 +14,13 @@ from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.backbones.lightningdit import (
     SIZES,
     LightningDiTConfig,
-    axial_rotation,
     lightningdit,
-    rotate_pairs,
 )
 from gen.diffusion.backbones.sit import parameterization, sit
 from gen.diffusion.process import Linear
 from gen.errors import GenError
 from gen.nn.network import Network, count, param_shapes
+from gen.nn.rotary import axial_rotation, rotate_pairs
 
 # at patch 1 on 16 x 16 x 32 and patch 2 on 32 x 32 x 4, 1000 classes and null, without the fixed tables (computed from
 # the official constructors); L/1 was not published

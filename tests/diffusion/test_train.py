@@ -178,7 +178,7 @@ def test_labels_of_a_model_without_classes_are_left_alone() -> None:
     task = DenoiserTask(denoiser=dataclasses.replace(DENOISER, network=network))
     task.check(rows(3, 0))
     task.check({"latent": rows(3, 0)["latent"]})
-    _, metrics = task.update(start(task), {}, rows(8, 0), task.inputs(0, 1), jax.random.key(0))
+    _, metrics = jax.jit(task.update)(start(task), {}, rows(8, 0), task.inputs(0, 1), jax.random.key(0))
     assert np.isfinite(metrics["loss"])
 
 

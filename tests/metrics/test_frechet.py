@@ -2,7 +2,7 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gen.errors import GenError
@@ -89,7 +89,8 @@ def _mixed(blocks, turns):
     return sigma
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)  # the same covariances every time
+@settings(max_examples=60, deadline=None)
+@example(9448, 8, 8, False, False)  # elimination leaves more rounding than LAPACK's own limit of the rank takes for 0
 @given(st.integers(0, 10**6), st.sampled_from([2, 4, 8]), st.sampled_from([0, 4, 8]), st.booleans(), st.booleans())
 def test_against_sixty_digits(seed, count, decades, whole1, whole2):
     """Of 2x2 blocks tr (A B)^(1/2) = (tr A B + 2 (det A det B)^(1/2))^(1/2): covariances that need not commute, of full

@@ -150,7 +150,10 @@ def test_refuses():
         (lambda: from_arrays(pixels, np.arange(7)), "one integer per image"),
         (lambda: from_arrays(pixels, np.arange(8.0)), "one integer per image"),
         (lambda: generated(draw, PARAMS, seeds=range(0), identity="g"), "at least one seed"),
-        (lambda: generated(draw, PARAMS, seeds=range(3), identity="g", labels=np.arange(4)), "make the two agree"),
+        (
+            lambda: generated(draw, PARAMS, seeds=range(3), identity="g", labels=np.arange(4)),
+            "3 seeds with 4 values of 'label'",
+        ),
         (lambda: generated(draw, PARAMS, seeds=range(3), identity="g", quantiser="nearest"), "unknown quantiser"),
     ):
         with pytest.raises(GenError, match=message):

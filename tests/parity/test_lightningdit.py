@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gen.diffusion.backbones.lightningdit import LightningDiTConfig, axial_rotation
+from gen.diffusion.backbones.lightningdit import LightningDiTConfig
 from gen.diffusion.backbones.sit import parameterization
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.objectives import Draws, VelocityMatching
@@ -18,6 +18,7 @@ from gen.diffusion.times import TimeSampler
 from gen.diffusion.train import DenoiserTask
 from gen.nn.layers import patchify, sincos_positions
 from gen.nn.network import Network
+from gen.nn.rotary import axial_rotation
 from gen.pretrained import lightningdit
 from gen.pretrained.latent_shards import LatentShards
 from gen.pretrained.systems import locate

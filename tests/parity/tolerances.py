@@ -39,7 +39,31 @@ TOLERANCES: list[tuple[str, str, float, float]] = [
     ("clip-towers*", "*", 0.0, 5e-5),
     ("dinov2-forward*", "*/pos_embed_used", 1e-5, 0.0),
     ("lpips-vgg*", "grad_*", 1e-3, 0.0),
+    ("vavae-vf-loss*", "grad_*", 1e-3, 0.0),
+    ("detok-autoencoder*", "*", 1e-4, 0.0),
+    ("rae-autoencoder*", "*", 1e-4, 0.0),
+    ("titok-vq-losses*", "*", 1e-5, 1e-6),
+    ("binary-quantizer*", "*", 1e-5, 0.0),
     ("lite-features*", "*", 1e-4, 0.0),
+    ("patchgan*", "grad_*", 1e-3, 0.0),
+    ("lecam*", "*", 1e-5, 0.0),
+    ("titok-schedules*", "*", 1e-6, 0.0),
+    ("vavae-diagonal-gaussian*", "*", 1e-5, 0.0),
+    ("vavae-diagonal-gaussian*", "kl*_to_other", 1e-4, 0.0),
+    ("vavae-training-loss*", "*/*", 1e-4, 0.0),
+    ("vavae-training-loss*", "*/g_loss", 0.0, 1e-5),  # means that nearly cancel
+    ("vavae-training-loss*", "*/logits_*", 0.0, 1e-5),
+    ("vavae-training-loss*", "*/[dv]*_weight", 1e-3, 0.0),
+    ("vavae-training-loss*", "*/grad_*", 1e-3, 0.0),
+    ("flextok-decode-sampling*", "latents_*", 2e-4, 0.0),
+    ("flextok-decode-sampling*", "guidance_*", 0.0, 1e-5),
+    ("flextok-embeddings*", "*", 0.0, 1e-5),
+    ("flextok-embeddings*", "time_freq_*", 0.0, 1e-4),  # sines of arguments up to 1000
+    ("flextok-embeddings*", "time_emb_*", 0.0, 1e-4),
+    ("flextok-flow-noise*", "*", 0.0, 1e-5),
+    ("flextok-nested-dropout*", "grad_*", 1e-6, 0.0),
+    ("fsq*", "*", 0.0, 1e-5),
+    ("fsq*", "*_grad_z", 1e-5, 1e-7),  # tiny near saturation
 ]
 
 

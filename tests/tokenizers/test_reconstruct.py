@@ -11,7 +11,8 @@ from gen.features.weights import cache_path, store_weights
 from gen.metrics import image
 from gen.metrics.frechet import frechet_distance
 from gen.metrics.sources import from_arrays
-from gen.tokenizers.base import Gaussian, TokenizerSpec
+from gen.nn.conditions import Condition
+from gen.tokenizers.base import Gaussian, Quantized, TokenizerSpec
 from gen.tokenizers.reconstruct import evaluate_reconstruction, reconstructions
 from tests.metrics.toy import Toy, features
 
@@ -50,9 +51,9 @@ HALF = np.floor(127.5 * (0.5 * (IMAGES / 127.5 - 1)) + 128)
 
 
 def _scored(images=IMAGES, extractor=None, tokenizer=Halving(), keep=False, **changes):
-    source = from_arrays(images, LABELS)
+    source = from_arrays(images, LABELS[: len(images)], quantiser="round")
     made = reconstructions(tokenizer, PARAMS, source, identity="half", **changes)
-    return evaluate_reconstruction(made, source, extractor, name="noise", size=tokenizer.size, keep=keep, batch=8)
+    return evaluate_reconstruction(made, source, extractor, name="noise", tokenizer=tokenizer, keep=keep, batch=8)
 
 
 def test_scores_of_pairs():
@@ -116,3 +117,47 @@ def test_lpips_of_kept_weights(tmp_path, monkeypatch):
         expected = float(lpips(params, a, b).mean())
     assert found.result.values["lpips_vgg"] == pytest.approx(expected, rel=1e-4)
     assert "lpips_vgg" in found.result.protocol.beside
+
+
+@dataclasses.dataclass(frozen=True)
+class Levels(Halving):
+    """A token for the brightness of each image, 0 to 9, which is all that comes back; told by a text what to add."""
+
+    @property
+    def spec(self):
+        text = {"text": Condition((2,))}
+        return TokenizerSpec("tokens", (1,), self.size, vocabulary=10, width=1, conditions=text)
+
+    def encode(self, params, images, *, cond=None, keys=None):
+        ids = jnp.floor(5 * (images[:, 0, 0, :1] + 1)).astype(jnp.int32).clip(0, 9)
+        return Quantized(ids, ids[..., None] / 5.0 - 0.9)
+
+    def decode(self, params, codes, *, cond=None, keys=None, options=None):
+        return jnp.broadcast_to(codes[:, :, None] + cond["text"].sum(-1)[:, None, None, None], (len(codes), *self.size))
+
+
+def test_codebook_usage_conditions_and_pictures():
+    brightness = np.repeat(np.array([10, 10, 60, 250]), 5)
+    images = np.broadcast_to(brightness[:, None, None, None], (20, *SIZE)).astype(np.uint8)
+    text = np.zeros((20, 2), np.float32)
+    text[3] = 0.1
+    found = _scored(images, tokenizer=Levels(), cond={"text": text}, lpips=())
+    values = found.result.values
+    assert values["codebook_usage"] == pytest.approx(0.3)
+    assert values["codebook_entropy"] == pytest.approx(1.5)
+    assert values["codebook_perplexity"] == pytest.approx(2**1.5)
+    np.testing.assert_array_equal(found.before, images[:16])
+    shades = found.after[:, 0, 0, 0].astype(int)
+    assert len(set(shades[[0, 1, 2, 4]])) == 1
+    assert shades[3] - shades[0] == pytest.approx(0.2 * 127.5, abs=1)
+    with pytest.raises(GenError, match="conditioned on 'text'"):
+        _scored(images, tokenizer=Levels())
+
+
+def test_images_that_do_not_fit_are_refused():
+    for given, message in (
+        (IMAGES[:, 1:], r"images are uint8 \(15, 18, 3\); this tokenizer takes uint8 \(16, 18, 3\)"),
+        (np.full((21, *SIZE), np.nan, np.float32), "images are float32"),
+    ):
+        with pytest.raises(GenError, match=message):
+            _scored(given, quantiser="round")

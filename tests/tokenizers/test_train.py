@@ -11,13 +11,13 @@ from gen.data.augment import RandomAffine
 from gen.data.sources import Digits, digits
 from gen.errors import GenError
 from gen.tokenizers.base import Gaussian
-from gen.tokenizers.kl1d import KL1DConfig, Tower
-from gen.tokenizers.train import TokenizerTask
+from gen.tokenizers.titok import TiTokConfig, Tower
+from gen.tokenizers.train import Rows, TokenizerTask
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
 from tests.training.conformance import check_devices, check_task
 
-TOKENIZER = KL1DConfig((8, 8, 1), 4, 4, 4, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
+TOKENIZER = TiTokConfig((8, 8, 1), 4, 4, 4, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
 TASK = TokenizerTask(
     tokenizer=TOKENIZER,
     optim=OptimConfig(lr=5e-3, clip=1.0),
@@ -52,7 +52,7 @@ def test_loss_is_its_formula() -> None:
     params = start(TASK).params["tokenizer"]
     images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1), minval=-1.0, maxval=1.0)
     keys = jax.random.split(jax.random.key(2), 4)
-    loss, aux = jax.jit(TASK.loss)(params, images, keys)
+    loss, aux = jax.jit(lambda params, rows: TASK.loss(params, rows, {}))(params, Rows(images, keys))
     posterior = jax.jit(TOKENIZER.encode)(params, images)
     decoded = np.asarray(jax.jit(TOKENIZER.decode)(params, posterior.sample(keys)))
     error = (decoded + 1) / 2 - (np.asarray(images) + 1) / 2
@@ -89,7 +89,7 @@ def test_only_the_chosen_share_is_augmented() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class White(KL1DConfig):
+class White(TiTokConfig):
     """A posterior at 0 and white pictures, whatever the network says."""
 
     def encode(self, params: Any, images: jax.Array, *, cond: Any = None, keys: Any = None) -> Gaussian:

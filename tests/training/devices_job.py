@@ -15,6 +15,7 @@ from gen.data.caches import seal
 from gen.data.images import Images
 from gen.experiments import demo
 from gen.nn.network import Network
+from gen.tokenizers.encode import tokenizer_identity
 from gen.training.engine import Hook, train
 from gen.training.run import RunConfig
 from tests.data import files
@@ -50,15 +51,18 @@ def prepare(folder: Path) -> None:
     latents = np.random.default_rng(0).normal(size=(100, 4, 8)).astype(np.float32)
     np.save(cache / "latent.npy", latents)
     np.save(cache / "label.npy", np.arange(100, dtype=np.int32) % 10)
-    seal(cache, tokenizer="none", data="none")
+    seal(cache, tokenizer=tokenizer_identity(demo.TOKENIZER, _decoder()), data="none")
     names = [[f"00000/img{i:08d}.png", i % 3] for i in range(40)]
     files.edm_zip(folder / "images.zip", names, 40)
 
 
+def _decoder() -> Any:
+    return Network(demo.TOKENIZER).init(jax.random.key(0))
+
+
 def recipe(folder: Path) -> Any:
     """The demo's teacher on those data; its decoder is not trained."""
-    params = {"tokenizer": Network(demo.TOKENIZER).init(jax.random.key(0))}
-    tokenizer = SimpleNamespace(tokenizer=demo.TOKENIZER, params=params, origin="none")
+    tokenizer = SimpleNamespace(tokenizer=demo.TOKENIZER, params={"tokenizer": _decoder()}, origin="none")
     made = demo.demo_teacher(tokenizer, str(folder / "cache"))
     (stage,) = made.config.stages
     # cut and mirrored anew for every step and row

@@ -4,8 +4,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from gen.data.images import Arrays
 from gen.errors import GenError
 from gen.training.run import RunConfig, load_config, semantic, settle_config
 from gen.training.task import Stage
@@ -64,3 +66,18 @@ def test_a_trained_run_takes_its_models_from_its_task() -> None:
         RunConfig("run", (stage,), models=ToyTask().models())
     assert RunConfig("run", (stage,)).exported() == ToyTask().models()
     assert RunConfig("run", (stage,)).generator() is None
+
+
+def test_the_data_of_a_run_may_move_but_not_change(tmp_path: Path) -> None:
+    def once(data: Arrays) -> None:
+        run(ToyTask(), data, teacher(), tmp_path / "run", batch=8, steps=1)
+
+    rows = {"x": np.ones((16, SIZE), np.float32)}
+    np.savez(tmp_path / "a.npz", **rows)
+    once(Arrays(str(tmp_path / "a.npz")))
+    (tmp_path / "a.npz").rename(tmp_path / "b.npz")
+    once(Arrays(str(tmp_path / "b.npz")))
+    assert load_config(tmp_path / "run").stages[0].data.path == str(tmp_path / "b.npz")
+    np.savez(tmp_path / "c.npz", **{name: array + 1 for name, array in rows.items()})
+    with pytest.raises(GenError, match=r"not those it was trained on, which lay at .*b\.npz .*c\.npz holds"):
+        once(Arrays(str(tmp_path / "c.npz")))

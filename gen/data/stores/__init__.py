@@ -26,7 +26,7 @@ PACKED = (".gz", ".tgz", ".xz", ".bz2", ".zst", ".7z", ".rar")
 
 
 def open_store(path: str | Path) -> Store:
-    """The images at `path`; what is left out of them is said once on stderr.
+    """Gives the images at `path`; what is left out of them is said once on stderr.
 
     - a folder: image files below it in the order of their names, links followed; classes from ``dataset.json`` or,
       without it, a class per folder (`gen.data.stores.classes`). A folder of .tar files: shards.

@@ -14,7 +14,7 @@ __all__ = ["open_array_record"]
 
 
 def open_array_record(path: Path) -> Store:
-    """Records of a line of JSON ({"name", "label"}) and the image file's bytes.
+    """Gives records of a line of JSON ({"name", "label"}) and the image file's bytes.
 
     The native reader is used without `ArrayRecordDataSource`, which starts 64 Python threads to count records; where
     memory is limited one of them may not come up, and it waits for that one for ever.

@@ -17,7 +17,7 @@ __all__ = ["load_arrays", "npy", "open_arrays"]
 
 
 def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz, or of an .npy under the name "image".
+    """Gives the arrays of an .npz, or of an .npy under the name "image".
 
     An .npy, and every array that lies unpacked in an .npz (`numpy.savez`), is memory-mapped: the file may be larger
     than memory. The checksums of an .npz are verified, which reads all of it once.
@@ -75,7 +75,9 @@ def _stored(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, title: 
 
 
 def npy(file: Any, length: int, name: str, believable: int) -> np.ndarray:
-    """An array from a stream that holds `length` bytes; `believable` bounds what the packed bytes can unpack to."""
+    """Gives an array from a stream that holds `length` bytes; `believable` bounds what the packed bytes can unpack
+    to.
+    """
     dtype, shape, fortran, offset = _npy_header(file, length, name)
     if length > believable + 1024:
         raise GenError(f"{name} claims {length} bytes, more than its packed bytes can hold; make it again")
@@ -108,7 +110,7 @@ def _npy_header(file: Any, length: int, name: str) -> tuple[np.dtype[Any], tuple
 
 
 def open_arrays(path: Path) -> Store:
-    """The images of an .npz or .npy; see `gen.data.stores.open_store`."""
+    """Gives the images of an .npz or .npy; see `gen.data.stores.open_store`."""
     arrays = load_arrays(path)
     images = _first(arrays, "image", "images", "arr_0")
     if images is None:

@@ -57,28 +57,28 @@ class Store:
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes there are; None without labels. Raises GenError when the names do not cover them."""
+        """Tells how many classes there are; None without labels. Raises GenError when the names do not cover them."""
         return labels.class_count(self.label, self.class_names, self.title)
 
     def title(self, index: int) -> str:
-        """How messages call image `index`."""
+        """Tells how messages call image `index`."""
         return f"{self.path}:{self.names[index]}"
 
     def read(self, index: int) -> tuple[str, bytes]:
-        """(extension, bytes) of image `index` as stored. Raises GenError when they cannot be read."""
+        """Gives (extension, bytes) of image `index` as stored. Raises GenError when they cannot be read."""
         data = self.read_file(index)
         return Path(self.names[index]).suffix.lower() or _extension(data), data
 
     def image(self, index: int, channels: int = 3) -> Image.Image:
-        """Image `index`, decoded (`gen.data.transforms.decode`)."""
+        """Gives the image `index`, decoded (`gen.data.transforms.decode`)."""
         return decode(self.read_file(index), self.title(index), channels)
 
     def pixels(self, index: int, channels: int = 3) -> np.ndarray:
-        """Image `index`, decoded, as (H, W, channels) uint8: quicker than by way of `image`."""
+        """Gives the image `index`, decoded, as (H, W, channels) uint8: quicker than by way of `image`."""
         return decode_pixels(self.read_file(index), self.title(index), channels)
 
     def identity(self) -> str:
-        """Fingerprint (16 hex digits) of names, labels and content.
+        """Gives the fingerprint (16 hex digits) of names, labels and content.
 
         Content is known by the zip's checksums, or by the sizes of all files and the bytes of some.
         """
@@ -101,7 +101,7 @@ class ArrayStore(Store):
         self._identity = functools.partial(digest, {"image": images})
 
     def image(self, index: int, channels: int = 3) -> Image.Image:
-        """Image `index` as RGB (channels 3) or L (1)."""
+        """Gives the image `index` as RGB (channels 3) or L (1)."""
         still_there(self.files)
         pixels = np.asarray(self.images[index])
         return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert(
@@ -109,14 +109,14 @@ class ArrayStore(Store):
         )
 
     def pixels(self, index: int, channels: int = 3) -> np.ndarray:
-        """Image `index` as (H, W, channels) uint8."""
+        """Gives the image `index` as (H, W, channels) uint8."""
         if self.images.shape[-1] != channels:
             return np.asarray(self.image(index, channels)).reshape(*self.images.shape[1:3], channels)
         still_there(self.files)
         return np.array(self.images[index])
 
     def identity(self) -> str:
-        """Fingerprint of everything; reads it all."""
+        """Gives the fingerprint of everything; reads it all."""
         self.content = self.content or self._identity()
         return super().identity()
 
@@ -139,7 +139,7 @@ def some_bytes(read: Callable[[int], bytes], count: int) -> list[str]:
 
 
 def targets(values: Sequence[Any], title: Callable[[int], str]) -> dict[str, Any]:
-    """What belongs to the images, as `Store` has it: "label", or "text", or "text" with "text_mask".
+    """Gives what belongs to the images, as `Store` has it: "label", or "text", or "text" with "text_mask".
 
     Args:
       values: one for each image: class numbers; or vectors of numbers of one length; or arrays (T_i, D) of tokens.

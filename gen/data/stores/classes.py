@@ -30,12 +30,13 @@ class Classes:
     unlabelled: str = ""
 
     def known(self) -> dict[str, Any]:
-        """The attributes as arguments of `Store`, without the notes."""
+        """Gives the attributes as arguments of `Store`, without the notes."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "notes"}
 
 
 def of_dataset_json(data: bytes, names: Sequence[str], where: str) -> Classes:
-    """Labels, or vectors, and names of classes of a dataset.json: {"labels": [[file, class or vector], ...] or null}.
+    """Gives labels, or vectors, and names of classes of a dataset.json: {"labels": [[file, class or vector], ...] or
+    null}.
 
     Raises GenError for another form, an image without a label, and a label without its image.
     """
@@ -78,7 +79,7 @@ def of_dataset_json(data: bytes, names: Sequence[str], where: str) -> Classes:
 
 
 def of_folders(names: Sequence[str], where: str) -> Classes:
-    """Classes of images by the folders that they lie in, as docs/data.md tabulates.
+    """Gives classes of images by the folders that they lie in, as docs/data.md tabulates.
 
     Args:
       names: of the images, with "/" between folders.

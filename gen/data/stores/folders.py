@@ -15,7 +15,7 @@ __all__ = ["open_folder"]
 
 
 def open_folder(path: Path) -> Store:
-    """The image files below `path` in the order of their names; see `gen.data.stores.open_store`."""
+    """Gives the image files below `path` in the order of their names; see `gen.data.stores.open_store`."""
     names, ignored = sorted_out(_files(path), str(path))
     names.sort()
 

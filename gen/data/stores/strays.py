@@ -26,18 +26,18 @@ def ending(name: str) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Whether the name is that of an image file that is read."""
+    """Tells whether the name is that of an image file that is read."""
     return ending(name) in EXTENSIONS
 
 
 def is_stray(name: str) -> bool:
-    """Whether any part of a path within the data is hidden, or is left by an operating system."""
+    """Tells whether any part of a path within the data is hidden, or is left by an operating system."""
     parts = name.split("/")
     return any(part.lower() in SYSTEM or (part.startswith(".") and part not in (".", "..")) for part in parts)
 
 
 def sorted_out(names: Iterable[str], where: str) -> tuple[list[str], list[str]]:
-    """(images, files that are left out), each in the order given, by their names.
+    """Gives (images, files that are left out), each in the order given, by their names.
 
     Raises GenError for a photograph of a kind that is not read: leaving it out would give fewer images.
     """
@@ -64,7 +64,7 @@ def sorted_out(names: Iterable[str], where: str) -> tuple[list[str], list[str]]:
 
 
 def said(ignored: Sequence[str], where: str) -> list[str]:
-    """The sentence about files that are left out and that nobody would expect among images; [] for none."""
+    """Gives the sentence about files that are left out and that nobody would expect among images; [] for none."""
     named = [name for name in ignored if not is_stray(name)]
     if not named:
         return []

@@ -18,7 +18,7 @@ __all__ = ["open_table"]
 
 
 def open_table(place: str) -> Store:
-    """The images of hf:NAME, hf:NAME:SPLIT, hf:NAME:SPLIT:IMAGES or hf:NAME:SPLIT:IMAGES:LABELS (two columns)."""
+    """Gives the images of hf:NAME, hf:NAME:SPLIT, hf:NAME:SPLIT:IMAGES or hf:NAME:SPLIT:IMAGES:LABELS (two columns)."""
     parts = re.fullmatch(r"hf:([^:]+)(?::([^:]+))?(?::([^:]+))?(?::([^:]+))?", place)
     if not parts:
         raise GenError(

@@ -20,7 +20,7 @@ __all__ = ["open_zip"]
 
 
 def open_zip(path: Path) -> Store:
-    """The images in a zip in the order of their names; see `gen.data.stores.open_store`."""
+    """Gives the images in a zip in the order of their names; see `gen.data.stores.open_store`."""
     try:
         with zipfile.ZipFile(path) as archive:
             listed = [info for info in archive.infolist() if info.filename and info.filename[-1] not in "/\\"]

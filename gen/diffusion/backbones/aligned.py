@@ -16,7 +16,7 @@ from gen.errors import GenError
 from gen.nn.conditions import Conditions
 from gen.nn.layers import linear
 
-__all__ = ["AlignedConfig", "AlignedNetwork"]
+__all__ = ["AlignedConfig", "AlignedNetwork", "Projector"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,58 +41,58 @@ class AlignedConfig:
 
     @property
     def classes_at(self) -> str:
-        """The backbone's."""
+        """Gives the path of the backbone's number of classes."""
         return f"network.{self.network.classes_at}"
 
     @property
     def size(self) -> Any:
-        """The backbone's."""
+        """Gives the backbone's size."""
         return self.network.size
 
     @property
     def channels(self) -> int:
-        """The backbone's."""
+        """Gives the backbone's channels."""
         return int(self.network.channels)
 
     @property
     def num_classes(self) -> int:
-        """The backbone's."""
+        """Gives the backbone's num classes."""
         return int(self.network.num_classes)
 
     @property
     def times(self) -> int:
-        """The backbone's."""
+        """Gives the backbone's times."""
         return int(self.network.times)
 
     @property
     def null_class(self) -> bool:
-        """The backbone's."""
+        """Gives the backbone's null class."""
         return bool(self.network.null_class)
 
     @property
     def dropout(self) -> float:
-        """The backbone's."""
+        """Gives the backbone's dropout."""
         return float(self.network.dropout)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The backbone's."""
+        """Gives the backbone's shape."""
         shape: tuple[int, ...] = self.network.shape
         return shape
 
     @property
     def width(self) -> int:
-        """The backbone's."""
+        """Gives the backbone's width."""
         return int(self.network.width)
 
     @property
     def conditions(self) -> Conditions:
-        """The backbone's."""
+        """Gives the backbone's conditions."""
         conditions: Conditions = self.network.conditions
         return conditions
 
     def build(self, rngs: nnx.Rngs) -> "AlignedNetwork":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return AlignedNetwork(self, rngs)
 
 
@@ -126,22 +126,22 @@ class AlignedNetwork(Backbone):
             setattr(self, f"projector_{i}", Projector(config.network.width, config.hidden, width, rngs))
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """The backbone's."""
+        """Checks what the backbone checks."""
         self.network.check(shape)
 
     def controls(self) -> dict[str, tuple[int, ...]]:
-        """The backbone's."""
+        """Gives the backbone's controls."""
         controls: dict[str, tuple[int, ...]] = self.network.controls()
         return controls
 
     def features(self) -> list[str]:
-        """The backbone's, with the projections after the feature that they project."""
+        """Gives the backbone's features, with the projections after the feature that they project."""
         names: list[str] = self.network.features()
         end = names.index(self.config.tap) + 1
         return [*names[:end], *self._projectors(), *names[end:]]
 
     def forward(self, call: Call) -> Output:
-        """See `Backbone`."""
+        """Does what `Backbone.forward` says."""
         projectors = self._projectors()
         inner = dict.fromkeys(self.config.tap if tap in projectors else tap for tap in call.taps)
         out, features = self.network(

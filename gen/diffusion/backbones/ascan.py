@@ -101,7 +101,7 @@ class AsCANConfig(BackboneConfig):
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
-        """(H, W) of each stage's map."""
+        """Gives (H, W) of each stage's map."""
         h, w = (n // self.patch for n in self.size)
         return tuple((h >> i, w >> i) for i in range(len(self.stages)))
 
@@ -111,12 +111,12 @@ class AsCANConfig(BackboneConfig):
         return tuple(self.width << i for i in range(len(self.stages)))
 
     def build(self, rngs: nnx.Rngs) -> "AsCAN":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return AsCAN(self, rngs)
 
 
 def ascan(name: str, *, size: tuple[int, int] = (32, 32), **changes: Any) -> AsCANConfig:
-    """A size of ours by name, "S", "B" or "L". Raises GenError for an unknown name."""
+    """Gives a size of ours by name, "S", "B" or "L". Raises GenError for an unknown name."""
     if name not in SIZES:
         raise GenError(f"unknown AsCAN size '{name}'; {suggest(name, SIZES)}")
     return dataclasses.replace(AsCANConfig(size, width=SIZES[name]), **changes)
@@ -143,7 +143,7 @@ class ConvBlock(nnx.Module):
         self.ada = linear(width, 2 * hidden + width, dtype=dtype, rngs=rngs, init=_zeros)
 
     def __call__(self, x: jax.Array, c: jax.Array, factors: Factors = None) -> jax.Array:
-        """x (B, H W, width) float32, c (B, width); of the `factors` on two branches its own is the first."""
+        """Takes x (B, H W, width) float32 and c (B, width); of the `factors` on two branches its own is the first."""
         m = self.ada(jax.nn.silu(c)).astype(jnp.float32)
         shift, scale, gate = jnp.split(m, [self.hidden, 2 * self.hidden], axis=-1)
         (gate,) = scaled((gate,), factors and factors[:1])
@@ -211,25 +211,25 @@ class AsCAN(Staged):
         return [*down, ("middle", len(stages) - 1, self.config.middle), *up]
 
     def features(self) -> list[str]:
-        """down, middle, up."""
+        """Names the features: those of the stages down, of the middle and of the stages up."""
         return [name for name, _, _ in self._plan()]
 
     def controls(self) -> dict[str, tuple[int, ...]]:
-        """blocks."""
+        """Gives the factors on the residual branches of each block, as ``blocks``."""
         return {"blocks": (sum(self.depths().values()),)}
 
     def depths(self) -> dict[str, int]:
-        """down, middle, up."""
+        """Gives the numbers of blocks down, in the middle and up."""
         return {name: len(string) for name, _, string in self._plan()}
 
     def head(self, tokens: jax.Array, c: jax.Array) -> jax.Array:
-        """Tokens back to pixels."""
+        """Turns tokens back into pixels."""
         shift, scale = jnp.split(self.final_ada(jax.nn.silu(c)).astype(jnp.float32), 2, axis=-1)
         out = self.final(modulate(layer_norm(tokens), shift, scale)).astype(jnp.float32)
         return unpatchify(out, self.config.size, self.config.patch)
 
     def walk(self, x: jax.Array, c: jax.Array, factors: Mapping[str, Factors]) -> Iterator[tuple[str, jax.Array]]:
-        """The features in order, each computed when asked for."""
+        """Gives the features in order, each computed when asked for."""
         config, grids = self.config, self.config.grids
         last = len(grids) - 1
         tokens = self.patch(patchify(x, config.patch)).astype(jnp.float32)

@@ -63,17 +63,17 @@ class BackboneConfig:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one input, channels last."""
+        """Gives the shape of one input, channels last."""
         return (*self.size, self.channels)
 
     @property
     def classes_at(self) -> str:
-        """Path of the setting that says how many classes there are."""
+        """Gives the path of the setting that says how many classes there are."""
         return "num_classes"
 
     @property
     def conditions(self) -> Conditions:
-        """What the network is conditioned on beside its times."""
+        """Gives what the network is conditioned on beside its times."""
         return label(self.num_classes)
 
 
@@ -82,7 +82,7 @@ class UNetConfig(BackboneConfig):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(size, size, channels)."""
+        """Gives the shape (size, size, channels) of one input."""
         return (self.size, self.size, self.channels)
 
 
@@ -98,13 +98,13 @@ class Backbone(nnx.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one input, channels last."""
+        """Gives the shape of one input, channels last."""
         shape: tuple[int, ...] = self.config.shape
         return shape
 
     @abc.abstractmethod
     def features(self) -> list[str]:
-        """Names of the features that can be tapped, in the order in which they are computed."""
+        """Gives names of the features that can be tapped, in the order in which they are computed."""
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raises GenError for the shape of one input that the network cannot take; by default any but `shape`."""
@@ -112,15 +112,15 @@ class Backbone(nnx.Module):
             raise GenError(f"{self.title} input is {shape}; expected {self.shape}, the network's size and channels")
 
     def controls(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the arrays that change the network while it runs, by name; all ones leave it as it is."""
+        """Gives shapes of the arrays that change the network while it runs, by name; all ones leave it as it is."""
         return {}
 
     @abc.abstractmethod
     def forward(self, call: Call) -> Output:
-        """What a checked call gives."""
+        """Gives what a checked call gives."""
 
     def null(self, cond: Cond) -> Cond:
-        """The same condition with the null label num_classes; GenError where the network knows none."""
+        """Gives the same condition with the null label num_classes; GenError where the network knows none."""
         if not self.config.num_classes:
             raise GenError(f"this {self.title} is unconditional; sample with guidance 1 and train with dropout 0")
         if not self.config.null_class:
@@ -139,7 +139,7 @@ class Backbone(nnx.Module):
         taps: tuple[str, ...] = (),
         stop: bool = False,
     ) -> Output:
-        """The raw output and the features named by `taps`.
+        """Gives the raw output and the features named by `taps`.
 
         Args:
           x: (B, *`shape`), or of another size that `check` lets pass.
@@ -173,7 +173,8 @@ class Backbone(nnx.Module):
 
 
 def branch_factors(controls: Mapping[str, jax.Array], branches: tuple[str, ...], depth: int) -> Factors:
-    """Factors on the residual branches of each block, one (depth,) array for each of `branches`; None for all ones.
+    """Gives factors on the residual branches of each block, one (depth,) array for each of `branches`; None for all
+    ones.
 
     The controls ``blocks`` (depth,) scales all branches of a block, so that 0 leaves the identity; the name of a branch
     (depth,) scales that branch alone.
@@ -185,7 +186,7 @@ def branch_factors(controls: Mapping[str, jax.Array], branches: tuple[str, ...],
 
 
 def scaled(gates: tuple[jax.Array, ...], factors: Factors) -> tuple[jax.Array, ...]:
-    """The gates of a block's residual branches, each times its scalar factor."""
+    """Multiplies the gates of a block's residual branches by their scalar factors."""
     return gates if factors is None else tuple(gate * factor for gate, factor in zip(gates, factors, strict=True))
 
 

@@ -46,7 +46,7 @@ EPS = 1e-4  # of every normalisation
 
 
 def normalize(x: jax.Array, axes: int | Sequence[int]) -> jax.Array:
-    """x divided by its root mean square over `axes`, computed in float32 (eq. 47): x / (1e-4 + rms)."""
+    """Gives x divided by its root mean square over `axes`, computed in float32 (eq. 47): x / (1e-4 + rms)."""
     rms = jnp.sqrt(jnp.square(x.astype(jnp.float32)).mean(axes, keepdims=True))
     return x / (EPS + rms).astype(x.dtype)
 
@@ -57,17 +57,17 @@ def pixel_norm(x: jax.Array) -> jax.Array:
 
 
 def mp_silu(x: jax.Array) -> jax.Array:
-    """silu(x) / 0.596: unit magnitude for normal inputs (eq. 81)."""
+    """Computes silu(x) / 0.596: unit magnitude for normal inputs (eq. 81)."""
     return jax.nn.silu(x) / 0.596
 
 
 def mp_sum(a: jax.Array, b: jax.Array, t: float) -> jax.Array:
-    """((1 - t) a + t b) / sqrt((1 - t)^2 + t^2), eq. 88."""
+    """Gives ((1 - t) a + t b) / sqrt((1 - t)^2 + t^2), eq. 88."""
     return (a + t * (b - a)) / math.hypot(1.0 - t, t)
 
 
 def mp_cat(a: jax.Array, b: jax.Array, t: float = 0.5) -> jax.Array:
-    """a and b side by side on the last axis, scaled so that b contributes the share t (eq. 103)."""
+    """Gives a and b side by side on the last axis, scaled so that b contributes the share t (eq. 103)."""
     na, nb = a.shape[-1], b.shape[-1]
     c = math.sqrt((na + nb) / ((1.0 - t) ** 2 + t**2))
     return jnp.concatenate([c * (1.0 - t) / math.sqrt(na) * a, c * t / math.sqrt(nb) * b], axis=-1)
@@ -90,13 +90,13 @@ class Layer:
 
     @property
     def resample(self) -> str:
-        """down, up or nothing."""
+        """Tells whether the layer goes down, up or neither."""
         end = self.name.rpartition("_")[2]
         return end if end in ("down", "up") else ""
 
     @property
     def takes_skip(self) -> bool:
-        """Whether it is a decoder block that reads an encoder output (where it stands in the decoder)."""
+        """Tells whether it is a decoder block that reads an encoder output (where it stands in the decoder)."""
         return "block" in self.name
 
 
@@ -167,7 +167,7 @@ class EDM2Config(UNetConfig):
             raise GenError(f"dropout is {self.dropout}; expected a share in [0, 1)")
 
     def encoder_plan(self) -> tuple[Layer, ...]:
-        """The layers from the input to the lowest resolution; each leaves a skip."""
+        """Gives the layers from the input to the lowest resolution; each leaves a skip."""
         rows: list[Layer] = []
         width = self.channels + 1
         for level, outputs in enumerate(self.widths):
@@ -180,7 +180,7 @@ class EDM2Config(UNetConfig):
         return tuple(rows)
 
     def decoder_plan(self) -> tuple[Layer, ...]:
-        """The layers from the lowest resolution to the output convolution."""
+        """Gives the layers from the lowest resolution to the output convolution."""
         skips = [row.outputs for row in self.encoder_plan()]
         rows: list[Layer] = []
         width, last = self.widths[-1], len(self.widths) - 1
@@ -198,19 +198,19 @@ class EDM2Config(UNetConfig):
 
     @property
     def embedding(self) -> int:
-        """Width of the embedding that conditions the blocks."""
+        """Gives the width of the embedding that conditions the blocks."""
         return self.emb or max(self.widths)
 
     def _heads(self, level: int) -> int:
         return self.widths[level] // self.head_width if self.size >> level in self.attention else 0
 
     def build(self, rngs: nnx.Rngs) -> "EDM2UNet":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return EDM2UNet(self, rngs)
 
 
 def edm2(name: str, *, size: int = 64, channels: int = 4, num_classes: int = 1000, **changes: Any) -> EDM2Config:
-    """A published size by name, XXS to XXL; ``channels=3`` for the 64 px pixel models. Dropout 0.1 from M on.
+    """Gives a published size by name, XXS to XXL; ``channels=3`` for the 64 px pixel models. Dropout 0.1 from M on.
 
     Raises GenError for an unknown name.
     """
@@ -230,7 +230,7 @@ class UnitWeight(Projected):
 
     @staticmethod
     def project(value: jax.Array) -> jax.Array:
-        """The weight (..., outputs) normalised over all other axes."""
+        """Gives the weight (..., outputs) normalised over all other axes."""
         return normalize(value, tuple(range(value.ndim - 1)))
 
 
@@ -246,7 +246,7 @@ class MPConv(nnx.Module):
         self.kernel = UnitWeight(jax.random.normal(rngs.params(), shape))
 
     def __call__(self, x: jax.Array, gain: jax.Array | float = 1.0) -> jax.Array:
-        """(B, H, W, inputs) or (B, inputs) -> as many axes, outputs channels, in the compute type."""
+        """Maps (B, H, W, inputs) or (B, inputs) -> as many axes, outputs channels, in the compute type."""
         stored = self.kernel[...]
         fan_in = stored.size // stored.shape[-1]
         kernel = UnitWeight.project(stored) * (gain / math.sqrt(fan_in))
@@ -301,7 +301,7 @@ class EDM2Block(nnx.Module):
             self.attn_proj = MPConv(layer.outputs, layer.outputs, 1, **shared)
 
     def __call__(self, x: jax.Array, emb: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """x (B, H, W, inputs), emb (B, embedding); `keys` (B,) PRNG keys, given in training, for dropout."""
+        """Takes x (B, H, W, inputs) and emb (B, embedding); `keys` (B,) PRNG keys, given in training, for dropout."""
         config = self.config
         x = _resampled(x, self.layer.resample)
         if self.encoder:
@@ -366,11 +366,13 @@ class EDM2UNet(UNetBackbone):
             self.logvar_linear = MPConv(config.uncertainty, 1, 0, rngs=rngs)
 
     def features(self) -> list[str]:
-        """The layers of encoder and decoder."""
+        """Gives the layers of encoder and decoder."""
         return [f"{side}_{row.name}" for side, row in self._layers()]
 
     def embed(self, times: tuple[jax.Array, ...], cond: Cond) -> jax.Array:
-        """(B, embedding) float32: noise level and label, summed at equal shares, and a second time by its gain."""
+        """Gives (B, embedding) float32: noise level and label, summed at equal shares, and a second time by its
+        gain.
+        """
         config = self.config
         emb = self.emb_noise(self.emb_fourier(times[0]))
         if config.times == 2:
@@ -381,7 +383,7 @@ class EDM2UNet(UNetBackbone):
         return mp_silu(emb)
 
     def forward(self, call: Call) -> Output:
-        """See `Backbone`."""
+        """Does what `Backbone.forward` says."""
         last = max((i for i, name in enumerate(self.features()) if name in call.taps), default=-1)
         features: dict[str, jax.Array] = {}
         if self.config.uncertainty and not call.stop:

@@ -26,7 +26,7 @@ FIR = (1, 3, 3, 1)
 
 
 def law_of(mode: str, factor: float = 1.0) -> Init:
-    """An initialiser by fan: xavier or kaiming, uniform or normal, times `factor` (0 gives zeros)."""
+    """Gives an initialiser by fan: xavier or kaiming, uniform or normal, times `factor` (0 gives zeros)."""
     kind, _, shape_of_noise = mode.partition("-")
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
@@ -78,7 +78,7 @@ class Style:
             raise GenError(f"dropout is {self.dropout}; expected a share in [0, 1)")
 
     def heads(self, channels: int) -> int:
-        """Attention heads of a block with attention; 0 for none."""
+        """Gives attention heads of a block with attention; 0 for none."""
         if self.head_count:
             return self.head_count
         return channels // self.channels_per_head if self.channels_per_head else 1
@@ -156,7 +156,7 @@ class Conv(nnx.Module):
             self.bias = nnx.Param(bias * law(rngs.params(), shape)[0, 0, 0] if bias else jnp.zeros((outputs,)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, inputs) -> (B, H', W', outputs) in the compute type."""
+        """Maps (B, H, W, inputs) -> (B, H', W', outputs) in the compute type."""
         x = x.astype(self.dtype)
         half, p = self.size // 2, (len(self.taps) - 1) // 2
         if self.fused and self.size and self.down:
@@ -203,7 +203,7 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((channels,)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, C) -> the same shape, float32."""
+        """Maps (B, H, W, C) -> the same shape, float32."""
         # sums over pixels first, channel by channel, and then of the few channels of a group
         x = x.astype(jnp.float32)
         centred = x - self._mean(x)
@@ -265,7 +265,7 @@ class UNetBlock(nnx.Module):
         keys: jax.Array | None = None,
         keep: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
-        """The block's output (B, H', W', outputs).
+        """Gives the block's output (B, H', W', outputs).
 
         Args:
           x: (B, H, W, inputs).

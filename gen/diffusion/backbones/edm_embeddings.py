@@ -19,7 +19,7 @@ __all__ = ["DhariwalMapping", "SongMapping", "positional"]
 
 
 def positional(t: jax.Array, width: int, *, endpoint: bool) -> jax.Array:
-    """[cos(t f), sin(t f)] with f_k = 10000^(-k / (width / 2 - endpoint)); (B,) -> (B, width) float32."""
+    """Gives [cos(t f), sin(t f)] with f_k = 10000^(-k / (width / 2 - endpoint)); (B,) -> (B, width) float32."""
     half = width // 2
     exponents = np.arange(half, dtype=np.float32) / max(half - endpoint, 1)
     angles = t.astype(jnp.float32)[:, None] * np.power(np.float32(1e-4), exponents)
@@ -44,7 +44,7 @@ class SongMapping(nnx.Module):
             setattr(self, f"layer1{s}", Linear(emb, emb, law, 0.0, rngs))
 
     def __call__(self, times: tuple[jax.Array, ...], cond: Cond) -> tuple[jax.Array, ...]:
-        """One conditioning vector (B, width emb) float32 per time."""
+        """Gives one conditioning vector (B, width emb) float32 per time."""
         config = self.config
         extra: Any = 0.0
         if config.num_classes:
@@ -60,7 +60,7 @@ class SongMapping(nnx.Module):
         return tuple(out)
 
     def noise(self, t: jax.Array) -> jax.Array:
-        """(B,) -> (B, width noise): [cos, sin] features of the noise conditioning."""
+        """Maps (B,) -> (B, width noise): [cos, sin] features of the noise conditioning."""
         if self.config.embedding == "positional":
             return positional(t, self.config.width * self.config.noise, endpoint=True)
         # the frequencies are drawn once and never trained
@@ -85,7 +85,7 @@ class DhariwalMapping(nnx.Module):
             self.label = Linear(config.num_classes, emb, unit, None, rngs)
 
     def __call__(self, times: tuple[jax.Array, ...], cond: Cond) -> tuple[jax.Array, ...]:
-        """One conditioning vector (B, width emb) float32 per time."""
+        """Gives one conditioning vector (B, width emb) float32 per time."""
         config = self.config
         out = []
         for t, s in zip(times, ("", "_s"), strict=False):
@@ -99,5 +99,5 @@ class DhariwalMapping(nnx.Module):
         return tuple(out)
 
     def noise(self, t: jax.Array) -> jax.Array:
-        """(B,) -> (B, width): [cos, sin] features of the noise conditioning."""
+        """Maps (B,) -> (B, width): [cos, sin] features of the noise conditioning."""
         return positional(t, self.config.width, endpoint=False)

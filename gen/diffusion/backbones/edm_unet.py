@@ -183,7 +183,7 @@ class SongUNetConfig(_UNetConfig):
 
     @property
     def style(self) -> Style:
-        """Additive conditioning, residual sums over sqrt(2), one attention head."""
+        """Has additive conditioning, residual sums over sqrt(2), one attention head."""
         return Style(
             adaptive=False,
             skip_scale=math.sqrt(0.5),
@@ -200,16 +200,16 @@ class SongUNetConfig(_UNetConfig):
 
     @property
     def plans(self) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
-        """The layers of encoder and decoder."""
+        """Gives the layers of encoder and decoder."""
         encoder = _encoder(self, self.width, self.encoder)
         return encoder, _decoder(self, _skips(encoder), self.decoder, every=False)
 
     def mapping(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The embedding of time and conditions."""
+        """Gives the embedding of time and conditions."""
         return SongMapping(self, rngs)
 
     def build(self, rngs: nnx.Rngs) -> "UNet":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return UNet(self, rngs)
 
 
@@ -242,7 +242,7 @@ class DhariwalUNetConfig(_UNetConfig):
 
     @property
     def style(self) -> Style:
-        """Scale-and-shift conditioning, plain residual sums, zero last layers."""
+        """Has scale-and-shift conditioning, plain residual sums, zero last layers."""
         return Style(
             adaptive=self.adaptive,
             groups=self.groups,
@@ -253,17 +253,17 @@ class DhariwalUNetConfig(_UNetConfig):
 
     @property
     def plans(self) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
-        """The layers of encoder and decoder."""
+        """Gives the layers of encoder and decoder."""
         kind = "standard" if self.resample == "blocks" else self.resample
         encoder = _encoder(self, self.widths[0], kind)
         return encoder, _decoder(self, _skips(encoder), kind, every=True)
 
     def mapping(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The embedding of time and conditions."""
+        """Gives the embedding of time and conditions."""
         return DhariwalMapping(self, rngs)
 
     def build(self, rngs: nnx.Rngs) -> "UNet":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return UNet(self, rngs)
 
 
@@ -315,20 +315,20 @@ class UNet(UNetBackbone):
         )
 
     def features(self) -> list[str]:
-        """The layers of encoder and decoder."""
+        """Gives the layers of encoder and decoder."""
         return [
             f"{side}.{row.name}" for side, plan in zip(("enc", "dec"), self.config.plans, strict=True) for row in plan
         ]
 
     def controls(self) -> dict[str, tuple[int, ...]]:
-        """skips, keep."""
+        """Gives the controls ``skips`` and ``keep``."""
         encoder, decoder = self.config.plans
         blocks = [row for row in (*encoder, *decoder) if row.kind == "block"]
         attentions = sum(row.attention and self.config.style.heads(row.outputs) > 0 for row in blocks)
         return {"skips": (len(_skips(encoder)),), "keep": (len(blocks) + attentions,)}
 
     def forward(self, call: Call) -> Output:
-        """See `Backbone`."""
+        """Does what `Backbone.forward` says."""
         walk = _Walk(self, call)
         features: dict[str, jax.Array] = {}
         for side, plan in zip(("enc", "dec"), self.config.plans, strict=True):

@@ -116,19 +116,19 @@ class LaMambaConfig(BackboneConfig):
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
-        """(H, W) of each encoder stage's map."""
+        """Gives (H, W) of each encoder stage's map."""
         h, w = (n // self.patch for n in self.size)
         return ((h, w), (h // 2, w // 2), (h // 4, w // 4), (h // 4, w // 4))
 
     def build(self, rngs: nnx.Rngs) -> "LaMamba":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return LaMamba(self, rngs)
 
 
 def lamamba(
     name: str, *, size: tuple[int, int] = (32, 32), learned_variance: bool = True, **changes: Any
 ) -> LaMambaConfig:
-    """A size by name, "S" to "XL"; latents of 4 channels, 1000 classes, learned variance.
+    """Gives a size by name, "S" to "XL"; latents of 4 channels, 1000 classes, learned variance.
 
     Raises GenError for an unknown name.
     """
@@ -140,12 +140,12 @@ def lamamba(
 
 
 def affine_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with affine, eps 1e-5, in float32."""
+    """Applies LayerNorm with affine, eps 1e-5, in float32."""
     return nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
 
 
 def relative_index(window: tuple[int, int]) -> np.ndarray:
-    """Row of the bias table for each pair (query, key) of a window's pixels: (n, n) int64."""
+    """Gives the row of the bias table for each pair (query, key) of a window's pixels: (n, n) int64."""
     rows, columns = (axis.reshape(-1) for axis in np.meshgrid(*map(np.arange, window), indexing="ij"))
     dy = rows[:, None] - rows[None] + window[0] - 1
     dx = columns[:, None] - columns[None] + window[1] - 1
@@ -153,7 +153,7 @@ def relative_index(window: tuple[int, int]) -> np.ndarray:
 
 
 def window_mask(grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
-    """(windows, n, n) float32: 0 between pixels that were neighbours before the roll, else -100."""
+    """Gives (windows, n, n) float32: 0 between pixels that were neighbours before the roll, else -100."""
 
     def regions(n: int, side: int, shift: int) -> np.ndarray:
         position = np.arange(n)
@@ -187,7 +187,7 @@ class WindowAttention(nnx.Module):
         self.bias = nnx.Param(nnx.initializers.truncated_normal(0.02)(rngs.params(), (rows, heads)))
 
     def __call__(self, x: jax.Array, shifted: bool | jax.Array = False) -> jax.Array:
-        """(B, H W, width) -> the same; `shifted` is a scalar, so that it may differ between scanned blocks."""
+        """Maps (B, H W, width) -> the same; `shifted` is a scalar, so that it may differ between scanned blocks."""
         b, n, width = x.shape
         x = x.reshape(b, *self.grid, width)
         rolls = any(self.shift)
@@ -259,13 +259,13 @@ class Block(nnx.Module):
         self.mlp = MLP(width, int(width * config.mlp_ratio), approximate=False, dtype=dtype, rngs=rngs)
 
     def modulation(self, c: jax.Array) -> jax.Array:
-        """(B, 9 width) float32: shift, scale and gate of the scan, the attention and the MLP."""
+        """Gives (B, 9 width) float32: shift, scale and gate of the scan, the attention and the MLP."""
         return self.ada(jax.nn.silu(c if self.cond is None else self.cond(c))).astype(jnp.float32)
 
     def __call__(
         self, x: jax.Array, c: jax.Array, shifted: bool | jax.Array = False, factors: Factors = None
     ) -> jax.Array:
-        """x (B, H W, width) float32, c (B, condition), `factors` on the gates -> (B, H W, width) float32."""
+        """Maps x (B, H W, width) float32, c (B, condition), `factors` on the gates -> (B, H W, width) float32."""
         m = [part[:, None] for part in jnp.split(self.modulation(c), 9, axis=-1)]
         m[2::3] = scaled(tuple(m[2::3]), factors)
         scanned = self.scan(self._maps(self.norm1(x) * (1.0 + m[1]) + m[0])).reshape(x.shape)
@@ -294,7 +294,7 @@ class Merging(nnx.Module):
             self.norm = affine_norm(features, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, width) -> (B, H W / 4, features) float32."""
+        """Maps (B, H, W, width) -> (B, H W / 4, features) float32."""
         b, h, w, _ = x.shape
         if self.kind == "neighbours":  # column by column, not in `patchify`'s order
             parts = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
@@ -313,7 +313,7 @@ class Expanding(nnx.Module):
         self.norm = affine_norm(features, rngs)
 
     def __call__(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """(B, H W, width) of a map `grid` -> (B, H W factor^2, features) float32."""
+        """Maps (B, H W, width) of a map `grid` -> (B, H W factor^2, features) float32."""
         size = (grid[0] * self.factor, grid[1] * self.factor)
         out = self.norm(unpatchify(self.expand(x), size, self.factor))
         return out.reshape(x.shape[0], size[0] * size[1], -1)
@@ -369,25 +369,25 @@ class LaMamba(Staged):
         self.final = linear(width, outputs, dtype=dtype, rngs=rngs, init=_zeros)
 
     def features(self) -> list[str]:
-        """tokens, down, middle, up."""
+        """Names the features: tokens, then those of the stages down, of the middle and of the stages up."""
         return ["tokens", *(f"down_{i}" for i in range(STAGES)), "middle", *(f"up_{i}" for i in range(STAGES))]
 
     def depths(self) -> dict[str, int]:
-        """down, middle, up."""
+        """Gives the numbers of blocks down, in the middle and up."""
         config = self.config
         down = {f"down_{i}": depth for i, depth in enumerate(config.depths)}
         up = {f"up_{i}": depth + config.extra for i, depth in enumerate(reversed(config.depths))}
         return {**down, "middle": config.middle, **up}
 
     def head(self, tokens: jax.Array, c: jax.Array) -> jax.Array:
-        """Patches back to pixels, normalised twice."""
+        """Turns patches back into pixels, normalised twice."""
         tokens = self.final_expand(tokens, self.config.grids[0])
         shift, scale = jnp.split(self.final_ada(jax.nn.silu(self.final_cond(c))).astype(jnp.float32), 2, axis=-1)
         out = self.final(modulate(layer_norm(tokens), shift, scale)).astype(jnp.float32)
         return out.reshape(out.shape[0], *self.config.size, -1)
 
     def walk(self, x: jax.Array, c: jax.Array, factors: Mapping[str, Factors]) -> Iterator[tuple[str, jax.Array]]:
-        """The features in order, each computed when asked for."""
+        """Gives the features in order, each computed when asked for."""
         config = self.config
         grids = config.grids
         tokens = self.patch_norm(self.patch(patchify(x, config.patch)))

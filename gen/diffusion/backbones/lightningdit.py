@@ -5,12 +5,11 @@ Each part is a switch; all of them off is DiT. The published runs use rmsnorm, s
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from gen.config import suggest
@@ -19,8 +18,9 @@ from gen.diffusion.backbones.dit import DiT, DiTConfig
 from gen.errors import GenError
 from gen.nn.attention import Attention
 from gen.nn.layers import MLP, add_gated, layer_norm, linear, modulate
+from gen.nn.rotary import axial_rotation, rotate_pairs
 
-__all__ = ["SIZES", "LightningDiT", "LightningDiTConfig", "axial_rotation", "lightningdit", "rotate_pairs"]
+__all__ = ["SIZES", "LightningDiT", "LightningDiTConfig", "lightningdit"]
 
 # name -> (depth, width, heads)
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -30,27 +30,6 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "1p0B": (24, 1536, 24),
     "1p6B": (28, 1792, 28),
 }
-
-
-def axial_rotation(shape: Sequence[int], head_dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of the rotary angles, each (prod(shape), head_dim) float32.
-
-    The channels are shared equally by the axes, rows first. An axis of d channels has d / 2 frequencies
-    10000^(-2k / d); position n turns channels 2k and 2k + 1 by n times the k-th.
-    """
-    d = head_dim // len(shape)
-    frequencies = np.repeat(10000.0 ** (-2.0 * np.arange(d // 2) / d), 2)
-    positions = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
-    angles = np.concatenate([p.reshape(-1, 1) * frequencies for p in positions], axis=1)
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-
-
-def rotate_pairs(x: jax.Array, cos: Any, sin: Any) -> jax.Array:
-    """Turns adjacent channel pairs of x (B, N, H, D) by the angles of each token; cos and sin (N, D); float32."""
-    x = x.astype(jnp.float32)
-    pairs = x.reshape(*x.shape[:-1], -1, 2)
-    turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
-    return x * jnp.asarray(cos)[:, None] + turned * jnp.asarray(sin)[:, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,17 +68,17 @@ class LightningDiTConfig(DiTConfig):
 
     @property
     def hidden(self) -> int:
-        """Hidden size of the MLP."""
+        """Gives the hidden size of the MLP."""
         hidden = int(self.width * self.mlp_ratio)
         return int(2 / 3 * hidden) if self.swiglu else hidden
 
     def build(self, rngs: nnx.Rngs) -> "LightningDiT":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return LightningDiT(self, rngs)
 
 
 def lightningdit(name: str, **changes: Any) -> LightningDiTConfig:
-    """A published size by name: "B/1" to "1p6B/1" on 16 x 16 x 32 latents, "B/2" to "1p6B/2" on 32 x 32 x 4.
+    """Gives a published size by name: "B/1" to "1p6B/1" on 16 x 16 x 32 latents, "B/2" to "1p6B/2" on 32 x 32 x 4.
 
     Raises GenError for an unknown name.
     """
@@ -147,11 +126,11 @@ class Block(nnx.Module):
             self.norm1, self.norm2 = norm(width, rngs), norm(width, rngs)
 
     def rotate(self, x: jax.Array) -> jax.Array:
-        """x (B, N, H, D) turned by its tokens' positions; unchanged without rope."""
+        """Gives x (B, N, H, D) turned by its tokens' positions; unchanged without rope."""
         return rotate_pairs(x, *axial_rotation(self.config.grid, self.config.head_dim)) if self.config.rope else x
 
     def modulation(self, c: jax.Array) -> list[jax.Array]:
-        """shift1, scale1, gate1, shift2, scale2, gate2, each (B, width) float32."""
+        """Gives shift1, scale1, gate1, shift2, scale2, gate2, each (B, width) float32."""
         m = self.ada(jax.nn.silu(c)).astype(jnp.float32)
         if self.config.shift:
             return jnp.split(m, 6, axis=-1)
@@ -177,5 +156,5 @@ class LightningDiT(DiT):
             self.norm_final = _norm(config)(config.width, rngs)
 
     def norm(self, tokens: jax.Array) -> jax.Array:
-        """The norm before the last layer."""
+        """Gives the norm before the last layer."""
         return self.norm_final(tokens) if self.config.rmsnorm else layer_norm(tokens)

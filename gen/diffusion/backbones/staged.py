@@ -40,22 +40,22 @@ class Staged(Backbone):
 
     @abc.abstractmethod
     def depths(self) -> dict[str, int]:
-        """Number of blocks of each stage, in the order of computation."""
+        """Gives the number of blocks of each stage, in the order of computation."""
 
     @abc.abstractmethod
     def walk(self, x: jax.Array, c: jax.Array, factors: Mapping[str, Factors]) -> Iterator[tuple[str, jax.Array]]:
-        """The features in order with their names, each computed when asked for; `factors` by stage."""
+        """Gives the features in order with their names, each computed when asked for; `factors` by stage."""
 
     @abc.abstractmethod
     def head(self, tokens: jax.Array, c: jax.Array) -> jax.Array:
-        """The raw output, from the last feature."""
+        """Gives the raw output, from the last feature."""
 
     def controls(self) -> dict[str, tuple[int, ...]]:
-        """blocks and the branches."""
+        """Gives the controls: blocks and the branches."""
         return dict.fromkeys(("blocks", *self.branches), (sum(self.depths().values()),))
 
     def factors(self, controls: Mapping[str, jax.Array]) -> dict[str, Factors]:
-        """The factors on the branches of each stage's blocks."""
+        """Gives the factors on the branches of each stage's blocks."""
         depths = self.depths()
         whole = branch_factors(controls, self.branches, sum(depths.values()))
         ends = itertools.accumulate(depths.values())
@@ -65,14 +65,14 @@ class Staged(Backbone):
         }
 
     def embed(self, times: tuple[jax.Array, ...], cond: Cond) -> jax.Array:
-        """c (B, 4 width) float32: the sum of the time and label embeddings."""
+        """Gives c (B, 4 width) float32: the sum of the time and label embeddings."""
         c = self.time(times[0])
         if self.config.times == 2:
             c = c + self.time2(times[1])
         return c + self.label(cond["label"] if self.config.num_classes else jnp.zeros(c.shape[0], jnp.int32))
 
     def forward(self, call: Call) -> Output:
-        """See `Backbone`."""
+        """Does what `Backbone.forward` says."""
         c = self.embed(call.times, call.cond)
         kept: dict[str, jax.Array] = {}
         for name, tokens in self.walk(call.x, c, self.factors(call.controls)):

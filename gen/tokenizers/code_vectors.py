@@ -1,0 +1,75 @@
+"""A discrete tokenizer seen as a continuous one, so that models of continuous latents work on its codes."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gen.errors import GenError
+from gen.nn.network import Cond, Params, param_shapes
+from gen.tokenizers.base import Gaussian, TokenizerSpec
+
+__all__ = ["CodeVectors"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeVectors:
+    """The code vectors of a tokenizer of tokens or bits as latents; itself a `gen.tokenizers.base.Tokenizer`.
+
+    Encoding gives the codes, without spread; decoding first takes each vector to the nearest code. Its parameters are
+    the tokenizer's.
+
+    Attributes:
+      discrete: the tokenizer.
+    """
+
+    discrete: Any
+
+    def __post_init__(self) -> None:
+        if self.discrete.spec.kind == "continuous":
+            raise GenError("a tokenizer of continuous latents has no code vectors; use it as it is")
+
+    @property
+    def spec(self) -> TokenizerSpec:
+        """Continuous latents of the shape of one image's code vectors."""
+        own: TokenizerSpec = self.discrete.spec
+        return TokenizerSpec("continuous", _shape(self.discrete), own.image, conditions=own.conditions)
+
+    @property
+    def last_layer(self) -> str:
+        """See `gen.tokenizers.base.Tokenizer`."""
+        path: str = self.discrete.last_layer
+        return path
+
+    def build(self, rngs: Any) -> Any:
+        """The tokenizer's module."""
+        return self.discrete.build(rngs)
+
+    def encode(
+        self, params: Params, images: jax.Array, *, cond: Cond | None = None, keys: jax.Array | None = None
+    ) -> Gaussian:
+        """images (B, H, W, C) float in [-1, 1] -> their codes, as a Gaussian without spread."""
+        codes = self.discrete.encode(params, images, cond=cond, keys=keys).mode()
+        return Gaussian(codes, jnp.full_like(codes, -jnp.inf))
+
+    def decode(
+        self,
+        params: Params,
+        latents: jax.Array,
+        *,
+        cond: Cond | None = None,
+        keys: jax.Array | None = None,
+        options: Any = None,
+    ) -> jax.Array:
+        """latents (B, *spec.shape) -> images (B, H, W, C) of the nearest codes."""
+        codes = self.discrete.embed(params, self.discrete.snap(params, latents).ids)
+        decoded: jax.Array = self.discrete.decode(params, codes, cond=cond, keys=keys, options=options)
+        return decoded
+
+
+@functools.cache
+def _shape(tokenizer: Any) -> tuple[int, ...]:
+    ids = jax.ShapeDtypeStruct((1, *tokenizer.spec.shape), jnp.uint8 if tokenizer.spec.kind == "bits" else jnp.int32)
+    return tuple(jax.eval_shape(tokenizer.embed, param_shapes(tokenizer), ids).shape[1:])

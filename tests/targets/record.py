@@ -1,0 +1,82 @@
+"""Compiles cases and writes what the compiler said of them to recorded.json.
+
+.venv-targets/bin/python -m tests.targets.record dit-b2 "edm2-xs-512 v5e"      cases whose names start so
+.venv-targets/bin/python -m tests.targets.record --missing                       those that are not recorded
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from typing import Any
+
+from tests.targets.cases import CASES, Case
+from tests.targets.conftest import RECORDED
+
+__all__ = ["compile_case"]
+
+
+def compile_case(case: Case) -> dict[str, Any]:
+    """Figures of the case's training programs by their names, in a process of its own: compilers keep their memory."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.targets.record", "--one", case.name], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise AssertionError(f"{case.name}: {done.stderr.strip().splitlines()[-1]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _figures(case: Case) -> dict[str, Any]:
+    from gen.cli.estimates import estimates
+    from gen.cli.overrides import mesh_overrides
+    from gen.training.targets import find_target, prepare
+
+    prepare()
+    inputs = {"data": None, "teacher": case.teacher, "tokenizer": case.tokenizer}
+    _, made = estimates(
+        case.preset,
+        find_target(case.target),
+        inputs=inputs,
+        overrides=mesh_overrides(case.mesh),
+        batch=case.batch,
+    )
+    return {
+        program.name: {
+            "step_ms": None if found.step is None else round(1e3 * found.step, 3),
+            "arguments": found.arguments,
+            "temporaries": found.temporaries,
+            "parameters": program.parameters,
+            "sent": round(found.sent),
+            "collectives": {kind: traffic.count for kind, traffic in found.traffic.items()},
+            "attention": dict(found.attention),
+        }
+        for program, found in made
+    }
+
+
+def main() -> None:
+    """Records what is asked for, a case at a time."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--missing", action="store_true")
+    parser.add_argument("--one", help="prints the figures of one case and records nothing")
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(_figures(next(case for case in CASES if case.name == given.one))))
+        return
+    known = json.loads(RECORDED.read_text())
+    for case in CASES:
+        if not (given.missing and case.name not in known) and not any(case.name.startswith(n) for n in given.names):
+            continue
+        try:
+            known[case.name] = compile_case(case)
+        except AssertionError as error:
+            print(error, file=sys.stderr, flush=True)
+            continue
+        RECORDED.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+        print(case.name, json.dumps(known[case.name]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
