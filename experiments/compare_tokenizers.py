@@ -1,7 +1,7 @@
 """Tokenizers side by side: how well each gives images back, and how well a flow on its latents generates.
 
-Ten tokenizers of about 0.75 million parameters train equally long on 32x32 images; the same small flow then trains on the
-latents of each (the code vectors of discrete ones); one page shows both ends of the trade-off that VA-VAE is about
+Ten tokenizers of about 0.75 million parameters train equally long on 32x32 images; the same small flow then trains on
+the latents of each (the code vectors of discrete ones); one page shows both ends of the trade-off that VA-VAE is about
 (Yao et al. 2025, arXiv 2501.01423). Every step resumes where it was interrupted::
 
     python -m gen.experiments.compare_tokenizers cifar10-train.zip --heldout cifar10-test.zip
