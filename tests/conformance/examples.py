@@ -82,7 +82,8 @@ OWN: dict[str, dict[str, Any]] = {
         "alignment": VisionFoundation(ENCODER),
     },
 }
-SLOW = ("vavae-task", "proxy-task")  # tasks that differ from a quick one in a term, or compile two networks
+# tasks that differ from a quick one in a term, compile two networks, or have tests of their own
+SLOW = ("vavae-task", "proxy-task", "flextok-task")
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
     "toy-drawn": "tests.conformance.tokenizers:Drawn",
