@@ -125,7 +125,7 @@ def flextok_smoke(data: str | None = None) -> Recipe:
         remat="none",
         scan=False,
     )
-    images, side, channels, _ = smoke_images(data)
+    images, side, channels = smoke_images(data)
     if side != 8:
         config = dataclasses.replace(config, first=Pixels((side, side, channels)), patch=side // 8)
     optim = adam(3e-3, (0.9, 0.99), schedule="cosine", warmup=50, final=0.05, clip=1.0)
