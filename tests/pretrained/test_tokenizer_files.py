@@ -56,24 +56,25 @@ def test_var_has_q_k_and_v_in_one() -> None:
     assert (larger.quantizer.scales, larger.spec.shape) == (SCALES[512], (2240,))
 
 
-def with_unused(config: BinaryAutoencoderConfig, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def with_unused(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The file as published: every block has a shortcut, and the decoder a head that no image passes."""
     blocks = [n.removesuffix(".conv1.weight") for n in weights if n.endswith(".conv1.weight")]
     extra = {f"{name}.conv_out.weight": np.zeros((1, 1, 1, 1), np.float32) for name in blocks}
     return {**extra, "generator.logsigma.0.weight": np.zeros((1, 1, 3, 3), np.float32), **weights}
 
 
-def test_binary_latents_are_flat_lists() -> None:
-    for config in (BITS, dataclasses.replace(BITS, normed=False)):
-        weights, params = official(binary_latents.AUTOENCODER_IMPORTER, config)
-        file = with_unused(config, weights)
-        assert locate(None, file).importer is binary_latents.AUTOENCODER_IMPORTER
-        assert weights["encoder.blocks.4.conv_out.weight"].shape == (64, 32, 1, 1)  # 0, two blocks, halving
-        inferred = binary_latents.config(file, size=16, mult=(1, 2), attention=(1,))
-        assert inferred == config
-        _, loaded, report = binary_latents.AUTOENCODER_IMPORTER.load(file, inferred)
-        assert (len(report.matched), len(report.ignored)) == (len(weights), len(file) - len(weights))
-        assert all(np.array_equal(flatten(loaded)[path], value) for path, value in flatten(params).items())
+@pytest.mark.parametrize("normed", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_binary_latents_are_flat_lists(normed: bool) -> None:
+    config = dataclasses.replace(BITS, normed=normed)
+    weights, params = official(binary_latents.AUTOENCODER_IMPORTER, config)
+    file = with_unused(weights)
+    assert locate(None, file).importer is binary_latents.AUTOENCODER_IMPORTER
+    assert weights["encoder.blocks.4.conv_out.weight"].shape == (64, 32, 1, 1)  # after two blocks and a halving
+    inferred = binary_latents.config(file, size=16, mult=(1, 2), attention=(1,))
+    assert inferred == config
+    _, loaded, report = binary_latents.AUTOENCODER_IMPORTER.load(file, inferred)
+    assert (len(report.matched), len(report.ignored)) == (len(weights), len(file) - len(weights))
+    assert all(np.array_equal(flatten(loaded)[path], value) for path, value in flatten(params).items())
 
 
 @pytest.mark.slow
