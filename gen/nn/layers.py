@@ -82,10 +82,18 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
 
 
 def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
-    """LayerNorm without affine over the last axis, in float32."""
-    x = x.astype(jnp.float32)
-    mean = x.mean(-1, keepdims=True)
-    return (x - mean) * jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + eps)
+    """LayerNorm without affine over the last axis, in float32.
+
+    Of a half-precision x the variance is E[x^2] - E[x]^2: its own rounding outweighs the cancellation, and both means
+    are sums of one pass.
+    """
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(-1, keepdims=True)
+    if x.dtype == jnp.float32:
+        variance = jnp.square(wide - mean).mean(-1, keepdims=True)
+    else:
+        variance = jnp.maximum(jnp.square(wide).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
+    return (wide - mean) * jax.lax.rsqrt(variance + eps)
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
