@@ -35,8 +35,8 @@ def attention(
     *,
     mask: jax.Array | None = None,
     bias: jax.Array | None = None,
-    causal: bool = False,
     scale: float | None = None,
+    causal: bool = False,
 ) -> jax.Array:
     """softmax(scale q k^T + bias) v for every head, with the softmax in float32.
 
@@ -46,8 +46,8 @@ def attention(
       mask: bool, broadcast to (*B, H, N, S): where to look; None for everywhere. Padded keys are masked by
         (*B, 1, 1, S).
       bias: float32, broadcast to (*B, H, N, S), added to the scaled products; None for none.
-      causal: query i looks at the keys 0 to i alone.
       scale: factor on the products; None for 1 / sqrt(D).
+      causal: query i looks at the keys 0 to i alone.
 
     Returns:
       (*B, N, H, D) in the type of v.
@@ -166,16 +166,16 @@ def _kept_weights(mask: jax.Array | None, scale: float, q: jax.Array, k: jax.Arr
     are needed here, without copies.
     """
     q, k, v = (x.transpose(2, 0, 1, 3) for x in (q, *_repeated(q, k, v)))  # (H, B, tokens, D)
-    return _weighted(scale, q, k, v, None if mask is None else mask.swapaxes(0, 1)).transpose(1, 2, 0, 3)
+    return _weighted(q, k, v, None if mask is None else mask.swapaxes(0, 1), scale).transpose(1, 2, 0, 3)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _weighted(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
-    return _weighted_fwd(scale, q, k, v, mask)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _weighted(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, scale: float) -> jax.Array:
+    return _weighted_fwd(q, k, v, mask, scale)[0]
 
 
 def _weighted_fwd(
-    scale: float, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, scale: float
 ) -> tuple[jax.Array, Any]:
     scores = jnp.einsum("hbnd,hbsd->hbns", q, k, preferred_element_type=jnp.float32) * scale
     if mask is not None:
@@ -292,11 +292,11 @@ def _split_heads(layer: nnx.Linear, x: jax.Array, heads: int) -> tuple[jax.Array
         del weights
         return tuple(part.reshape(*x.shape[:-1], heads, -1) for part in jnp.split(layer(x), 3, axis=-1))
 
-    def each(x: jax.Array, kernel: jax.Array, *bias: jax.Array) -> tuple[jax.Array, ...]:
-        x, kernel, *biases = (a.astype(layer.dtype) for a in (x, kernel, *bias))
+    def each(x: jax.Array, kernel: jax.Array, *given: jax.Array) -> tuple[jax.Array, ...]:
+        x, kernel, *bias = (a.astype(layer.dtype) for a in (x, kernel, *given))
         kernels = kernel.reshape(kernel.shape[0], 3, heads, -1)
         parts = [jnp.einsum("bnc,chd->hbnd", x, kernels[:, i]) for i in range(3)]
-        for b in biases:
+        for b in bias:
             parts = [p + b.reshape(3, heads, 1, 1, -1)[i] for i, p in enumerate(parts)]
         return tuple(p.transpose(1, 2, 0, 3) for p in parts)
 
@@ -310,9 +310,9 @@ def _join_heads(layer: nnx.Linear, x: jax.Array) -> jax.Array:
         del weights
         return layer(x.reshape(*x.shape[:-2], -1))
 
-    def each(x: jax.Array, kernel: jax.Array, *bias: jax.Array) -> jax.Array:
-        x, kernel, *biases = (a.astype(layer.dtype) for a in (x, kernel, *bias))
-        return sum(biases, jnp.einsum("bnhd,hdc->bnc", x, kernel.reshape(*x.shape[-2:], -1)))
+    def each(x: jax.Array, kernel: jax.Array, *given: jax.Array) -> jax.Array:
+        x, kernel, *bias = (a.astype(layer.dtype) for a in (x, kernel, *given))
+        return sum(bias, jnp.einsum("bnhd,hdc->bnc", x, kernel.reshape(*x.shape[-2:], -1)))
 
     return jax.lax.platform_dependent(x, *_weights(layer), tpu=each, default=together)
 
