@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen.arrays import unflatten
-from gen.cli.compile import planned
+from gen.cli.estimates import planned
 from gen.features.inception import Inception
 from gen.metrics.frechet import frechet_distance
 from gen.metrics.onepass import collect

@@ -18,7 +18,7 @@ IMAGES = {"dit-xl2": 16, "edm2-xxl-512": 4}  # of a chip
 
 def row(preset: str, name: str) -> dict[str, Any]:
     """Compiles a training step of `preset` for the slice `name`."""
-    from gen.cli.compile import estimates
+    from gen.cli.estimates import estimates
     from gen.cli.overrides import mesh_overrides
     from gen.training.targets import find_target
 

@@ -27,6 +27,7 @@ __all__ = [
     "keep_lite",
     "perceptual",
     "smoke_images",
+    "smoke_latents",
     "smoke_optim",
     "square_images",
     "tokenizer_recipe",
@@ -90,12 +91,14 @@ def square_images(data: str, size: int = 256, *, random_crop: bool = False, flip
     return Images(data, size, crop="random" if random_crop else "adm", flip=flip, labels="none")
 
 
-def smoke_images(data: str | None) -> tuple[Any, int, int, int]:
-    """(data, side, channels, channels per latent) of smoke runs on 16 latents or a few more.
+def smoke_images(data: str | None) -> tuple[Any, int, int]:
+    """(data, side, channels) of smoke runs: the embedded 8 x 8 digits, or images of 32 x 32 pixels at `data`."""
+    return (Digits("train"), 8, 1) if data is None else (Images(data, 32, labels="none"), 32, 3)
 
-    The data are the embedded 8 x 8 digits, whose 64 pixels become 32 numbers, or images of 32 x 32 pixels at `data`.
-    """
-    return (Digits("train"), 8, 1, 2) if data is None else (Images(data, 32, labels="none"), 32, 3, 16)
+
+def smoke_latents(side: int) -> int:
+    """Channels of the 4 x 4 latents of a smoke run: 32 numbers for the 64 pixels of a digit."""
+    return 2 if side == 8 else 16
 
 
 def adam(lr: float, betas: tuple[float, float], **changes: Any) -> OptimConfig:

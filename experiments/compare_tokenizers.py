@@ -1,7 +1,7 @@
 """Tokenizers side by side: how well each gives images back, and how well a flow on its latents generates.
 
-Ten tokenizers of about a million parameters train equally long on 32x32 images; the same small flow then trains on the
-latents of each (the code vectors of discrete ones); one page shows both ends of the trade-off that VA-VAE is about
+Ten tokenizers of about 0.75 million parameters train equally long on 32x32 images; the same small flow then trains on
+the latents of each (the code vectors of discrete ones); one page shows both ends of the trade-off that VA-VAE is about
 (Yao et al. 2025, arXiv 2501.01423). Every step resumes where it was interrupted::
 
     python -m gen.experiments.compare_tokenizers cifar10-train.zip --heldout cifar10-test.zip
@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import numpy as np
 import tyro
 
@@ -33,12 +32,12 @@ from gen.diffusion.process import Linear
 from gen.diffusion.train import DenoiserTask
 from gen.errors import GenError
 from gen.experiments import Recipe
+from gen.experiments._comparison import Codes, EncodeCodes, Pace, Real
 from gen.experiments._tokenizers import keep_lite
 from gen.features.efficientnet_lite import EfficientNetLite
-from gen.files import read_json, write_json
 from gen.metrics.evaluate import evaluate
 from gen.metrics.protocol import Result
-from gen.metrics.reference import Reference, make_reference
+from gen.metrics.reference import Reference
 from gen.metrics.report import Report
 from gen.metrics.sources import ImageSet, from_arrays
 from gen.nn.network import count, param_shapes
@@ -46,8 +45,7 @@ from gen.plan import Made, Plan
 from gen.runs import Loaded
 from gen.sampling.generator import Sampler
 from gen.sampling.solvers import Heun
-from gen.steps import Encode, Evaluate, Train
-from gen.tokenizers.code_vectors import CodeVectors
+from gen.steps import Evaluate, Train
 from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.quantizers.binary import Binary
 from gen.tokenizers.quantizers.fsq import FSQ
@@ -60,8 +58,6 @@ from gen.tokenizers.train import TokenizerTask
 from gen.tokenizers.var_vqvae import VARVQVAEConfig
 from gen.tokenizers.vqgan import VQGANConfig
 from gen.training.ema import Constant
-from gen.training.engine import train
-from gen.training.logging import read_metrics
 from gen.training.optim import OptimConfig
 from gen.training.program import enable_compile_cache
 from gen.training.run import EngineConfig, RunConfig
@@ -71,11 +67,11 @@ __all__ = ["HEAD", "SMOKE", "TOKENIZERS", "Budget", "run", "table"]
 
 SIDE = 32
 IMAGE = (SIDE, SIDE, 3)
-_TOWER = Tower(112, 3, 4)
+_TOWER = Tower(96, 3, 4)
 _FLAT: dict[str, Any] = {
     "image": IMAGE, "patch": 4, "tokens": 16, "encoder": _TOWER, "decoder": _TOWER, "scan": False,
 }  # fmt: skip
-_SHAPE: dict[str, Any] = {"image": IMAGE, "width": 32, "mult": (1, 2, 2), "blocks": 1, "groups": 8}
+_SHAPE: dict[str, Any] = {"image": IMAGE, "width": 16, "mult": (1, 2, 4), "blocks": 1, "groups": 8}
 
 
 def _conv(quantizer: Any) -> VQGANConfig:
@@ -83,7 +79,7 @@ def _conv(quantizer: Any) -> VQGANConfig:
     return VQGANConfig(**_SHAPE, quantizer=quantizer, inner=32)
 
 
-# name -> tokenizer; all have 0.9 to 1.1 million parameters, and latents that a flow reads as 16 patches
+# name -> tokenizer; all have 0.7 to 0.8 million parameters, and latents that a flow reads as 16 patches
 TOKENIZERS: dict[str, Any] = {
     "kl-8x8x4": KLVAEConfig(**_SHAPE, channels=4, inner=32),
     "kl-8x8x16": KLVAEConfig(**_SHAPE, channels=16, inner=32),
@@ -106,7 +102,7 @@ class Budget:
 
     Attributes:
       minutes: training of each tokenizer.
-      batch: images per step.
+      batch: images per step of a tokenizer; a flow takes four times as many.
       images: how many are encoded for the flows; None for all.
       flow: steps of each flow.
       width, depth: of the flow transformer.
@@ -114,10 +110,10 @@ class Budget:
       probe: steps that are timed.
     """
 
-    minutes: float = 3.0
-    batch: int = 64
-    images: int | None = 20_000
-    flow: int = 600
+    minutes: float = 2.5
+    batch: int = 32
+    images: int | None = 10_000
+    flow: int = 500
     width: int = 128
     depth: int = 4
     count: int = 1_000
@@ -126,67 +122,6 @@ class Budget:
 
 SMOKE = Budget(0.02, batch=8, images=64, flow=4, width=16, depth=1, count=16, probe=3)
 SAMPLER = Sampler(Heun(), steps=10)
-
-
-@dataclasses.dataclass(frozen=True)
-class Pace:
-    """The step that measures how many steps of a tokenizer's training fit into a minute here, and keeps the answer.
-
-    Attributes:
-      name: of the step.
-      recipe: of a run of that many steps.
-      about: what it is for.
-    """
-
-    name: str
-    recipe: Any
-    about: str = "how fast it trains on this machine"
-    takes: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    def settings(self, given: Mapping[str, Any]) -> Any:
-        """Nothing decides but the machine."""
-        del given
-        return {}
-
-    def run(self, given: Mapping[str, Any], out: Path) -> None:
-        """Trains a little, in a folder of its own."""
-        del given
-        recipe = self.recipe()
-        train(recipe.config, out / "run", frozen=recipe.frozen, artifacts=recipe.artifacts)
-        speed = read_metrics(out / "run")[-1]["images_per_second"]
-        if jax.process_index() == 0:
-            write_json(out / "pace.json", {"images_per_second": speed})
-
-    def open(self, out: Path) -> float:
-        """Images per second."""
-        return float(read_json(out / "pace.json")["images_per_second"])
-
-
-@dataclasses.dataclass(frozen=True)
-class _Codes:
-    """A run whose discrete tokenizer is seen through its code vectors."""
-
-    run: Loaded
-
-    @property
-    def tokenizer(self) -> Any:
-        """Continuous."""
-        own = self.run.tokenizer
-        return own if own.spec.kind == "continuous" else CodeVectors(own)
-
-    @property
-    def params(self) -> Mapping[str, Any]:
-        """The tokenizer's."""
-        return self.run.params
-
-
-@dataclasses.dataclass(frozen=True)
-class EncodeCodes(Encode):
-    """`Encode` to latents, or to the code vectors of a discrete tokenizer."""
-
-    def run(self, given: Mapping[str, Any], out: Path) -> None:
-        """See `gen.plan.Step`."""
-        super().run({"tokenizer": _Codes(given["tokenizer"])}, out)
 
 
 def run(
@@ -217,7 +152,8 @@ def run(
         if len(source) < least:
             raise GenError(f"{path} has {len(source)} images; {least} are needed: add data, or lower the budget")
     enable_compile_cache()
-    steps: list[Any] = []
+    real = _real(held, budget.count)
+    steps: list[Any] = [Real(real)]
     for name, tokenizer in tokenizers.items():
         recipe = functools.partial(_tokenizer, name, tokenizer, budget, seed, images)
         about = f"{count(param_shapes(tokenizer)) / 1e6:.2f} M parameters"
@@ -233,13 +169,13 @@ def run(
             ),
             Evaluate(
                 f"{name}-scores",
-                functools.partial(_scores, name, budget, held),
-                {"tokenizer": name, "flow": f"{name}-flow"},
-                {"count": budget.count, "heldout": held.identity()},
+                functools.partial(_scores, budget, real),
+                {"tokenizer": name, "flow": f"{name}-flow", "real": "real"},
+                {"count": budget.count},
                 about="reconstructions and samples against held-out images",
             ),
         ]
-    page = functools.partial(_page, tuple(tokenizers), budget, held)
+    page = functools.partial(_page, tuple(tokenizers), budget, real)
     return Plan(outdir, tuple(steps), page=page).run()
 
 
@@ -263,7 +199,7 @@ def _timed(recipe: Any, budget: Budget, pace: float) -> Recipe:
 
 def _flow(name: str, budget: Budget, seed: int, tokenizer: Loaded, latents: Cache) -> Recipe:
     """A diffusion transformer on 16 patches, whatever the latents are."""
-    view, label = _Codes(tokenizer).tokenizer, latents.source().label
+    view, label = Codes(tokenizer).tokenizer, latents.source().label
     *sides, channels = view.spec.shape
     patch = round((math.prod(sides) / 16) ** (1 / len(sides)))
     classes = 0 if label is None else int(label.max()) + 1
@@ -273,7 +209,7 @@ def _flow(name: str, budget: Budget, seed: int, tokenizer: Loaded, latents: Cach
     optim = OptimConfig(1e-3, betas=(0.9, 0.99), schedule="cosine", final=0.05, warmup=min(50, budget.flow), clip=1.0)
     denoiser = Denoiser(network, Linear(), Predict("velocity", scale=10.0))
     task = DenoiserTask(denoiser, optim=optim, emas=(_average(budget.flow),))
-    stage = Stage("flow", task, budget.flow, 2 * budget.batch, latents)
+    stage = Stage("flow", task, budget.flow, 4 * budget.batch, latents)
     config = RunConfig(
         f"{name}-flow", (stage,), {"tokenizer": tokenizer.origin}, SAMPLER, view, engine=_engine(seed, budget.flow)
     )
@@ -295,29 +231,26 @@ def _last(images: Images, number: int) -> dict[str, np.ndarray]:
     return gathered(source, np.arange(len(source) - number, len(source)))
 
 
-def _real(images: Images, number: int) -> tuple[ImageSet, Reference]:
+def _real(images: Images, number: int) -> ImageSet:
     rows = _last(images, number)
-    real = from_arrays(rows["image"], rows.get("label"), identity=f"the last {number} of {images.identity()}")
-    return real, make_reference("held-out images", real, EfficientNetLite(), split="held-out", batch=64)
+    return from_arrays(rows["image"], rows.get("label"), identity=f"the last {number} of {images.identity()}")
 
 
-def _scores(name: str, budget: Budget, held: Images, tokenizer: Loaded, flow: Loaded) -> dict[str, Result]:
+def _scores(budget: Budget, held: ImageSet, tokenizer: Loaded, flow: Loaded, real: Reference) -> dict[str, Result]:
     """What the tokenizer gives back, and what the flow makes: of equal number, against the same images."""
-    real, reference = _real(held, budget.count)
-    made = reconstructions(tokenizer.tokenizer, tokenizer.params["tokenizer"], real, identity=tokenizer.origin)
-    back = evaluate_reconstruction(
-        made,
-        real,
-        EfficientNetLite(),
-        tokenizer=tokenizer.tokenizer,
-        name="held-out images",
-        split="held-out",
-        batch=64,
+    network, origin = EfficientNetLite(), tokenizer.origin
+    made = reconstructions(tokenizer.tokenizer, tokenizer.params["tokenizer"], held, identity=origin)
+    pairs = evaluate_reconstruction(
+        made, held, None, tokenizer=tokenizer.tokenizer, name="held-out images", keep=True, batch=100
     )
-    seeds = range(budget.count)
-    samples = flow.sample(seeds, batch=100)
+    assert pairs.images is not None
+    back = evaluate(from_arrays(pairs.images, identity=f"{origin} of {held.identity}"), real, network, batch=64)
+    samples = flow.sample(range(budget.count), batch=100)
     source = from_arrays(samples, identity=f"{flow.origin} seeds 0-{budget.count - 1}")
-    return {"reconstructions": back.result, "samples": evaluate(source, reference, EfficientNetLite(), batch=64)}
+    return {
+        "reconstructions": dataclasses.replace(back, values={**pairs.result.values, **back.values}),
+        "samples": evaluate(source, real, network, batch=64),
+    }
 
 
 def _bits(tokenizer: Any) -> tuple[int, float]:
@@ -351,9 +284,10 @@ def table(names: Sequence[str], made: Made) -> list[list[Any]]:
     return rows
 
 
-def _page(names: tuple[str, ...], budget: Budget, held: Images, made: Made) -> Report:
+def _page(names: tuple[str, ...], budget: Budget, held: ImageSet, made: Made) -> Report:
     """The table, both distances as a picture, reconstructions and samples."""
-    shown = _last(held, budget.count)["image"][:16]
+    assert held.read is not None
+    shown = held.read(np.arange(min(16, held.count)))["image"]
     rows = table(names, made)
     back = {name: made[name].decode(made[name].encode(shown)) for name in names}
     samples = {name: made[f"{name}-flow"].sample(range(16)) for name in names}

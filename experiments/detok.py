@@ -19,6 +19,7 @@ from gen.experiments._tokenizers import (
     adam,
     perceptual,
     smoke_images,
+    smoke_latents,
     smoke_optim,
     square_images,
     tokenizer_recipe,
@@ -75,9 +76,9 @@ def detok_one_gpu(data: str) -> Recipe:
 
 def detok_smoke(data: str | None = None) -> Recipe:
     """A toy l-DeTok, a minute on a laptop: 8x8 digits, or images at 32 px (data)."""
-    images, side, channels, latents = smoke_images(data)
+    images, side, channels = smoke_images(data)
     tower = Tower(64, 2, 4)
-    tokenizer = DeTokConfig((side, side, channels), side // 4, latents, tower, tower, scan=False)
+    tokenizer = DeTokConfig((side, side, channels), side // 4, smoke_latents(side), tower, tower, scan=False)
     corruption = LatentDenoising(mask=0.3, gamma=1.0)
     denoise = TokenizerTask(tokenizer=tokenizer, optim=smoke_optim(), emas=SMOKE_EMA, l1=1.0, corruption=corruption)
     train = ("from_code/*", "decoder/*", "head/*", "conv_out/*")

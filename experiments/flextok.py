@@ -110,7 +110,12 @@ def flextok_d12_d12(data: str, tokenizer: Loaded, encoder: str = "") -> Recipe:
 
 
 def flextok_smoke(data: str | None = None) -> Recipe:
-    """A toy FlexTok of pixels, two minutes on a laptop: 8x8 digits in 1 to 16 tokens, or images at 32 px (data)."""
+    """A toy FlexTok of pixels, two minutes on a laptop: 8x8 digits in 1 to 16 tokens, or images at 32 px (data).
+
+    Measured on the 359 test digits (1, 2, 4, 8, 16 tokens): PSNR 12.2, 13.8, 14.7, 16.8, 17.5 dB, of the one-step
+    preview 14.3, 15.8, 16.6, 18.4, 19.1 dB, where a Gaussian blur of one pixel has 13.4 dB; every one of the 125 codes
+    is used.
+    """
     tower = Tower(64, 2, 4)
     config = FlexTokConfig(
         first=Pixels((8, 8, 1)),
@@ -125,7 +130,7 @@ def flextok_smoke(data: str | None = None) -> Recipe:
         remat="none",
         scan=False,
     )
-    images, side, channels, _ = smoke_images(data)
+    images, side, channels = smoke_images(data)
     if side != 8:
         config = dataclasses.replace(config, first=Pixels((side, side, channels)), patch=side // 8)
     optim = adam(3e-3, (0.9, 0.99), schedule="cosine", warmup=50, final=0.05, clip=1.0)

@@ -14,7 +14,15 @@ from typing import Any
 
 from gen.data.images import Images
 from gen.experiments import Recipe
-from gen.experiments._tokenizers import SMOKE_EMA, adam, perceptual, smoke_images, smoke_optim, tokenizer_recipe
+from gen.experiments._tokenizers import (
+    SMOKE_EMA,
+    adam,
+    perceptual,
+    smoke_images,
+    smoke_latents,
+    smoke_optim,
+    tokenizer_recipe,
+)
 from gen.tokenizers.flowtitok import FlowTiTokConfig
 from gen.tokenizers.train import TokenizerTask
 from gen.tokenizers.trunk import Tower
@@ -49,11 +57,11 @@ def flowtok_one_gpu(data: str) -> Recipe:
 
 def flowtok_smoke(data: str | None = None) -> Recipe:
     """A toy of FlowTok's tokenizer without text, a minute on a laptop: 8x8 digits, or images at 32 px (data)."""
-    images, side, channels, latents = smoke_images(data)
+    images, side, channels = smoke_images(data)
     tower = Tower(64, 2, 4)
-    tokenizer = FlowTiTokConfig((side, side, channels), side // 4, 16, latents, tower, tower, scan=False)
+    tokenizer = FlowTiTokConfig((side, side, channels), side // 4, 16, smoke_latents(side), tower, tower, scan=False)
     task = TokenizerTask(tokenizer=tokenizer, optim=smoke_optim(), emas=SMOKE_EMA, l1=0.1)
-    return tokenizer_recipe("flowtok-smoke", [Stage("tokenizer", task, 400, 64, images)], smoke=True)
+    return tokenizer_recipe("flowtok-smoke", [Stage("tokenizer", task, 800, 64, images)], smoke=True)
 
 
 PRESETS = {

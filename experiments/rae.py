@@ -93,7 +93,7 @@ def rae_one_gpu(data: str, encoder: str = "") -> Recipe:
 
 def rae_smoke(data: str | None = None) -> Recipe:
     """A toy RAE, a minute on a laptop: 8x8 digits, or images at 32 px (data); its encoder has random weights."""
-    images, side, channels, _ = smoke_images(data)
+    images, side, channels = smoke_images(data)
     patch = side // 4
     network = ViTConfig(size=4 * patch, patch=patch, width=64, depth=1, heads=2, hidden=128, affine=False)
     tokenizer = RAEConfig((side, side, channels), patch, network, Tower(64, 2, 4), 128, scan=False)

@@ -35,6 +35,7 @@ from gen.experiments._tokenizers import (
     encoder,
     perceptual,
     smoke_images,
+    smoke_latents,
     smoke_optim,
     square_images,
     tokenizer_recipe,
@@ -140,9 +141,9 @@ def vavae_one_gpu(data: str, encoder: str = "") -> Recipe:
 
 def vavae_smoke(data: str | None = None) -> Recipe:
     """A toy VA-VAE, a minute on a laptop: 8x8 digits, or images at 32 px (data); its encoder has random weights."""
-    images, side, channels, latents = smoke_images(data)
+    images, side, channels = smoke_images(data)
     levels = (1, 2) if side == 8 else (1, 2, 2)
-    tokenizer = KLVAEConfig((side, side, channels), 16, levels, 1, latents, latents, groups=4)
+    tokenizer = KLVAEConfig((side, side, channels), 16, levels, 1, smoke_latents(side), smoke_latents(side), groups=4)
     network = ViTConfig(size=8, patch=2, width=32, depth=1, heads=2, hidden=64)
     task = VAVAETask(
         **_settings(tokenizer, 200, ())

@@ -22,6 +22,7 @@ from gen.experiments._tokenizers import (
     adam,
     perceptual,
     smoke_images,
+    smoke_latents,
     smoke_optim,
     square_images,
     tokenizer_recipe,
@@ -91,9 +92,11 @@ def vitok_one_gpu(data: str) -> Recipe:
 
 def vitok_smoke(data: str | None = None) -> Recipe:
     """A toy ViTok, a minute on a laptop: 8x8 digits, or images at 32 px (data)."""
-    images, side, channels, latents = smoke_images(data)
+    images, side, channels = smoke_images(data)
     tower = Tower(64, 2, 4)
-    tokenizer = ViTokConfig((side, side, channels), side // 4, 1, latents, tower, tower, positions="2d", scan=False)
+    tokenizer = ViTokConfig(
+        (side, side, channels), side // 4, 1, smoke_latents(side), tower, tower, positions="2d", scan=False
+    )
     settings = _settings(tokenizer, 64, 300, ()) | {"optim": smoke_optim(), "emas": SMOKE_EMA, "kl": 1e-6}
     second = AdversarialTask(
         **settings | {"optim": smoke_optim(1e-3)},

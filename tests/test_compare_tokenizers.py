@@ -8,9 +8,12 @@ import pytest
 
 from gen.config import from_json, to_json
 from gen.errors import GenError
-from gen.experiments.compare_tokenizers import SMOKE, TOKENIZERS, run
+from gen.experiments.compare_tokenizers import HEAD, SMOKE, TOKENIZERS, run, table
 from gen.nn.network import count, param_shapes
 from gen.tokenizers.code_vectors import CodeVectors
+from gen.tokenizers.quantizers.lfq import BSQ
+from gen.tokenizers.quantizers.vq import VQ
+from gen.tokenizers.titok import TiTokConfig, Tower
 from tests.data.files import edm_zip
 from tests.test_edm_presets import image_zip
 
@@ -39,7 +42,13 @@ def test_unfit_data_are_refused_before_anything_runs(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_whole_comparison_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = image_zip(tmp_path / "a.zip", 32, count=24)
-    some = {name: TOKENIZERS[name] for name in ("kl-8x8x4", "fsq", "bsq")}
+    tower = Tower(16, 1, 2)
+    flat = {"image": (32, 32, 3), "patch": 8, "tokens": 16, "encoder": tower, "decoder": tower, "scan": False}
+    some = {
+        "kl": TiTokConfig(**flat, channels=4),
+        "vq": TiTokConfig(**flat, channels=None, quantizer=VQ(16, 4)),
+        "bits": TiTokConfig(**flat, channels=None, quantizer=BSQ(4)),
+    }
     budget = dataclasses.replace(SMOKE, minutes=0.001)
     made = run(data, tmp_path / "run", budget=budget, tokenizers=some)
     page = (tmp_path / "run" / "report.html").read_text()
@@ -49,6 +58,9 @@ def test_whole_comparison_and_again(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert {"reconstructions", "samples"} == set(scores)
         assert np.isfinite([scores[what].values["frechet_distance"] for what in scores]).all()
         assert scores["reconstructions"].values["psnr"] > 0
+        assert ("codebook_usage" in scores["reconstructions"].values) == (name != "kl")
+    rows = [dict(zip(HEAD, row, strict=True)) for row in table(tuple(some), made)]
+    assert [row["bits per image"] for row in rows] == [32 * 16 * 4, 16 * 4, 16 * 4]
     capsys.readouterr()
     run(data, tmp_path / "run", budget=budget, tokenizers=some)
-    assert capsys.readouterr().out.count("done before") == 5 * len(some)
+    assert capsys.readouterr().out.count("done before") == 5 * len(some) + 1

@@ -10,6 +10,7 @@ import pytest
 from scipy import ndimage
 
 import gen
+from gen.arrays import flatten
 from gen.config import from_json, to_json
 from gen.data.sources import Digits
 from gen.errors import GenError
@@ -71,6 +72,7 @@ def test_full_size_presets(name: str, tmp_path: Path, capsys: pytest.CaptureFixt
     assert from_json(to_json(config)) == config
     assert config.name == name
     for state in abstract_states(config.stages, recipe.frozen):
+        assert "shown" in flatten(state.aux)  # as checkpoints name them
         found = state.params["tokenizer"]
         assert round(count(found) / 1e6, 1) == MILLIONS.get(name, round(count(found) / 1e6, 1))
 

@@ -89,7 +89,7 @@ def _show_target(
 
     found = find_target(target)
     prepare_compilers()
-    from gen.cli.compile import estimates
+    from gen.cli.estimates import estimates
     from gen.training.budget import size_text
 
     names = ("data", "teacher", "tokenizer")

@@ -85,7 +85,7 @@ def reconstruct(
     start()
     loaded = load(run)
     tokenizer = loaded.tokenizer
-    size = _image(tokenizer)
+    size = tokenizer.spec.picture
     name, _, part = data.partition(":")
     images = open_images(data, Pixels(size, name="tokenizer"))
     identity = f"{fingerprint(loaded.config)} step {loaded.step} {loaded.weights}"
@@ -198,7 +198,7 @@ def encode(
     start()
     loaded = load(run)
     tokenizer = loaded.tokenizer
-    side, _, channels = _image(tokenizer)
+    side, _, channels = tokenizer.spec.picture
     source, identity = _records(data, channels)
     beside = None if align is None else {"encoder_0": _encoder(align, tokens or side // 16)}
     cache = encode_images(
@@ -215,15 +215,6 @@ def encode(
     both = ", and of the mirror images" if flip else ""
     print(f"{cache.kind} {tokenizer.spec.shape} of {len(source)} images of {data}{both}, {loaded.weights} weights")
     print(f"written to {out} (identity {cache.identity()}); train on it with --data {out}")
-
-
-def _image(tokenizer: Any) -> tuple[int, int, int]:
-    """(H, W, C) of the images that it takes. Raises GenError for a tokenizer of videos."""
-    shape = tuple(tokenizer.spec.image)
-    if len(shape) != 3:
-        raise GenError(f"this tokenizer takes videos {shape}, and the data are images; encode arrays of them in Python")
-    height, width, channels = shape
-    return height, width, channels
 
 
 def _records(data: str, channels: int) -> tuple[Any, str]:

@@ -61,7 +61,7 @@ def _block(block: Mapping[str, Any], x: jax.Array) -> jax.Array:
 
 
 def convnext(params: Params, x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-    """The normalised mean over positions (B, width) of images x (B, H, W, 3) as the network takes them.
+    """Gives the normalised mean over positions (B, width) of images x (B, H, W, 3) as the network takes them.
 
     Args:
       params: as `gen.pretrained.convnext.fold` makes them.
@@ -96,35 +96,35 @@ class ConvNeXt(Converted):
 
     @property
     def name(self) -> str:
-        """See `Converted`."""
+        """Does what `Converted.name` says."""
         return "convnext-small"
 
     @property
     def hint(self) -> str:
-        """See `Converted`."""
+        """Does what `Converted.hint` says."""
         return "get torchvision's convnext_small-0c510722.pth and run gen convert convnext FILE"
 
     @property
     def resize(self) -> str:
-        """See `gen.features.extractor.Extractor`."""
+        """Does what `gen.features.extractor.Extractor.resize` says."""
         return f"pil-bilinear {_SIDE}"
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """See `gen.features.extractor.Extractor`."""
+        """Does what `gen.features.extractor.Extractor.outputs` says."""
         return ("features", "logits")
 
     @property
     def classes(self) -> int:
-        """ImageNet's 1000, in the order of their WordNet numbers."""
+        """Gives ImageNet's 1000, in the order of their WordNet numbers."""
         return _CLASSES
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """See `Converted`."""
+        """Does what `Converted.shapes` says."""
         return _shapes(*SMALL)
 
     def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        """images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, 768), "logits" (B, 1000) float32."""
+        """Maps images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, 768), "logits" (B, 1000) float32."""
         found: dict[str, jax.Array] = in_parts(self._outputs, params, images, _PART)
         return found
 

@@ -18,7 +18,7 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
 
 
 def mae(name: str, **changes: Any) -> ViTConfig:
-    """A published size by name, "B", "L" or "H": no LayerScale, no registers, positions resampled as timm does.
+    """Gives a published size by name, "B", "L" or "H": no LayerScale, no registers, positions resampled as timm does.
 
     Raises GenError for an unknown name.
     """

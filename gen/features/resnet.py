@@ -21,7 +21,7 @@ _SIDE, _CLASSES, _WIDTH, _PART = 224, 1000, 2048, 8
 
 
 def conv_shapes(depths: tuple[int, ...] = DEPTHS) -> dict[str, tuple[int, int, int, int]]:
-    """The kernel (height, width, inputs, outputs) of every convolution: "stem", "stage0/block0/conv1" ..."""
+    """Gives the kernel (height, width, inputs, outputs) of every convolution: "stem", "stage0/block0/conv1" ..."""
     shapes, inputs = {"stem": (7, 7, 3, 64)}, 64
     for i, depth in enumerate(depths):
         width = 64 * 2**i
@@ -47,7 +47,7 @@ def _bottleneck(block: Mapping[str, Any], x: jax.Array, stride: int) -> jax.Arra
 
 
 def resnet(params: Params, x: jax.Array) -> jax.Array:
-    """The mean over positions (B, width) of images x (B, H, W, 3) with ImageNet's mean and deviation removed."""
+    """Gives the mean over positions (B, width) of images x (B, H, W, 3) with ImageNet's mean and deviation removed."""
     x = jax.nn.relu(_conv(params["stem"], x, 2))
     pads = ((0, 0), (1, 1), (1, 1), (0, 0))
     x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads)
@@ -72,37 +72,37 @@ class ResNet(Converted):
 
     @property
     def name(self) -> str:
-        """See `Converted`."""
+        """Does what `Converted.name` says."""
         return "resnet-50"
 
     @property
     def hint(self) -> str:
-        """See `Converted`."""
+        """Does what `Converted.hint` says."""
         return "get torchvision's resnet50-0676ba61.pth and run gen convert resnet FILE"
 
     @property
     def resize(self) -> str:
-        """See `gen.features.extractor.Extractor`."""
+        """Does what `gen.features.extractor.Extractor.resize` says."""
         return f"pil-bilinear {_SIDE}"
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """See `gen.features.extractor.Extractor`."""
+        """Does what `gen.features.extractor.Extractor.outputs` says."""
         return ("features", "logits")
 
     @property
     def classes(self) -> int:
-        """ImageNet's 1000, in the order of their WordNet numbers."""
+        """Gives ImageNet's 1000, in the order of their WordNet numbers."""
         return _CLASSES
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """See `Converted`."""
+        """Does what `Converted.shapes` says."""
         layers: dict[str, tuple[int, ...]] = {**conv_shapes(), "classes": (_WIDTH, _CLASSES)}
         kernels = {f"{name}/kernel": shape for name, shape in layers.items()}
         return kernels | {f"{name}/bias": shape[-1:] for name, shape in layers.items()}
 
     def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        """images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, 2048), "logits" (B, 1000) float32."""
+        """Maps images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, 2048), "logits" (B, 1000) float32."""
         found: dict[str, jax.Array] = in_parts(self._outputs, params, images, _PART)
         return found
 

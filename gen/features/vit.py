@@ -64,7 +64,7 @@ class ViTConfig:
             raise GenError(f"width {self.width} cannot be shared by {self.heads} heads; choose a divisor of it")
 
     def build(self, rngs: nnx.Rngs) -> "ViT":
-        """The network with fresh weights."""
+        """Gives the network with fresh weights."""
         return ViT(self, rngs)
 
 
@@ -113,11 +113,13 @@ class ViT(nnx.Module):
             self.norm = normed("layer", width, config.eps, rngs)
 
     def final(self, x: jax.Array) -> jax.Array:
-        """The norm after the last block."""
+        """Gives the norm after the last block."""
         return self.norm(x) if self.config.affine else layer_norm(x, self.config.eps)
 
     def table(self, grid: tuple[int, int]) -> jax.Array:
-        """The position table (1, 1 + rows columns, width) for a grid of patches: the class row is never resampled."""
+        """Gives the position table (1, 1 + rows columns, width) for a grid of patches: the class row is never
+        resampled.
+        """
         side = math.isqrt(self.positions.shape[1] - 1)
         if grid == (side, side):
             return self.positions[...]
@@ -127,7 +129,7 @@ class ViT(nnx.Module):
         return jnp.concatenate([self.positions[:, :1], found.reshape(1, grid[0] * grid[1], -1)], 1)
 
     def embed(self, images: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """images (B, H, W, 3) -> the tokens (B, 1 + registers + N, width) that the first block takes.
+        """Maps images (B, H, W, 3) -> the tokens (B, 1 + registers + N, width) that the first block takes.
 
         Args:
           mask: (B, N) bool, patches that are replaced by the mask token (training of DINOv2).

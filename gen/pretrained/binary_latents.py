@@ -18,7 +18,7 @@ _TOWERS = ("encoder", "generator")
 
 
 def rules(config: BinaryAutoencoderConfig) -> Rules:
-    """The table of official names for a configuration."""
+    """Gives the table of official names for a configuration."""
     rows = [*_tower(config, "encoder"), *_tower(config, "decoder")]
     rows += convolution("quantize.proj.0", "to_bits")
     return [*rows, Rule("quantize.embed.weight", "embedding")]
@@ -77,7 +77,7 @@ def config(
     attention: tuple[int, ...] = (4,),
     activation: Literal["sigmoid", "tanh"] = "sigmoid",
 ) -> BinaryAutoencoderConfig:
-    """The configuration of a state dict; flat lists of blocks do not tell the options.
+    """Gives the configuration of a state dict; flat lists of blocks do not tell the options.
 
     Args:
       size: height and width of the images it is to be used on; the network takes any.

@@ -46,7 +46,7 @@ def _layer(name: str) -> str | None:
 
 
 def fold(weights: Arrays) -> dict[str, Any]:
-    """Our parameters from an official state dict. Raises GenError for names that are not a ConvNeXt's."""
+    """Gives our parameters from an official state dict. Raises GenError for names that are not a ConvNeXt's."""
     params: dict[str, np.ndarray] = {}
     for name, array in weights.items():
         if found := re.fullmatch(r"features\.([1357])\.(\d+)\.layer_scale", name):

@@ -25,7 +25,7 @@ _PIXELS = Transform(lambda a: a[:, :, 0, 0].T, lambda a: (a.T[:, :, None, None],
 
 
 def rules(config: DeTokConfig) -> Rules:
-    """The table of official names for a configuration."""
+    """Gives the table of official names for a configuration."""
     found: list[Rule | Computed] = [
         Rule("encoder.patch_embed.0.weight", "embed/kernel", patches(config.patch)),
         Rule("encoder.patch_embed.0.bias", "embed/bias"),
@@ -53,7 +53,7 @@ def rules(config: DeTokConfig) -> Rules:
 
 
 def config(weights: Arrays, *, heads: int | None = None, decoder_heads: int | None = None) -> DeTokConfig:
-    """The configuration of a state dict, from its names and shapes.
+    """Gives the configuration of a state dict, from its names and shapes.
 
     Args:
       heads, decoder_heads: attention heads; by default those of the published sizes, or heads of 64 channels.

@@ -14,7 +14,7 @@ PATCHGAN_COUNTERS = "*num_batches_tracked"
 
 
 def patchgan_rules(config: PatchGAN, prefix: str = "") -> Rules:
-    """The table of taming-transformers' NLayerDiscriminator with batch norms."""
+    """Gives the table of taming-transformers' NLayerDiscriminator with batch norms."""
     rows = convolution(f"{prefix}main.0", "first")
     for k in range(1, config.layers + 1):
         conv, norm, ours = f"{prefix}main.{3 * k - 1}", f"{prefix}main.{3 * k}", f"norms/layer{k}"
@@ -25,7 +25,7 @@ def patchgan_rules(config: PatchGAN, prefix: str = "") -> Rules:
 
 
 def titok_rules(config: TiTokDiscriminator, prefix: str = "") -> Rules:
-    """The table of 1d-tokenizer's NLayerDiscriminator, which stores its blur."""
+    """Gives the table of 1d-tokenizer's NLayerDiscriminator, which stores its blur."""
     rows: list[Rule | Computed] = [*convolution(f"{prefix}block_in.0", "block_in")]
     for i in range(config.stages):
         official, ours = f"{prefix}blocks.{i}", f"stages/stage{i}"
@@ -36,7 +36,7 @@ def titok_rules(config: TiTokDiscriminator, prefix: str = "") -> Rules:
 
 
 def style_block_rules(prefix: str = "", ours: str = "") -> Rules:
-    """The table of one residual block of ViTok's discriminator, which stores its blur."""
+    """Gives the table of one residual block of ViTok's discriminator, which stores its blur."""
     return [
         Computed(f"{prefix}blur_pool.filter", BLUR[None, None]),
         *convolution(f"{prefix}conv1", f"{ours}conv1"),

@@ -176,7 +176,8 @@ def precondition(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
 ) -> Denoiser:
-    """The denoiser of an official wrapper class (VPPrecond, VEPrecond, iDDPMPrecond or EDMPrecond) around `network`.
+    """Gives the denoiser of an official wrapper class (VPPrecond, VEPrecond, iDDPMPrecond or EDMPrecond) around
+    `network`.
 
     Arguments keep their official names and defaults; each wrapper reads its own. The official D(x; sigma) is this
     denoiser seen ``under(EDM())``; its own process is the one it was made for, where its loss is plain.

@@ -12,7 +12,7 @@ __all__ = ["encoder_importer", "read_encoder"]
 
 
 def encoder_importer(weights: Arrays) -> Importer:
-    """DINOv2's, in the names of Meta and timm or of the transformers library, or MAE's, which has no LayerScale."""
+    """Gives DINOv2's importer, of Meta's and timm's names or the transformers library's, or MAE's (no LayerScale)."""
     if dinov2.HUB.signature[0] in weights:
         return dinov2.HUB
     mask = weights.get("mask_token")
@@ -21,7 +21,7 @@ def encoder_importer(weights: Arrays) -> Importer:
 
 
 def read_encoder(source: Path) -> tuple[ViTConfig, dict[str, Any]]:
-    """The configuration and parameters of the encoder in a .pth or .safetensors file.
+    """Gives the configuration and parameters of the encoder in a .pth or .safetensors file.
 
     Raises GenError when the file cannot be read, or holds something else.
     """

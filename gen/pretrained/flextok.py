@@ -23,7 +23,7 @@ _TABLE = Transform(lambda a: a[0].transpose(1, 2, 0), lambda a: (a.transpose(2, 
 
 
 def rules(config: FlexTokConfig) -> Rules:
-    """The table of official names for a configuration."""
+    """Gives the table of official names for a configuration."""
     first = [] if isinstance(config.first, Pixels) else sdvae.rules(config.first, towers.DIFFUSERS)
     table = [
         dataclasses.replace(rule, official=_FIRST + rule.official, ours=f"first/{rule.ours}")
@@ -34,7 +34,7 @@ def rules(config: FlexTokConfig) -> Rules:
 
 
 def encoder_rules(config: FlexTokConfig) -> list[Rule]:
-    """The part of the table that is the encoder's."""
+    """Gives the part of the table that is the encoder's."""
     return [
         *linear(f"{_ENCODER}enc_patch_emb.patch_proj", "encoder/patch"),
         _positions(f"{_ENCODER}enc_posemb_module.posembs", "encoder/positions", config.positions),
@@ -45,7 +45,7 @@ def encoder_rules(config: FlexTokConfig) -> list[Rule]:
 
 
 def decoder_rules(config: FlexTokConfig) -> list[Rule]:
-    """The part of the table that is the decoder's."""
+    """Gives the part of the table that is the decoder's."""
     blocks = f"{_DECODER}dec_transformer.blocks.{{i}}"
     return [
         *linear(f"{_DECODER}dec_from_latents.proj", "decoder/codes"),
@@ -91,7 +91,7 @@ def config(
     max_time: float = 1000.0,
     groups: int = 32,
 ) -> FlexTokConfig:
-    """The configuration of a state dict, from its names and shapes.
+    """Gives the configuration of a state dict, from its names and shapes.
 
     Args:
       size: height and width of the images; what the learned positions are enough for by default.

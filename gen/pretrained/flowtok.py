@@ -12,7 +12,7 @@ _HEADS = {768: 12, 1024: 16, 1152: 16, 1280: 20}
 
 
 def rules(config: FlowTokConfig) -> Rules:
-    """The table of official names for a configuration."""
+    """Gives the table of official names for a configuration."""
     block, ours = "context_encoder.layers.{i}", "text/blocks"
     qkv = [f"{block}.attn.W_{part}" for part in "QKV"]
     return [
@@ -34,7 +34,7 @@ def rules(config: FlowTokConfig) -> Rules:
 
 
 def velocity_rules(network: DiTConfig, ours: str = "") -> Rules:
-    """The rows of the velocity network, which lies under `ours`."""
+    """Gives the rows of the velocity network, which lies under `ours`."""
     return [
         Computed("pos_embed", sincos_positions(network.grid, network.width)[None], atol=1e-5),
         *linear("x_embedder", f"{ours}patch"),
@@ -52,7 +52,7 @@ def velocity_rules(network: DiTConfig, ours: str = "") -> Rules:
 
 
 def config(weights: Arrays, *, heads: int | None = None, text_heads: int = 8) -> FlowTokConfig:
-    """The configuration of a state dict, from its names and shapes.
+    """Gives the configuration of a state dict, from its names and shapes.
 
     Args:
       heads: attention heads of the velocity network; by default those of the published sizes.

@@ -26,7 +26,7 @@ _ROW = Transform(lambda a: a[0, 0], lambda a: (a[None, None],))  # (1, 1, D) <->
 
 
 def rules(config: InstellaConfig) -> Rules:
-    """The table of official names for a configuration."""
+    """Gives the table of official names for a configuration."""
     rows = [
         Rule("encoder.patch_embedder.weight", "encoder/patch_embed/kernel", patches(config.patch)),
         Rule("encoder.patch_embedder.bias", "encoder/patch_embed/bias"),
@@ -78,7 +78,7 @@ def config(
     aligned_after: int = 0,
     temperature: float = 0.1,
 ) -> InstellaConfig:
-    """The configuration of a state dict, from its names and shapes; shapes do not tell the options.
+    """Gives the configuration of a state dict, from its names and shapes; shapes do not tell the options.
 
     Args:
       size: height and width of the images it is to be used on.

@@ -12,7 +12,7 @@ __all__ = ["VQ_IMPORTER", "config", "rules"]
 
 
 def rules(config: VQGANConfig) -> Rules:
-    """The table of official names for a configuration."""
+    """Gives the table of official names for a configuration."""
     decoder = dataclasses.replace(config, mult=config.decoder_mult or config.mult)
     rows = [*tower_rules(config, "encoder", LLAMAGEN), *tower_rules(decoder, "decoder", LLAMAGEN)]
     rows += [*convolution("quant_conv", "quant"), *convolution("post_quant_conv", "post_quant")]
@@ -20,7 +20,7 @@ def rules(config: VQGANConfig) -> Rules:
 
 
 def config(weights: Arrays, *, size: int = 256, groups: int = 32) -> VQGANConfig:
-    """The configuration of a state dict, from its names and shapes.
+    """Gives the configuration of a state dict, from its names and shapes.
 
     Args:
       size: height and width of the images it is to be used on; the network takes any.

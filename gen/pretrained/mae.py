@@ -12,7 +12,7 @@ __all__ = ["IMPORTER", "convert"]
 
 
 def config(weights: Arrays, *, heads: int | None = None) -> ViTConfig:
-    """The configuration of a state dict, from its shapes.
+    """Gives the configuration of a state dict, from its shapes.
 
     Args:
       heads: attention heads; by default those of the published sizes: 12 and 16 for widths of 768 and 1024, else 16.

@@ -10,7 +10,7 @@ __all__ = ["IMPORTER", "config", "decoder_rules", "rules"]
 
 
 def rules(config: MaskGITVQGANConfig) -> Rules:
-    """The table of official names for a configuration."""
+    """Gives the table of official names for a configuration."""
     rows = [*convolution("encoder.conv_in", "encoder/conv_in", bias=False)]
     for i, width in enumerate(config.widths):
         before = config.widths[i - 1] if i else config.width
@@ -22,7 +22,7 @@ def rules(config: MaskGITVQGANConfig) -> Rules:
 
 
 def decoder_rules(config: MaskGITVQGANConfig, official: str, ours: str) -> list[Rule]:
-    """The rules of the decoder alone, which other systems hold as well (TiTok's pixel decoder).
+    """Gives the rules of the decoder alone, which other systems hold as well (TiTok's pixel decoder).
 
     Args:
       official, ours: what it is called there and here.
@@ -51,7 +51,7 @@ def _blocks(config: MaskGITVQGANConfig, official: str, ours: str, *, changes: bo
 
 
 def config(weights: Arrays, *, size: int = 256, groups: int = 32) -> MaskGITVQGANConfig:
-    """The configuration of a state dict, from its names and shapes.
+    """Gives the configuration of a state dict, from its names and shapes.
 
     Args:
       size: height and width of the images it is to be used on; the network takes any.

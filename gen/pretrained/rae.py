@@ -18,7 +18,7 @@ _ENCODER = "encoder.encoder."
 
 
 def with_encoder(decoder: Arrays, encoder: Arrays) -> dict[str, np.ndarray]:
-    """The state dict of a whole RAE from a released decoder file and the encoder's own file.
+    """Gives the state dict of a whole RAE from a released decoder file and the encoder's own file.
 
     The gain and bias of the encoder's final norm are left out, as the released decoders want it.
     """
@@ -30,7 +30,7 @@ def with_encoder(decoder: Arrays, encoder: Arrays) -> dict[str, np.ndarray]:
 
 
 def rules(config: RAEConfig) -> Rules:
-    """The table of official names for a configuration."""
+    """Gives the table of official names for a configuration."""
     table = positions(config.grid, config.decoder.width)
     block, ours = "decoder.decoder_layers.{i}.", "decoder/trunk/blocks"
     parts = [f"{block}attention.attention.{part}" for part in ("query", "key", "value")]
@@ -66,7 +66,7 @@ def _encoder(config: RAEConfig) -> list[Rule]:
 
 
 def config(weights: Arrays, *, heads: int | None = None, decoder_heads: int | None = None) -> RAEConfig:
-    """The configuration of a state dict, from its names and shapes.
+    """Gives the configuration of a state dict, from its names and shapes.
 
     Args:
       heads: attention heads of the encoder; by default heads of 64 channels.

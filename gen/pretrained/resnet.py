@@ -30,7 +30,7 @@ def _official(layer: str) -> tuple[str, str]:
 
 
 def fold(weights: Arrays, depths: tuple[int, ...] = DEPTHS) -> dict[str, Any]:
-    """Our parameters from the official state dict: batch norms folded in float64, kernels HWIO.
+    """Gives our parameters from the official state dict: batch norms folded in float64, kernels HWIO.
 
     Raises GenError naming the first arrays that are missing or unknown.
     """

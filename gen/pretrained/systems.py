@@ -68,7 +68,8 @@ def system(name: str) -> Importer:
 
 
 def locate(name: str | None, weights: Arrays, role: str | None = None) -> Located:
-    """The network in a file: under its official names, or inside a larger model, where a prefix stands before them.
+    """Finds the network in a file: under its official names, or inside a larger model, where a prefix stands before
+    them.
 
     Args:
       name: the system; by default the one whose signature the names carry.

@@ -24,7 +24,7 @@ _ROW = Transform(lambda a: a[0], lambda a: (a[None],))  # (1, 1, W) <-> (1, W)
 
 
 def rules(config: TiTokConfig) -> Rules:
-    """The table of official names for a configuration."""
+    """Gives the table of official names for a configuration."""
     rows = [Rule("latent_tokens", "latent_tokens")]
     rows.append(Rule("encoder.patch_embed.weight", "patch_embed/kernel", patch_convolution(config.patch)))
     rows.append(Rule("encoder.patch_embed.bias", "patch_embed/bias"))
@@ -87,7 +87,7 @@ def config(
     normalize: bool | None = None,
     groups: int = 32,
 ) -> TiTokConfig:
-    """The configuration of a state dict, from its names and shapes.
+    """Gives the configuration of a state dict, from its names and shapes.
 
     Args:
       encoder_heads, decoder_heads: of the towers; 0 for heads of 64 channels, as in all published networks.

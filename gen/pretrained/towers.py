@@ -43,7 +43,7 @@ class Naming:
     kernel: Transform = CONV
 
     def level(self, side: str, i: int, levels: int) -> str:
-        """The official name of level i (0 = finest) of ``encoder`` or ``decoder``."""
+        """Gives the official name of level i (0 = finest) of ``encoder`` or ``decoder``."""
         name = self.down if side == "encoder" else self.up
         return f"{side}.{name.format(levels - 1 - i if side == 'decoder' and self.as_run else i)}"
 
@@ -71,7 +71,7 @@ VAR = Naming(layers=("norm", "qkv", "proj_out"))
 
 
 def tower_rules(config: TowerConfig, side: str, naming: Naming) -> list[Rule]:
-    """The rules of one tower, "encoder" or "decoder", which stands under that name on both sides."""
+    """Gives the rules of one tower, "encoder" or "decoder", which stands under that name on both sides."""
     rows = convolution(f"{side}.conv_in", f"{side}/conv_in")
     for kind, official, ours in _parts(config, side, naming):
         rows += _part(kind, official, ours, naming)
@@ -127,12 +127,12 @@ def _part(kind: str, official: str, ours: str, naming: Naming) -> list[Rule]:
 
 
 def norm(official: str, ours: str) -> list[Rule]:
-    """The rules of a norm with weight and bias."""
+    """Gives the rules of a norm with weight and bias."""
     return [Rule(f"{official}.weight", f"{ours}/scale"), Rule(f"{official}.bias", f"{ours}/bias")]
 
 
 def tower_mult(weights: Arrays, side: str, naming: Naming, *, width: int, what: str) -> tuple[int, ...]:
-    """The factors of a tower's levels on `width`, finest first, from the shapes of its blocks.
+    """Gives the factors of a tower's levels on `width`, finest first, from the shapes of its blocks.
 
     Raises GenError, naming `what` the file should be, for level widths that are no multiples of it.
     """

@@ -12,7 +12,7 @@ _HITS = "ema_vocab_hit_SV"
 
 
 def rules(config: VARVQVAEConfig) -> Rules:
-    """The table of official names for a configuration."""
+    """Gives the table of official names for a configuration."""
     rows = [*tower_rules(config, "encoder", VAR), *tower_rules(config, "decoder", VAR)]
     rows += [*convolution("quant_conv", "quant"), *convolution("post_quant_conv", "post_quant")]
     rows += quantizer_rules(config.quantizer, "quantize.", "quantizer/")
@@ -20,7 +20,7 @@ def rules(config: VARVQVAEConfig) -> Rules:
 
 
 def quantizer_rules(config: Residual, official: str, ours: str) -> list[Rule]:
-    """The rules of the quantizer's codebook and convolutions.
+    """Gives the rules of the quantizer's codebook and convolutions.
 
     Args:
       official, ours: what stands before its names there and here.
@@ -33,7 +33,7 @@ def quantizer_rules(config: Residual, official: str, ours: str) -> list[Rule]:
 
 
 def config(weights: Arrays, *, size: int = 256, groups: int = 32, strength: float = 0.5) -> VARVQVAEConfig:
-    """The configuration of a state dict, from its names and shapes.
+    """Gives the configuration of a state dict, from its names and shapes.
 
     Args:
       size: height and width of the images it is to be used on: 256 or 512, whose scales are published.

@@ -32,7 +32,7 @@ def _untubelets(sides: tuple[int, ...]) -> Transform:
 
 
 def rules(config: ViTokConfig) -> Rules:
-    """The table of official names for a configuration."""
+    """Gives the table of official names for a configuration."""
     found: list[Rule | Computed] = [
         Rule("tubelet_embed.proj.weight", "embed/kernel", _tubelets(config.sides)),
         Rule("tubelet_embed.proj.bias", "embed/bias"),
@@ -73,7 +73,7 @@ def config(
     rotary: Literal["1d", "2d"] = "1d",
     theta: float = 10000.0,
 ) -> ViTokConfig:
-    """The configuration of a state dict, from its names and shapes.
+    """Gives the configuration of a state dict, from its names and shapes.
 
     Args:
       size: height and width of the images.

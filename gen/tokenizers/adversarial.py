@@ -110,7 +110,7 @@ class AdversarialTask(TokenizerTask):
 
     def aux(self) -> Mapping[str, Any]:
         """The images that previews show; LeCAM's averages."""
-        averages = {} if self.lecam is None else {"lecam/real": jnp.zeros(()), "lecam/fake": jnp.zeros(())}
+        averages = {} if self.lecam is None else {"lecam_real": jnp.zeros(()), "lecam_fake": jnp.zeros(())}
         return {**super().aux(), **averages}
 
     @property
@@ -173,7 +173,7 @@ class AdversarialTask(TokenizerTask):
         self, state: State, frozen: Frozen, real: jax.Array, fake: jax.Array, schedule: Schedule
     ) -> tuple[State, dict[str, jax.Array]]:
         """One step of the discriminator, and of LeCAM's averages."""
-        averages = {name: value for name, value in state.aux.items() if name.startswith("lecam/")}
+        averages = {name: value for name, value in state.aux.items() if name.startswith("lecam_")}
         part = self.parts[1]
 
         def loss(params: Params, pairs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Aux]:
@@ -181,7 +181,7 @@ class AdversarialTask(TokenizerTask):
 
         state, metrics, _ = part.update(state, loss, (real, fake), schedule)
         if self.lecam is not None:
-            new = {f"lecam/{name}": self.lecam.moved(averages[f"lecam/{name}"], metrics[name]) for name in _SIDES}
+            new = {f"lecam_{name}": self.lecam.moved(averages[f"lecam_{name}"], metrics[name]) for name in _SIDES}
             state = dataclasses.replace(state, aux=state.aux | keep_if(metrics["skipped"] == 0, new, averages))
         return state, part.named(metrics)
 
@@ -246,14 +246,14 @@ class AdversarialTask(TokenizerTask):
         """The discriminator's loss () on images and reconstructions, each a batch of its own for batch statistics.
 
         Args:
-          averages: LeCAM's, "lecam/real" and "lecam/fake"; {} without.
+          averages: LeCAM's, "lecam_real" and "lecam_fake"; {} without.
         """
         on_real, first = self.judged(params, real, frozen)
         on_fake, second = self.judged(with_buffers(params, first), jax.lax.stop_gradient(fake), frozen)
         loss = GAN_LOSSES[self.gan][0](on_real, on_fake)
         metrics = {"real": on_real.mean(), "fake": on_fake.mean()}
         if self.lecam is not None:
-            metrics["lecam"] = lecam(*metrics.values(), *(averages[f"lecam/{name}"] for name in _SIDES))
+            metrics["lecam"] = lecam(*metrics.values(), *(averages[f"lecam_{name}"] for name in _SIDES))
             loss = loss + self.lecam.weight * metrics["lecam"]
         if self.r1:
             metrics["r1"] = r1_penalty(lambda x: self.judged(params, x, frozen)[0], real)

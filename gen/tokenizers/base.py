@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen.errors import GenError
 from gen.nn.conditions import Conditions
 from gen.nn.network import Cond, Params
 
@@ -36,6 +37,14 @@ class TokenizerSpec:
     width: int | None = None
     scales: tuple[int, ...] = ()
     conditions: Conditions = dataclasses.field(default_factory=dict)
+
+    @property
+    def picture(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images. Raises GenError for a tokenizer of videos."""
+        if len(self.image) != 3:
+            raise GenError(f"this tokenizer takes videos {self.image}, and the data are images; use it in Python")
+        height, width, channels = self.image
+        return height, width, channels
 
 
 @jax.tree_util.register_dataclass

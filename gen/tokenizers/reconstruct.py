@@ -234,8 +234,7 @@ def evaluate_reconstruction(
     if keep and made.labels != "none":
         kept["kept_labels"] = Features(made.count, "label", "int32", "kept_labels")
     spec = tokenizer.spec
-    height, width, channels = spec.image
-    network = Pixels((height, width, channels)) if extractor is None else extractor
+    network = Pixels(spec.picture) if extractor is None else extractor
     job = None
     statistics: dict[str, Statistic] = {"pairs": Pairs()}
     kept |= {n: Features(SHOWN, key, "uint8", n) for n, key in (("before", "original"), ("after", "levels"))}

@@ -119,7 +119,7 @@ class TokenizerMethod(Method):
         """Room for the images that previews show, with their conditions."""
         images = jnp.zeros((self.pictures, *self.tokenizer.spec.image), jnp.uint8)
         cond = empty_conditions(self.conditions, self.pictures)
-        return {"shown": images, **{f"shown/{name}": jnp.asarray(value) for name, value in cond.items()}}
+        return {"shown": images, **{f"shown_{name}": jnp.asarray(value) for name, value in cond.items()}}
 
     def encode(self, params: Params, rows: Rows) -> tuple[Any, jax.Array]:
         """(posterior or quantised features, the latents or codes that are decoded)."""
@@ -155,7 +155,7 @@ class TokenizerMethod(Method):
         if self.augment is not None:
             chosen = jax.random.bernoulli(choose_key, self.augmented, (count, 1, 1, 1))
             images = jnp.where(chosen, self.augment(augment_key, images), images)
-        new = {"shown": batch["image"], **{f"shown/{name}": value for name, value in cond.items()}}
+        new = {"shown": batch["image"], **{f"shown_{name}": value for name, value in cond.items()}}
         shown = {name: state.aux[name].at[:count].set(rows[: self.pictures]) for name, rows in new.items()}
         rows = Rows(images, jax.random.split(sample_key, count), cond)
         return dataclasses.replace(state, aux=state.aux | shown), rows
@@ -172,7 +172,7 @@ class TokenizerMethod(Method):
         """The newest images and their reconstructions from the posterior mode."""
         del frozen, generator
         params, images = self.export(state)["tokenizer"], signed(state.aux["shown"])
-        cond = {name.removeprefix("shown/"): v for name, v in state.aux.items() if name.startswith("shown/")}
+        cond = {name.removeprefix("shown_"): v for name, v in state.aux.items() if name.startswith("shown_")}
         keys = jax.random.split(key, len(images))
         codes = self.tokenizer.encode(params, images, cond=cond, keys=keys).mode()
         decoded = self.tokenizer.decode(params, codes, cond=cond, keys=decode_keys(keys))

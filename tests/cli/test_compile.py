@@ -9,7 +9,8 @@ import jax
 import pytest
 
 from gen.cli import main
-from gen.cli.compile import as_json, planned, rows
+from gen.cli.compile import as_json, rows
+from gen.cli.estimates import planned
 from gen.programs import KINDS, Traced
 from gen.training import ahead
 from gen.training.ahead import Estimate, estimate

@@ -150,6 +150,7 @@ def test_a_run_is_sampled_as_its_protocol_wants_it(
     assert {name: getattr(found.protocol, name) for name in fields} == fields
     assert (found.protocol.name, found.protocol.seeds) == ("toy", "0-49")
     assert json.loads(found.subject["sampler"])["steps"] == 2
+    assert ", steps 2, " in (tmp_path / "a.html").read_text()  # the sampler in words
 
 
 def _images(path: Path, *, damage: str) -> Path:

@@ -71,10 +71,10 @@ VOCABULARY: dict[str, Any] = {
     "width": 3,
 }
 ENCODER = ViTConfig(size=4, patch=1, width=8, depth=1, heads=1, hidden=8)
-PROXY = MaskGITVQGANConfig((8, 8, 1), 8, (1, 1), 1, VQ(16, 4), groups=2)
 PROXY = MaskGITVQGANConfig((8, 8, 1), 4, (1, 1, 1), 1, VQ(8, 3), groups=2)
 # words that mean something else to one kind
 OWN: dict[str, dict[str, Any]] = {
+    "proxy-task": {"tokenizer": dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3), pixels=PROXY)},
     "flextok-task": {"tokenizer": FLEXTOK},
     "random": {"shapes": {"latent": (4, 3), "label": ()}},
     "vavae-task": {
@@ -82,7 +82,8 @@ OWN: dict[str, dict[str, Any]] = {
         "alignment": VisionFoundation(ENCODER),
     },
 }
-SLOW = ("vavae-task", "proxy-task")  # tasks that differ from a quick one in a term, or compile two networks
+# tasks that differ from a quick one in a term, compile two networks, or have tests of their own
+SLOW = ("vavae-task", "proxy-task", "flextok-task")
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
     "toy-drawn": "tests.conformance.tokenizers:Drawn",
@@ -117,9 +118,6 @@ def task(kind: str) -> Any:
 
 @functools.cache
 def frozen() -> Mapping[str, Params]:
-    """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a tokenizer to be named."""
-    roles = {"teacher": NETWORK, "encoder": ENCODER, "proxy": PROXY}
-    return {role: Network(config).init(jax.random.key(7)) for role, config in roles.items()}
     """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a 2D tokenizer's codes."""
     networks = {"teacher": NETWORK, "encoder": ENCODER, "proxy": PROXY}
     return {role: Network(config).init(jax.random.key(7)) for role, config in networks.items()}

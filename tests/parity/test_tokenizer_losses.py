@@ -104,18 +104,18 @@ def test_titok(fx: Fixture) -> None:
 
 def check_titok_discriminator(fx: Fixture, task: AdversarialTask, discriminator: Any, image: Any, decoded: Any) -> None:
     """Three calls of the discriminator's loss, the second on other images, with LeCAM's averages between them."""
-    averages = {"lecam/real": jnp.zeros(()), "lecam/fake": jnp.zeros(())}
+    averages = {"lecam_real": jnp.zeros(()), "lecam_fake": jnp.zeros(())}
     found: dict[str, list[Any]] = {name: [] for name in ("total", "lecam", "real", "fake", "ema_real", "ema_fake")}
     call = jax.jit(task.discriminator_loss)
     for number in range(3):
         real = image if number != 1 else 0.5 * (image[::-1] + 1.0) - 1.0  # half of the image on [0, 1]
         total, aux = call(discriminator, real, decoded, averages)
-        averages = {f"lecam/{s}": task.lecam.moved(averages[f"lecam/{s}"], aux.metrics[s]) for s in ("real", "fake")}
+        averages = {f"lecam_{s}": task.lecam.moved(averages[f"lecam_{s}"], aux.metrics[s]) for s in ("real", "fake")}
         found["total"].append(total)
         found["lecam"].append(task.lecam.weight * aux.metrics["lecam"])
         for side in ("real", "fake"):
             found[side].append(aux.metrics[side])
-            found[f"ema_{side}"].append(averages[f"lecam/{side}"])
+            found[f"ema_{side}"].append(averages[f"lecam_{side}"])
         if number == 0:
             fx.close(task.gan_loss(discriminator, real)[1][:, None], "disc_logits_real_map")
             fx.close(task.gan_loss(discriminator, decoded)[1][:, None], "disc_logits_fake_map")

@@ -28,7 +28,7 @@ def compile_case(case: Case) -> dict[str, Any]:
 
 
 def _figures(case: Case) -> dict[str, Any]:
-    from gen.cli.compile import estimates
+    from gen.cli.estimates import estimates
     from gen.cli.overrides import mesh_overrides
     from gen.training.targets import find_target, prepare
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gen.cli.compile import planned
+from gen.cli.estimates import planned
 from gen.training.targets import find_target
 from tests.targets.cases import CASES, expected_traffic, sized
 from tests.targets.conftest import RECORDED

@@ -15,7 +15,7 @@ from gen.tokenizers.encode import encode_images
 from gen.tokenizers.quantizers.vq import VQ
 from gen.tokenizers.titok import TiTokConfig, Tower
 from gen.training.indexed import ArrayWriter
-from gen.training.sharding import MeshConfig, make_mesh
+from gen.training.sharding import MeshConfig, batch_sharding, make_mesh
 
 COUNT = 120
 LATENTS = TiTokConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
@@ -41,6 +41,21 @@ def encode(out: str, mesh: Any = None, names: tuple[str, ...] = ("latents", "tok
         tokenizer = {"latents": LATENTS, "tokens": TOKENS}[name]
         own = params(tokenizer)
         encode_images(tokenizer, own, images(), f"{out}/{name}", batch=16, mesh=mesh, label="", flip=True)
+
+
+def codebooks(out: str) -> None:
+    """What vector quantizers make of one batch that all devices share, in OUT."""
+    mesh, z = make_mesh(MeshConfig()), 3.0 * jax.random.normal(jax.random.key(0), (16, 4, 3))
+    found = {}
+    with jax.set_mesh(mesh):
+        z, keys = jax.device_put((z, jax.random.split(jax.random.key(1), 16)), batch_sharding(mesh))
+        for restart in ("none", "closest", "random"):
+            for averages in (False, True):
+                net = Network(VQ(8, 3, averages=averages, restart=restart))
+                made = jax.jit(net)(net.init(jax.random.key(2)), z, keys)
+                named = {**made.statistics, "ids": made.ids, "codes": made.codes, **made.losses}
+                found |= {f"{restart} {averages} {name}": np.asarray(value) for name, value in named.items()}
+    np.savez(out, **found)
 
 
 def killed(out: str, rows: str) -> None:

@@ -76,6 +76,23 @@ def test_a_mirror_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         seal(tmp_path, tokenizer="t", data="d")
 
 
+def test_damaged_caches_are_refused_by_file_and_row(tmp_path: Path) -> None:
+    for name in ("tokens", "tokens_flip"):
+        np.save(tmp_path / f"{name}.npy", np.arange(40, dtype=np.int32).reshape(20, 2) % 7)
+    cache = seal_tokens(tmp_path, vocabulary=7, tokenizer="t", data="d")
+    source, file = cache.source(), tmp_path / "tokens_flip.npy"
+    whole = file.read_bytes()
+    stored = np.load(file, mmap_mode="r+")
+    stored[5, 1] = 7
+    stored.flush()
+    assert len(source.gather(np.arange(20))["tokens"]) == 20
+    with pytest.raises(GenError, match=rf"the tokens of row 5 of {tmp_path} is NaN, infinite or out of range"):
+        source.mirrored(np.arange(20), np.ones(20, bool))
+    file.write_bytes(whole[:-50])
+    with pytest.raises(GenError, match=r"tokens_flip\.npy claims int32 \(20, 2\) but holds 110 bytes"):
+        cache.source()
+
+
 def test_another_tokenizer_is_refused(made: Path) -> None:
     cache, own = TokenCache(str(made / "tokens")), jobs.params(jobs.TOKENS)
     expect_maker(cache, jobs.TOKENS, own)
@@ -157,3 +174,14 @@ def test_eight_devices_and_two_processes_encode_the_same(tmp_path: Path) -> None
     for process in both:
         finish(process)
     check(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_codebook_statistics_are_those_of_the_global_batch(tmp_path: Path) -> None:
+    """Equal on one device and on eight."""
+    for devices in (1, 8):
+        finish(launch("codebooks", tmp_path / f"{devices}.npz", devices=devices))
+    with np.load(tmp_path / "1.npz") as one, np.load(tmp_path / "8.npz") as eight:
+        assert one.files == eight.files
+        for name in one.files:
+            np.testing.assert_allclose(one[name], eight[name], rtol=1e-5, atol=1e-6, err_msg=name)

@@ -34,6 +34,8 @@ def test_videos() -> None:
     config = VIDEO
     assert config.spec.shape == (2, 2, 2, 5)
     assert config.spec.image == (4, 8, 8, 3)
+    with pytest.raises(GenError, match=r"takes videos \(4, 8, 8, 3\), and the data are images"):
+        _ = config.spec.picture
     params = Network(config).init(jax.random.key(0))
     videos = jax.random.uniform(jax.random.key(1), (2, *config.image), minval=-1.0)
     posterior = config.encode(params, videos)
