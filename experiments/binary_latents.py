@@ -136,12 +136,12 @@ def instella_smoke(data: str | None = None) -> Recipe:
     tokenizer = InstellaConfig(
         (side, side, channels), side // 4, 8, tower, tower, (0,), (0,), (4, 6, 6), None, Binary(16), scan=False
     )
-    return _smoke("instella-smoke", tokenizer, images, BERNOULLI)
+    return _smoke("instella-smoke", tokenizer, images, BERNOULLI, steps=1000)
 
 
-def _smoke(name: str, tokenizer: Any, images: Any, quantizer: dict[str, float]) -> Recipe:
+def _smoke(name: str, tokenizer: Any, images: Any, quantizer: dict[str, float], steps: int = 400) -> Recipe:
     task = TokenizerTask(tokenizer, optim=smoke_optim(), emas=SMOKE_EMA, quantizer=quantizer)
-    return tokenizer_recipe(name, [Stage("tokenizer", task, 400, 64, images)], smoke=True)
+    return tokenizer_recipe(name, [Stage("tokenizer", task, steps, 64, images)], smoke=True)
 
 
 PRESETS = {

@@ -201,7 +201,7 @@ def titok_smoke(data: str | None = None) -> Recipe:
     """A toy TiTok with a codebook, a minute on a laptop: 8x8 digits, or images at 32 px (data)."""
     images, side, channels = smoke_images(data)
     config = TiTokConfig((side, side, channels), tokens=16, channels=None, quantizer=SMOKE_CODES, **smoke_tower(side))
-    task = TokenizerTask(config, optim=smoke_optim(), emas=SMOKE_EMA, quantizer={"commitment": 0.1})
+    task = TokenizerTask(config, optim=smoke_optim(), emas=SMOKE_EMA, quantizer={"commitment": 0.05})
     return tokenizer_recipe("titok-smoke", [Stage("tokenizer", task, 800, 64, images)], smoke=True)
 
 
