@@ -111,7 +111,7 @@ def instella_tokenizer(data: str) -> Recipe:
 
 def binary_ae_smoke(data: str | None = None) -> Recipe:
     """A toy binary autoencoder, a minute on a laptop: 8x8 digits, or images at 32 px (data)."""
-    images, side, channels, _ = smoke_images(data)
+    images, side, channels = smoke_images(data)
     levels = (1, 2) if side == 8 else (1, 2, 2)
     tokenizer = BinaryAutoencoderConfig(
         (side, side, channels), Binary(8), 16, levels, 1, 1, 16, (), normed=False, groups=4
@@ -121,7 +121,7 @@ def binary_ae_smoke(data: str | None = None) -> Recipe:
 
 def bsq_smoke(data: str | None = None) -> Recipe:
     """The same with binary spherical quantisation, whose entropies keep the bits in use."""
-    images, side, channels, _ = smoke_images(data)
+    images, side, channels = smoke_images(data)
     levels = (1, 2) if side == 8 else (1, 2, 2)
     tokenizer = BinaryAutoencoderConfig(
         (side, side, channels), BSQ(8), 16, levels, 1, 1, 16, (), normed=False, groups=4
@@ -131,17 +131,17 @@ def bsq_smoke(data: str | None = None) -> Recipe:
 
 def instella_smoke(data: str | None = None) -> Recipe:
     """A toy 1D tokenizer of bits, a minute on a laptop: 8x8 digits, or images at 32 px (data)."""
-    images, side, channels, _ = smoke_images(data)
+    images, side, channels = smoke_images(data)
     tower = Tower(64, 2, 4)
     tokenizer = InstellaConfig(
         (side, side, channels), side // 4, 8, tower, tower, (0,), (0,), (4, 6, 6), None, Binary(16), scan=False
     )
-    return _smoke("instella-smoke", tokenizer, images, BERNOULLI)
+    return _smoke("instella-smoke", tokenizer, images, BERNOULLI, steps=1000)
 
 
-def _smoke(name: str, tokenizer: Any, images: Any, quantizer: dict[str, float]) -> Recipe:
+def _smoke(name: str, tokenizer: Any, images: Any, quantizer: dict[str, float], steps: int = 400) -> Recipe:
     task = TokenizerTask(tokenizer, optim=smoke_optim(), emas=SMOKE_EMA, quantizer=quantizer)
-    return tokenizer_recipe(name, [Stage("tokenizer", task, 400, 64, images)], smoke=True)
+    return tokenizer_recipe(name, [Stage("tokenizer", task, steps, 64, images)], smoke=True)
 
 
 PRESETS = {

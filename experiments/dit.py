@@ -49,7 +49,7 @@ def dit_xl2(data: str, tokenizer: Loaded | None = None) -> Recipe:
 
 def dit_b2(data: str, tokenizer: Loaded | None = None) -> Recipe:
     """DiT-B/2 on ImageNet-256 latents, 400k steps on one GPU (data: a latent cache)."""
-    network = dit("B/2", dtype="bfloat16")
+    network = dit("B/2", dtype="bfloat16", remat="none", scan=False)
     return latent_recipe("dit-b2", _denoiser(network), data, tokenizer, sampler=SAMPLER, steps=400_000, batch=256)
 
 

@@ -10,7 +10,7 @@ here as 5.62e-4 * 256 / width; an alignment of the second decoder block with DIN
 runs have where gen convert dinov2 has put its weights, and say so.
 
 Expected (rFID on the 50k ImageNet validation images, 256 tokens): d18-d28 1.45, d18-d18 1.61, d12-d12 4.20 (paper; the
-last two from memory). Not reproduced here yet. The smoke run's results are in `flextok_smoke`.
+last two from memory). Not reproduced here yet. What the toy gives stands at `flextok_smoke`.
 """
 
 import dataclasses
@@ -110,7 +110,12 @@ def flextok_d12_d12(data: str, tokenizer: Loaded, encoder: str = "") -> Recipe:
 
 
 def flextok_smoke(data: str | None = None) -> Recipe:
-    """A toy FlexTok of pixels, two minutes on a laptop: 8x8 digits in 1 to 16 tokens, or images at 32 px (data)."""
+    """A toy FlexTok of pixels, two minutes on a laptop: 8x8 digits in 1 to 16 tokens, or images at 32 px (data).
+
+    Measured on the 359 test digits with 1, 2, 4, 8 and 16 tokens (gen reconstruct --curve): PSNR 12.3, 14.0, 14.9,
+    17.0 and 17.9 dB, where a Gaussian blur of one pixel has 13.4; Frechet distance of the digits classifier 2.25, 1.47,
+    1.20, 1.09 and 0.95. All 125 codes are used. The one-step preview of 16 tokens has 19 dB.
+    """
     tower = Tower(64, 2, 4)
     config = FlexTokConfig(
         first=Pixels((8, 8, 1)),
@@ -125,7 +130,7 @@ def flextok_smoke(data: str | None = None) -> Recipe:
         remat="none",
         scan=False,
     )
-    images, side, channels, _ = smoke_images(data)
+    images, side, channels = smoke_images(data)
     if side != 8:
         config = dataclasses.replace(config, first=Pixels((side, side, channels)), patch=side // 8)
     optim = adam(3e-3, (0.9, 0.99), schedule="cosine", warmup=50, final=0.05, clip=1.0)

@@ -51,7 +51,7 @@ def sit_b2(data: str, tokenizer: Loaded | None = None) -> Recipe:
     """SiT-B/2 on ImageNet-256 latents, 400k steps on one GPU (data: a latent cache)."""
     return latent_recipe(
         "sit-b2",
-        _denoiser(sit("B/2", dtype="bfloat16")),
+        _denoiser(sit("B/2", dtype="bfloat16", remat="none", scan=False)),
         data,
         tokenizer,
         sampler=sampler(),

@@ -5,6 +5,7 @@ Data: images with the features of their captions, "text" (77, 768): all position
 DataComp, images of aspect ratio 0.5 to 2, 650,000 steps; the README's command gives batch 256. No caption is dropped.
 
 The recipe is `gen.experiments.titok`'s of one stage; the codebook restarts hardly used codes on the closest vectors.
+Their decoder keeps torch's default initial weights, by the order in which it is built; ours starts like the encoder.
 
 Expected (ImageNet validation 256 px, zero-shot, caption "A photo of a {class}."; official README):
 

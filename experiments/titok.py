@@ -196,7 +196,7 @@ def smoke_tower(side: int) -> dict[str, Any]:
 
 def titok_smoke(data: str | None = None) -> Recipe:
     """A toy TiTok with a codebook, a minute on a laptop: 8x8 digits, or images at 32 px (data)."""
-    images, side, channels, _ = smoke_images(data)
+    images, side, channels = smoke_images(data)
     config = TiTokConfig(
         (side, side, channels), tokens=8, channels=None, quantizer=VQ(64, 8, restart="random"), **smoke_tower(side)
     )

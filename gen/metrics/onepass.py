@@ -206,10 +206,7 @@ def traced_step(
     shapes, named = _shapes(source, extractor, params, batch), tuple(statistics.items())
     network: Any = extractor
     empty = jax.eval_shape(_empty(named, tuple(sorted(shapes.items())), _span(batch), mesh))
-    rows = {
-        name: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype)
-        for name, a in source.read(np.zeros(1, np.int32)).items()
-    }
+    rows = _rows(source.read, batch)
     numbers = (jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((batch,), jnp.float32))
     split, whole = batch_sharding(mesh), replicated(mesh)
 
@@ -219,6 +216,12 @@ def traced_step(
     step: Any = _program(source.function, source.quantiser, network, named, mesh)
     with jax.set_mesh(mesh):
         return step.trace(on(split, rows), on(whole, params), on(whole, empty), *on(split, numbers))
+
+
+def _rows(read: Callable[..., Any], batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch of what is read on the host."""
+    first = read(np.zeros(1, np.int32))
+    return {name: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype) for name, a in first.items()}
 
 
 def _with(rows: Mapping[str, Any], arguments: Any) -> Mapping[str, Any]:
@@ -295,7 +298,7 @@ def _shapes(source: ImageSet, extractor: Extractor, params: Any, batch: int) -> 
     """Shapes of what statistics see; checks the images against the extractor before anything is compiled."""
     arguments = source.arguments
     if source.read is not None:
-        arguments = _with(source.read(np.zeros(1, np.int32)), arguments)
+        arguments = _with(_rows(source.read, batch), arguments)
     made = jax.eval_shape(source.function, arguments, jax.ShapeDtypeStruct((batch,), jnp.int32))
     shape = tuple(_pixels(made).shape[1:])
     if not accepts(extractor, shape):

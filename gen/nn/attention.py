@@ -1,19 +1,31 @@
 """Attention: the one place where softmax(q k^T) v is calculated, and the layer of self-attention made of it.
 
-Today these are explicit products on every backend. Fused kernels (cuDNN's on GPUs, the TPU's flash kernel) are to be
-chosen here, by backend, length and type, and never under `gen.nn.forward_mode`: they have no Jacobian-vector product.
+The form is chosen when a program is lowered for its device (`jax.lax.platform_dependent`), not while it is traced:
+cuDNN's fused kernel on NVIDIA GPUs and the flash kernel on TPUs where their conditions hold, explicit products with a
+hand-written gradient on TPUs otherwise, and plain explicit products everywhere else, for a trained bias, and under
+`gen.nn.forward_mode`: the other forms have no Jacobian-vector product.
 """
 
-from collections.abc import Callable
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
+from gen.nn.forward_mode import in_forward_mode
 from gen.nn.layers import linear, xavier
+from gen.nn.mesh import BATCH_AXES, ambient_parts
 
-__all__ = ["Attention", "attention"]
+__all__ = ["Attention", "attention", "extend_cache", "new_cache"]
+
+FLASH_FROM = 512  # tokens from which the TPU's flash kernel wins by the compiler's estimate
+FLASH_BLOCKS = (512, 256, 128)  # tokens that it handles at a time: the first that divides
+FLASH_HEAD = 256  # largest head for which its blocks fit the fast memory
+CUDNN_HEAD = 128  # largest head of cuDNN's kernel on every GPU that has it
 
 
 def attention(
@@ -24,31 +36,197 @@ def attention(
     mask: jax.Array | None = None,
     bias: jax.Array | None = None,
     scale: float | None = None,
+    causal: bool = False,
 ) -> jax.Array:
     """softmax(scale q k^T + bias) v for every head, with the softmax in float32.
 
-    The heads are moved in front of the tokens first: einsums over the given layout copy the N x S weights as well,
-    which costs a CPU half of the time again.
-
     Args:
-      q: (*B, N, H, D) with any number of leading axes; k, v: (*B, S, H, D), all of one type.
-      mask: bool, broadcast to (*B, H, N, S): where to look; None for everywhere.
+      q: (*B, N, H, D) with any number of leading axes.
+      k, v: (*B, S, G, D), all of one type. G divides H: each key head serves H / G query heads that follow each other.
+      mask: bool, broadcast to (*B, H, N, S): where to look; None for everywhere. Padded keys are masked by
+        (*B, 1, 1, S).
       bias: float32, broadcast to (*B, H, N, S), added to the scaled products; None for none.
       scale: factor on the products; None for 1 / sqrt(D).
+      causal: query i looks at the keys 0 to i alone.
 
     Returns:
       (*B, N, H, D) in the type of v.
     """
+    given, scale = mask, q.shape[-1] ** -0.5 if scale is None else scale
+    if causal:
+        earlier = jnp.tri(q.shape[-3], k.shape[-3], dtype=bool)
+        mask = earlier if mask is None else mask & earlier
+    if bias is not None or in_forward_mode():
+        return _products(q, k, v, mask, bias, scale)
+    arrays = [x.reshape(-1, *x.shape[-3:]) for x in (q, k, v)]
+    mask, given = (_flat_mask(m, q.shape[:-3]) for m in (mask, given))
+    forms: dict[str, Callable[..., jax.Array]] = {"tpu": functools.partial(_kept_weights, mask, scale)}
+    if given is None and _fits_flash(*arrays):
+        forms["tpu"] = functools.partial(_flash, causal, scale)
+    if _fits_cudnn(*arrays):
+        forms["cuda"] = functools.partial(_cudnn, given, causal, scale)
+    plain = functools.partial(_products, mask=mask, bias=None, scale=scale)
+    return jax.lax.platform_dependent(*arrays, default=plain, **forms).reshape(q.shape)
+
+
+def _flat_mask(mask: jax.Array | None, lead: tuple[int, ...]) -> jax.Array | None:
+    """A mask over one batch axis: (B, 1 or H, 1 or N, 1 or S)."""
+    if mask is None:
+        return None
+    whole = jnp.broadcast_to(mask, jnp.broadcast_shapes(mask.shape, (*lead, 1, 1, 1)))
+    return whole.reshape(-1, *whole.shape[-3:])
+
+
+def _products(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, bias: jax.Array | None, scale: float
+) -> jax.Array:
+    """`attention` as two products; every derivative.
+
+    The heads are moved in front of the tokens first: einsums over the given layout copy the N x S weights as well,
+    which costs a CPU half of the time again. Query heads that share a key head are rows of one product.
+    """
     q, k, v = (x.swapaxes(-2, -3) for x in (q, k, v))
+    rows = q.reshape(*k.shape[:-2], -1, q.shape[-1])
     batch, last = tuple(range(q.ndim - 2)), q.ndim - 1
-    scores = jax.lax.dot_general(q, k, (((last,), (last,)), (batch, batch)), preferred_element_type=jnp.float32)
-    scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = jax.lax.dot_general(rows, k, (((last,), (last,)), (batch, batch)), preferred_element_type=jnp.float32)
+    scores = scores.reshape(*q.shape[:-1], -1) * scale
     if bias is not None:
         scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jax.lax.dot_general(weights, v, (((last,), (last - 1,)), (batch, batch))).swapaxes(-2, -3)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(*rows.shape[:-1], -1)
+    return jax.lax.dot_general(weights, v, (((last,), (last - 1,)), (batch, batch))).reshape(q.shape).swapaxes(-2, -3)
+
+
+def _fits_cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
+    """Whether cuDNN's kernel takes these arrays, and jax has the CUDA plugin, without which nothing is lowered for it.
+
+    With a mask it also wants even numbers of tokens.
+    """
+    fits = v.dtype == jnp.bfloat16 and q.shape[-1] <= CUDNN_HEAD and q.shape[-1] % 8 == 0
+    return fits and not (q.shape[1] % 2 or k.shape[1] % 2) and _has_cuda()
+
+
+@functools.cache
+def _has_cuda() -> bool:
+    return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") is not None for version in (12, 13))
+
+
+def _cudnn(mask: jax.Array | None, causal: bool, scale: float, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, scale=scale, implementation="cudnn")
+
+
+def _fits_flash(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
+    """Whether the TPU's flash kernel takes these arrays and is worth it: long sequences in bfloat16."""
+    long = all(tokens >= FLASH_FROM and not tokens % FLASH_BLOCKS[-1] for tokens in (q.shape[1], k.shape[1]))
+    return long and v.dtype == jnp.bfloat16 and q.shape[-1] <= FLASH_HEAD
+
+
+def _flash(causal: bool, scale: float, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """`attention` by the TPU's flash kernel (Dao et al. 2022, arXiv 2205.14135), which keeps no N x S weights."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # costs a second to import
+
+    rows, columns = (next(b for b in FLASH_BLOCKS if not x.shape[1] % b) for x in (q, k))
+    blocks = splash.BlockSizes(
+        block_q=rows,
+        block_kv=columns,
+        block_kv_compute=columns,
+        block_q_dkv=rows,
+        block_kv_dkv=columns,
+        block_kv_dkv_compute=columns,
+        use_fused_bwd_kernel=True,
+    )
+    shape = (q.shape[1], k.shape[1])
+    mask = splash.CausalMask(shape) if causal else splash.FullMask(shape)
+    masks = splash.MultiHeadMask([mask] * q.shape[2])
+    kernel = splash.make_splash_mha(masks, block_sizes=blocks, head_shards=1, q_seq_shards=1)
+    q = (q.astype(jnp.float32) * scale).astype(q.dtype)
+
+    def run(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2)
+
+    parts = ambient_parts()
+    if parts > 1 and not q.shape[0] % parts:  # XLA cannot divide a kernel over devices by itself
+        run = jax.shard_map(run, in_specs=P(BATCH_AXES), out_specs=P(BATCH_AXES), check_vma=False)
+    return run(q, k, v)
+
+
+def _repeated(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """k and v with as many heads as q."""
+    times = q.shape[2] // k.shape[2]
+    return (k, v) if times == 1 else (jnp.repeat(k, times, axis=2), jnp.repeat(v, times, axis=2))
+
+
+def _kept_weights(mask: jax.Array | None, scale: float, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """`attention` with a gradient by hand, in the order of axes that costs a TPU least.
+
+    Kept for the gradient are e = exp(scores - maximum) in the type of v, half the bytes of what automatic
+    differentiation keeps of bfloat16 products, and no second array of the size N x S; the sums of e are one more column
+    of the product with v. With the head in front of the batch XLA lets the projections write their products as they
+    are needed here, without copies.
+    """
+    q, k, v = (x.transpose(2, 0, 1, 3) for x in (q, *_repeated(q, k, v)))  # (H, B, tokens, D)
+    return _weighted(q, k, v, None if mask is None else mask.swapaxes(0, 1), scale).transpose(1, 2, 0, 3)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _weighted(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, scale: float) -> jax.Array:
+    return _weighted_fwd(q, k, v, mask, scale)[0]
+
+
+def _weighted_fwd(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, scale: float
+) -> tuple[jax.Array, Any]:
+    scores = jnp.einsum("hbnd,hbsd->hbns", q, k, preferred_element_type=jnp.float32) * scale
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    e = jnp.exp(scores - scores.max(-1, keepdims=True)).astype(v.dtype)
+    counted = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+    out = jnp.einsum("hbns,hbsd->hbnd", e, counted, preferred_element_type=jnp.float32)
+    out, total = out[..., :-1], out[..., -1:]
+    out = (out / total).astype(v.dtype)
+    return out, (q, k, v, mask, e, total, out)
+
+
+def _weighted_bwd(scale: float, kept: Any, grad: jax.Array) -> tuple[jax.Array | None, ...]:
+    """With p = e / total and d = sum_D(grad out): d scores = p (grad v^T - d)."""
+    q, k, v, mask, e, total, out = kept
+    share = grad.astype(jnp.float32) / total
+    d = (share * out.astype(jnp.float32)).sum(-1, keepdims=True)
+    share = share.astype(grad.dtype)
+    scores = jnp.einsum("hbnd,hbsd->hbns", share, v, preferred_element_type=jnp.float32) - d
+    scores = (e.astype(jnp.float32) * scores * scale).astype(q.dtype)
+    if mask is not None:
+        scores = jnp.where(mask, scores, 0)
+    dq = jnp.einsum("hbns,hbsd->hbnd", scores, k)
+    dk = jnp.einsum("hbns,hbnd->hbsd", scores, q)
+    return dq, dk, jnp.einsum("hbns,hbnd->hbsd", e, share), None
+
+
+_weighted.defvjp(_weighted_fwd, _weighted_bwd)
+
+
+def new_cache(batch: int, length: int, heads: int, size: int, dtype: Any) -> dict[str, jax.Array]:
+    """Keys and values before the first token: ``k`` and ``v`` (batch, length, heads, size), zero."""
+    zeros = jnp.zeros((batch, length, heads, size), dtype)
+    return {"k": zeros, "v": zeros}
+
+
+def extend_cache(
+    cache: Mapping[str, jax.Array], k: jax.Array, v: jax.Array, at: jax.Array | int
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The cache with the keys and values (B, N, G, D) of the tokens `at` to at + N - 1, and the mask of those tokens.
+
+    Returns:
+      The new cache; (N, S) bool, True where a token may look: at itself and what came before. A step of a generator
+      is ``cache, mask = extend_cache(cache, k, v, at)``, then ``attention(q, cache["k"], cache["v"], mask=mask)``.
+    """
+    new = {"k": k, "v": v}
+    cache = {
+        name: jax.lax.dynamic_update_slice_in_dim(old, new[name].astype(old.dtype), at, axis=1)
+        for name, old in cache.items()
+    }
+    return cache, jnp.arange(cache["k"].shape[1]) <= at + jnp.arange(k.shape[1])[:, None]
 
 
 class Attention(nnx.Module):
@@ -84,8 +262,7 @@ class Attention(nnx.Module):
         self, x: jax.Array, rotate: Callable[[jax.Array], jax.Array] | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """q, k and v (B, N, H, D) of x (B, N, width), q and k normed and rotated."""
-        b, n, width = x.shape
-        q, k, v = (part.reshape(b, n, self.heads, width // self.heads) for part in jnp.split(self.qkv(x), 3, axis=-1))
+        q, k, v = _split_heads(self.qkv, x, self.heads)
         if self.normed:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotate is not None:
@@ -101,4 +278,44 @@ class Attention(nnx.Module):
     ) -> jax.Array:
         """Attends; `rotate` acts on q and k (B, N, H, D): the caller's choice of position encoding, or None."""
         q, k, v = self.project(x, rotate)
-        return self.proj(attention(q, k, v, mask=mask, scale=self.scale).reshape(x.shape))
+        return _join_heads(self.proj, attention(q, k, v, mask=mask, scale=self.scale))
+
+
+def _split_heads(layer: nnx.Linear, x: jax.Array, heads: int) -> tuple[jax.Array, ...]:
+    """q, k and v (B, N, H, D) of a projection to all three.
+
+    A TPU calculates each by a product of its own, which writes it in the order of axes that attention wants; cutting
+    one product in three costs it a copy. A CPU has it the other way round.
+    """
+
+    def together(x: jax.Array, *weights: jax.Array) -> tuple[jax.Array, ...]:
+        del weights
+        return tuple(part.reshape(*x.shape[:-1], heads, -1) for part in jnp.split(layer(x), 3, axis=-1))
+
+    def each(x: jax.Array, kernel: jax.Array, *given: jax.Array) -> tuple[jax.Array, ...]:
+        x, kernel, *bias = (a.astype(layer.dtype) for a in (x, kernel, *given))
+        kernels = kernel.reshape(kernel.shape[0], 3, heads, -1)
+        parts = [jnp.einsum("bnc,chd->hbnd", x, kernels[:, i]) for i in range(3)]
+        for b in bias:
+            parts = [p + b.reshape(3, heads, 1, 1, -1)[i] for i, p in enumerate(parts)]
+        return tuple(p.transpose(1, 2, 0, 3) for p in parts)
+
+    return jax.lax.platform_dependent(x, *_weights(layer), tpu=each, default=together)
+
+
+def _join_heads(layer: nnx.Linear, x: jax.Array) -> jax.Array:
+    """(B, N, width) of attention's output (B, N, H, D); on a TPU without a copy, as `_split_heads`."""
+
+    def together(x: jax.Array, *weights: jax.Array) -> jax.Array:
+        del weights
+        return layer(x.reshape(*x.shape[:-2], -1))
+
+    def each(x: jax.Array, kernel: jax.Array, *given: jax.Array) -> jax.Array:
+        x, kernel, *bias = (a.astype(layer.dtype) for a in (x, kernel, *given))
+        return sum(bias, jnp.einsum("bnhd,hdc->bnc", x, kernel.reshape(*x.shape[-2:], -1)))
+
+    return jax.lax.platform_dependent(x, *_weights(layer), tpu=each, default=together)
+
+
+def _weights(layer: nnx.Linear) -> list[jax.Array]:
+    return [layer.kernel[...], *([] if layer.bias is None else [layer.bias[...]])]

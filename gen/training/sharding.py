@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from gen.arrays import flatten, map_paths
 from gen.errors import GenError
+from gen.nn import mesh as axes
 
 __all__ = [
     "AXES",
@@ -31,7 +32,6 @@ __all__ = [
 ]
 
 AXES = ("data", "fsdp", "tensor")
-_BATCH = ("data", "fsdp")  # the axes over which a batch is split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,12 +146,12 @@ def cut_parts(tree: Any, sizes: Mapping[str, int], shard_from: int = 2**16) -> d
 
 def batch_parts(sizes: Mapping[str, int]) -> int:
     """Gives the number of parts into which a global batch is cut over devices."""
-    return math.prod(sizes[axis] for axis in _BATCH)
+    return math.prod(sizes[axis] for axis in axes.BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Axis 0 over the data and fsdp axes, the rest whole."""
-    return NamedSharding(mesh, P(_BATCH))
+    return NamedSharding(mesh, P(axes.BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -204,8 +204,7 @@ def constrain(x: jax.Array, *, axis: int = 0) -> jax.Array:
 
     The identity when no mesh is set (`jax.set_mesh`), on one device, or when `axis` does not divide.
     """
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    parts = math.prod(sizes.get(name, 1) for name in _BATCH)
+    parts = axes.ambient_parts()
     if parts == 1 or x.ndim <= axis or x.shape[axis] % parts:
         return x
-    return jax.lax.with_sharding_constraint(x, P(*[None] * axis, _BATCH))
+    return jax.lax.with_sharding_constraint(x, P(*[None] * axis, axes.BATCH_AXES))

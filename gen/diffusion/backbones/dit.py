@@ -20,6 +20,7 @@ from gen.nn.layers import (
     MLP,
     Remat,
     TimeEmbedder,
+    add_gated,
     layer_norm,
     linear,
     modulate,
@@ -62,7 +63,8 @@ class DiTConfig(BackboneConfig):
       learned_variance: twice the output channels; the second half is the raw variance.
       times: 1, or 2 for flow maps: each time has its own embedder and the embeddings are added. The second one's last
         layer starts at zero, so that a network started from one with a single time gives the same outputs.
-      dtype: compute type of the matrix products; parameters, norms and the residual stream are float32.
+      dtype: compute type of the matrix products and of the residual stream; parameters, the statistics of norms and the
+        sums into the stream are float32.
       remat: what the backward pass recomputes.
       scan: depth as one scan (constant compile time), or a Python loop.
 
@@ -119,7 +121,8 @@ def dit(name: str, *, size: tuple[int, ...] = (32, 32), learned_variance: bool =
 class Block(nnx.Module):
     """x += gate1 Attention(LN(x) (1 + scale1) + shift1); x += gate2 MLP(LN(x) (1 + scale2) + shift2).
 
-    A call takes x (B, N, width) float32, c (B, width) and, where branches are scaled, the `factors` on the two gates.
+    A call takes x (B, N, width) in the type of the stream, c (B, width) float32 and, where branches are scaled, the
+    `factors` on the two gates.
     """
 
     def __init__(self, config: DiTConfig, rngs: nnx.Rngs) -> None:
@@ -132,8 +135,8 @@ class Block(nnx.Module):
         m = self.ada(jax.nn.silu(c)).astype(jnp.float32)
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(m, 6, axis=-1)
         gate1, gate2 = scaled((gate1, gate2), factors)
-        x = x + gate1[:, None] * self.attn(modulate(layer_norm(x), shift1, scale1)).astype(jnp.float32)
-        return x + gate2[:, None] * self.mlp(modulate(layer_norm(x), shift2, scale2)).astype(jnp.float32)
+        x = add_gated(x, gate1, self.attn(modulate(layer_norm(x), shift1, scale1)))
+        return add_gated(x, gate2, self.mlp(modulate(layer_norm(x), shift2, scale2)))
 
 
 class DiT(Backbone):
@@ -188,8 +191,9 @@ class DiT(Backbone):
         layers = tuple(i for i in range(self.config.depth) if f"block_{i}" in call.taps)
         c = self.embed(call.times, call.cond)
         tokens = self.patch(patchify(call.x, self.config.patch)).astype(jnp.float32)
-        tokens = constrain(tokens + sincos_positions(self.config.grid, self.config.width))
-        features = {"tokens": tokens} if "tokens" in call.taps else {}
+        tokens = tokens + sincos_positions(self.config.grid, self.config.width)
+        tokens = constrain(tokens.astype(self.config.dtype))
+        features = {"tokens": tokens.astype(jnp.float32)} if "tokens" in call.taps else {}
         tokens, _, kept = run_stack(
             self.blocks,
             tokens,
@@ -200,9 +204,9 @@ class DiT(Backbone):
             keep=layers,
             stop=max(layers, default=-1) + 1 if call.stop else None,
         )
-        features |= {f"block_{i}": kept[i] for i in layers}
+        features |= {f"block_{i}": kept[i].astype(jnp.float32) for i in layers}
         if call.stop:
-            return tokens, features
+            return tokens.astype(jnp.float32), features
         shift, scale = jnp.split(self.final_ada(jax.nn.silu(c)).astype(jnp.float32), 2, axis=-1)
         out = self.final(modulate(self.norm(tokens), shift, scale)).astype(jnp.float32)
         return unpatchify(out, self.config.size, self.config.patch), features

@@ -17,7 +17,7 @@ from gen.diffusion.backbones.backbone import Factors, scaled
 from gen.diffusion.backbones.dit import DiT, DiTConfig
 from gen.errors import GenError
 from gen.nn.attention import Attention
-from gen.nn.layers import MLP, layer_norm, linear, modulate
+from gen.nn.layers import MLP, add_gated, layer_norm, linear, modulate
 from gen.nn.rotary import axial_rotation, rotate_pairs
 
 __all__ = ["SIZES", "LightningDiT", "LightningDiTConfig", "lightningdit"]
@@ -142,9 +142,9 @@ class Block(nnx.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
         gate1, gate2 = scaled((gate1, gate2), factors)
         h = modulate(self.norm1(x) if self.config.rmsnorm else layer_norm(x), shift1, scale1)
-        x = x + gate1[:, None] * self.attn(h, rotate=self.rotate).astype(jnp.float32)
+        x = add_gated(x, gate1, self.attn(h, rotate=self.rotate))
         h = modulate(self.norm2(x) if self.config.rmsnorm else layer_norm(x), shift2, scale2)
-        return x + gate2[:, None] * self.mlp(h).astype(jnp.float32)
+        return add_gated(x, gate2, self.mlp(h))
 
 
 class LightningDiT(DiT):
