@@ -148,7 +148,10 @@ def run(
     keep_lite()
     EfficientNetLite().fingerprint()
     images, held = _images(data), _images(heldout or data)
-    for path, source, least in ((data, images.source(), budget.batch), (heldout or data, held.source(), budget.count)):
+    for path, source, least in (
+        (data, images.source(), 4 * budget.batch),
+        (heldout or data, held.source(), budget.count),
+    ):
         if len(source) < least:
             raise GenError(f"{path} has {len(source)} images; {least} are needed: add data, or lower the budget")
     enable_compile_cache()

@@ -34,14 +34,14 @@ def test_unfit_data_are_refused_before_anything_runs(tmp_path: Path) -> None:
     small = str(edm_zip(tmp_path / "a.zip", [[f"00000/img{i:08d}.png", 0] for i in range(6)]))
     with pytest.raises(GenError, match="expected 32 x 32"):
         run(small, tmp_path / "run", budget=SMOKE)
-    with pytest.raises(GenError, match=r"12 images; 16 are needed"):
+    with pytest.raises(GenError, match=r"12 images; 32 are needed"):
         run(image_zip(tmp_path / "b.zip", 32), tmp_path / "run", budget=SMOKE)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 def test_whole_comparison_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = image_zip(tmp_path / "a.zip", 32, count=24)
+    data = image_zip(tmp_path / "a.zip", 32, count=40)
     tower = Tower(16, 1, 2)
     flat = {"image": (32, 32, 3), "patch": 8, "tokens": 16, "encoder": tower, "decoder": tower, "scan": False}
     some = {
