@@ -33,7 +33,7 @@ from tests.test_edm_presets import image_zip
 from tests.training.conformance import same
 
 FILES = ("dit", "sit", "lightningdit", "lamamba", "ascan")
-TEACHERS = (*FILES, "ascan", "edm", "edm2")
+TEACHERS = (*FILES, "edm", "edm2")
 
 
 def place(preset: Preset) -> str:
