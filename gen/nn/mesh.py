@@ -10,6 +10,6 @@ BATCH_AXES = ("data", "fsdp")
 
 
 def ambient_parts() -> int:
-    """Number of parts into which the ambient mesh (`jax.set_mesh`) splits a batch; 1 where none is set."""
+    """Gives the number of parts into which the ambient mesh (`jax.set_mesh`) splits a batch; 1 where none is set."""
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     return math.prod(sizes.get(name, 1) for name in BATCH_AXES)

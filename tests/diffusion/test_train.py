@@ -192,5 +192,5 @@ def test_augmentation_and_label_dropout_draw_from_different_keys() -> None:
         return x, jax.random.uniform(key, x.shape[:1])
 
     task, uses = dataclasses.replace(TASK, augment=augment), Uses()
-    jax.block_until_ready(task.update(start(task), {}, rows(8, 0), task.inputs(0, 1), uses.key(0)))
+    jax.block_until_ready(jax.jit(task.update)(start(task), {}, rows(8, 0), task.inputs(0, 1), uses.key(0)))
     assert uses.repeated() == 0

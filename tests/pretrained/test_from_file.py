@@ -43,6 +43,19 @@ TINY: dict[str, tuple[Any, list[str]]] = {
     "sd-vae-old": (VAE, ["--network.groups", "2"]),
     "kl-vae": (VAE, ["--network.groups", "2"]),
 }
+# tokenizers whose files go there and back in tests of their own
+ELSEWHERE = {
+    "binary-autoencoder": "pretrained/test_tokenizer_files.py",
+    "detok": "parity/test_detok.py",
+    "flextok": "parity/test_flextok.py",
+    "instella-tokenizer": "parity/test_instella_tokenizer.py",
+    "llamagen-vq": "parity/test_vqgan.py",
+    "maskgit-vqgan": "parity/test_vqgan.py",
+    "rae": "parity/test_rae.py",
+    "titok": "parity/test_titok.py",
+    "var-vqvae": "pretrained/test_tokenizer_files.py",
+    "vitok": "parity/test_vitok.py",
+}
 FLAGS = {"repa": ["--network.encoder_depth", "1"]}
 ALIKE = ("sd-vae-old", "kl-vae", "edm-vp", "edm-ve", "adm-new-order", "repa")  # read by the code of others here
 QUICK = ("edm",)  # the rest compile for some seconds each
@@ -54,7 +67,10 @@ def arguments(name: str, source: Path, out: Path) -> list[str]:
 
 
 def test_every_system_is_here() -> None:
-    assert set(TINY) == set(SYSTEMS)
+    assert {*TINY, *ELSEWHERE} == set(SYSTEMS)
+    for name, file in ELSEWHERE.items():
+        text = (Path(__file__).parents[1] / file).read_text()
+        assert '"convert"' in text, f"{file} converts no file of {name}"
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in TINY])
