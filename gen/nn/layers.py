@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gen.nn.mesh import gathered
+
 __all__ = [
     "MLP",
     "Remat",
@@ -271,7 +273,7 @@ def run_stack(
 
     def body(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
         weights, extra = layer
-        return call(nnx.merge(graphdef, weights), x, extra)
+        return call(nnx.merge(graphdef, gathered(weights)), x, extra)
 
     if remat != "none":
         body = partial(jax.checkpoint, policy=_POLICIES[remat], prevent_cse=not scan)(body)
