@@ -102,7 +102,7 @@ def unit(x: jax.Array) -> jax.Array:
 
 
 def distances(params: Params, a: jax.Array, b: jax.Array, net: str = "vgg", heads: bool = True) -> list[jax.Array]:
-    """The weighted squared distance (B, h, w) of the two images' features at every position, slice by slice.
+    """Gives the weighted squared distance (B, h, w) of the two images' features at every position, slice by slice.
 
     Args:
       params: "net" (slices) and "lin0" (C,) ... as `gen.pretrained.lpips.fold` makes them.
@@ -117,7 +117,7 @@ def distances(params: Params, a: jax.Array, b: jax.Array, net: str = "vgg", head
 
 
 def lpips(params: Params, a: jax.Array, b: jax.Array, net: str = "vgg", heads: bool = True) -> jax.Array:
-    """The distance of each pair, (B,): the spatial means of `distances`, summed over the slices."""
+    """Gives the distance of each pair, (B,): the spatial means of `distances`, summed over the slices."""
     return jnp.stack([d.mean((1, 2)) for d in distances(params, a, b, net, heads)]).sum(0)
 
 

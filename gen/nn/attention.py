@@ -215,7 +215,7 @@ def new_cache(batch: int, length: int, heads: int, size: int, dtype: Any) -> dic
 def extend_cache(
     cache: Mapping[str, jax.Array], k: jax.Array, v: jax.Array, at: jax.Array | int
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """The cache with the keys and values (B, N, G, D) of the tokens `at` to at + N - 1, and the mask of those tokens.
+    """Writes the keys and values (B, N, G, D) of the tokens `at` to at + N - 1 into a cache.
 
     Returns:
       The new cache; (N, S) bool, True where a token may look: at itself and what came before. A step of a generator

@@ -50,7 +50,7 @@ def linear(
     bias: bool = True,
     init: Callable[..., jax.Array] = xavier,
 ) -> nnx.Linear:
-    """A dense layer with Xavier-uniform weights and zero bias unless told otherwise."""
+    """Gives a dense layer with Xavier-uniform weights and zero bias unless told otherwise."""
     return nnx.Linear(
         features_in, features_out, use_bias=bias, dtype=dtype, kernel_init=init, dot_general=_dot, rngs=rngs
     )
@@ -122,7 +122,7 @@ def sinusoid(t: jax.Array, width: int = 256, max_period: float = 10000.0) -> jax
 
 
 def sincos_positions(shape: Sequence[int], width: int) -> np.ndarray:
-    """The fixed position table of MAE and DiT, (prod(shape), width) float32, computed in float64.
+    """Gives the fixed position table of MAE and DiT, (prod(shape), width) float32, computed in float64.
 
     One axis: [sin(p w_k), cos(p w_k)], w_k = 10000^(-k / (width / 2)). Two axes (rows, columns): the first half
     of the channels encodes the column, the second half the row.
@@ -153,7 +153,7 @@ def patchify(x: jax.Array, patch: int | Sequence[int]) -> jax.Array:
 
 
 def unpatchify(tokens: jax.Array, size: Sequence[int], patch: int | Sequence[int]) -> jax.Array:
-    """The inverse of `patchify`: tokens (B, N, pixels of a patch times C) back to (B, *size, C)."""
+    """Gives the inverse of `patchify`: tokens (B, N, pixels of a patch times C) back to (B, *size, C)."""
     axes, sides = len(size), _sides(patch, len(size))
     x = tokens.reshape(tokens.shape[0], *(n // side for n, side in zip(size, sides, strict=True)), *sides, -1)
     order = (0, *(m for i in range(axes) for m in (1 + i, 1 + axes + i)), 2 * axes + 1)

@@ -45,7 +45,7 @@ class LeCAM:
     decay: float = 0.999
 
     def moved(self, average: jax.Array, value: jax.Array) -> jax.Array:
-        """The running average after a step."""
+        """Gives the running average after a step."""
         return self.decay * average + (1.0 - self.decay) * value
 
 
@@ -96,7 +96,7 @@ class AdversarialTask(TokenizerTask):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The tokenizer and the discriminator."""
+        """Gives the tokenizer and the discriminator."""
         return (*super().parts, Part("discriminator", self.discriminator, self.discriminator_optim))
 
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
@@ -109,7 +109,7 @@ class AdversarialTask(TokenizerTask):
         return {**tokenizer, "discriminator": Network(self.discriminator).init(jax.random.fold_in(key, 1))}
 
     def aux(self) -> Mapping[str, Any]:
-        """The images that previews show; LeCAM's averages."""
+        """Gives the images that previews show; LeCAM's averages."""
         averages = {} if self.lecam is None else {"lecam_real": jnp.zeros(()), "lecam_fake": jnp.zeros(())}
         return {**super().aux(), **averages}
 
@@ -130,7 +130,7 @@ class AdversarialTask(TokenizerTask):
         return "discriminator" if (step - self.gan_start) % self.ratio else "adversarial"
 
     def updates(self, part: str, steps: int) -> int:
-        """The discriminator's begin with it; the tokenizer then moves at every `ratio`-th step."""
+        """Lets the discriminator's updates begin with it; the tokenizer then moves at every `ratio`-th step."""
         adversarial = max(steps - self.gan_start, 0)
         return adversarial if part == "discriminator" else min(steps, self.gan_start) - (-adversarial // self.ratio)
 
@@ -188,7 +188,7 @@ class AdversarialTask(TokenizerTask):
     def adversarial_loss(
         self, params: Params, discriminator: Params, rows: Rows, frozen: Frozen, share: jax.Array
     ) -> tuple[jax.Array, Aux]:
-        """The tokenizer's loss () with `share` of its GAN term, and the reconstructions as per-sample output.
+        """Gives the tokenizer's loss () with `share` of its GAN term, and the reconstructions as per-sample output.
 
         The terms are differentiated at the reconstructions once: that gives the adaptive weight, and the
         reconstructions then carry the gradients' weighted sum back.
@@ -223,7 +223,7 @@ class AdversarialTask(TokenizerTask):
     def judged(
         self, discriminator: Params, images: jax.Array, frozen: Frozen
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The discriminator's logits of images (B, H, W, C), and its batch statistics."""
+        """Gives the discriminator's logits of images (B, H, W, C), and its batch statistics."""
         seen = images if self.seen is None else self.seen(frozen[self.seen.name], images)
         found: tuple[jax.Array, dict[str, jax.Array]] = Network(self.discriminator)(discriminator, seen)
         return found
@@ -231,7 +231,7 @@ class AdversarialTask(TokenizerTask):
     def gan_loss(
         self, discriminator: Params, decoded: jax.Array, frozen: Frozen = _NOTHING
     ) -> tuple[jax.Array, jax.Array]:
-        """The tokenizer's GAN term () without weight, and the logits."""
+        """Gives the tokenizer's GAN term () without weight, and the logits."""
         logits, _ = self.judged(discriminator, decoded, frozen)
         return GAN_LOSSES[self.gan][1](logits), logits
 
@@ -243,7 +243,7 @@ class AdversarialTask(TokenizerTask):
         averages: Mapping[str, jax.Array],
         frozen: Frozen = _NOTHING,
     ) -> tuple[jax.Array, Aux]:
-        """The discriminator's loss () on images and reconstructions, each a batch of its own for batch statistics.
+        """Gives the discriminator's loss () on images and reconstructions, each with batch statistics of its own.
 
         Args:
           averages: LeCAM's, "lecam_real" and "lecam_fake"; {} without.

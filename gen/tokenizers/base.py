@@ -56,17 +56,17 @@ class Gaussian:
     logvar: jax.Array
 
     def mode(self) -> jax.Array:
-        """The mean: what a cache stores, and what is decoded."""
+        """Gives the mean: what a cache stores, and what is decoded."""
         return self.mean
 
     @property
     def stored(self) -> jax.Array:
-        """What a cache keeps of an image: the mean."""
+        """Says what a cache keeps of an image: the mean."""
         return self.mean
 
     @property
     def std(self) -> jax.Array:
-        """The standard deviation, exp(logvar / 2)."""
+        """Gives the standard deviation, exp(logvar / 2)."""
         return jnp.exp(0.5 * jnp.clip(self.logvar, -30.0, 20.0))
 
     def sample(self, keys: jax.Array) -> jax.Array:
@@ -82,7 +82,7 @@ class Gaussian:
 
     @property
     def losses(self) -> Mapping[str, jax.Array]:
-        """What the posterior adds to a loss, (B,) by name, unweighted: its KL."""
+        """Says what the posterior adds to a loss, (B,) by name, unweighted: its KL."""
         return {"kl": self.kl()}
 
     @property
@@ -99,22 +99,22 @@ class Exact:
     mean: jax.Array
 
     def mode(self) -> jax.Array:
-        """The latents."""
+        """Gives the latents."""
         return self.mean
 
     @property
     def stored(self) -> jax.Array:
-        """What a cache keeps of an image: the latents."""
+        """Says what a cache keeps of an image: the latents."""
         return self.mean
 
     def sample(self, keys: jax.Array) -> jax.Array:
-        """The latents, whatever the keys."""
+        """Gives the latents, whatever the keys."""
         del keys
         return self.mean
 
     @property
     def losses(self) -> Mapping[str, jax.Array]:
-        """What the latents add to a loss: nothing."""
+        """Says what the latents add to a loss: nothing."""
         return {}
 
     @property
@@ -143,17 +143,17 @@ class Quantized:
     drawn: jax.Array | None = None
 
     def mode(self) -> jax.Array:
-        """The code vectors, which are decoded."""
+        """Gives the code vectors, which are decoded."""
         return self.codes
 
     def sample(self, keys: jax.Array) -> jax.Array:
-        """What training decodes: the drawn codes of a quantizer that draws, or else the codes."""
+        """Says what training decodes: the drawn codes of a quantizer that draws, or else the codes."""
         del keys  # they were the encoder's
         return self.codes if self.drawn is None else self.drawn
 
     @property
     def stored(self) -> jax.Array:
-        """What a cache keeps of an image: the ids."""
+        """Says what a cache keeps of an image: the ids."""
         return self.ids
 
 
@@ -206,7 +206,7 @@ class DiscreteTokenizer(Tokenizer, Protocol):
         ...
 
     def snap(self, params: Params, codes: jax.Array) -> Quantized:
-        """The nearest codes of vectors (B, ..., width)."""
+        """Gives the nearest codes of vectors (B, ..., width)."""
         ...
 
 

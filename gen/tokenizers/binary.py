@@ -91,11 +91,11 @@ class BinaryAutoencoderConfig(Discrete):
 
     @property
     def last_layer(self) -> str:
-        """See `gen.tokenizers.base.Tokenizer`."""
+        """Does what `gen.tokenizers.base.Tokenizer` says."""
         return "decoder/conv_out/kernel"
 
     def build(self, rngs: nnx.Rngs) -> "BinaryAutoencoder":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return BinaryAutoencoder(self, rngs)
 
 

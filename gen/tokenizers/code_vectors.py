@@ -39,12 +39,12 @@ class CodeVectors:
 
     @property
     def last_layer(self) -> str:
-        """See `gen.tokenizers.base.Tokenizer`."""
+        """Does what `gen.tokenizers.base.Tokenizer` says."""
         path: str = self.discrete.last_layer
         return path
 
     def build(self, rngs: Any) -> Any:
-        """The tokenizer's module."""
+        """Gives the tokenizer's module."""
         return self.discrete.build(rngs)
 
     def encode(

@@ -68,11 +68,11 @@ class DeTokConfig:
 
     @property
     def last_layer(self) -> str:
-        """See `gen.tokenizers.base.Tokenizer`."""
+        """Does what `gen.tokenizers.base.Tokenizer` says."""
         return "conv_out/kernel"
 
     def build(self, rngs: nnx.Rngs) -> "DeTok":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return DeTok(self, rngs)
 
     def encode(
@@ -109,7 +109,7 @@ SIZES: dict[str, Tower] = {
 
 
 def detok(name: str, *, image: tuple[int, int, int] = (256, 256, 3), **changes: Any) -> DeTokConfig:
-    """A published size by name: "B-B" is encoder B and decoder B.
+    """Gives a published size by name: "B-B" is encoder B and decoder B.
 
     Raises GenError for an unknown name.
     """
@@ -235,7 +235,7 @@ class LatentDenoising:
             raise GenError(f"mask {self.mask}, gamma {self.gamma}; the mask is in [0, 1), the noise at least 0")
 
     def draw(self, tokenizer: DeTokConfig, keys: jax.Array) -> Draws:
-        """The draws of samples with keys (B,)."""
+        """Gives the draws of samples with keys (B,)."""
         shape, tokens = tokenizer.spec.shape, math.prod(tokenizer.grid)
 
         def one(key: jax.Array) -> Draws:
@@ -260,7 +260,7 @@ class LatentDenoising:
     def encode(
         self, tokenizer: DeTokConfig, params: Params, images: jax.Array, draws: Draws
     ) -> tuple[Gaussian, jax.Array]:
-        """The posterior of images in [-1, 1], standard normal where nothing is seen, and the latents to decode."""
+        """Gives the posterior of images in [-1, 1], standard normal where nothing is seen, and what is decoded."""
         posterior = Network(tokenizer).apply(params, images, _flat(draws.visible), method="encode")
         seen = draws.visible[..., None]
         posterior = Gaussian(jnp.where(seen, posterior.mean, 0.0), jnp.where(seen, posterior.logvar, 0.0))

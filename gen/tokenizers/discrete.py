@@ -21,16 +21,16 @@ class Discrete(abc.ABC):
     @property
     @abc.abstractmethod
     def spec(self) -> TokenizerSpec:
-        """See `gen.tokenizers.base.Tokenizer`."""
+        """Does what `gen.tokenizers.base.Tokenizer` says."""
 
     @property
     @abc.abstractmethod
     def last_layer(self) -> str:
-        """See `gen.tokenizers.base.Tokenizer`."""
+        """Does what `gen.tokenizers.base.Tokenizer` says."""
 
     @abc.abstractmethod
     def build(self, rngs: nnx.Rngs) -> "DiscreteModule":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
 
     def encode(
         self, params: Params, images: jax.Array, *, cond: Cond | None = None, keys: jax.Array | None = None
@@ -43,7 +43,7 @@ class Discrete(abc.ABC):
         return Network(self).apply(params, images, keys, method="encode")
 
     def snap(self, params: Params, codes: jax.Array) -> Quantized:
-        """The nearest codes of vectors (B, ..., spec.width)."""
+        """Gives the nearest codes of vectors (B, ..., spec.width)."""
         return Network(self).apply(params, codes, method="snap")
 
     def embed(self, params: Params, ids: jax.Array) -> jax.Array:
@@ -78,17 +78,17 @@ class DiscreteModule(nnx.Module):
         """codes (B, ..., width) -> images (B, H, W, C) float32."""
 
     def encode(self, images: jax.Array, keys: jax.Array | None = None) -> Quantized:
-        """The quantised features; statistics by their path in this module."""
+        """Gives the quantised features; statistics by their path in this module."""
         return within("quantizer", self.quantizer(self.features(images), keys))
 
     def snap(self, codes: jax.Array) -> Quantized:
-        """See `gen.tokenizers.base.DiscreteTokenizer`."""
+        """Does what `gen.tokenizers.base.DiscreteTokenizer` says."""
         return within("quantizer", self.quantizer.snap(codes))
 
     def embed(self, ids: jax.Array) -> jax.Array:
-        """See `gen.tokenizers.base.DiscreteTokenizer`."""
+        """Does what `gen.tokenizers.base.DiscreteTokenizer` says."""
         return self.quantizer.embed(ids)
 
     def decode(self, codes: jax.Array) -> jax.Array:
-        """See `gen.tokenizers.base.Tokenizer`."""
+        """Does what `gen.tokenizers.base.Tokenizer` says."""
         return self.pixels(codes)

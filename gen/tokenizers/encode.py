@@ -25,7 +25,7 @@ _ARRAYS = {"continuous": "latent", "tokens": "tokens", "bits": "bits"}  # kind -
 
 
 def tokenizer_identity(tokenizer: Tokenizer, params: Params) -> str:
-    """Fingerprint of a tokenizer's configuration and weights."""
+    """Gives the fingerprint of a tokenizer's configuration and weights."""
     return f"{fingerprint(tokenizer)} {_digest(params)}"
 
 
@@ -61,7 +61,7 @@ def encode_images(
     flip: bool = False,
     beside: Mapping[str, tuple[Params, Callable[[Params, jax.Array], jax.Array]]] | None = None,
 ) -> Cache | TokenCache | BitCache:
-    """The sealed cache at `path` of the latents, tokens or bits of all images of `source`, and its other arrays.
+    """Gives the sealed cache at `path` of the latents, tokens or bits of all images of `source`, and its other arrays.
 
     Interrupted and called again, it goes on where it was; done, it returns at once.
 

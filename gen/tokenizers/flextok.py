@@ -40,7 +40,7 @@ PREVIEW = Sampler(Euler(), Uniform(), 1, ClassifierFree())
 
 
 def euler_apg(scale: float = 7.5, norm: float = 2.5, steps: int = 25) -> Sampler:
-    """The official decoder: Euler's method on equal steps, guided by APG on the velocity.
+    """Gives the official decoder: Euler's method on equal steps, guided by APG on the velocity.
 
     Args:
       scale: of the guidance; 1 for none.
@@ -59,21 +59,21 @@ class Pixels:
 
     @property
     def spec(self) -> TokenizerSpec:
-        """The image itself."""
+        """Gives the image itself."""
         return TokenizerSpec("continuous", self.image, self.image)
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        """A module without parameters."""
+        """Gives a module without parameters."""
         del rngs
         return nnx.Module()
 
     def encode(self, params: Params, images: jax.Array) -> Gaussian:
-        """The images, known exactly."""
+        """Gives the images, known exactly."""
         del params
         return Gaussian(images, jnp.full_like(images, -30.0))
 
     def decode(self, params: Params, latents: jax.Array) -> jax.Array:
-        """The latents."""
+        """Gives the latents."""
         del params
         return latents
 
@@ -153,18 +153,18 @@ class FlexTokConfig:
 
     @property
     def last_layer(self) -> str:
-        """See `gen.tokenizers.base.Tokenizer`."""
+        """Does what `gen.tokenizers.base.Tokenizer` says."""
         return "decoder/final/kernel"
 
     @property
     def flow(self) -> Denoiser:
-        """The decoder as a denoiser of scaled latents; its parameters are those under "decoder"."""
+        """Gives the decoder as a denoiser of scaled latents; its parameters are those under "decoder"."""
         h, w, channels = self.first.spec.shape
         clock = Predict("velocity", scale=1000.0 / self.max_time)
         return Denoiser(FlowDecoderConfig((h, w), channels, self), Linear(), clock)
 
     def build(self, rngs: nnx.Rngs) -> "FlexTok":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return FlexTok(self, rngs)
 
     def latents(self, params: Params, images: jax.Array) -> jax.Array:
@@ -179,7 +179,7 @@ class FlexTokConfig:
         return self.scaling * self.first.encode(params.get("first", {}), images).mode()
 
     def read(self, params: Params, latents: jax.Array, keys: jax.Array | None = None) -> Quantized:
-        """The tokens of scaled latents; `keys` (B,) are for what the quantizer draws in training."""
+        """Gives the tokens of scaled latents; `keys` (B,) are for what the quantizer draws in training."""
         return Network(self).apply(params, latents, keys, method="read")
 
     def encode(
@@ -194,7 +194,7 @@ class FlexTokConfig:
         return Network(self).apply(params, ids, method="embed")
 
     def snap(self, params: Params, codes: jax.Array) -> Quantized:
-        """The nearest codes of vectors (B, N, width)."""
+        """Gives the nearest codes of vectors (B, N, width)."""
         return Network(self).apply(params, codes, method="snap")
 
     def decode(
@@ -231,7 +231,7 @@ SIZES: dict[str, tuple[int, int]] = {"d12-d12": (12, 12), "d18-d18": (18, 18), "
 
 
 def flextok(name: str, **changes: Any) -> FlexTokConfig:
-    """A published size by name (`SIZES`). Raises GenError for an unknown name."""
+    """Gives a published size by name (`SIZES`). Raises GenError for an unknown name."""
     if name not in SIZES:
         raise GenError(f"unknown FlexTok size '{name}'; {suggest(name, SIZES)}")
     encoder, decoder = (Tower(64 * depth, depth, depth) for depth in SIZES[name])
@@ -295,13 +295,13 @@ class FlexTok(nnx.Module):
         self.decoder = config.flow.network.build(rngs)
 
     def read(self, latents: jax.Array, keys: jax.Array | None) -> Quantized:
-        """See `FlexTokConfig`."""
+        """Does what `FlexTokConfig` says."""
         return self.quantizer(self.encoder(latents), keys)
 
     def embed(self, ids: jax.Array) -> jax.Array:
-        """See `FlexTokConfig`."""
+        """Does what `FlexTokConfig` says."""
         return self.quantizer.embed(ids)
 
     def snap(self, codes: jax.Array) -> Quantized:
-        """See `FlexTokConfig`."""
+        """Does what `FlexTokConfig` says."""
         return self.quantizer.snap(codes)

@@ -45,11 +45,11 @@ class FlowDecoderConfig(BackboneConfig):
 
     @property
     def conditions(self) -> Conditions:
-        """The registers, as `FlowDecoder.condition` gives them."""
+        """Gives the registers, as `FlowDecoder.condition` gives them."""
         return {"registers": Condition((self.tokenizer.tokens, self.tokenizer.decoder.width))}
 
     def build(self, rngs: nnx.Rngs) -> "FlowDecoder":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return FlowDecoder(self, rngs)
 
 
@@ -81,19 +81,19 @@ class FlowDecoder(Backbone):
         return self.codes(codes).astype(jnp.float32) + self.code_positions[...]
 
     def condition(self, codes: jax.Array, keep: jax.Array) -> Cond:
-        """The condition that codes (B, tokens, width) make, of which only the first `keep` (B,) are used."""
+        """Gives the condition that codes (B, tokens, width) make, of which only the first `keep` (B,) are used."""
         return {"registers": nested_dropout(self.embed(codes), keep, self.dropped[...])}
 
     def null(self, cond: Cond) -> Cond:
-        """The registers of an image of which nothing is known, not even that it has tokens."""
+        """Gives the registers of an image of which nothing is known, not even that it has tokens."""
         return {**cond, "registers": jnp.broadcast_to(self.unconditional[...], cond["registers"].shape)}
 
     def features(self) -> list[str]:
-        """tokens, blocks."""
+        """Names the tokens and the blocks."""
         return ["tokens", *(f"block_{i}" for i in range(self.config.tokenizer.decoder.depth))]
 
     def forward(self, call: Call) -> Output:
-        """See `Backbone`."""
+        """Does what `Backbone` says."""
         whole = self.config.tokenizer
         layers = tuple(i for i in range(whole.decoder.depth) if f"block_{i}" in call.taps)
         c = self.time(call.times[0])

@@ -30,7 +30,7 @@ def learned(rngs: nnx.Rngs, *shape: int) -> nnx.Param[jax.Array]:
 
 
 def sincos_table(grid: Sequence[int], width: int) -> np.ndarray:
-    """The fixed positions (*grid, width) float32 of the official code.
+    """Gives the fixed positions (*grid, width) float32 of the official code.
 
     Channels are sin(q w), cos(q w), sin(p w), cos(p w), a quarter each, w_k = 10000^(-k / (width / 4)). On a square
     grid q is the row and p the column. On another one they are those of the transposed grid in row-major order: the
@@ -45,7 +45,7 @@ def sincos_table(grid: Sequence[int], width: int) -> np.ndarray:
 
 
 def stretch_weights(length: int, count: int) -> np.ndarray:
-    """The matrix (count, length) float32 of linear interpolation whose ends lie on the ends of a table of `length`."""
+    """Interpolates linearly from end to end of a table of `length`: the matrix (count, length) float32."""
     place = np.linspace(0.0, length - 1.0, count)
     return np.maximum(1.0 - np.abs(place[:, None] - np.arange(length)), 0.0).astype(np.float32)
 
@@ -67,7 +67,7 @@ class GridPositions(nnx.Module):
             self.axes = learned(rngs, 2, length, width)
 
     def __call__(self, grid: tuple[int, int], *, stretch: bool = False) -> jax.Array:
-        """The positions (rows * columns, width) of a grid.
+        """Gives the positions (rows * columns, width) of a grid.
 
         Args:
           stretch: whether all learned positions are spread over the grid, as bilinear interpolation of their map with

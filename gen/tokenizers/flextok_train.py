@@ -52,11 +52,11 @@ class KeepLaw:
 
     @staticmethod
     def powers(tokens: int) -> np.ndarray:
-        """The powers of two up to `tokens`, int32."""
+        """Gives the powers of two up to `tokens`, int32."""
         return 2 ** np.arange(int(math.log2(tokens)) + 1, dtype=np.int32)
 
     def kept(self, number: jax.Array, tokens: int) -> jax.Array:
-        """What uniform numbers from 1 to `tokens` become under the laws that start from them."""
+        """Says what uniform numbers from 1 to `tokens` become under the laws that start from them."""
         if self.law == "uniform":
             return number
         powers = jnp.asarray(np.append(self.powers(tokens), tokens))
@@ -153,7 +153,7 @@ class FlexTokTask(Method):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The tokenizer, with the projector of its alignment where there is one."""
+        """Gives the tokenizer, with the projector of its alignment where there is one."""
         network, train = self.tokenizer, ("encoder/*", "decoder/*")
         if self.alignment is None:
             return (Part("tokenizer", network, self.optim, self.emas, train),)
@@ -161,7 +161,7 @@ class FlexTokTask(Method):
         return (Part("tokenizer", projected, self.optim, self.emas, (*train, "projector/*")),)
 
     def models(self) -> Mapping[str, Model]:
-        """The tokenizer."""
+        """Gives the tokenizer."""
         return {"tokenizer": Model(self.tokenizer)}
 
     @property
@@ -191,7 +191,7 @@ class FlexTokTask(Method):
         return {"shown": jnp.zeros((self.pictures, *self.tokenizer.spec.image), jnp.uint8)}
 
     def draw(self, key: jax.Array, count: int) -> FlexTokDraws:
-        """The randomness of a step on `count` images."""
+        """Gives the randomness of a step on `count` images."""
         keep, dropped, keys, flow = jax.random.split(key, 4)
         denoiser = self.tokenizer.flow
         return FlexTokDraws(
@@ -204,7 +204,7 @@ class FlexTokTask(Method):
     def loss(
         self, params: Params, images: jax.Array, draws: FlexTokDraws, encoder: Params | None = None
     ) -> tuple[jax.Array, Aux]:
-        """The loss () and its terms; `Aux.out` are the tokens (B, N).
+        """Gives the loss () and its terms; `Aux.out` are the tokens (B, N).
 
         Args:
           images: (B, H, W, C) float in [-1, 1].
@@ -255,12 +255,12 @@ class FlexTokTask(Method):
         return state, metrics | dict(usage(ids, self.tokenizer.spec.vocabulary))
 
     def export(self, state: State) -> Mapping[str, Any]:
-        """The tokenizer without the projector."""
+        """Gives the tokenizer without the projector."""
         whole = self.parts[0].averaged(state)
         return {"tokenizer": {name: tree for name, tree in whole.items() if name != "projector"}}
 
     def preview(self, state: State, frozen: Frozen, key: jax.Array, generator: Any) -> Mapping[str, jax.Array]:
-        """The newest images, and what one, about the square root of all, and all of their tokens decode to."""
+        """Gives the newest images, and what one, about the square root of all, and all of their tokens decode to."""
         del frozen, generator
         params, images = self.export(state)["tokenizer"], signed(state.aux["shown"])
         tokens, count = self.tokenizer.tokens, len(images)

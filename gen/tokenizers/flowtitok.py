@@ -75,11 +75,11 @@ class FlowTiTokConfig:
 
     @property
     def last_layer(self) -> str:
-        """See `gen.tokenizers.base.Tokenizer`."""
+        """Does what `gen.tokenizers.base.Tokenizer` says."""
         return "conv_out/kernel"
 
     def build(self, rngs: nnx.Rngs) -> "FlowTiTok":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return FlowTiTok(self, rngs)
 
     def encode(

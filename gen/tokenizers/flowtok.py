@@ -63,7 +63,7 @@ class TextProjectorConfig:
             raise GenError(f"text width {self.text[1]} is not a multiple of its {self.heads} heads; change one")
 
     def build(self, rngs: nnx.Rngs) -> "TextProjector":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return TextProjector(self, rngs)
 
 
@@ -117,7 +117,7 @@ class TextProjector(nnx.Module):
         return Gaussian(*jnp.split(self.out(x), 2, axis=-1)), kept
 
     def target(self, text: jax.Array) -> jax.Array:
-        """What the latents are aligned with: (B, length, channels), token by token."""
+        """Says what the latents are aligned with: (B, length, channels), token by token."""
         x = jax.nn.silu(self.align1(text))
         out: jax.Array = self.align3(jax.nn.silu(self.align2(x)))
         return out
@@ -143,7 +143,7 @@ class FlowTokConfig:
             )
 
     def build(self, rngs: nnx.Rngs) -> "FlowTok":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return FlowTok(self, rngs)
 
 
@@ -156,13 +156,13 @@ class FlowTok(nnx.Module):
 
 
 def velocity_denoiser(network: DiTConfig) -> Denoiser:
-    """The velocity network on our clock: FlowTok's runs from text (0) to images (1), unscaled."""
+    """Gives the velocity network on our clock: FlowTok's runs from text (0) to images (1), unscaled."""
     objective = VelocityMatching(TimeSampler("logit-normal"))
     return Denoiser(network, Linear(SIGMA_MIN), Predict("velocity", clock="reversed", sign=-1), objective)
 
 
 def paired(images: jax.Array, null: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The images that samples flow to, and which of them say nothing of their text.
+    """Gives the images that samples flow to, and which of them say nothing of their text.
 
     Samples marked `null` (B,) exchange their image latents (B, ...) in a ring: each takes that of the next marked one,
     so that its text carries no information and the network learns what guidance starts from. One alone stays as it is,

@@ -114,11 +114,11 @@ class InstellaConfig(Discrete):
 
     @property
     def last_layer(self) -> str:
-        """See `gen.tokenizers.base.Tokenizer`."""
+        """Does what `gen.tokenizers.base.Tokenizer` says."""
         return "to_pixel/kernel"
 
     def build(self, rngs: nnx.Rngs) -> "Instella":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return Instella(self, rngs)
 
     def decode(
@@ -304,7 +304,7 @@ class Decoder(nnx.Module):
         return self.norm_out(image), tapped
 
     def align(self, tapped: jax.Array) -> jax.Array:
-        """The head that training aligns: Linear, LayerNorm, ReLU, Linear."""
+        """Gives the head that training aligns: Linear, LayerNorm, ReLU, Linear."""
         return self.align_out(jax.nn.relu(self.align_norm(self.align_in(tapped))))
 
 

@@ -20,7 +20,7 @@ _SHOWN = 12  # images of the grid
 
 
 def keep_numbers(spec: TokenizerSpec) -> tuple[int, ...]:
-    """The powers of two below the number of tokens, and that number.
+    """Gives the powers of two below the number of tokens, and that number.
 
     Raises GenError for a tokenizer that always decodes all of its tokens.
     """
@@ -43,7 +43,7 @@ class KeepCurve:
         return np.stack([part[:_SHOWN] for part in (parts[0].before, *(p.after for p in parts))])
 
     def page(self, title: str) -> Report:
-        """The curves, the grid and the table of all scores."""
+        """Gives the curves, the grid and the table of all scores."""
         page = Report(title, "Reconstructions from the first tokens alone, by their number.")
         results = {number: part.result for number, part in self.found.items()}
         known = next(iter(results.values())).values
@@ -63,7 +63,7 @@ class KeepCurve:
 
 
 def keep_curve(score: Callable[[int], Reconstructed], numbers: tuple[int, ...]) -> KeepCurve:
-    """The curve over `numbers` of tokens.
+    """Gives the curve over `numbers` of tokens.
 
     Args:
       score: number of tokens -> reconstructions of all images from as many. The number is an array of the condition, so

@@ -84,11 +84,11 @@ class KLVAEConfig:
 
     @property
     def last_layer(self) -> str:
-        """See `gen.tokenizers.base.Tokenizer`."""
+        """Does what `gen.tokenizers.base.Tokenizer` says."""
         return "decoder/conv_out/kernel"
 
     def build(self, rngs: nnx.Rngs) -> "KLVAE":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return KLVAE(self, rngs)
 
     def encode(
@@ -130,7 +130,7 @@ SIZES: dict[str, tuple[tuple[int, ...], int, tuple[int, ...], tuple[int, ...]]] 
 
 
 def kl_vae(name: str, *, image: tuple[int, int, int] = (256, 256, 3), **changes: Any) -> KLVAEConfig:
-    """A published autoencoder by name (`SIZES`): latent diffusion's, the SD-VAE, VA-VAE's and MAR's.
+    """Gives a published autoencoder by name (`SIZES`): latent diffusion's, the SD-VAE, VA-VAE's and MAR's.
 
     Raises GenError for an unknown name.
     """

@@ -44,7 +44,7 @@ class ImageTerm(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called in logs, and the role of its network among the frozen arrays."""
+        """Says what it is called in logs, and the role of its network among the frozen arrays."""
         ...
 
     def identity(self) -> str:
@@ -52,7 +52,7 @@ class ImageTerm(Protocol):
         ...
 
     def load(self) -> Params:
-        """The network's weights. Raises GenError where there are none."""
+        """Gives the network's weights. Raises GenError where there are none."""
         ...
 
     def __call__(self, params: Params, images: jax.Array, decoded: jax.Array) -> jax.Array:
@@ -85,7 +85,7 @@ class LPIPS:
 
     @property
     def name(self) -> str:
-        """See `ImageTerm`."""
+        """Does what `ImageTerm` says."""
         return f"lpips-{self.net}"
 
     @property
@@ -94,15 +94,15 @@ class LPIPS:
         return path, f"save lpips.LPIPS(net='{self.net}').state_dict() and run gen convert lpips"
 
     def identity(self) -> str:
-        """See `ImageTerm`."""
+        """Does what `ImageTerm` says."""
         return identity_of(*self._file)
 
     def load(self) -> Params:
-        """See `ImageTerm`."""
+        """Does what `ImageTerm` says."""
         return load_weights(*self._file)
 
     def __call__(self, params: Params, images: jax.Array, decoded: jax.Array) -> jax.Array:
-        """See `ImageTerm`."""
+        """Does what `ImageTerm` says."""
         return lpips(params, _coloured(images), _coloured(decoded), self.net)
 
 
@@ -129,21 +129,21 @@ class FeatureTerm:
 
     @property
     def name(self) -> str:
-        """See `ImageTerm`."""
+        """Does what `ImageTerm` says."""
         return f"{self.extractor.name}-{self.output}"
 
     def identity(self) -> str:
-        """See `ImageTerm`."""
+        """Does what `ImageTerm` says."""
         found: str = self.extractor.fingerprint()
         return found
 
     def load(self) -> Params:
-        """See `ImageTerm`."""
+        """Does what `ImageTerm` says."""
         params: Params = self.extractor.load()
         return params
 
     def __call__(self, params: Params, images: jax.Array, decoded: jax.Array) -> jax.Array:
-        """See `ImageTerm`."""
+        """Does what `ImageTerm` says."""
         a, b = (self.extractor(params, 127.5 * (_coloured(x) + 1.0))[self.output] for x in (images, decoded))
         return jnp.square(a - b).reshape(len(images), -1).mean(1)
 
@@ -176,7 +176,7 @@ class LiteMaps:
 
     @property
     def name(self) -> str:
-        """See `ImageTerm`."""
+        """Does what `ImageTerm` says."""
         return "lite-maps"
 
     @property
@@ -184,15 +184,15 @@ class LiteMaps:
         return EfficientNetLite(self.weights)
 
     def identity(self) -> str:
-        """See `ImageTerm`."""
+        """Does what `ImageTerm` says."""
         return self._network.fingerprint()
 
     def load(self) -> Params:
-        """See `ImageTerm`."""
+        """Does what `ImageTerm` says."""
         return self._network.load()
 
     def __call__(self, params: Params, images: jax.Array, decoded: jax.Array) -> jax.Array:
-        """See `ImageTerm`."""
+        """Does what `ImageTerm` says."""
         taps = [f"block_{i}" for i in self.blocks]
         # (pixel - 127) / 128 is what the network takes
         both = (127.5 * jnp.concatenate([_coloured(images), _coloured(decoded)]) + 0.5) / 128.0
@@ -220,19 +220,19 @@ class EncoderTokens:
 
     @property
     def network(self) -> ViTConfig:
-        """The architecture of the weights. Raises GenError where there are none."""
+        """Gives the architecture of the weights. Raises GenError where there are none."""
         return network_of(Path(self.weights), ViTConfig, self._hint)
 
     def identity(self) -> str:
-        """See `ImageTerm`."""
+        """Does what `ImageTerm` says."""
         return identity_of(Path(self.weights), self._hint)
 
     def load(self) -> Params:
-        """See `ImageTerm`."""
+        """Does what `ImageTerm` says."""
         return load_weights(Path(self.weights), self._hint)
 
     def __call__(self, params: Params, images: jax.Array) -> list[jax.Array]:
-        """The network's tokens (B, N, width), then those of the blocks, of images (B, H, W, C) in [-1, 1]."""
+        """Gives the network's tokens (B, N, width), then those of the blocks, of images (B, H, W, C) in [-1, 1]."""
         x = seen(images, self.side, resampling="torch-bilinear")
         found = Network(self.network).apply(params, x, keep=self.blocks)
         # a block's output begins with the class token and the registers
@@ -249,7 +249,7 @@ def expect_frozen(frozen: Mapping[str, Any], term: Any) -> None:
 
 
 def frozen_terms(terms: Iterable[ImageTerm]) -> tuple[dict[str, Params], dict[str, str]]:
-    """The weights of the terms' networks and where they came from, by role: a recipe's ``frozen`` arrays and texts.
+    """Gives the weights of the terms' networks and their origins, by role: a recipe's ``frozen`` arrays and texts.
 
     Raises GenError where weights are missing.
     """
@@ -258,7 +258,7 @@ def frozen_terms(terms: Iterable[ImageTerm]) -> tuple[dict[str, Params], dict[st
 
 
 def available(terms: Iterable[ImageTerm], *instead: ImageTerm) -> tuple[tuple[Any, ...], list[str]]:
-    """The terms whose weights are on this machine, and a line on each that a run goes without.
+    """Gives the terms whose weights are on this machine, and a line on each that a run goes without.
 
     Args:
       terms: those that are wanted.
@@ -280,7 +280,7 @@ def available(terms: Iterable[ImageTerm], *instead: ImageTerm) -> tuple[tuple[An
 
 
 def penalties(losses: Mapping[str, jax.Array], weights: Mapping[str, float]) -> jax.Array:
-    """The weighted sum () of means of losses (B,).
+    """Gives the weighted sum () of means of losses (B,).
 
     Raises GenError where a loss has no weight.
     """

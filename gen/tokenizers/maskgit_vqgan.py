@@ -70,11 +70,11 @@ class MaskGITVQGANConfig(Discrete):
 
     @property
     def last_layer(self) -> str:
-        """See `gen.tokenizers.base.Tokenizer`."""
+        """Does what `gen.tokenizers.base.Tokenizer` says."""
         return "decoder/conv_out/kernel"
 
     def build(self, rngs: nnx.Rngs) -> "MaskGITVQGAN":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return MaskGITVQGAN(self, rngs)
 
 
@@ -124,7 +124,7 @@ class Encoder(nnx.Module):
         self.conv_out = conv(widths[-1], config.quantizer.width, 1, dtype, rngs)
 
     def level(self, x: jax.Array, i: int) -> jax.Array:
-        """The blocks of level i and, at all levels but the last, the halving."""
+        """Gives the blocks of level i and, at all levels but the last, the halving."""
         x = self.down[f"level{i}"](x)
         if i == len(self.down) - 1:
             return x
@@ -156,7 +156,7 @@ class Decoder(nnx.Module):
         self.conv_out = conv(widths[0], config.image[2], 3, dtype, rngs)
 
     def level(self, x: jax.Array, i: int) -> jax.Array:
-        """The blocks of level i and, at all levels but the finest, the doubling."""
+        """Gives the blocks of level i and, at all levels but the finest, the doubling."""
         x = self.up[f"level{i}"](x)
         return self.upsample[f"level{i}"](x.repeat(2, axis=1).repeat(2, axis=2)) if i else x
 

@@ -72,11 +72,11 @@ class RAEConfig:
 
     @property
     def last_layer(self) -> str:
-        """See `gen.tokenizers.base.Tokenizer`."""
+        """Does what `gen.tokenizers.base.Tokenizer` says."""
         return "decoder/head/kernel"
 
     def build(self, rngs: nnx.Rngs) -> "RAE":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return RAE(self, rngs)
 
     def encode(
@@ -112,7 +112,7 @@ SIZES: dict[str, tuple[Tower, int]] = {
 
 
 def rae(name: str, **changes: Any) -> RAEConfig:
-    """The RAE of DINOv2-B with a published decoder: "B", "L" or "XL". Raises GenError for an unknown name."""
+    """Gives the RAE of DINOv2-B with a published decoder: "B", "L" or "XL". Raises GenError for an unknown name."""
     if name not in SIZES:
         raise GenError(f"unknown RAE decoder '{name}'; {suggest(name, SIZES)}")
     decoder, hidden = SIZES[name]
@@ -120,7 +120,7 @@ def rae(name: str, **changes: Any) -> RAEConfig:
 
 
 def positions(grid: tuple[int, ...], width: int) -> np.ndarray:
-    """The decoder's fixed table (1 + tokens, width): zero for the class token, then MAE's sines and cosines."""
+    """Gives the decoder's fixed table (1 + tokens, width): zero for the class token, then MAE's sines and cosines."""
     return np.concatenate([np.zeros((1, width), np.float32), sincos_positions(grid, width)])
 
 
@@ -209,7 +209,7 @@ class LatentNoise:
             raise GenError(f"tau {self.tau}; the strength of noise is at least 0")
 
     def draw(self, tokenizer: RAEConfig, keys: jax.Array) -> Draws:
-        """The draws of samples with keys (B,)."""
+        """Gives the draws of samples with keys (B,)."""
         shape = tokenizer.spec.shape
 
         def one(key: jax.Array) -> Draws:
@@ -219,11 +219,11 @@ class LatentNoise:
         return jax.vmap(one)(keys)
 
     def latents(self, posterior: Exact, draws: Draws) -> jax.Array:
-        """The latents (B, *spec.shape) that are decoded."""
+        """Gives the latents (B, *spec.shape) that are decoded."""
         return posterior.mode() + self.tau * draws.level * draws.noise
 
     def encode(self, tokenizer: RAEConfig, params: Params, images: jax.Array, draws: Draws) -> tuple[Exact, jax.Array]:
-        """The latents of images in [-1, 1], without noise and as they are decoded."""
+        """Gives the latents of images in [-1, 1], without noise and as they are decoded."""
         posterior = tokenizer.encode(params, images)
         return posterior, self.latents(posterior, draws)
 

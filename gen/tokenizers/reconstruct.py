@@ -54,7 +54,7 @@ class Pixels:
     classes: int = 0
 
     def load(self) -> Params:
-        """Nothing."""
+        """Gives no arrays, for pixels are what they are."""
         return {}
 
     def fingerprint(self) -> str:
@@ -101,14 +101,14 @@ class Usage:
     vocabulary: int | None
 
     def init(self, shapes: Shapes, span: int) -> Accumulator:
-        """See `gen.metrics.statistics.Statistic`."""
+        """Does what `gen.metrics.statistics.Statistic` says."""
         size = shapes["ids"].shape[-1] if self.vocabulary is None else self.vocabulary
         return {"count": jnp.zeros(()), "frequency": jnp.zeros(size)}
 
     def update(
         self, accumulator: Accumulator, batch: Mapping[str, jax.Array], weight: jax.Array, index: jax.Array
     ) -> Accumulator:
-        """See `gen.metrics.statistics.Statistic`."""
+        """Does what `gen.metrics.statistics.Statistic` says."""
         found = frequencies(batch["ids"], self.vocabulary, weight)
         return {
             "count": accumulator["count"] + weight.sum(),
@@ -116,7 +116,7 @@ class Usage:
         }
 
     def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
-        """See `gen.metrics.statistics.Statistic`."""
+        """Does what `gen.metrics.statistics.Statistic` says."""
         return {name: np.asarray(array, np.float64) + b[name] for name, array in a.items()}
 
     def finalise(self, accumulator: Accumulator) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def reconstructions(
     cond: Mapping[str, np.ndarray] | None = None,
     options: Any = None,
 ) -> ImageSet:
-    """The images of a source after encoding (the posterior's mode) and decoding, with the scores of every pair.
+    """Gives the images of a source after encoding (the posterior's mode) and decoding, with the scores of every pair.
 
     Args:
       tokenizer, params: the tokenizer and its parameters.

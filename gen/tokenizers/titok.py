@@ -122,11 +122,11 @@ class TiTokConfig:
 
     @property
     def last_layer(self) -> str:
-        """See `gen.tokenizers.base.Tokenizer`."""
+        """Does what `gen.tokenizers.base.Tokenizer` says."""
         return "conv_out/kernel" if self.pixels is None else "pixel_decoder/conv_out/kernel"
 
     def build(self, rngs: nnx.Rngs) -> "TiTok":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return TiTok(self, rngs=rngs)
 
     def encode(
@@ -144,7 +144,7 @@ class TiTokConfig:
         return Network(self).module(params).quantizer.embed(ids)
 
     def snap(self, params: Params, codes: jax.Array) -> Quantized:
-        """The nearest codes of vectors (B, tokens, width)."""
+        """Gives the nearest codes of vectors (B, tokens, width)."""
         return Network(self).apply(params, codes, method="snap")
 
     def decode(
@@ -205,7 +205,7 @@ class Trunk(nnx.Module):
         return self.ln_pre(jnp.concatenate([grid, latents + self.latent_positions[...], *text], axis=1))
 
     def __call__(self, patches: jax.Array, latents: jax.Array, text: tuple[jax.Array, ...] = ()) -> jax.Array:
-        """The sequence of `joined` after all blocks, before `ln_post`."""
+        """Gives the sequence of `joined` after all blocks, before `ln_post`."""
         config, x = self.config, constrain(self.joined(patches, latents, text))
 
         def call(block: Block, x: jax.Array, _: None) -> tuple[jax.Array, None]:
@@ -274,11 +274,11 @@ class TiTok(nnx.Module):
         return Gaussian(mean, logvar)
 
     def snap(self, codes: jax.Array, keys: jax.Array | None = None) -> Quantized:
-        """The nearest codes of vectors (B, K, width)."""
+        """Gives the nearest codes of vectors (B, K, width)."""
         return within("quantizer", self.quantizer(codes, keys))
 
     def painted(self, codes: jax.Array, text: jax.Array | None = None) -> jax.Array:
-        """The mask tokens (B, h w, W) after the decoder's last norm."""
+        """Gives the mask tokens (B, h w, W) after the decoder's last norm."""
         config = self.config
         _expect("codes", codes, (config.tokens, config.width))
         rows, columns = config.grid(config.painted)

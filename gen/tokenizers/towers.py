@@ -93,7 +93,7 @@ def check_latents(latents: jax.Array, channels: int) -> None:
 def conv(
     inputs: int, outputs: int, size: int, dtype: Any, rngs: nnx.Rngs, *, half: bool = False, bias: bool = True
 ) -> nnx.Conv:
-    """A convolution that keeps the size, or halves it with zeros on the far sides only.
+    """Gives a convolution that keeps the size, or halves it with zeros on the far sides only.
 
     Weights and biases start as U(+-1 / sqrt(fan in)), as in the published training code.
     """

@@ -82,7 +82,7 @@ class TokenizerMethod(Method):
 
     @abc.abstractmethod
     def loss(self, params: Params, rows: Rows, frozen: Frozen) -> tuple[jax.Array, Aux]:
-        """The whole loss () of a batch, with its parts."""
+        """Gives the whole loss () of a batch, with its parts."""
 
     @property
     def looks(self) -> tuple[Any, ...]:
@@ -91,11 +91,11 @@ class TokenizerMethod(Method):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The tokenizer."""
+        """Gives the tokenizer."""
         return (Part("tokenizer", self.tokenizer, self.optim, self.emas, self.train),)
 
     def models(self) -> Mapping[str, Model]:
-        """The tokenizer."""
+        """Gives the tokenizer."""
         return {"tokenizer": Model(self.tokenizer)}
 
     @property
@@ -106,7 +106,7 @@ class TokenizerMethod(Method):
 
     @property
     def conditions(self) -> Conditions:
-        """The tokenizer's."""
+        """Gives the tokenizer's own conditions."""
         conditions: Conditions = self.tokenizer.spec.conditions
         return conditions
 
@@ -133,12 +133,12 @@ class TokenizerMethod(Method):
         return decoded
 
     def reconstruct(self, params: Params, rows: Rows) -> tuple[Any, jax.Array, jax.Array]:
-        """What `encode` gives, and the images (B, H, W, C) of it."""
+        """Says what `encode` gives, and the images (B, H, W, C) of it."""
         encoded, latents = self.encode(params, rows)
         return encoded, latents, self.decode(params, latents, rows)
 
     def latent_loss(self, encoded: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """What a posterior or quantised features cost: the loss () and its parts; the use of the ids."""
+        """Says what a posterior or quantised features cost: the loss () and its parts; the use of the ids."""
         loss = penalties(encoded.losses, {**self.quantizer, "kl": self.kl})
         metrics = {name: value.mean() for name, value in encoded.losses.items()}
         spec = self.tokenizer.spec
@@ -148,7 +148,7 @@ class TokenizerMethod(Method):
         return loss, metrics | {f"codebook_{name}": value for name, value in used.items()}
 
     def drawn(self, state: State, batch: Batch, key: jax.Array) -> tuple[State, Rows]:
-        """The rows of a batch; its first images are kept for the preview."""
+        """Gives the rows of a batch; its first images are kept for the preview."""
         augment_key, choose_key, sample_key = jax.random.split(key, 3)
         images, cond = self.data(batch), self.cond(batch)
         count = images.shape[0]
@@ -169,7 +169,7 @@ class TokenizerMethod(Method):
         return state, metrics
 
     def preview(self, state: State, frozen: Frozen, key: jax.Array, generator: Any) -> Mapping[str, jax.Array]:
-        """The newest images and their reconstructions from the posterior mode."""
+        """Gives the newest images and their reconstructions from the posterior mode."""
         del frozen, generator
         params, images = self.export(state)["tokenizer"], signed(state.aux["shown"])
         cond = {name.removeprefix("shown_"): v for name, v in state.aux.items() if name.startswith("shown_")}
@@ -217,7 +217,7 @@ class TokenizerTask(TokenizerMethod):
 
     @property
     def looks(self) -> tuple[Any, ...]:
-        """Gives `terms`."""
+        """Gives the terms, `terms`."""
         return self.terms
 
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
@@ -227,21 +227,21 @@ class TokenizerTask(TokenizerMethod):
         return super().start(key, frozen, previous)
 
     def encode(self, params: Params, rows: Rows) -> tuple[Any, jax.Array]:
-        """See `TokenizerMethod`; the latents are disturbed where that is asked for."""
+        """Does what `TokenizerMethod` says; the latents are disturbed where that is asked for."""
         if self.corruption is None:
             return super().encode(params, rows)
         disturbed: tuple[Any, jax.Array] = self.corruption.encode(self.tokenizer, params, rows.images, rows.draws)
         return disturbed
 
     def decode(self, params: Params, latents: jax.Array, rows: Rows) -> jax.Array:
-        """See `TokenizerMethod`."""
+        """Does what `TokenizerMethod` says."""
         if self.corruption is None:
             return super().decode(params, latents, rows)
         decoded: jax.Array = self.corruption.decode(self.tokenizer, params, latents, rows.draws)
         return decoded
 
     def drawn(self, state: State, batch: Batch, key: jax.Array) -> tuple[State, Rows]:
-        """See `TokenizerMethod`; what disturbs the latents is drawn here, once."""
+        """Does what `TokenizerMethod` says; what disturbs the latents is drawn here, once."""
         state, rows = super().drawn(state, batch, key)
         if self.corruption is None:
             return state, rows
@@ -250,7 +250,7 @@ class TokenizerTask(TokenizerMethod):
     def image_loss(
         self, frozen: Frozen, images: jax.Array, decoded: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """What images (B, H, W, C) and reconstructions differ by: the loss () and its parts."""
+        """Says what images (B, H, W, C) and reconstructions differ by: the loss () and its parts."""
         error, scale = 0.5 * (decoded - images), 2.0 if self.signed else 1.0
         mse, l1 = jnp.square(error).mean(), jnp.abs(error).mean()
         loss = self.l2 * scale**2 * mse + self.l1 * scale * l1
@@ -263,12 +263,12 @@ class TokenizerTask(TokenizerMethod):
     def beside(
         self, params: Params, rows: Rows, frozen: Frozen, encoded: Any, latents: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """A further loss () of a method that inherits from this one, with its parts; none here."""
+        """Gives a further loss () of a method that inherits from this one, with its parts; none here."""
         del params, rows, frozen, encoded, latents
         return jnp.zeros(()), {}
 
     def loss(self, params: Params, rows: Rows, frozen: Frozen) -> tuple[jax.Array, Aux]:
-        """The whole loss () of a batch, with its parts."""
+        """Gives the whole loss () of a batch, with its parts."""
         encoded, latents, decoded = self.reconstruct(params, rows)
         images, metrics = self.image_loss(frozen, rows.images, decoded)
         cost, more = self.latent_loss(encoded)

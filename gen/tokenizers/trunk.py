@@ -83,7 +83,7 @@ class Trunk(nnx.Module):
         mask: jax.Array | None = None,
         keep: tuple[int, ...] = (),
     ) -> Stacked:
-        """The blocks without the last norm; `keep` as in `gen.nn.layers.run_stack`."""
+        """Gives the blocks without the last norm; `keep` as in `gen.nn.layers.run_stack`."""
 
         def call(block: ViTBlock, x: jax.Array, _: None) -> tuple[jax.Array, None]:
             return constrain(block(x, rotate, mask)), None

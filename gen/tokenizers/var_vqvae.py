@@ -54,13 +54,13 @@ class VARVQVAEConfig(VQGANConfig):
         return TokenizerSpec("tokens", shape, self.image, quantizer.vocabulary, quantizer.width, scales)
 
     def inputs(self, params: Params, ids: jax.Array) -> jax.Array:
-        """What a next-scale model reads of ids (B, tokens): see `gen.tokenizers.quantizers.residual`."""
+        """Says what a next-scale model reads of ids (B, tokens): see `gen.tokenizers.quantizers.residual`."""
         quantizer: Params = params["quantizer"]
         return Network(self.quantizer).apply(quantizer, ids, method="inputs")
 
 
 def var_vqvae(side: int = 256) -> VARVQVAEConfig:
-    """The published tokenizer for images of 256 or 512 pixels. Raises GenError for another size."""
+    """Gives the published tokenizer for images of 256 or 512 pixels. Raises GenError for another size."""
     if side not in SCALES:
         raise GenError(f"no scales are published for images of {side}; {suggest(str(side), map(str, SCALES))}")
     return VARVQVAEConfig(image=(side, side, 3), quantizer=Residual(scales=SCALES[side]))

@@ -37,7 +37,7 @@ class Projection:
     width: int
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return linear(self.channels, self.width, bias=False, rngs=rngs)
 
 
@@ -72,14 +72,14 @@ class VisionFoundation:
             )
 
     def features(self, params: Params, images: jax.Array, side: int) -> jax.Array:
-        """The features (B, side^2, width) of images (B, H, W, C) in [-1, 1]."""
+        """Gives the features (B, side^2, width) of images (B, H, W, C) in [-1, 1]."""
         found = patch_features(
             self.encoder, params, images, side, resampling="torch-bilinear", standardised=self.standardised
         )
         return jax.lax.stop_gradient(found)
 
     def loss(self, projection: Params, latents: jax.Array, features: jax.Array) -> jax.Array:
-        """The term () without its weight, of latents (B, side, side, channels)."""
+        """Gives the term () without its weight, of latents (B, side, side, channels)."""
         flat = latents.reshape(len(latents), -1, latents.shape[-1])
         z = Network(Projection(latents.shape[-1], features.shape[-1]))(projection, flat)
         terms = vf_loss(z, features, cosine_margin=self.cosine_margin, distance_margin=self.distance_margin)
@@ -94,7 +94,7 @@ class Projected:
     projection: Projection
 
     def build(self, rngs: nnx.Rngs) -> Any:
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         module: Any = self.tokenizer.build(rngs)
         module.projection = self.projection.build(rngs)
         return module
@@ -118,7 +118,7 @@ class VAVAETask(AdversarialTask):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The tokenizer with its projection, and the discriminator."""
+        """Gives the tokenizer with its projection, and the discriminator."""
         first, *others = super().parts
         projection = Projection(self.tokenizer.spec.shape[-1], self.alignment.encoder.width)
         return (dataclasses.replace(first, network=Projected(self.tokenizer, projection)), *others)
@@ -136,21 +136,21 @@ class VAVAETask(AdversarialTask):
         return started
 
     def export(self, state: State) -> Mapping[str, Any]:
-        """The tokenizer without the projection."""
+        """Gives the tokenizer without the projection."""
         return {"tokenizer": _own(self.parts[0].averaged(state))}
 
     def encode(self, params: Params, rows: Rows) -> tuple[Any, jax.Array]:
-        """See `TokenizerTask`."""
+        """Does what `TokenizerTask` says."""
         return super().encode(_own(params), rows)
 
     def decode(self, params: Params, latents: jax.Array, rows: Rows) -> jax.Array:
-        """See `TokenizerTask`."""
+        """Does what `TokenizerTask` says."""
         return super().decode(_own(params), latents, rows)
 
     def beside(
         self, params: Params, rows: Rows, frozen: Frozen, encoded: Any, latents: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The weighted term () and its parts."""
+        """Gives the weighted term () and its parts."""
         alignment = self.alignment
         features = alignment.features(frozen["encoder"], rows.images, latents.shape[1])
         term = alignment.loss(params["projection"], latents, features)

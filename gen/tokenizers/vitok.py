@@ -94,11 +94,11 @@ class ViTokConfig:
 
     @property
     def last_layer(self) -> str:
-        """See `gen.tokenizers.base.Tokenizer`."""
+        """Does what `gen.tokenizers.base.Tokenizer` says."""
         return "unembed/kernel"
 
     def build(self, rngs: nnx.Rngs) -> "ViTok":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return ViTok(self, rngs)
 
     def encode(
@@ -136,7 +136,7 @@ SIZES: dict[str, Tower] = {
 
 
 def vitok(name: str, *, image: tuple[int, ...] = (256, 256, 3), **changes: Any) -> ViTokConfig:
-    """A published size by name: "S-B/16" is encoder S, decoder B and patches of 16; "S-B/4x16" has 4 frames as well.
+    """Gives a published size: "S-B/16" is encoder S, decoder B and patches of 16; "S-B/4x16" has 4 frames as well.
 
     Raises GenError for an unknown name.
     """
@@ -151,7 +151,7 @@ def vitok(name: str, *, image: tuple[int, ...] = (256, 256, 3), **changes: Any) 
 
 
 def position_table(grid: tuple[int, ...], width: int, kind: Literal["1d", "2d", "3d"]) -> np.ndarray:
-    """The fixed table (prod(grid), width) float32: sin and cos of each axis in turn, frame, then column, then row.
+    """Gives the fixed table (prod(grid), width) float32: sin and cos of each axis, frame, then column, then row.
 
     An axis has n = width / (2 axes) frequencies 10000^(-k / (n - 1)); "1d" has the raster as its only axis.
     """

@@ -83,12 +83,12 @@ class VQGANConfig(Discrete):
 
     @property
     def attention(self) -> tuple[int, ...]:
-        """The encoder's levels with attention: the last."""
+        """Gives the encoder's levels with attention: the last."""
         return (len(self.mult) - 1,)
 
     @property
     def decoder_attention(self) -> tuple[int, ...]:
-        """The decoder's levels with attention: the last."""
+        """Gives the decoder's levels with attention: the last."""
         return self.attention
 
     @property
@@ -101,11 +101,11 @@ class VQGANConfig(Discrete):
 
     @property
     def last_layer(self) -> str:
-        """See `gen.tokenizers.base.Tokenizer`."""
+        """Does what `gen.tokenizers.base.Tokenizer` says."""
         return "decoder/conv_out/kernel"
 
     def build(self, rngs: nnx.Rngs) -> "VQGAN":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return VQGAN(self, rngs)
 
 
@@ -114,7 +114,7 @@ SIZES: dict[str, tuple[int, ...]] = {"vq-8": (1, 2, 2, 4), "vq-16": (1, 1, 2, 2,
 
 
 def vqgan(name: str, **changes: Any) -> VQGANConfig:
-    """A published tokenizer of LlamaGen by name (`SIZES`). Raises GenError for an unknown name."""
+    """Gives a published tokenizer of LlamaGen by name (`SIZES`). Raises GenError for an unknown name."""
     if name not in SIZES:
         raise GenError(f"unknown VQ tokenizer '{name}'; {suggest(name, SIZES)}")
     return dataclasses.replace(VQGANConfig(mult=SIZES[name]), **changes)

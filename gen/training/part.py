@@ -66,7 +66,7 @@ class Part:
 
     @property
     def named_averages(self) -> dict[str, Decay]:
-        """The decays by their key in ``State.ema``."""
+        """Gives the decays by their key in ``State.ema``."""
         return numbered(self.name, self.averages)
 
     def learns(self, params: Any) -> frozenset[str]:
@@ -93,7 +93,7 @@ class Part:
         return own, entry, {key: tree_copy(params) for key in self.named_averages}
 
     def averaged(self, state: State) -> Any:
-        """The first average of the network, or the network itself where there is none."""
+        """Gives the first average of the network, or the network itself where there is none."""
         return state.ema.get(self.name, state.params[self.name])
 
     def update(
@@ -173,7 +173,7 @@ class Part:
 
 
 def begin(parts: Iterable[Part], params: Mapping[str, Any], aux: Mapping[str, Any] | None = None) -> State:
-    """The state at the start of a stage: copies of `params`, fresh optimisers, averages equal to the parameters.
+    """Gives the state at the start of a stage: copies of `params`, fresh optimisers, averages equal to the parameters.
 
     Args:
       parts: what is trained.
@@ -232,7 +232,7 @@ def _join(trained: Any, fixed: Any) -> Any:
 
 
 def with_buffers(params: Any, buffers: Mapping[str, jax.Array]) -> Any:
-    """The parameters with new values of the `Buffer`s named by path."""
+    """Gives the parameters with new values of the `Buffer`s named by path."""
     if not buffers:
         return params
     return map_paths(lambda path, leaf: buffers.get(path, leaf), params)

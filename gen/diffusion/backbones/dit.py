@@ -100,12 +100,12 @@ class DiTConfig(BackboneConfig):
         return tuple(n // self.patch for n in self.size)
 
     def build(self, rngs: nnx.Rngs) -> "DiT":
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         return DiT(self, rngs)
 
 
 def dit(name: str, *, size: tuple[int, ...] = (32, 32), learned_variance: bool = True, **changes: Any) -> DiTConfig:
-    """A published size by name, "S/2" to "XL/8"; 32 x 32 x 4 latents, 1000 classes, learned variance.
+    """Gives a published size by name, "S/2" to "XL/8"; 32 x 32 x 4 latents, 1000 classes, learned variance.
 
     Raises GenError for an unknown name.
     """
@@ -168,7 +168,7 @@ class DiT(Backbone):
         self.final = linear(config.width, outputs, dtype=dtype, rngs=rngs, init=_zeros)
 
     def features(self) -> list[str]:
-        """tokens, blocks."""
+        """Names the tokens and the blocks."""
         return ["tokens", *(f"block_{i}" for i in range(self.config.depth))]
 
     def controls(self) -> dict[str, tuple[int, ...]]:
@@ -183,11 +183,11 @@ class DiT(Backbone):
         return c + self.label(cond["label"]) if self.config.num_classes else c
 
     def norm(self, tokens: jax.Array) -> jax.Array:
-        """The norm before the last layer."""
+        """Gives the norm before the last layer."""
         return layer_norm(tokens)
 
     def forward(self, call: Call) -> Output:
-        """See `Backbone`."""
+        """Does what `Backbone` says."""
         layers = tuple(i for i in range(self.config.depth) if f"block_{i}" in call.taps)
         c = self.embed(call.times, call.cond)
         tokens = self.patch(patchify(call.x, self.config.patch)).astype(jnp.float32)

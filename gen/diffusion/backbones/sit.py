@@ -22,7 +22,7 @@ _OUTPUTS: dict[str, tuple[PredictionKind, int]] = {
 
 
 def sit(name: str, *, learned_variance: bool = False, **changes: Any) -> DiTConfig:
-    """A published size by name, "S/2" to "XL/8", for 32 x 32 x 4 latents and 1000 classes.
+    """Gives a published size by name, "S/2" to "XL/8", for 32 x 32 x 4 latents and 1000 classes.
 
     Args:
       learned_variance: the released XL/2 file carries the unused half of the output channels.
@@ -32,7 +32,7 @@ def sit(name: str, *, learned_variance: bool = False, **changes: Any) -> DiTConf
 
 
 def parameterization(network: DiTConfig, prediction: Literal["velocity", "noise", "score"] = "velocity") -> Predict:
-    """What the output of an official SiT network means on our clock. Raises GenError for another prediction."""
+    """Says what the output of an official SiT network means on our clock. Raises GenError for another prediction."""
     if prediction not in _OUTPUTS:
         raise GenError(f"unknown prediction '{prediction}'; {suggest(prediction, _OUTPUTS)}")
     output, sign = _OUTPUTS[prediction]

@@ -19,7 +19,7 @@ class QuantizerModule(Protocol):
     """
 
     def __call__(self, z: jax.Array, keys: jax.Array | None = None) -> Quantized:
-        """The codes of encoder outputs.
+        """Gives the codes of encoder outputs.
 
         Args:
           z: (B, ..., width) float.
@@ -32,11 +32,11 @@ class QuantizerModule(Protocol):
         ...
 
     def embed(self, ids: jax.Array) -> jax.Array:
-        """The code vectors (B, ..., width) float32 of ids, equal to `codes` in value."""
+        """Gives the code vectors (B, ..., width) float32 of ids, equal to `codes` in value."""
         ...
 
     def snap(self, codes: jax.Array) -> Quantized:
-        """The nearest code vectors of vectors (B, ..., width) that are on the scale of codes.
+        """Gives the nearest code vectors of vectors (B, ..., width) that are on the scale of codes.
 
         What a call gives, except where a call first bounds the encoder's outputs (FSQ).
         """
@@ -50,7 +50,7 @@ class Quantizer(Protocol):
 
     @property
     def vocabulary(self) -> int | None:
-        """Number of token ids; None for bits."""
+        """Gives the number of token ids; None for bits."""
         ...
 
     @property
@@ -59,18 +59,18 @@ class Quantizer(Protocol):
         ...
 
     def build(self, rngs: Any) -> QuantizerModule:
-        """The module with freshly drawn parameters."""
+        """Gives the module with freshly drawn parameters."""
         ...
 
 
 def within(prefix: str, quantized: Quantized) -> Quantized:
-    """The same with its statistics named by their path in a network that holds the quantizer at `prefix`."""
+    """Gives the same with its statistics named by their path in a network that holds the quantizer at `prefix`."""
     statistics = {f"{prefix}/{path}": value for path, value in quantized.statistics.items()}
     return dataclasses.replace(quantized, statistics=statistics)
 
 
 def frequencies(ids: jax.Array, vocabulary: int | None, weight: jax.Array | None = None) -> jax.Array:
-    """How often each token id occurs among ids (B, ...), or how often each bit of (B, ..., width) is 1.
+    """Says how often each token id occurs among ids (B, ...), or how often each bit of (B, ..., width) is 1.
 
     Args:
       vocabulary: number of token ids; None for bits.
@@ -88,7 +88,7 @@ def frequencies(ids: jax.Array, vocabulary: int | None, weight: jax.Array | None
 
 
 def used(frequency: Any, vocabulary: int | None) -> dict[str, Any]:
-    """What `frequencies` of one sample on average say of a codebook; see `usage`."""
+    """Says what `frequencies` of one sample on average say of a codebook; see `usage`."""
     if vocabulary is None:
         share = ((frequency > 0) & (frequency < 1)).mean()
         entropy = (_surprise(frequency) + _surprise(1 - frequency)).mean()
@@ -98,7 +98,7 @@ def used(frequency: Any, vocabulary: int | None) -> dict[str, Any]:
 
 
 def usage(ids: jax.Array, vocabulary: int | None) -> Mapping[str, jax.Array]:
-    """How much of a codebook the ids of a batch use: scalars for the training log.
+    """Says how much of a codebook the ids of a batch use: scalars for the training log.
 
     Args:
       ids: (B, ...) tokens from 0 to vocabulary - 1, or bits (B, ..., width).

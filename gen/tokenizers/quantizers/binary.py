@@ -51,7 +51,7 @@ class Binary:
             )
 
     def build(self, rngs: nnx.Rngs) -> "BinaryModule":
-        """The module, which has no parameters."""
+        """Gives the module, which has no parameters."""
         del rngs
         return BinaryModule(self)
 
@@ -68,7 +68,7 @@ class BinaryModule(nnx.Module):
         return codes if self.config.activation == "sigmoid" else 2.0 * codes - 1.0
 
     def snap(self, codes: jax.Array) -> Quantized:
-        """The nearest bits of vectors (B, ..., width) on the scale of codes, without losses."""
+        """Gives the nearest bits of vectors (B, ..., width) on the scale of codes, without losses."""
         middle = 0.5 if self.config.activation == "sigmoid" else 0.0
         bits = (codes > middle).astype(jnp.uint8)
         return Quantized(bits, codes + jax.lax.stop_gradient(self.embed(bits) - codes))
@@ -79,7 +79,7 @@ class BinaryModule(nnx.Module):
         return self.quantize(z, uniforms)
 
     def quantize(self, z: jax.Array, uniforms: jax.Array | None) -> Quantized:
-        """The same with given numbers in [0, 1), like z: a drawn bit is 1 where its number is below its probability."""
+        """Takes numbers in [0, 1) in place of keys: a drawn bit is 1 where its number is below its probability."""
         config, z = self.config, z.astype(jnp.float32)
         activated = jax.nn.sigmoid(z) if config.activation == "sigmoid" else jnp.tanh(z)
 

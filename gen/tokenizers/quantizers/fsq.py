@@ -49,7 +49,7 @@ class FSQ:
 
     @property
     def vocabulary(self) -> int:
-        """Number of ids: the product of the levels."""
+        """Gives the number of ids: the product of the levels."""
         return math.prod(self.levels)
 
     @property
@@ -63,7 +63,7 @@ class FSQ:
         return np.cumprod([1, *self.levels[:-1]]).astype(np.int32)
 
     def build(self, rngs: Any) -> "FSQModule":
-        """The module, which has no parameters."""
+        """Gives the module, which has no parameters."""
         del rngs
         return FSQModule(self)
 
@@ -88,7 +88,7 @@ class FSQModule(nnx.Module):
         return jnp.tanh(z.astype(jnp.float32) + shift) * reach - offset
 
     def __call__(self, z: jax.Array, keys: jax.Array | None = None) -> Quantized:
-        """The nearest grid points of z.
+        """Gives the nearest grid points of z.
 
         Args:
           z: (B, ..., width) float.
@@ -117,11 +117,11 @@ class FSQModule(nnx.Module):
         return Quantized(ids, (levels + jax.lax.stop_gradient(rounded - levels)) / self._half)
 
     def snap(self, codes: jax.Array) -> Quantized:
-        """See `gen.tokenizers.quantizers.base.QuantizerModule`."""
+        """Does what `gen.tokenizers.quantizers.base.QuantizerModule` says."""
         highest = np.asarray(self.config.levels, np.float32) - 1.0 - self._half
         return self._rounded(jnp.clip(codes.astype(jnp.float32) * self._half, -self._half, highest))
 
     def embed(self, ids: jax.Array) -> jax.Array:
-        """The codes (B, ..., width) float32 of ids (B, ...)."""
+        """Gives the codes (B, ..., width) float32 of ids (B, ...)."""
         digits = ids[..., None] // self.config.basis % np.asarray(self.config.levels, np.int32)
         return (digits.astype(jnp.float32) - self._half) / self._half

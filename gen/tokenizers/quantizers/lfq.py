@@ -49,7 +49,7 @@ class LFQ:
         _check(self.width, self.temperature, self.group)
 
     def build(self, rngs: nnx.Rngs) -> "SignModule":
-        """The module, which has no parameters."""
+        """Gives the module, which has no parameters."""
         del rngs
         return SignModule(self)
 
@@ -84,7 +84,7 @@ class BSQ:
         _check(self.width, self.temperature, self.group)
 
     def build(self, rngs: nnx.Rngs) -> "SignModule":
-        """The module, which has no parameters."""
+        """Gives the module, which has no parameters."""
         del rngs
         return SignModule(self)
 
@@ -114,7 +114,7 @@ class SignModule(nnx.Module):
         return (2.0 * ids.astype(jnp.float32) - 1.0) * self.scale
 
     def snap(self, codes: jax.Array) -> Quantized:
-        """The nearest codes of vectors (B, ..., width): their signs."""
+        """Gives the nearest codes of vectors (B, ..., width): their signs."""
         return self(codes)
 
     def soft(self, x: jax.Array) -> jax.Array:
@@ -125,7 +125,7 @@ class SignModule(nnx.Module):
         return jnp.einsum("ngi,ci->ngc", x.reshape(len(x), -1, group), codes, precision=jax.lax.Precision.HIGHEST)
 
     def __call__(self, z: jax.Array, keys: jax.Array | None = None) -> Quantized:
-        """The signs of z (B, ..., width); `keys` are not needed."""
+        """Gives the signs of z (B, ..., width); `keys` are not needed."""
         del keys
         x = z.astype(jnp.float32)
         if self.config.unit:

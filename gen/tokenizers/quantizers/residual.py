@@ -72,7 +72,7 @@ class Residual:
 
     @property
     def count(self) -> int:
-        """Number of convolutions that there are."""
+        """Gives the number of convolutions that there are."""
         return (self.convolutions or len(self.scales)) if self.strength else 0
 
     @property
@@ -84,7 +84,7 @@ class Residual:
 
     @property
     def chosen(self) -> tuple[int, ...]:
-        """The convolution of each scale."""
+        """Gives the convolution of each scale."""
         if self.convolutions == 1:
             return (0,) * len(self.scales)
         steps = max(len(self.scales) - 1, 1)
@@ -92,7 +92,7 @@ class Residual:
         return tuple(int(np.abs(places - s / steps).argmin()) for s in range(len(self.scales)))
 
     def build(self, rngs: nnx.Rngs) -> "ResidualModule":
-        """The module with freshly drawn codes, uniform on +-1 / vocabulary."""
+        """Gives the module with freshly drawn codes, uniform on +-1 / vocabulary."""
         return ResidualModule(self, rngs)
 
 
@@ -110,12 +110,12 @@ class ResidualModule(nnx.Module):
         self.hits = Buffer(jnp.zeros((len(config.scales), size)))
 
     def used(self) -> jax.Array:
-        """The share of the codes that each scale uses: those of at least 8 % of the average hits. (scales,)."""
+        """Gives the share of the codes that each scale uses: those of at least 8 % of the average hits. (scales,)."""
         average = self.hits[...].mean(axis=1, keepdims=True)
         return (self.hits[...] >= _RARE * average).mean(axis=1)
 
     def sums(self, ids: jax.Array) -> list[jax.Array]:
-        """The sum of the maps (B, N, N, width) after each scale, of ids (B, tokens): what the decoder sees last."""
+        """Sums the maps (B, N, N, width) after each scale, of ids (B, tokens): what the decoder sees last."""
         found: list[jax.Array] = []
         for i, part in enumerate(self._maps(ids)):
             filled = self._filled(part, i)
@@ -123,15 +123,15 @@ class ResidualModule(nnx.Module):
         return found
 
     def embed(self, ids: jax.Array) -> jax.Array:
-        """The code map (B, N, N, width) float32 of ids (B, tokens), all scales one after the other, row by row."""
+        """Gives the code map (B, N, N, width) float32 of ids (B, tokens), scale after scale, row by row."""
         return self.sums(ids)[-1]
 
     def snap(self, codes: jax.Array) -> Quantized:
-        """The token maps of vectors (B, N, N, width)."""
+        """Gives the token maps of vectors (B, N, N, width)."""
         return self(codes)
 
     def inputs(self, ids: jax.Array) -> jax.Array:
-        """What a next-scale model reads: (B, tokens - those of the first scale, width).
+        """Says what a next-scale model reads: (B, tokens - those of the first scale, width).
 
         The sum of the maps up to each scale but the last, shrunk to the next one.
         """
@@ -140,7 +140,7 @@ class ResidualModule(nnx.Module):
         return jnp.concatenate([m.reshape(len(m), -1, self.config.width) for m in maps], axis=1)
 
     def __call__(self, z: jax.Array, keys: jax.Array | None = None) -> Quantized:
-        """The token maps of features z (B, N, N, width), N the last scale; ids (B, tokens). `keys` are not needed."""
+        """Gives the token maps of features z (B, N, N, width), N the last scale; `keys` are not needed."""
         del keys
         config, z = self.config, z.astype(jnp.float32)
         side = config.scales[-1]

@@ -59,7 +59,7 @@ class VQ:
             )
 
     def build(self, rngs: nnx.Rngs) -> "VQModule":
-        """The module with freshly drawn codes, uniform on +-1/vocabulary."""
+        """Gives the module with freshly drawn codes, uniform on +-1/vocabulary."""
         return VQModule(self, rngs)
 
 
@@ -99,11 +99,11 @@ class VQModule(nnx.Module):
         return self.codes[ids]
 
     def snap(self, codes: jax.Array) -> Quantized:
-        """See `gen.tokenizers.quantizers.base.QuantizerModule`."""
+        """Does what `gen.tokenizers.quantizers.base.QuantizerModule` says."""
         return self(codes)
 
     def __call__(self, z: jax.Array, keys: jax.Array | None = None) -> Quantized:
-        """The nearest codes of z (B, ..., width); the first among equals. `keys` (B,) choose restarted codes."""
+        """Gives the nearest codes of z (B, ..., width); the first among equals. `keys` (B,) choose restarted codes."""
         config, given = self.config, z.astype(jnp.float32)
         z, codes = _unit(given) if config.normalize else given, self.codes
         distances = _distances(z.reshape(-1, config.width), codes)
