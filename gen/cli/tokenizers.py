@@ -66,10 +66,8 @@ def reconstruct(
     from gen.cli.extractors import open_extractor
     from gen.cli.images import open_images
     from gen.config import fingerprint
-    from gen.files import atomic
     from gen.metrics.evaluate import Settings
     from gen.metrics.protocol import preset
-    from gen.metrics.report import mosaic
     from gen.runs import load
     from gen.tokenizers.keep_curve import keep_curve, keep_numbers
     from gen.tokenizers.reconstruct import Pixels, Reconstructed, evaluate_reconstruction, reconstructions
@@ -117,13 +115,10 @@ def reconstruct(
     scores = scores or run / "reconstruction.json"
     found.result.save(scores)
     show({str(run): found.result})
-    picture, shown = scores.with_suffix(".png"), len(found.before)
-    page = mosaic(np.concatenate([found.before, found.after]), columns=shown)
-    atomic(picture, lambda file: page.save(file, "png"))
     if out is not None:
         _save(out, found.images, found.labels)
     print(f"{found.result.protocol.count} images of {data}, {loaded.weights} weights; written to {scores}")
-    print(f"the first {shown} before (above) and after (below): {picture}")
+    _save_pairs(scores.with_suffix(".png"), found.before, found.after)
     if numbers:
         whole = scores.with_name(f"{scores.stem}-by-tokens.html")
         keep_curve(lambda number: score({"keep": np.asarray(number)}), numbers).write(whole, f"{run}: {data}")
@@ -146,6 +141,18 @@ def _text(data: str, tokenizer: Any) -> dict[str, Any]:
     store = open_store(data)
     found = {"text": store.text, "text_mask": store.text_mask}
     return {name: rows for name, rows in found.items() if rows is not None}
+
+
+def _save_pairs(picture: Path, before: Any, after: Any) -> None:
+    """Writes a picture of images (N, H, W, C) uint8 above their reconstructions, and says where it is."""
+    import numpy as np
+
+    from gen.files import atomic
+    from gen.metrics.report import mosaic
+
+    page = mosaic(np.concatenate([before, after]), columns=len(before))
+    atomic(picture, lambda file: page.save(file, "png"))
+    print(f"the first {len(before)} before (above) and after (below): {picture}")
 
 
 def _save(out: Path, images: Any, labels: Any) -> None:

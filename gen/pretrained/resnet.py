@@ -60,8 +60,8 @@ def convert(source: Path, out: Path | None = None) -> str:
 
     Raises GenError when the file cannot be read, or holds something else.
     """
-    name = ResNet().name
-    out = cache_path(name) if out is None else out
-    identity = store_weights(out, fold(read_weights(source)), origin=source.name)
-    ResNet(str(out)).load()  # refuses other widths
-    return f"{name}: identity {identity}; written to {out}"
+    network, params = ResNet(), fold(read_weights(source))
+    network.check(params, source)
+    out = cache_path(network.name) if out is None else out
+    identity = store_weights(out, params, origin=source.name)
+    return f"{network.name}: identity {identity}; written to {out}"

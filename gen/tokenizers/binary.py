@@ -16,13 +16,22 @@ from gen.errors import GenError
 from gen.tokenizers.base import TokenizerSpec
 from gen.tokenizers.discrete import Discrete, DiscreteModule
 from gen.tokenizers.quantizers.binary import Binary
-from gen.tokenizers.towers import Decoder, Encoder, check_images, check_latents, check_levels, conv, factor_of, norm
+from gen.tokenizers.towers import (
+    Decoder,
+    Encoder,
+    Levels,
+    check_images,
+    check_latents,
+    check_levels,
+    conv,
+    norm,
+)
 
 __all__ = ["BinaryAutoencoder", "BinaryAutoencoderConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
-class BinaryAutoencoderConfig(Discrete):
+class BinaryAutoencoderConfig(Levels, Discrete):
     """An autoencoder of bits; itself the `gen.tokenizers.base.DiscreteTokenizer`.
 
     The defaults are the published C64; C128 has 128 bits a position and 6 `decoder_blocks`.
@@ -72,16 +81,6 @@ class BinaryAutoencoderConfig(Discrete):
     def decoder_attention(self) -> tuple[int, ...]:
         """Levels of the decoder with attention: those of the encoder."""
         return self.attention
-
-    @property
-    def factor(self) -> int:
-        """Pixels per code along each side."""
-        return factor_of(self.mult)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels at each level, finest first."""
-        return tuple(self.width * m for m in self.mult)
 
     @property
     def spec(self) -> TokenizerSpec:

@@ -16,17 +16,18 @@ from flax import nnx
 from gen.config import check_choices, suggest
 from gen.errors import GenError
 from gen.nn.layers import Remat, linear, patchify, unpatchify
-from gen.nn.network import Cond, Network, Params
+from gen.nn.network import Network, Params
 from gen.nn.rotary import rotate_pairs
 from gen.nn.vit import normed
 from gen.tokenizers.base import Gaussian, TokenizerSpec
+from gen.tokenizers.continuous import Continuous
 from gen.tokenizers.trunk import Tower, Trunk, grid_of
 
 __all__ = ["SIZES", "DeTok", "DeTokConfig", "Draws", "LatentDenoising", "detok", "rotation"]
 
 
 @dataclasses.dataclass(frozen=True)
-class DeTokConfig:
+class DeTokConfig(Continuous):
     """An l-DeTok; itself the `gen.tokenizers.base.Tokenizer`. The defaults are the released DeTok-BB.
 
     Attributes:
@@ -74,29 +75,6 @@ class DeTokConfig:
     def build(self, rngs: nnx.Rngs) -> "DeTok":
         """Gives the module with freshly drawn parameters."""
         return DeTok(self, rngs)
-
-    def encode(
-        self, params: Params, images: jax.Array, *, cond: Cond | None = None, keys: jax.Array | None = None
-    ) -> Gaussian:
-        """images (B, H, W, C) float in [-1, 1] -> posterior over latents (B, h, w, channels), float32.
-
-        Raises GenError for images of another shape.
-        """
-        del cond, keys
-        return Network(self).apply(params, images, method="encode")
-
-    def decode(
-        self,
-        params: Params,
-        latents: jax.Array,
-        *,
-        cond: Cond | None = None,
-        keys: jax.Array | None = None,
-        options: Any = None,
-    ) -> jax.Array:
-        """latents (B, h, w, channels) -> images (B, H, W, C) float32, about [-1, 1], unclipped."""
-        del cond, keys, options
-        return Network(self).apply(params, latents, method="decode")
 
 
 # name -> the trunk; the released DeTok-BB has B twice

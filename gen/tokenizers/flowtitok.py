@@ -21,13 +21,14 @@ from gen.nn.layers import Remat, linear, patchify, unpatchify
 from gen.nn.network import Cond, Network, Params
 from gen.nn.rotary import axial_rotation, rotate_pairs
 from gen.tokenizers.base import Gaussian, TokenizerSpec
+from gen.tokenizers.continuous import Continuous
 from gen.tokenizers.trunk import Tower, Trunk, grid_of
 
 __all__ = ["FlowTiTok", "FlowTiTokConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowTiTokConfig:
+class FlowTiTokConfig(Continuous):
     """A FlowTiTok; itself the `gen.tokenizers.base.Tokenizer`. The sizes are the paper's, B and L.
 
     Attributes:
@@ -81,16 +82,6 @@ class FlowTiTokConfig:
     def build(self, rngs: nnx.Rngs) -> "FlowTiTok":
         """Gives the module with freshly drawn parameters."""
         return FlowTiTok(self, rngs)
-
-    def encode(
-        self, params: Params, images: jax.Array, *, cond: Cond | None = None, keys: jax.Array | None = None
-    ) -> Gaussian:
-        """images (B, H, W, C) float in [-1, 1] -> posterior over latents (B, tokens, channels), float32.
-
-        Raises GenError for images of another shape.
-        """
-        del cond, keys
-        return Network(self).apply(params, images, method="encode")
 
     def decode(
         self,

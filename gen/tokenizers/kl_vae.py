@@ -14,15 +14,15 @@ from flax import nnx
 
 from gen.config import suggest
 from gen.errors import GenError
-from gen.nn.network import Cond, Network, Params
 from gen.tokenizers.base import Gaussian, TokenizerSpec
-from gen.tokenizers.towers import Decoder, Encoder, check_images, check_latents, check_levels, conv, factor_of
+from gen.tokenizers.continuous import Continuous
+from gen.tokenizers.towers import Decoder, Encoder, Levels, check_images, check_latents, check_levels, conv
 
 __all__ = ["KLVAE", "SIZES", "KLVAEConfig", "kl_vae"]
 
 
 @dataclasses.dataclass(frozen=True)
-class KLVAEConfig:
+class KLVAEConfig(Levels, Continuous):
     """A KL autoencoder; itself the `gen.tokenizers.base.Tokenizer`. The defaults are the SD-VAE (kl-f8).
 
     Attributes:
@@ -67,16 +67,6 @@ class KLVAEConfig:
             raise GenError(f"without quant_conv inner ({self.inner}) and channels ({self.channels}) must be equal")
 
     @property
-    def factor(self) -> int:
-        """Pixels per latent along each side."""
-        return factor_of(self.mult)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels at each level, finest first."""
-        return tuple(self.width * m for m in self.mult)
-
-    @property
     def spec(self) -> TokenizerSpec:
         """Continuous latents (H / factor, W / factor, channels)."""
         h, w, _ = self.image
@@ -90,29 +80,6 @@ class KLVAEConfig:
     def build(self, rngs: nnx.Rngs) -> "KLVAE":
         """Gives the module with freshly drawn parameters."""
         return KLVAE(self, rngs)
-
-    def encode(
-        self, params: Params, images: jax.Array, *, cond: Cond | None = None, keys: jax.Array | None = None
-    ) -> Gaussian:
-        """images (B, H, W, C) float in [-1, 1] -> posterior over latents (B, H / factor, W / factor, channels).
-
-        Raises GenError for images that `factor` does not divide.
-        """
-        del cond, keys
-        return Network(self).apply(params, images, method="encode")
-
-    def decode(
-        self,
-        params: Params,
-        latents: jax.Array,
-        *,
-        cond: Cond | None = None,
-        keys: jax.Array | None = None,
-        options: Any = None,
-    ) -> jax.Array:
-        """latents (B, h, w, channels) -> images (B, h factor, w factor, C) float32, about [-1, 1], unclipped."""
-        del cond, keys, options
-        return Network(self).apply(params, latents, method="decode")
 
 
 # name -> (mult, channels, levels with attention in the encoder, in the decoder), vavae.md's published networks

@@ -16,14 +16,14 @@ from flax import nnx
 from gen.tokenizers.base import TokenizerSpec
 from gen.tokenizers.discrete import Discrete, DiscreteModule
 from gen.tokenizers.quantizers.vq import VQ
-from gen.tokenizers.towers import check_images, check_latents, check_levels, conv, factor_of, norm
+from gen.tokenizers.towers import Levels, check_images, check_latents, check_levels, conv, norm
 from gen.training.sharding import constrain
 
 __all__ = ["Decoder", "Encoder", "MaskGITVQGAN", "MaskGITVQGANConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskGITVQGANConfig(Discrete):
+class MaskGITVQGANConfig(Levels, Discrete):
     """The VQ autoencoder of MaskGIT; itself the `gen.tokenizers.base.DiscreteTokenizer`. The defaults are published.
 
     Attributes:
@@ -50,16 +50,6 @@ class MaskGITVQGANConfig(Discrete):
 
     def __post_init__(self) -> None:
         check_levels(self.image, self.width, self.mult, self.blocks, self.groups)
-
-    @property
-    def factor(self) -> int:
-        """Pixels per token along each side."""
-        return factor_of(self.mult)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels at each level, finest first."""
-        return tuple(self.width * m for m in self.mult)
 
     @property
     def spec(self) -> TokenizerSpec:

@@ -21,15 +21,16 @@ from gen.features.alignment import seen
 from gen.features.dinov2 import dinov2
 from gen.features.vit import DEVIATION, MEAN, ViT, ViTConfig
 from gen.nn.layers import Remat, linear, sincos_positions, unpatchify
-from gen.nn.network import Cond, Network, Params
-from gen.tokenizers.base import Exact, TokenizerSpec
+from gen.nn.network import Params
+from gen.tokenizers.base import Exact, Gaussian, TokenizerSpec
+from gen.tokenizers.continuous import Continuous
 from gen.tokenizers.trunk import Tower, Trunk, grid_of
 
 __all__ = ["RAE", "SIZES", "LatentNoise", "RAEConfig", "rae"]
 
 
 @dataclasses.dataclass(frozen=True)
-class RAEConfig:
+class RAEConfig(Continuous):
     """An RAE; itself the `gen.tokenizers.base.Tokenizer`. The defaults are the released DINOv2-B with decoder XL.
 
     Attributes:
@@ -78,29 +79,6 @@ class RAEConfig:
     def build(self, rngs: nnx.Rngs) -> "RAE":
         """Gives the module with freshly drawn parameters."""
         return RAE(self, rngs)
-
-    def encode(
-        self, params: Params, images: jax.Array, *, cond: Cond | None = None, keys: jax.Array | None = None
-    ) -> Exact:
-        """images (B, H, W, C) float in [-1, 1] -> features (B, h, w, width) float32, without a gradient.
-
-        Raises GenError for images of another shape.
-        """
-        del cond, keys
-        return Network(self).apply(params, images, method="encode")
-
-    def decode(
-        self,
-        params: Params,
-        latents: jax.Array,
-        *,
-        cond: Cond | None = None,
-        keys: jax.Array | None = None,
-        options: Any = None,
-    ) -> jax.Array:
-        """Features (B, h, w, width) -> images (B, H, W, C) float32, about [-1, 1], unclipped."""
-        del cond, keys, options
-        return Network(self).apply(params, latents, method="decode")
 
 
 # name -> (the decoder's trunk, inner width of its MLPs)
@@ -218,11 +196,13 @@ class LatentNoise:
 
         return jax.vmap(one)(keys)
 
-    def latents(self, posterior: Exact, draws: Draws) -> jax.Array:
+    def latents(self, posterior: Gaussian | Exact, draws: Draws) -> jax.Array:
         """Gives the latents (B, *spec.shape) that are decoded."""
         return posterior.mode() + self.tau * draws.level * draws.noise
 
-    def encode(self, tokenizer: RAEConfig, params: Params, images: jax.Array, draws: Draws) -> tuple[Exact, jax.Array]:
+    def encode(
+        self, tokenizer: RAEConfig, params: Params, images: jax.Array, draws: Draws
+    ) -> tuple[Gaussian | Exact, jax.Array]:
         """Gives the latents of images in [-1, 1], without noise and as they are decoded."""
         posterior = tokenizer.encode(params, images)
         return posterior, self.latents(posterior, draws)

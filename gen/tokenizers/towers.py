@@ -30,6 +30,23 @@ __all__ = [
 ]
 
 
+class Levels:
+    """What follows for every configuration of towers from its `width` and `mult`, finest level first."""
+
+    width: int
+    mult: tuple[int, ...]
+
+    @property
+    def factor(self) -> int:
+        """Pixels per position of the narrow end, along each side."""
+        return factor_of(self.mult)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels at each level, finest first."""
+        return tuple(self.width * m for m in self.mult)
+
+
 class TowerConfig(Protocol):
     """What the towers read of a configuration; `gen.tokenizers.kl_vae.KLVAEConfig` says what each of these means."""
 

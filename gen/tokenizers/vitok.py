@@ -17,16 +17,16 @@ from flax import nnx
 from gen.config import check_choices, suggest
 from gen.errors import GenError
 from gen.nn.layers import Remat, linear, patchify, unpatchify
-from gen.nn.network import Cond, Network, Params
 from gen.nn.rotary import axial_rotation, rotate_pairs
 from gen.tokenizers.base import Gaussian, TokenizerSpec
+from gen.tokenizers.continuous import Continuous
 from gen.tokenizers.trunk import Tower, Trunk, grid_of
 
 __all__ = ["SIZES", "ViTok", "ViTokConfig", "position_table", "vitok"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ViTokConfig:
+class ViTokConfig(Continuous):
     """A ViTok; itself the `gen.tokenizers.base.Tokenizer`. The defaults are the released S-B/16.
 
     Attributes:
@@ -100,29 +100,6 @@ class ViTokConfig:
     def build(self, rngs: nnx.Rngs) -> "ViTok":
         """Gives the module with freshly drawn parameters."""
         return ViTok(self, rngs)
-
-    def encode(
-        self, params: Params, images: jax.Array, *, cond: Cond | None = None, keys: jax.Array | None = None
-    ) -> Gaussian:
-        """images (B, *image) float in [-1, 1] -> posterior over latents (B, *grid, channels), float32.
-
-        Raises GenError for images of another shape.
-        """
-        del cond, keys
-        return Network(self).apply(params, images, method="encode")
-
-    def decode(
-        self,
-        params: Params,
-        latents: jax.Array,
-        *,
-        cond: Cond | None = None,
-        keys: jax.Array | None = None,
-        options: Any = None,
-    ) -> jax.Array:
-        """latents (B, *grid, channels) -> images (B, *image) float32, about [-1, 1], unclipped."""
-        del cond, keys, options
-        return Network(self).apply(params, latents, method="decode")
 
 
 HIDDEN = 2.67

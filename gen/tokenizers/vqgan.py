@@ -17,13 +17,13 @@ from gen.errors import GenError
 from gen.tokenizers.base import TokenizerSpec
 from gen.tokenizers.discrete import Discrete, DiscreteModule
 from gen.tokenizers.quantizers.vq import VQ
-from gen.tokenizers.towers import Decoder, Encoder, check_images, check_latents, check_levels, conv, factor_of
+from gen.tokenizers.towers import Decoder, Encoder, Levels, check_images, check_latents, check_levels, conv
 
 __all__ = ["SIZES", "VQGAN", "VQGANConfig", "vqgan"]
 
 
 @dataclasses.dataclass(frozen=True)
-class VQGANConfig(Discrete):
+class VQGANConfig(Levels, Discrete):
     """A quantising autoencoder; itself the `gen.tokenizers.base.DiscreteTokenizer`. The defaults are LlamaGen's VQ-16.
 
     The last level's every residual block is followed by self-attention, and so is the first of the middle.
@@ -70,16 +70,6 @@ class VQGANConfig(Discrete):
             )
         for mult in (self.mult, self.decoder_mult or self.mult):
             check_levels(self.image, self.width, mult, self.blocks, self.groups)
-
-    @property
-    def factor(self) -> int:
-        """Pixels per code along each side."""
-        return factor_of(self.mult)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels at each level of the encoder, finest first."""
-        return tuple(self.width * m for m in self.mult)
 
     @property
     def attention(self) -> tuple[int, ...]:

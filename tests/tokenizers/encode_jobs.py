@@ -68,7 +68,7 @@ def killed(out: str, rows: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         self._sync()
 
-    ArrayWriter.write = writing  # type: ignore[method-assign]
+    ArrayWriter.write = writing
     encode(out)
 
 

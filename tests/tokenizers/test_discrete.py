@@ -109,7 +109,7 @@ def test_bits_are_drawn_for_training_alone() -> None:
     z = jnp.broadcast_to(jnp.array([[-6.0, -1.0, 1.0, 6.0]]), (512, 1, 4))
     keys = jax.random.split(jax.random.key(0), 512)
     for activation, low in (("sigmoid", 0.0), ("tanh", -1.0)):
-        config = Binary(4, activation, temperature=2.0)  # type: ignore[arg-type]
+        config = Binary(4, activation, temperature=2.0)
         found = config.build(None)(z, keys)
         assert (np.asarray(found.ids) == [0, 0, 1, 1]).all()
         np.testing.assert_allclose(found.mode()[0, 0], [low, low, 1.0, 1.0], atol=1e-6)

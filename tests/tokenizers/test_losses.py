@@ -1,6 +1,7 @@
 """Terms of the tokenizers' losses: what they measure, where their weights are looked for, what a run goes without."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,14 +57,14 @@ def test_lite_maps_see_the_networks_scale_of_pixels() -> None:
     """They are 0 for equal images and have a gradient there."""
     shapes = conv_shapes()
     keys = jax.random.split(jax.random.key(0), len(shapes))
-    params: dict[str, object] = {}
+    params: dict[str, Any] = {}
     for key, (name, shape) in zip(keys, shapes.items(), strict=True):
         layer = {"kernel": jax.random.normal(key, shape) / np.sqrt(np.prod(shape[:3])), "bias": jnp.zeros(shape[-1])}
         where = params
         *above, last = name.split("/")
         for part in above:
-            where = where.setdefault(part, {})  # type: ignore[attr-defined,assignment]
-        where[last] = layer  # type: ignore[index]
+            where = where.setdefault(part, {})
+        where[last] = layer
     images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3), minval=-1, maxval=1)
     term = LiteMaps(blocks=(0,))
     value, gradient = jax.jit(jax.value_and_grad(lambda y: term(params, images, y).sum()))(0.5 * images)
