@@ -80,5 +80,6 @@ def test_names_of_the_first_version(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "small.safetensors")
     with pytest.raises(GenError, match="does not hold the convnext-small network"):
         convert(tmp_path / "small.safetensors", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
     with pytest.raises(GenError, match="no ConvNeXt: 'heads"):
         fold({"heads.weight": np.zeros((2, 2))})
