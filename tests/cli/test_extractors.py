@@ -86,7 +86,7 @@ def test_colour_images_are_scored_without_a_download(
         rows = images.reshape(len(images), -1)
         return {"features": rows[:, :4] / 255, "logits": jnp.zeros((len(images), 1000))}
 
-    monkeypatch.setattr(EfficientNetLite, "_outputs", outputs)
+    monkeypatch.setattr(EfficientNetLite, "features_and_logits", outputs)
     for name, images in PICTURES.items():
         np.savez(tmp_path / f"{name}.npz", images)
     a, b, out = (str(tmp_path / name) for name in ("a.npz", "b.npz", "s.json"))
