@@ -1,13 +1,13 @@
 """Tokenizers side by side: how well each gives images back, and how well a flow on its latents generates.
 
-Ten tokenizers of about 0.75 million parameters train for equal CPU time on 32x32 images; the same small flow then trains
-on the latents of each (the code vectors of discrete ones); one page shows both ends of the trade-off that VA-VAE is
-about (Yao et al. 2025, arXiv 2501.01423). Every step resumes where it was interrupted::
+Ten tokenizers of about 0.75 million parameters train for equal CPU time on 32x32 images; the same small flow then
+trains on the latents of each (the code vectors of discrete ones); one page shows both ends of the trade-off that VA-VAE
+is about (Yao et al. 2025, arXiv 2501.01423). Every step resumes where it was interrupted::
 
     python -m gen.experiments.compare_tokenizers cifar10-train.zip --heldout cifar10-test.zip
 
-``--minutes`` is CPU time of all cores together for each tokenizer, so that other work on the machine does not decide who
-trains longer; all of it takes about an hour on two cores with the default. How many steps fit is measured first and
+``--minutes`` is CPU time of all cores together for each tokenizer, so that other work on the machine does not decide
+who trains longer; all of it takes about an hour on two cores with the default. How many steps fit is measured first and
 kept, so that a run that goes on keeps its length; all flows have equally many steps. Scores are Fréchet distances in
 features of the ``[lite]`` network: they rank these tokenizers and compare with no paper's.
 
