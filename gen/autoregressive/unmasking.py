@@ -74,22 +74,23 @@ def unmask(
     params: Params,
     cond: Cond,
     noise: DecodingNoise,
-    rows: int,
+    blank: jax.Array,
     *,
     steps: int,
     temperature: float,
     annealed: bool,
     guidance: Any = ConstantScale(),
 ) -> jax.Array:
-    """Gives the tokens after each step, (steps, rows, N) int32: at the end of the last none is masked.
+    """Gives the tokens after each step, (steps, B, N) int32: after the last none is masked.
 
     With r = (i + 1) / steps and T = temperature (1 - r), step i draws a candidate for each masked token as the largest
     of logit + T noise, and masks again those of which logit + T noise' is least.
 
     Args:
       model: the masked model; params: of its network.
-      cond: conditions by name, with leading axis `rows`.
+      cond: conditions by name, with leading axis B.
       noise: Gumbel noise by step.
+      blank: (B, N) int32, all masked.
       annealed: whether the guided logits are divided by 0.5 + 0.8 (1 - r) first.
       guidance: a `gen.autoregressive.decoding.ScaleSchedule`.
     """
@@ -117,8 +118,7 @@ def unmask(
         ids = jnp.where(rank < row["left"], model.vocabulary, jnp.where(masked, found, ids))
         return ids, ids
 
-    start = jnp.full((rows, model.length), model.vocabulary, jnp.int32)
-    _, path = jax.lax.scan(step, start, inputs)
+    _, path = jax.lax.scan(step, blank, inputs)
     return path
 
 
@@ -169,6 +169,8 @@ class MaskedSampler(TokenSamplerConfig):
     def tokens(self, model: Any, params: GeneratorParams, keys: jax.Array, cond: Cond, tokenizer: Any) -> jax.Array:
         """Does what `TokenSamplerConfig.tokens` says."""
         del tokenizer
+        blank = jnp.full((len(keys), model.length), model.vocabulary, jnp.int32)
+        cond = {**cond, **model.forced(params, blank)}
 
         def noise(i: Any) -> tuple[jax.Array, jax.Array]:
             own = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, i)), out_axes=1)(keys)
@@ -179,7 +181,7 @@ class MaskedSampler(TokenSamplerConfig):
             params["net"],
             cond,
             noise,
-            len(keys),
+            blank,
             steps=self.steps,
             temperature=self.temperature,
             annealed=self.annealed,

@@ -128,7 +128,7 @@ def test_decoding(fx: Fixture, name: str) -> None:
             params,
             cond,
             noise,
-            len(fx.io["condition"]),
+            jnp.full_like(own["ids_in"][0], config.vocabulary, dtype=jnp.int32),
             steps=steps,
             temperature=run["randomize_temperature"],
             annealed=run["softmax_temperature_annealing"],
