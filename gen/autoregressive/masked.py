@@ -35,21 +35,22 @@ __all__ = [
 MaskSchedule = Literal["arccos", "cosine", "linear", "root"]
 
 
-def masked_share(schedule: MaskSchedule, done: Any) -> Any:
-    """Gives the share of the tokens that is masked when the share `done` in [0, 1] of the generation is over.
+def masked_share(schedule: MaskSchedule, done: Any, whole: int = 1) -> Any:
+    """Gives the share of the tokens that is masked when the share r = done / whole in [0, 1] of the generation is over.
 
     It falls from 1 to 0: arccos(r) 2 / pi, cos(pi r / 2), 1 - r, or 1 - sqrt(r). NumPy in, NumPy out; JAX in, JAX out.
     """
+    # in the order of the official codes: a share of a whole number of tokens is rounded down, whatever its last digit
     xp = jnp if isinstance(done, jax.Array) else np
     match schedule:
         case "arccos":
-            return xp.arccos(done) * (2.0 / math.pi)
+            return xp.arccos(done / whole) / (0.5 * math.pi)
         case "cosine":
-            return xp.cos(0.5 * math.pi * done)
+            return xp.cos(0.5 * math.pi * done / whole)
         case "linear":
-            return 1.0 - done
+            return 1.0 - done / whole
         case "root":
-            return 1.0 - xp.sqrt(done)
+            return 1.0 - xp.sqrt(done / whole)
 
 
 def hidden(schedule: MaskSchedule, ratio: jax.Array, order: jax.Array) -> jax.Array:
@@ -100,7 +101,7 @@ def entering(schedule: MaskSchedule, tokens: int, steps: int) -> tuple[int, ...]
         raise GenError(f"masked decoding in {steps} steps; expected at least 1")
     counts = [tokens]
     for i in range(steps - 1):
-        share = float(masked_share(schedule, np.float64((i + 1) / steps)))
+        share = float(masked_share(schedule, np.float64(i + 1), steps))
         counts.append(max(1, min(counts[-1] - 1, math.floor(tokens * share))))
     return tuple(counts)
 
