@@ -54,6 +54,9 @@ KINDS: dict[str, dict[str, str]] = {
     "denoiser": {
         "denoiser": "gen.diffusion.denoiser:Denoiser",
     },
+    "students": {
+        "students": "gen.sampling.router:Students",
+    },
     "flow-map": {
         "flow-map": "gen.diffusion.flowmap:FlowMap",
     },
@@ -74,6 +77,7 @@ KINDS: dict[str, dict[str, str]] = {
         "edm-loss": "gen.diffusion.objectives:EDMLoss",
         "noise-matching": "gen.diffusion.transport:NoiseMatching",
         "time-sampler": "gen.diffusion.times:TimeSampler",
+        "data-matching": "gen.diffusion.objectives:DataMatching",
         "min-snr-loss": "gen.diffusion.objectives:MinSNRLoss",
         "aligned-objective": "gen.diffusion.objectives:Aligned",
         "uncertain": "gen.diffusion.objectives:Uncertain",
@@ -116,6 +120,8 @@ KINDS: dict[str, dict[str, str]] = {
     "head": {
         "conv-head": "gen.nn.adversarial:ConvHead",
         "token-head": "gen.nn.adversarial:TokenHead",
+        "pooled-head": "gen.nn.adversarial:PooledHead",
+        "heads": "gen.nn.adversarial:Heads",
     },
     "discriminator": {
         "patchgan": "gen.nn.discriminators:PatchGAN",
@@ -123,6 +129,10 @@ KINDS: dict[str, dict[str, str]] = {
         "stylegan": "gen.nn.discriminators:StyleGAN",
         "token-discriminator": "gen.nn.token_discriminator:TokenDiscriminator",
         "encoder-tokens": "gen.tokenizers.losses:EncoderTokens",
+    },
+    "regulariser": {
+        "approximate-r1": "gen.distill.discriminator:ApproximateR1",
+        "ratio-bins": "gen.distill.f_distill:RatioBins",
     },
     "image-term": {
         "lpips": "gen.tokenizers.losses:LPIPS",
@@ -142,11 +152,13 @@ KINDS: dict[str, dict[str, str]] = {
         "diffusion-generator": "gen.sampling.generator:DiffusionGenerator",
         "adaptive-generator": "gen.sampling.adaptive:AdaptiveGenerator",
         "flow-map-generator": "gen.sampling.flowmaps:FlowMapGenerator",
+        "routed-generator": "gen.sampling.router:RoutedGenerator",
         "one-step-generator": "gen.sampling.generator:OneStepGenerator",
     },
     "sampler": {
         "sampler": "gen.sampling.generator:Sampler",
         "few-steps": "gen.sampling.generator:FewSteps",
+        "routed": "gen.sampling.router:Routed",
         "flow-map-sampler": "gen.sampling.flowmaps:FlowMapSampler",
         "adaptive-sampler": "gen.sampling.adaptive:AdaptiveSampler",
     },
@@ -202,6 +214,8 @@ KINDS: dict[str, dict[str, str]] = {
         "bit-cache": "gen.data.caches:BitCache",
         "records": "gen.sampling.records:Records",
         "images": "gen.data.images:Images",
+        "alongside": "gen.data.alongside:Alongside",
+        "partitioned": "gen.data.partitioned:Partitioned",
         "arrays": "gen.data.images:Arrays",
         "zipped": "gen.data.images:Zipped",
         "latent-shards": "gen.pretrained.latent_shards:LatentShards",
@@ -229,6 +243,11 @@ KINDS: dict[str, dict[str, str]] = {
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "kd-task": "gen.distill.kd:KDTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",
+        "f-distill-task": "gen.distill.f_distill:FDistillTask",
+        "ladd-task": "gen.distill.ladd:LADDTask",
+        "score-matching-task": "gen.distill.multi_student:ScoreMatchingTask",
+        "ddo-task": "gen.finetune.ddo:DDOTask",
+        "multi-student-task": "gen.distill.multi_student:MultiStudentTask",
     },
 }
 

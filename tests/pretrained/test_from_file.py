@@ -1,5 +1,6 @@
 """Every system from its file to samples through the command line, and back; mismatches and hostile files refused."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ TINY: dict[str, tuple[Any, list[str]]] = {
     "edm-vp": (SONG, []),
     "edm-ve": (SONG, []),
     "edm-iddpm": (CHAIN, []),
+    "dmd2": (dataclasses.replace(CHAIN, out_channels=3), []),
     "adm": (ADM, ADM_FLAGS),
     "adm-new-order": (ADM, ADM_FLAGS),
     "sd-vae": (VAE, ["--network.groups", "2"]),
@@ -57,7 +59,7 @@ ELSEWHERE = {
     "vitok": "parity/test_vitok.py",
 }
 FLAGS = {"repa": ["--network.encoder_depth", "1"]}
-ALIKE = ("sd-vae-old", "kl-vae", "edm-vp", "edm-ve", "adm-new-order", "repa")  # read by the code of others here
+ALIKE = ("sd-vae-old", "kl-vae", "edm-vp", "edm-ve", "dmd2", "adm-new-order", "repa")  # read by the code of others here
 QUICK = ("edm",)  # the rest compile for some seconds each
 
 
