@@ -68,9 +68,9 @@ class CodeDenoiser:
     log_p: jax.Array
     codes: jax.Array
 
-    def __call__(self, x: jax.Array, t: Any, cond: Cond, index: Any, carry: Any) -> tuple[Prediction, Any]:
+    def __call__(self, x: jax.Array, t: jax.Array, cond: Cond, step: jax.Array, carry: Any) -> tuple[Prediction, Any]:
         """Gives E[q | x_t] as a prediction of the data, for x (..., D)."""
-        del cond, index
+        del cond, step
         t = jnp.asarray(t, x.dtype)
         mean = jnp.matmul(
             code_weights(self.process, self.log_p, self.codes, x, t), self.codes, precision=jax.lax.Precision.HIGHEST
