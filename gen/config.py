@@ -88,6 +88,14 @@ KINDS: dict[str, dict[str, str]] = {
         "song-unet": "gen.diffusion.backbones.edm_unet:SongUNetConfig",
         "dhariwal-unet": "gen.diffusion.backbones.edm_unet:DhariwalUNetConfig",
     },
+    "token-model": {
+        "gpt": "gen.autoregressive.gpt:GPTConfig",
+    },
+    "scale-schedule": {
+        "constant-scale": "gen.autoregressive.decoding:ConstantScale",
+        "linear-scale": "gen.autoregressive.decoding:LinearScale",
+        "power-cosine-scale": "gen.autoregressive.decoding:PowerCosineScale",
+    },
     "grid": {
         "uniform": "gen.sampling.grids:Uniform",
         "karras": "gen.sampling.grids:Karras",
@@ -143,12 +151,14 @@ KINDS: dict[str, dict[str, str]] = {
         "adaptive-generator": "gen.sampling.adaptive:AdaptiveGenerator",
         "flow-map-generator": "gen.sampling.flowmaps:FlowMapGenerator",
         "one-step-generator": "gen.sampling.generator:OneStepGenerator",
+        "token-generator": "gen.autoregressive.generator:TokenGenerator",
     },
     "sampler": {
         "sampler": "gen.sampling.generator:Sampler",
         "few-steps": "gen.sampling.generator:FewSteps",
         "flow-map-sampler": "gen.sampling.flowmaps:FlowMapSampler",
         "adaptive-sampler": "gen.sampling.adaptive:AdaptiveSampler",
+        "token-sampler": "gen.autoregressive.sampler:TokenSampler",
     },
     "tokenizer": {
         "titok": "gen.tokenizers.titok:TiTokConfig",
@@ -227,6 +237,7 @@ KINDS: dict[str, dict[str, str]] = {
         "vavae-task": "gen.tokenizers.vavae:VAVAETask",
         "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
+        "token-task": "gen.autoregressive.train:TokenTask",
         "kd-task": "gen.distill.kd:KDTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",
     },

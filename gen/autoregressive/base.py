@@ -89,6 +89,11 @@ class TokenModel(abc.ABC):
         return "num_classes"
 
     @property
+    def network(self) -> "TokenModel":
+        """Gives the configuration of the network, which is the model itself."""
+        return self
+
+    @property
     def net(self) -> Network:
         """Gives the network as a parameter-free callable."""
         return Network(self)
@@ -182,9 +187,11 @@ class TokenModel(abc.ABC):
 class CachedModel(TokenModel):
     """A model that writes one token at a time and keeps what it has read, so that a token costs one short call."""
 
-    def prefill(self, params: Params, cond: Cond) -> tuple[Cache, jax.Array]:
-        """Reads the conditions. Gives the cache, of full length, and logits (B, 1, vocabulary) of the first token."""
-        found: tuple[Cache, jax.Array] = self.net.apply(params, cond, method="prefill")
+    def prefill(self, params: Params, cond: Cond, batch: int) -> tuple[Cache, jax.Array]:
+        """Reads the conditions (batch, ...). Gives the cache, of full length, and logits (batch, 1, vocabulary) of the
+        first token.
+        """
+        found: tuple[Cache, jax.Array] = self.net.apply(params, cond, batch, method="prefill")
         return found
 
     def step(self, params: Params, cache: Cache, ids: jax.Array, at: jax.Array, cond: Cond) -> tuple[Cache, jax.Array]:

@@ -31,6 +31,7 @@ SYSTEMS: dict[str, str] = {
     "maskgit-uvit": "gen.pretrained.maskgit_generators:SKIPS",
     "maskgen": "gen.pretrained.maskgen:IMPORTER",
     "mar": "gen.pretrained.mar:IMPORTER",
+    "llamagen": "gen.pretrained.llamagen:IMPORTER",
     "llamagen-vq": "gen.pretrained.llamagen:VQ_IMPORTER",
     "binary-autoencoder": "gen.pretrained.binary_latents:AUTOENCODER_IMPORTER",
     "instella-tokenizer": "gen.pretrained.instella:TOKENIZER_IMPORTER",
