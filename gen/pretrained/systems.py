@@ -28,6 +28,7 @@ SYSTEMS: dict[str, str] = {
     "rae": "gen.pretrained.rae:IMPORTER",
     "maskgit-vqgan": "gen.pretrained.maskgit:IMPORTER",
     "llamagen": "gen.pretrained.llamagen:IMPORTER",
+    "rar": "gen.pretrained.rar:IMPORTER",
     "llamagen-vq": "gen.pretrained.llamagen:VQ_IMPORTER",
     "binary-autoencoder": "gen.pretrained.binary_latents:AUTOENCODER_IMPORTER",
     "instella-tokenizer": "gen.pretrained.instella:TOKENIZER_IMPORTER",
