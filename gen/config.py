@@ -44,6 +44,7 @@ KINDS: dict[str, dict[str, str]] = {
     "process": {
         "linear": "gen.diffusion.process:Linear",
         "trigonometric": "gen.diffusion.process:Trigonometric",
+        "trig-flow": "gen.diffusion.process:TrigFlow",
         "vp": "gen.diffusion.process:VP",
         "ddpm": "gen.diffusion.ddpm:DDPM",
         "ve": "gen.diffusion.process:VE",
@@ -63,6 +64,9 @@ KINDS: dict[str, dict[str, str]] = {
         "jump": "gen.diffusion.flowmap:Jump",
         "consistency": "gen.diffusion.flowmap:Consistency",
         "diagonal": "gen.diffusion.flowmap:Diagonal",
+        "data-prediction": "gen.diffusion.consistency_maps:DataPrediction",
+        "trig-precondition": "gen.diffusion.consistency_maps:TrigPrecondition",
+        "trig-velocity": "gen.diffusion.consistency_maps:TrigVelocity",
     },
     "objective": {
         "velocity-matching": "gen.diffusion.objectives:VelocityMatching",

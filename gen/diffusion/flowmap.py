@@ -20,7 +20,7 @@ from gen.errors import GenError
 from gen.nn.forward_mode import forward_mode
 from gen.nn.network import Cond, Network, Params
 
-__all__ = ["AverageVelocity", "Consistency", "Diagonal", "FlowMap", "Jump", "TwoTimes", "Value"]
+__all__ = ["AverageVelocity", "Consistency", "Diagonal", "FlowMap", "Jump", "TwoTimes", "Value", "jump_map"]
 
 Inputs = tuple[jax.Array, tuple[jax.Array, ...]]
 
@@ -310,6 +310,14 @@ class FlowMap:
                 f"flow map {type(self.parameterization).__name__} knows no jump of length 0; it gives no denoiser"
             )
         return Denoiser(self.network, self.process, Diagonal(self.parameterization), objective or VelocityMatching())
+
+
+def jump_map(denoiser: Denoiser) -> FlowMap:
+    """Gives the flow map that starts as a denoiser: its network with a second time, its parameterization as the g of a
+    `Jump`.
+    """
+    network = dataclasses.replace(denoiser.network, times=2)
+    return FlowMap(network, denoiser.process, Jump(denoiser.parameterization))
 
 
 def _times(x: jax.Array, t: Any) -> jax.Array:

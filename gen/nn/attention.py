@@ -248,7 +248,7 @@ class Attention(nnx.Module):
       bias, proj_bias: whether the projection to q, k and v, and the last one, have biases.
       norm: makes the norms of q and k, each over head_dim, from (head_dim, rngs); None for none.
       scale: factor on the products of q and k; None for 1 / sqrt(head_dim).
-      proj_init: of the output projection's weights; those of q, k and v are Xavier-uniform.
+      init, proj_init: of the weights of the projection to q, k and v, and of the last one.
     """
 
     def __init__(
@@ -260,12 +260,13 @@ class Attention(nnx.Module):
         proj_bias: bool = True,
         norm: Callable[[int, nnx.Rngs], Any] | None = None,
         scale: float | None = None,
+        init: Callable[..., jax.Array] = xavier,
         proj_init: Callable[..., jax.Array] = xavier,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         self.heads, self.normed, self.scale = heads, norm is not None, scale
-        self.qkv = linear(width, 3 * width, bias=bias, dtype=dtype, rngs=rngs)
+        self.qkv = linear(width, 3 * width, bias=bias, init=init, dtype=dtype, rngs=rngs)
         self.proj = linear(width, width, bias=proj_bias, init=proj_init, dtype=dtype, rngs=rngs)
         if norm is not None:
             self.q_norm, self.k_norm = norm(width // heads, rngs), norm(width // heads, rngs)

@@ -62,6 +62,11 @@ TOLERANCES: list[tuple[str, str, float, float]] = [
     ("flextok-embeddings*", "time_emb_*", 0.0, 1e-4),
     ("flextok-flow-noise*", "*", 0.0, 1e-5),
     ("flextok-nested-dropout*", "grad_*", 1e-6, 0.0),
+    ("maskgit-masking-and-loss*", "*", 1e-5, 0.0),
+    ("mar-*", "*", 1e-4, 0.0),
+    ("mar-diffloss*", "vb_*", 1e-3, 0.0),
+    ("mar-diffloss*", "loss*", 1e-3, 0.0),
+    ("mar-forward*", "gen_latent", 3e-5, 0.0),
     ("fsq*", "*", 0.0, 1e-5),
     ("fsq*", "*_grad_z", 1e-5, 1e-7),  # tiny near saturation
 ]

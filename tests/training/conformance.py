@@ -75,8 +75,7 @@ def check_task(
         names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
         assert all(isinstance(name, str) for name in names), f"{path} has a key that is not a string"
         assert np.isfinite(np.asarray(leaf)).all(), f"{jax.tree_util.keystr(path)} is not finite"
-    _check_guard(task, data, frozen, whole, batch, steps)
-    _check_keys(task, data, frozen, whole, batch, steps)
+    _check_steps(task, data, frozen, whole, batch, steps)
     key = jax.random.key(0)
     for images in task.preview(whole, frozen, key, None).values():
         assert images.ndim == 4
@@ -86,26 +85,24 @@ def check_task(
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(exported))
 
 
-def _check_guard(task: Any, data: Any, frozen: Any, state: State, batch: int, steps: int) -> None:
+def _check_steps(task: Any, data: Any, frozen: Any, state: State, batch: int, steps: int) -> None:
+    """The guard against what is not finite, and the keys of a step: each program compiled once for both."""
     rows = next(iter(data.batches(batch=batch, seed=0, start=0)))
     broken = dataclasses.replace(
         state, params=jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params), step=jnp.int32(0)
     )
     for name, program in task.programs.items():
-        new, metrics = program(broken, frozen, rows, _schedule(task, name, steps), jax.random.key(1))
+        uses, step = Uses(), jax.jit(program)
+        rest = (frozen, rows, _schedule(task, name, steps), uses.key(1))
+        new, metrics = step(broken, *rest)
         flags = [float(v) for k, v in metrics.items() if k.split("/")[-1] == "skipped"]
         assert flags, f"program '{name}' reports no 'skipped'"
         assert max(flags) == 1.0, f"program '{name}' did not skip a step with non-finite parameters"
         assert same(new.opt, state.opt), f"program '{name}' changed an optimiser in a skipped step"
         assert same(new.ema, state.ema), f"program '{name}' changed an average in a skipped step"
-
-
-def _check_keys(task: Any, data: Any, frozen: Any, state: State, batch: int, steps: int) -> None:
-    rows = next(iter(data.batches(batch=batch, seed=0, start=0)))
-    for name, program in task.programs.items():
-        uses = Uses()
-        jax.block_until_ready(program(state, frozen, rows, _schedule(task, name, steps), uses.key(1)))
-        assert not uses.repeated(), f"program '{name}' uses a PRNG key twice"
+        uses.forget()
+        jax.block_until_ready(step(state, *rest))
+        assert uses.repeated() == 0, f"program '{name}' uses a PRNG key twice"
 
 
 def _schedule(task: Any, name: str, steps: int) -> Mapping[str, Any]:
