@@ -37,6 +37,7 @@ SYSTEMS: dict[str, str] = {
     "binary-autoencoder": "gen.pretrained.binary_latents:AUTOENCODER_IMPORTER",
     "instella-tokenizer": "gen.pretrained.instella:TOKENIZER_IMPORTER",
     "var-vqvae": "gen.pretrained.var:VQVAE_IMPORTER",
+    "flowtok": "gen.pretrained.flowtok:IMPORTER",
     "titok": "gen.pretrained.titok:IMPORTER",
     "flextok": "gen.pretrained.flextok:IMPORTER",
     "edm": "gen.pretrained.edm:IMPORTER",
