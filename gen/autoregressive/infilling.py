@@ -225,6 +225,11 @@ class LatentTokenGenerator(LatentGenerator):
             )
 
     @property
+    def subject(self) -> Any:
+        """Gives the model of continuous tokens."""
+        return self.model
+
+    @property
     def network(self) -> Any:
         """Gives the configuration of the network, which is the model."""
         return self.model
