@@ -90,6 +90,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "token-model": {
         "gpt": "gen.autoregressive.gpt:GPTConfig",
+        "rar": "gen.autoregressive.rar:RARConfig",
     },
     "scale-schedule": {
         "constant-scale": "gen.autoregressive.decoding:ConstantScale",
