@@ -118,7 +118,7 @@ class FlowTokGenerator(LatentGenerator):
             )
 
     @property
-    def network(self) -> FlowTokConfig:
+    def subject(self) -> FlowTokConfig:
         """Gives the configuration of both networks."""
         return self.config
 
