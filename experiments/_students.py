@@ -106,12 +106,11 @@ def student_network(preset: str, teacher: Loaded) -> Any:
     return fitted
 
 
-def student_times(teacher: Loaded, calls: int) -> tuple[float, ...]:
-    """Gives the times of a student of `calls` steps, noise end first, at equal spacing of the process's uniform time.
+def student_times(process: Any, calls: int) -> tuple[float, ...]:
+    """Gives the times of a student of `calls` network calls: equally spaced on the process, from its noise end on.
 
     Raises GenError for fewer than one call.
     """
     if calls < 1:
         raise GenError(f"a student makes a sample in {calls} calls; expected at least 1")
-    process = teacher.denoiser.process
     return tuple(float(process.at(np.float64(1.0 - i / calls))) for i in range(calls))

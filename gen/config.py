@@ -105,6 +105,7 @@ KINDS: dict[str, dict[str, str]] = {
     "caption-network": {
         "joint-trunk": "gen.autoregressive.joint:TrunkConfig",
         "caption": "gen.autoregressive.joint:TextConfig",
+        "rar": "gen.autoregressive.rar:RARConfig",
     },
     "scale-schedule": {
         "constant-scale": "gen.autoregressive.decoding:ConstantScale",

@@ -44,13 +44,13 @@ def test_students_that_cannot_be_are_refused() -> None:
 
 
 def test_times_of_several_calls_lie_evenly_on_the_process() -> None:
-    assert student_times(teacher(DIGITS), 1) == (1.0,)
-    assert student_times(teacher(DIGITS), 4) == (1.0, 0.75, 0.5, 0.25)
-    first, second = student_times(teacher(DIGITS, EDM()), 2)
+    assert student_times(Linear(), 1) == (1.0,)
+    assert student_times(Linear(), 4) == (1.0, 0.75, 0.5, 0.25)
+    first, second = student_times(EDM(), 2)
     assert first == pytest.approx(80.0)
     assert 1.0 < second < 10.0
     with pytest.raises(GenError, match="in 0 calls; expected at least 1"):
-        student_times(teacher(DIGITS), 0)
+        student_times(Linear(), 0)
 
 
 def test_data_are_the_teachers_own_unless_given(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ SYSTEMS: dict[str, str] = {
     "maskgen": "gen.pretrained.maskgen:IMPORTER",
     "mar": "gen.pretrained.mar:IMPORTER",
     "llamagen": "gen.pretrained.llamagen:IMPORTER",
+    "rar": "gen.pretrained.rar:IMPORTER",
     "llamagen-vq": "gen.pretrained.llamagen:VQ_IMPORTER",
     "binary-autoencoder": "gen.pretrained.binary_latents:AUTOENCODER_IMPORTER",
     "instella-tokenizer": "gen.pretrained.instella:TOKENIZER_IMPORTER",
