@@ -90,12 +90,30 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "token-model": {
         "gpt": "gen.autoregressive.gpt:GPTConfig",
+        "maskgit": "gen.autoregressive.maskgit:MaskGITConfig",
+        "maskgit-skips": "gen.autoregressive.maskgit:MaskGITSkipConfig",
+        "maskgen": "gen.autoregressive.maskgen:MaskGenConfig",
+    },
+    "latent-token-model": {
+        "mar": "gen.autoregressive.mar:MARConfig",
+        "maskgen-kl": "gen.autoregressive.maskgen_kl:MaskGenKLConfig",
+    },
+    "text-flow": {
+        "flowtok": "gen.tokenizers.flowtok:FlowTokConfig",
+        "text-projector": "gen.tokenizers.flowtok:TextProjectorConfig",
+    },
+    "caption-network": {
+        "joint-trunk": "gen.autoregressive.joint:TrunkConfig",
+        "caption": "gen.autoregressive.joint:TextConfig",
         "rar": "gen.autoregressive.rar:RARConfig",
     },
     "scale-schedule": {
         "constant-scale": "gen.autoregressive.decoding:ConstantScale",
         "linear-scale": "gen.autoregressive.decoding:LinearScale",
         "power-cosine-scale": "gen.autoregressive.decoding:PowerCosineScale",
+        "ramp-scale": "gen.autoregressive.unmasking:RampScale",
+        "risen-cosine-scale": "gen.autoregressive.unmasking:RisenCosineScale",
+        "known-scale": "gen.autoregressive.infilling:KnownScale",
     },
     "grid": {
         "uniform": "gen.sampling.grids:Uniform",
@@ -153,6 +171,8 @@ KINDS: dict[str, dict[str, str]] = {
         "flow-map-generator": "gen.sampling.flowmaps:FlowMapGenerator",
         "one-step-generator": "gen.sampling.generator:OneStepGenerator",
         "token-generator": "gen.autoregressive.generator:TokenGenerator",
+        "latent-token-generator": "gen.autoregressive.infilling:LatentTokenGenerator",
+        "flowtok-generator": "gen.tokenizers.flowtok_sampling:FlowTokGenerator",
     },
     "sampler": {
         "sampler": "gen.sampling.generator:Sampler",
@@ -160,6 +180,9 @@ KINDS: dict[str, dict[str, str]] = {
         "flow-map-sampler": "gen.sampling.flowmaps:FlowMapSampler",
         "adaptive-sampler": "gen.sampling.adaptive:AdaptiveSampler",
         "token-sampler": "gen.autoregressive.sampler:TokenSampler",
+        "masked-sampler": "gen.autoregressive.unmasking:MaskedSampler",
+        "infilling-sampler": "gen.autoregressive.infilling:InfillingSampler",
+        "flowtok-sampler": "gen.tokenizers.flowtok_sampling:FlowTokSampler",
     },
     "tokenizer": {
         "titok": "gen.tokenizers.titok:TiTokConfig",
@@ -239,6 +262,8 @@ KINDS: dict[str, dict[str, str]] = {
         "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "token-task": "gen.autoregressive.train:TokenTask",
+        "latent-token-task": "gen.autoregressive.train_latents:LatentTokenTask",
+        "flowtok-task": "gen.tokenizers.flowtok_train:FlowTokTask",
         "kd-task": "gen.distill.kd:KDTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",
     },

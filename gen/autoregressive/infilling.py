@@ -226,12 +226,7 @@ class LatentTokenGenerator(LatentGenerator):
 
     @property
     def subject(self) -> Any:
-        """Gives the model of continuous tokens."""
-        return self.model
-
-    @property
-    def network(self) -> Any:
-        """Gives the configuration of the network, which is the model."""
+        """Gives the model."""
         return self.model
 
     @property
