@@ -41,9 +41,12 @@ $(TARGETS)/targets.stamp: requirements/targets.txt requirements/core.txt pyproje
 demo: $(VENV)/core.stamp
 	$(BIN)/gen demo
 
-# most of a test's time is compilation; what is compared here does not need the compiler's best code, parity has it
+# most of a test's time is compilation; what is compared here does not need the compiler's best code, parity has it:
+# no optimisation, fusions emitted without MLIR (half the time), one module a program
+QUICK := JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
+	XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 $$XLA_FLAGS"
 test: $(VENV)/dev.stamp
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n auto -m "not slow" --ignore=tests/parity
+	$(QUICK) $(BIN)/python -m pytest -n auto -m "not slow" --ignore=tests/parity
 
 test-all: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto

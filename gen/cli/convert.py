@@ -141,7 +141,7 @@ def _import(
         generator, decoding = _joined(importer, generator, vae, normalizer, held.normalizer)
         made |= decoding
         origins = {role: where for role, (_, where) in decoding.items()}
-    models: dict[str, Model] = {importer.role: Model(network if generator is None else generator.denoiser)}
+    models: dict[str, Model] = {importer.role: Model(network if generator is None else generator.subject)}
     sampling = {} if generator is None else {"sampler": generator.sampler, "tokenizer": generator.tokenizer}
     config = RunConfig(origin, frozen=origins, models=models, **sampling)
     for role, (tree, where) in made.items():

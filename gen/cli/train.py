@@ -111,13 +111,26 @@ def train(
       training: how it is trained.
       multihost: the job that this process belongs to.
     """
+    inputs = {"data": data, "teacher": teacher, "tokenizer": tokenizer}
+    _train(preset, inputs, outdir, training, multihost, overrides)
+
+
+def _train(
+    preset: str,
+    inputs: dict[str, Any],
+    outdir: Path | None,
+    training: Training,
+    multihost: Job,
+    overrides: tuple[tuple[str, str], ...],
+) -> None:
+    """Trains a preset with its inputs by name, None where not given."""
     from gen.experiments import find
 
     find(preset)  # a misspelt name is told at once
     start(multihost)
     recipe = prepare(
         preset,
-        {"data": data, "teacher": teacher, "tokenizer": tokenizer},
+        inputs,
         overrides,
         {name: getattr(training, name) for name in ("steps", "batch", "seed", "profile")},
         unconditional=training.unconditional,
@@ -174,6 +187,8 @@ def distill(
     /,
     *,
     teacher: Annotated[Path, flag("RUN")],
+    student: Annotated[str | None, flag("PRESET")] = None,
+    calls: Annotated[int | None, flag("N")] = None,
     outdir: Annotated[Path | None, flag("DIR")] = None,
     data: Annotated[str | None, flag("DATA")] = None,
     pairs: Annotated[int | None, flag("N")] = None,
@@ -181,10 +196,11 @@ def distill(
     multihost: Multihost = ALONE,
     overrides: Overrides = (),
 ) -> None:
-    """Trains a student of a teacher run: gen train with a teacher.
+    """Trains a student of a teacher run: METHOD is a preset that takes a teacher, and has its size and conditions.
 
-    Students that regress on stored pairs (starting noise and where the teacher's solver takes it) read them from
-    --data; --pairs makes them first, in OUTDIR/pairs.
+    The student is a copy of the teacher, or has another network with --student. Students that regress on stored pairs
+    (starting noise and where the teacher's solver takes it) read them from --data; --pairs makes them first, in
+    OUTDIR/pairs.
 
     Examples:
       gen distill demo-student --teacher runs/demo/teacher --pairs 8192 --outdir runs/student
@@ -194,6 +210,8 @@ def distill(
     Args:
       preset: a name from gen list, or a preset of your own file; --preset NAME is the same.
       teacher: the teacher's run folder; its EMA weights are used.
+      student: a preset whose network the student has, with the teacher's size and conditions; the teacher's by default.
+      calls: network calls of the student's samples, for methods that train students of several; 1 by default.
       outdir: the run folder; runs/PRESET by default.
       data: the data, latent cache or teacher records, for presets that take them.
       pairs: how many pairs of the teacher to store and train on; classes in turn.
@@ -211,15 +229,8 @@ def distill(
         data = str(folder)
         if not training.dry_run:
             _store_pairs(preset, teacher, folder, pairs, multihost)
-    train(
-        preset,
-        outdir=outdir,
-        data=data,
-        teacher=teacher,
-        training=training,
-        multihost=multihost,
-        overrides=overrides,
-    )
+    inputs = {"data": data, "teacher": teacher, "student": student, "calls": calls}
+    _train(preset, inputs, outdir, training, multihost, overrides)
 
 
 def _store_pairs(preset: str, teacher: Path, folder: Path, count: int, multihost: Job) -> None:

@@ -132,9 +132,9 @@ class FlowMapGenerator(LatentGenerator):
                 )
 
     @property
-    def network(self) -> Any:
-        """Gives the configuration of the flow map's network."""
-        return self.flow_map.network
+    def subject(self) -> FlowMap:
+        """Gives the flow map."""
+        return self.flow_map
 
     @property
     def options(self) -> Any:

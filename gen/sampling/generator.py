@@ -189,8 +189,13 @@ class LatentGenerator(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def subject(self) -> Any:
+        """Gives what is sampled, as a run's `gen.training.task.Model` names it; it has a ``network``."""
+
+    @property
     def network(self) -> Any:
         """Gives the configuration of the sampled network."""
+        return self.subject.network
 
     @property
     def guide(self) -> Denoiser | None:
@@ -233,9 +238,9 @@ class DenoiserGenerator(LatentGenerator):
     denoiser: Denoiser
 
     @property
-    def network(self) -> Any:
-        """Gives the configuration of the denoiser's network."""
-        return self.denoiser.network
+    def subject(self) -> Denoiser:
+        """Gives the denoiser."""
+        return self.denoiser
 
 
 class SampledGenerator(DenoiserGenerator):

@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
+from gen.autoregressive.gpt import GPTConfig
+from gen.autoregressive.sampler import TokenSampler
 from gen.config import KINDS, config_class
 from gen.data.caches import seal, seal_bits, seal_tokens
 from gen.data.sources import Digits
@@ -44,6 +46,7 @@ NETWORK = Tiny(channels=SHAPE[-1], classes=CLASSES)
 # A large epsilon: Adam would blow up the rounding of gradients that are zero in exact arithmetic.
 OPTIM = OptimConfig(lr=1e-3, eps=1e-2)
 TOKENIZER = TiTokConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
+WRITER = GPTConfig((2, 2), 8, 16, 1, 2, 16, num_classes=CLASSES, scan=False)
 FLEXTOK = FlexTokConfig(
     first=Pixels((8, 8, 1)),
     tokens=4,
@@ -66,6 +69,8 @@ VOCABULARY: dict[str, Any] = {
     "flow_map": FlowMap(NETWORK, EDM(), Consistency()),
     "tokenizer": TOKENIZER,
     "discrete": Codebook(),
+    "model": WRITER,
+    "sampler": TokenSampler(),
     "discriminator": PatchGAN(channels=1, width=4, layers=1),
     "parts": (Digits("train"),),
     "maker": "a teacher",
@@ -131,7 +136,7 @@ def frozen() -> Mapping[str, Params]:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Everything a task may ask for, from (seed, step, row) alone: image, latent, starting noise, label."""
+    """Everything a task may ask for, from (seed, step, row) alone: image, latent, starting noise, label, tokens."""
 
     def batches(
         self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1
@@ -146,6 +151,7 @@ class Rows:
                 "latent": latent,
                 "noise": noise,
                 "label": np.arange(batch, dtype=np.int32) % CLASSES,
+                "tokens": rng.integers(0, 8, (batch, 2, 2)).astype(np.int32),
             }
             yield {name: value[part] for name, value in rows.items()}
             step += 1

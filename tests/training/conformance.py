@@ -20,6 +20,7 @@ from gen.training.engine import Hook, train
 from gen.training.run import EngineConfig, RunConfig
 from gen.training.sharding import MeshConfig
 from gen.training.task import Stage, State
+from tests.processes import devices
 from tests.training.keys import Uses
 
 __all__ = ["check_devices", "check_task", "compilations", "run", "same"]
@@ -75,8 +76,7 @@ def check_task(
         names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
         assert all(isinstance(name, str) for name in names), f"{path} has a key that is not a string"
         assert np.isfinite(np.asarray(leaf)).all(), f"{jax.tree_util.keystr(path)} is not finite"
-    _check_guard(task, data, frozen, whole, batch, steps)
-    _check_keys(task, data, frozen, whole, batch, steps)
+    _check_steps(task, data, frozen, whole, batch, steps)
     key = jax.random.key(0)
     for images in task.preview(whole, frozen, key, None).values():
         assert images.ndim == 4
@@ -86,26 +86,24 @@ def check_task(
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(exported))
 
 
-def _check_guard(task: Any, data: Any, frozen: Any, state: State, batch: int, steps: int) -> None:
+def _check_steps(task: Any, data: Any, frozen: Any, state: State, batch: int, steps: int) -> None:
+    """The guard against what is not finite, and the keys of a step: each program compiled once for both."""
     rows = next(iter(data.batches(batch=batch, seed=0, start=0)))
     broken = dataclasses.replace(
         state, params=jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params), step=jnp.int32(0)
     )
     for name, program in task.programs.items():
-        new, metrics = program(broken, frozen, rows, _schedule(task, name, steps), jax.random.key(1))
+        uses, step = Uses(), jax.jit(program)
+        rest = (frozen, rows, _schedule(task, name, steps), uses.key(1))
+        new, metrics = step(broken, *rest)
         flags = [float(v) for k, v in metrics.items() if k.split("/")[-1] == "skipped"]
         assert flags, f"program '{name}' reports no 'skipped'"
         assert max(flags) == 1.0, f"program '{name}' did not skip a step with non-finite parameters"
         assert same(new.opt, state.opt), f"program '{name}' changed an optimiser in a skipped step"
         assert same(new.ema, state.ema), f"program '{name}' changed an average in a skipped step"
-
-
-def _check_keys(task: Any, data: Any, frozen: Any, state: State, batch: int, steps: int) -> None:
-    rows = next(iter(data.batches(batch=batch, seed=0, start=0)))
-    for name, program in task.programs.items():
-        uses = Uses()
-        jax.block_until_ready(program(state, frozen, rows, _schedule(task, name, steps), uses.key(1)))
-        assert not uses.repeated(), f"program '{name}' uses a PRNG key twice"
+        uses.forget()
+        jax.block_until_ready(step(state, *rest))
+        assert uses.repeated() == 0, f"program '{name}' uses a PRNG key twice"
 
 
 def _schedule(task: Any, name: str, steps: int) -> Mapping[str, Any]:
@@ -145,15 +143,8 @@ def check_devices(build: str, outdir: Path, *, batch: int = 8, steps: int = 4, r
       rtol: of each logged metric and of parameters, relative to their largest entry.
     """
     script = "import sys; from tests.training.conformance import _on_devices; _on_devices(*sys.argv[1:])"
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "NPROC": "16",  # fewer threads than devices deadlock in collectives
-        "JAX_PLATFORMS": "cpu",
-    }
-    arguments = [build, str(outdir), str(batch), str(steps)]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, timeout=600
-    )
+    command = [sys.executable, "-c", script, build, str(outdir), str(batch), str(steps)]
+    done = subprocess.run(command, env=os.environ | devices(8), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     task, data, frozen = _build(build)
     one = run(task, data, frozen, outdir / "one", batch=batch, steps=steps, quiet=True)

@@ -40,6 +40,11 @@ class Uses:
         """A key whose uses, and those of all keys made from it, are counted here."""
         return jax.random.key(seed, impl=self.impl)
 
+    def forget(self) -> None:
+        """Counts from nothing again."""
+        jax.effects_barrier()
+        self.counts.clear()
+
     def repeated(self) -> int:
         """How many keys were used more than once; to be asked when the function's results are there."""
         jax.effects_barrier()
