@@ -20,7 +20,14 @@ __all__ = ["FlowMapGenerator", "FlowMapSampler", "jumps"]
 
 
 def jumps(
-    flow_map: FlowMap, params: Params, x: jax.Array, times: np.ndarray, noise: Noise, cond: Cond, gamma: float = 0.0
+    flow_map: FlowMap,
+    params: Params,
+    x: jax.Array,
+    times: np.ndarray,
+    noise: Noise,
+    cond: Cond,
+    gamma: float = 0.0,
+    clip: bool = False,
 ) -> jax.Array:
     """Gives x at the last of `times`, by one jump between neighbours (gamma-sampling, arXiv 2310.02279, alg. 3).
 
@@ -32,6 +39,7 @@ def jumps(
       x: (B, ...) the state at times[0].
       times: (N + 1,) float64, falling.
       noise: noise(i) is jump i's standard normal noise, shaped like x; not called with gamma 0.
+      clip: whether what a jump gives is clipped to [-1, 1], for jumps to images.
     """
     process, after, end = flow_map.process, times[1:], times[-1]
     s = end + np.sqrt(1.0 - gamma**2) * (after - end)
@@ -43,6 +51,7 @@ def jumps(
 
     def jump(x: jax.Array, row: Any) -> tuple[jax.Array, None]:
         x = flow_map(params, x, row["t"], row["s"], cond)
+        x = jnp.clip(x, -1.0, 1.0) if clip else x
         if gamma > 0.0:
             x = row["keep"] * x + row["spread"] * noise(row["i"])
         return x, None
@@ -59,16 +68,20 @@ class FlowMapSampler:
         t_min.
       gamma: share of fresh noise between the jumps, in [0, 1]; see `jumps`. A map that knows the jump to the data end
         alone needs 1 where it makes more than one.
+      clip: whether the image that a jump to the data end gives is clipped to [-1, 1] before it is noised again, as the
+        published consistency models do.
       decoding: as in `gen.sampling.generator.Sampler`.
     """
 
     times: tuple[float, ...] | None = None
     gamma: float = 0.0
+    clip: bool = False
     decoding: Any = None
 
     def changed(self, **settings: Any) -> "FlowMapSampler":
-        """Gives this sampler where no setting is given."""
-        if changes(None, settings):
+        """Gives this sampler where no setting is given, or the number of jumps that it makes."""
+        jumps = 1 if self.times is None else len(self.times) - 1
+        if changes(None, settings) not in ({}, {"steps": jumps}):
             raise GenError("a flow map jumps along its own times; change sampler.times and sampler.gamma")
         return self
 
@@ -102,6 +115,10 @@ class FlowMapGenerator(LatentGenerator):
             )
         if not 0.0 <= gamma <= 1.0:
             raise GenError(f"flow map with gamma {gamma:g}; expected a number between 0 (no fresh noise) and 1")
+        if self.sampler.clip and gamma < 1.0:
+            raise GenError(
+                "only jumps to the data end give images that can be clipped; set gamma to 1, or clip to false"
+            )
         if not self.flow_map.parameterization.anywhere:
             if gamma < 1.0 and len(times) > 2:
                 raise GenError(
@@ -139,7 +156,7 @@ class FlowMapGenerator(LatentGenerator):
         """Gives the sampled latents (B, *latent) on the normalised scale that the flow map was trained on."""
         x = prior(Grid(self.ends, self.flow_map.process), keys, self.latent)
         noise = per_sample_noise(keys, self.latent)
-        return jumps(self.flow_map, params["net"], x, self.ends, noise, cond, self.sampler.gamma)
+        return jumps(self.flow_map, params["net"], x, self.ends, noise, cond, self.sampler.gamma, self.sampler.clip)
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """Does what `gen.sampling.generator.Generator.__call__` says."""
