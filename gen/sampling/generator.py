@@ -87,7 +87,7 @@ class SamplerConfig(Protocol):
 
 
 def changes(guidance: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives the settings that are not None; a number as guidance becomes `guidance` with that scale, where there is one.
+    """Gives the settings that are not None; a number as guidance becomes `guidance`, if any, with that scale.
 
     Raises GenError where `guidance` has no scale of its own.
     """
