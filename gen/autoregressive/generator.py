@@ -62,8 +62,8 @@ class TokenGenerator(LatentGenerator):
             self.model.check_tokens("the tokenizer", spec.kind, spec.shape, spec.vocabulary, spec.scales)
 
     @property
-    def network(self) -> TokenModel:
-        """Gives the configuration of the network, which is the model."""
+    def subject(self) -> TokenModel:
+        """Gives the model."""
         found: TokenModel = self.model
         return found
 
@@ -81,7 +81,7 @@ class TokenGenerator(LatentGenerator):
     def tokens(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """Gives the drawn ids (B, *model.shape) int32, as a cache keeps them."""
         found: jax.Array = self.sampler.tokens(self.model, params, keys, cond, self.tokenizer)
-        return self.network.stored(found)
+        return self.subject.stored(found)
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """Does what `gen.sampling.generator.Generator.__call__` says."""

@@ -24,12 +24,14 @@ def both(model: Any, params: Params, cond: Cond) -> Cond:
     return {name: jnp.concatenate([value, null[name]]) for name, value in cond.items()}
 
 
-def write(model: CachedModel, params: Params, cond: Cond, pick: Pick, guidance: Any = ConstantScale()) -> jax.Array:
+def write(
+    model: CachedModel, params: Params, cond: Cond, batch: int, pick: Pick, guidance: Any = ConstantScale()
+) -> jax.Array:
     """Writes sequences (B, N) int32 token by token, with the guided logits of each.
 
     Args:
       model: the token model; params: of its network.
-      cond: conditions by name, (B, ...).
+      cond: conditions by name, (B, ...); batch: B.
       pick: chooses token i from its logits (B, 1, V).
       guidance: a `gen.autoregressive.decoding.ScaleSchedule` over the tokens.
     """
@@ -47,9 +49,9 @@ def write(model: CachedModel, params: Params, cond: Cond, pick: Pick, guidance: 
         cache, logits = model.step(params, cache, jnp.concatenate([ids, ids]) if guided else ids, at, cond)
         return (cache, chosen(logits, at + 1)), ids[:, 0]
 
-    cache, logits = model.prefill(params, cond)
+    cache, logits = model.prefill(params, cond, 2 * batch if guided else batch)
     last, written = jax.lax.scan(step, (cache, chosen(logits, 0)), jnp.arange(model.length - 1))
-    return jnp.concatenate([written.T, last[1]], axis=1)
+    return jnp.concatenate([jnp.swapaxes(written, 0, 1), last[1]], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,4 +104,4 @@ class TokenSampler(TokenSamplerConfig):
             kept = filtered(logits, temperature=self.temperature, k=self.top_k, p=self.top_p)
             return drawn(keys, kept, at)
 
-        return write(model, params["net"], cond, pick, self.guidance)
+        return write(model, params["net"], cond, len(keys), pick, self.guidance)

@@ -9,7 +9,6 @@ import numpy as np
 
 from gen.autoregressive.base import Draws, TokenModel
 from gen.errors import GenError
-from gen.nn.conditions import Conditions
 from gen.nn.network import Cond, Params
 from gen.training.method import Method
 from gen.training.part import Aux, Part
@@ -39,17 +38,6 @@ class TokenTask(Method):
     def classes_at(self) -> str:
         """Gives the path of the model's number of classes."""
         return f"model.{self.model.classes_at}"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Gives the shape of a cache's row."""
-        return tuple(self.model.shape)
-
-    @property
-    def conditions(self) -> Conditions:
-        """Gives what the model is conditioned on."""
-        found: Conditions = self.model.conditions
-        return found
 
     @property
     def parts(self) -> tuple[Part, ...]:

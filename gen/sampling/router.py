@@ -134,9 +134,9 @@ class RoutedGenerator(LatentGenerator):
         return calls
 
     @property
-    def network(self) -> Any:
-        """Gives the networks of all students."""
-        return self.students.network
+    def subject(self) -> Students:
+        """Gives the students."""
+        return self.students
 
     @property
     def networks(self) -> Mapping[str, Any]:

@@ -15,11 +15,14 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
+from gen.autoregressive.gpt import GPTConfig
+from gen.autoregressive.sampler import TokenSampler
 from gen.config import KINDS, config_class
 from gen.data.caches import seal, seal_bits, seal_tokens
 from gen.data.sources import Digits
+from gen.diffusion.consistency_maps import data_map, trig_map
 from gen.diffusion.denoiser import Denoiser, Predict
-from gen.diffusion.flowmap import Consistency, FlowMap
+from gen.diffusion.flowmap import Consistency, FlowMap, jump_map
 from gen.diffusion.process import EDM, Linear
 from gen.distill.discriminator import ApproximateR1
 from gen.distill.dmd2 import DMD2Task
@@ -31,13 +34,18 @@ from gen.nn.discriminators import PatchGAN
 from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
 from gen.sampling.router import Students
+from gen.tokenizers.binary import BinaryAutoencoderConfig
 from gen.tokenizers.flextok import FlexTokConfig, Pixels, euler_apg
 from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
+from gen.tokenizers.quantizers.binary import Binary
 from gen.tokenizers.quantizers.fsq import FSQ
+from gen.tokenizers.quantizers.residual import Residual
 from gen.tokenizers.quantizers.vq import VQ
 from gen.tokenizers.titok import TiTokConfig, Tower
+from gen.tokenizers.var_vqvae import VARVQVAEConfig
 from gen.tokenizers.vavae import VisionFoundation
+from gen.tokenizers.vqgan import VQGANConfig
 from gen.training.optim import OptimConfig
 from tests.conformance.tokenizers import Codebook
 from tests.data import files
@@ -45,10 +53,10 @@ from tests.distill.tiny import Tiny
 
 SHAPE, CLASSES = (4, 3), 3
 NETWORK = Tiny(channels=SHAPE[-1], classes=CLASSES)
-DENOISER = Denoiser(NETWORK, Linear(), Predict("velocity"))
 # A large epsilon: Adam would blow up the rounding of gradients that are zero in exact arithmetic.
 OPTIM = OptimConfig(lr=1e-3, eps=1e-2)
 TOKENIZER = TiTokConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
+WRITER = GPTConfig((2, 2), 8, 16, 1, 2, 16, num_classes=CLASSES, scan=False)
 FLEXTOK = FlexTokConfig(
     first=Pixels((8, 8, 1)),
     tokens=4,
@@ -62,15 +70,18 @@ FLEXTOK = FlexTokConfig(
     remat="none",
     scan=False,
 )
+TEACHER = Denoiser(NETWORK, Linear(), Predict("velocity"))
 VOCABULARY: dict[str, Any] = {
     "network": NETWORK,
     "process": Linear(),
-    "denoiser": DENOISER,
-    "teacher": DENOISER,
-    "students": Students(DENOISER, (0, 0, 1)),
+    "students": Students(TEACHER, (0, 0, 1)),
+    "denoiser": TEACHER,
+    "teacher": TEACHER,
     "flow_map": FlowMap(NETWORK, EDM(), Consistency()),
     "tokenizer": TOKENIZER,
     "discrete": Codebook(),
+    "model": WRITER,
+    "sampler": TokenSampler(),
     "discriminator": PatchGAN(channels=1, width=4, layers=1),
     "parts": (Digits("train"),),
     "maker": "a teacher",
@@ -79,15 +90,28 @@ VOCABULARY: dict[str, Any] = {
 }
 ENCODER = ViTConfig(size=4, patch=1, width=8, depth=1, heads=1, hidden=8)
 PROXY = MaskGITVQGANConfig((8, 8, 1), 4, (1, 1, 1), 1, VQ(8, 3), groups=2)
+# tokenizers whose own example, of published size, takes long to trace; their presets have tests of their own
+SMALL: dict[str, Any] = {
+    "kl-vae": KLVAEConfig((8, 8, 1), 4, (1, 2), 1, 3, 3, groups=2),
+    "vqgan": VQGANConfig((8, 8, 1), VQ(16, 3, normalize=True), 8, (1, 2), (2, 1), 1, 4, groups=4),
+    "var-vqvae": VARVQVAEConfig((8, 8, 1), Residual(16, 3, (1, 2, 4)), 8, (1, 2), (), 1, 4, groups=4),
+    "binary-autoencoder": BinaryAutoencoderConfig((8, 8, 1), Binary(6), 8, (1, 2), 1, 1, 8, (1,), groups=4),
+    "maskgit-vqgan": PROXY,
+    "flextok": FLEXTOK,
+}
 # words that mean something else to one kind
 OWN: dict[str, dict[str, Any]] = {
     "proxy-task": {"tokenizer": dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3), pixels=PROXY)},
     "flextok-task": {"tokenizer": FLEXTOK},
+    "consistency-distillation-task": {"flow_map": data_map(TEACHER)},
+    "scm-task": {"flow_map": trig_map(TEACHER)},
+    "scd-task": {"flow_map": trig_map(TEACHER)},
+    "ctm-task": {"flow_map": jump_map(TEACHER), "last_layer": "outer/kernel"},
     "random": {"shapes": {"latent": (4, 3), "label": ()}},
     "f-distill-task": {"head": TokenHead(16, 8), "taps": ("hidden",), "bins": RatioBins()},
     "ladd-task": {"head": TokenHead(16, 8), "taps": ("hidden",), "r1": ApproximateR1()},
     "multi-student-task": {
-        "task": DMD2Task(teacher=DENOISER, optim=OPTIM, fake_optim=OPTIM, ratio=3),
+        "task": DMD2Task(teacher=TEACHER, optim=OPTIM, fake_optim=OPTIM, ratio=3),
         "partition": (0, 0, 1),
     },
     "alongside": {"data": Digits("train"), "other": Digits("test")},
@@ -98,7 +122,18 @@ OWN: dict[str, dict[str, Any]] = {
     },
 }
 # tasks that differ from a quick one in a term, compile two networks, or have tests of their own
-SLOW = ("vavae-task", "proxy-task", "flextok-task", "f-distill-task", "score-matching-task", "ddo-task")
+SLOW = (
+    "vavae-task",
+    "proxy-task",
+    "flextok-task",
+    "consistency-task",
+    "truncated-task",
+    "scm-task",
+    "f-distill-task",
+    "score-matching-task",
+    "ddo-task",
+    "multi-student-task",
+)
 DIVIDED = ("multi-student-task",)  # whose batches hold the classes of one part after those of another
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
@@ -136,12 +171,12 @@ def task(kind: str) -> Any:
 def frozen() -> Mapping[str, Params]:
     """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a 2D tokenizer's codes."""
     networks = {"teacher": NETWORK, "encoder": ENCODER, "proxy": PROXY}
-    return {role: Network(config).init(jax.random.key(7)) for role, config in networks.items()}
+    return {role: jax.jit(Network(config).init)(jax.random.key(7)) for role, config in networks.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Everything a task may ask for, from (seed, step, row) alone: image, latent, starting noise, label, fakes.
+    """Everything a task may ask for, from (seed, step, row) alone: image, latent, starting noise, label, tokens, fakes.
 
     Attributes:
       divided: the first half of a batch holds the first two classes, the second half the last.
@@ -160,8 +195,15 @@ class Rows:
             label = np.arange(batch, dtype=np.int32) % CLASSES
             if self.divided:
                 label = np.where(np.arange(batch) < batch // 2, label % 2, 2).astype(np.int32)
-            rows = {"image": image, "latent": latent, "noise": noise, "label": label}
-            rows |= {"fake_latent": noise, "fake_label": label}
+            rows = {
+                "image": image,
+                "latent": latent,
+                "noise": noise,
+                "label": label,
+                "tokens": rng.integers(0, 8, (batch, 2, 2)).astype(np.int32),
+                "fake_latent": noise,
+                "fake_label": label,
+            }
             yield {name: value[part] for name, value in rows.items()}
             step += 1
 

@@ -106,7 +106,7 @@ def _same(left: list[dict[str, np.ndarray]], right: list[dict[str, np.ndarray]])
 @pytest.mark.parametrize("kind", [*KINDS["tokenizer"], *examples.TOKENIZERS])
 def test_tokenizer(kind: str) -> None:
     """What `spec` promises is what encode and decode give; checked on shapes alone, for defaults may be large."""
-    tokenizer = examples.example(kind)
+    tokenizer = examples.SMALL.get(kind) or examples.example(kind)
     spec, params = tokenizer.spec, param_shapes(tokenizer)
     assert count(params) > 0
     assert tokenizer.last_layer in flatten(params)
@@ -189,12 +189,12 @@ def test_a_decoder_that_samples_draws_for_each_image_alone(tmp_path: Path) -> No
 def test_generator(kind: str) -> None:
     """Sample i is a function of key i and condition i alone, and finite."""
     generator = examples.example(kind)
-    params = {"net": Network(examples.NETWORK).init(jax.random.key(1))}
+    params = {role: Network(network).init(jax.random.key(1)) for role, network in generator.networks.items()}
     keys = jax.vmap(jax.random.key)(jnp.arange(6))
     label = jnp.arange(6, dtype=jnp.int32) % examples.CLASSES
     run = jax.jit(generator)
     images = run(params, keys, {"label": label})
-    assert images.shape == (6, *examples.SHAPE)
+    assert images.shape == (6, *generator.shape)
     assert images.dtype == jnp.float32
     assert np.isfinite(images).all()
     assert generator.nfe is None or generator.nfe >= 1  # None: adaptive, measured by each call
