@@ -90,6 +90,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "token-model": {
         "gpt": "gen.autoregressive.gpt:GPTConfig",
+        "gpt-student": "gen.distill.gpt_student:GPTStudentConfig",
         "maskgit": "gen.autoregressive.maskgit:MaskGITConfig",
         "maskgit-skips": "gen.autoregressive.maskgit:MaskGITSkipConfig",
         "maskgen": "gen.autoregressive.maskgen:MaskGenConfig",
@@ -177,6 +178,7 @@ KINDS: dict[str, dict[str, str]] = {
     "sampler": {
         "sampler": "gen.sampling.generator:Sampler",
         "few-steps": "gen.sampling.generator:FewSteps",
+        "noise-decoding": "gen.distill.noise_decoder:NoiseDecoding",
         "flow-map-sampler": "gen.sampling.flowmaps:FlowMapSampler",
         "adaptive-sampler": "gen.sampling.adaptive:AdaptiveSampler",
         "token-sampler": "gen.autoregressive.sampler:TokenSampler",
@@ -265,6 +267,7 @@ KINDS: dict[str, dict[str, str]] = {
         "latent-token-task": "gen.autoregressive.train_latents:LatentTokenTask",
         "flowtok-task": "gen.tokenizers.flowtok_train:FlowTokTask",
         "kd-task": "gen.distill.kd:KDTask",
+        "distilled-decoding-task": "gen.distill.distilled_decoding:DistilledDecodingTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",
         "consistency-task": "gen.distill.consistency:ConsistencyTask",
         "consistency-distillation-task": "gen.distill.consistency:ConsistencyDistillationTask",
