@@ -107,6 +107,17 @@ KINDS: dict[str, dict[str, str]] = {
         "joint-trunk": "gen.autoregressive.joint:TrunkConfig",
         "caption": "gen.autoregressive.joint:TextConfig",
         "rar": "gen.autoregressive.rar:RARConfig",
+        "var": "gen.autoregressive.var:VARConfig",
+        "flextok-ar": "gen.autoregressive.flextok_ar:FlexTokARConfig",
+        "instella-ar": "gen.autoregressive.instella_ar:InstellaARConfig",
+        "binary-diffusion": "gen.autoregressive.binary_diffusion:BinaryDiffusion",
+    },
+    "bit-network": {
+        "binary-transformer": "gen.autoregressive.binary_transformer:BinaryTransformerConfig",
+        "instella-network": "gen.autoregressive.instella:InstellaDiffusionConfig",
+    },
+    "bit-process": {
+        "bernoulli": "gen.autoregressive.bernoulli:Bernoulli",
     },
     "scale-schedule": {
         "constant-scale": "gen.autoregressive.decoding:ConstantScale",
@@ -185,6 +196,9 @@ KINDS: dict[str, dict[str, str]] = {
         "masked-sampler": "gen.autoregressive.unmasking:MaskedSampler",
         "infilling-sampler": "gen.autoregressive.infilling:InfillingSampler",
         "flowtok-sampler": "gen.tokenizers.flowtok_sampling:FlowTokSampler",
+        "scale-sampler": "gen.autoregressive.scales:ScaleSampler",
+        "bit-sampler": "gen.autoregressive.bits:BitSampler",
+        "binary-sampler": "gen.autoregressive.binary_sampler:BinarySampler",
     },
     "tokenizer": {
         "titok": "gen.tokenizers.titok:TiTokConfig",

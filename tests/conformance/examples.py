@@ -29,13 +29,18 @@ from gen.features.vit import ViTConfig
 from gen.nn.discriminators import PatchGAN
 from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
+from gen.tokenizers.binary import BinaryAutoencoderConfig
 from gen.tokenizers.flextok import FlexTokConfig, Pixels, euler_apg
 from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
+from gen.tokenizers.quantizers.binary import Binary
 from gen.tokenizers.quantizers.fsq import FSQ
+from gen.tokenizers.quantizers.residual import Residual
 from gen.tokenizers.quantizers.vq import VQ
 from gen.tokenizers.titok import TiTokConfig, Tower
+from gen.tokenizers.var_vqvae import VARVQVAEConfig
 from gen.tokenizers.vavae import VisionFoundation
+from gen.tokenizers.vqgan import VQGANConfig
 from gen.training.optim import OptimConfig
 from tests.conformance.tokenizers import Codebook
 from tests.data import files
@@ -79,6 +84,15 @@ VOCABULARY: dict[str, Any] = {
 }
 ENCODER = ViTConfig(size=4, patch=1, width=8, depth=1, heads=1, hidden=8)
 PROXY = MaskGITVQGANConfig((8, 8, 1), 4, (1, 1, 1), 1, VQ(8, 3), groups=2)
+# tokenizers whose own example, of published size, takes long to trace; their presets have tests of their own
+SMALL: dict[str, Any] = {
+    "kl-vae": KLVAEConfig((8, 8, 1), 4, (1, 2), 1, 3, 3, groups=2),
+    "vqgan": VQGANConfig((8, 8, 1), VQ(16, 3, normalize=True), 8, (1, 2), (2, 1), 1, 4, groups=4),
+    "var-vqvae": VARVQVAEConfig((8, 8, 1), Residual(16, 3, (1, 2, 4)), 8, (1, 2), (), 1, 4, groups=4),
+    "binary-autoencoder": BinaryAutoencoderConfig((8, 8, 1), Binary(6), 8, (1, 2), 1, 1, 8, (1,), groups=4),
+    "maskgit-vqgan": PROXY,
+    "flextok": FLEXTOK,
+}
 # words that mean something else to one kind
 OWN: dict[str, dict[str, Any]] = {
     "proxy-task": {"tokenizer": dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3), pixels=PROXY)},
@@ -131,7 +145,7 @@ def task(kind: str) -> Any:
 def frozen() -> Mapping[str, Params]:
     """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a 2D tokenizer's codes."""
     networks = {"teacher": NETWORK, "encoder": ENCODER, "proxy": PROXY}
-    return {role: Network(config).init(jax.random.key(7)) for role, config in networks.items()}
+    return {role: jax.jit(Network(config).init)(jax.random.key(7)) for role, config in networks.items()}
 
 
 @dataclasses.dataclass(frozen=True)
