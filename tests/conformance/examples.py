@@ -24,6 +24,7 @@ from gen.diffusion.consistency_maps import data_map, trig_map
 from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.flowmap import Consistency, FlowMap, jump_map
 from gen.diffusion.process import EDM, Linear
+from gen.distill.gpt_student import GPTStudentConfig
 from gen.errors import GenError
 from gen.features.vit import ViTConfig
 from gen.nn.discriminators import PatchGAN
@@ -93,11 +94,17 @@ SMALL: dict[str, Any] = {
     "maskgit-vqgan": PROXY,
     "flextok": FLEXTOK,
 }
+CODES = dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3))
 # words that mean something else to one kind
 OWN: dict[str, dict[str, Any]] = {
     "proxy-task": {"tokenizer": dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3), pixels=PROXY)},
     "flextok-task": {"tokenizer": FLEXTOK},
     "consistency-distillation-task": {"flow_map": data_map(TEACHER)},
+    "distilled-decoding-task": {
+        "teacher": WRITER,
+        "tokenizer": CODES,
+        "student": GPTStudentConfig(WRITER, SHAPE[-1]),
+    },
     "scm-task": {"flow_map": trig_map(TEACHER)},
     "scd-task": {"flow_map": trig_map(TEACHER)},
     "ctm-task": {"flow_map": jump_map(TEACHER), "last_layer": "outer/kernel"},
@@ -108,7 +115,15 @@ OWN: dict[str, dict[str, Any]] = {
     },
 }
 # tasks that differ from a quick one in a term, compile two networks, or have tests of their own
-SLOW = ("vavae-task", "proxy-task", "flextok-task", "consistency-task", "truncated-task", "scm-task")
+SLOW = (
+    "vavae-task",
+    "proxy-task",
+    "flextok-task",
+    "consistency-task",
+    "truncated-task",
+    "scm-task",
+    "distilled-decoding-task",
+)
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
     "toy-drawn": "tests.conformance.tokenizers:Drawn",
@@ -142,9 +157,10 @@ def task(kind: str) -> Any:
 
 
 @functools.cache
-def frozen() -> Mapping[str, Params]:
-    """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a 2D tokenizer's codes."""
-    networks = {"teacher": NETWORK, "encoder": ENCODER, "proxy": PROXY}
+def frozen(kind: str) -> Mapping[str, Params]:
+    """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a tokenizer's codes."""
+    teacher = WRITER if kind == "distilled-decoding-task" else NETWORK
+    networks = {"teacher": teacher, "encoder": ENCODER, "proxy": PROXY, "tokenizer": CODES}
     return {role: jax.jit(Network(config).init)(jax.random.key(7)) for role, config in networks.items()}
 
 
@@ -177,7 +193,7 @@ class Rows:
 def build(kind: str) -> tuple[Any, Any, Any]:
     """(task, data, frozen) in a fresh process."""
     KINDS["conformance"] = KINDS_HERE
-    return task(kind), Rows(), frozen()
+    return task(kind), Rows(), frozen(kind)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,7 +49,7 @@ def test_every_member_has_an_example(family: str, tmp_path: Path) -> None:
     "kind", [pytest.param(k, marks=[pytest.mark.slow] if k in examples.SLOW else []) for k in KINDS["task"]]
 )
 def test_task(kind: str, tmp_path: Path) -> None:
-    check_task(examples.task(kind), examples.Rows(), examples.frozen(), tmp_path)
+    check_task(examples.task(kind), examples.Rows(), examples.frozen(kind), tmp_path)
 
 
 @pytest.mark.slow
