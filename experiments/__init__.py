@@ -4,7 +4,8 @@ A user's own file, anywhere, works the same way: its presets are called ``FILE.p
 
 A file lists its presets in one literal, ``PRESETS = {"name": function}``; the first line of a function's
 docstring is what ``gen list`` shows, and its parameters name the inputs it takes: ``teacher`` and
-``tokenizer`` (what `gen.load` gives), ``data`` (a path, str). Further parameters have defaults and are for
+``tokenizer`` (what `gen.load` gives), ``data`` (a path, str); of students also ``student`` (the configuration of
+their network) and ``calls`` (how many network calls make a sample). Further parameters have defaults and are for
 Python alone. The table is read from the source text, so
 listing presets imports neither the experiments nor jax.
 """
@@ -24,11 +25,13 @@ from gen.files import reading
 
 __all__ = ["INPUTS", "Preset", "Recipe", "build", "file_kinds", "file_presets", "find", "is_file", "presets"]
 
-INPUTS = ("teacher", "tokenizer", "data")
+INPUTS = ("teacher", "tokenizer", "data", "student", "calls")
 NEEDED = {
     "teacher": "a teacher; add --teacher RUN",
     "tokenizer": "a tokenizer; add --tokenizer RUN",
     "data": "training data; add --data DATA",
+    "student": "a network for the student; add --student PRESET",
+    "calls": "the number of network calls of a sample; add --calls N",
 }
 
 

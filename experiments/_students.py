@@ -1,20 +1,24 @@
 """What the experiments of distillation share: a student's recipe, whose sizes and conditions are its teacher's."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gen.data.caches import Cache
 from gen.data.images import Images
+from gen.data.random import RANDOM
 from gen.errors import GenError
-from gen.experiments import Recipe
+from gen.experiments import Recipe, build, find
 from gen.runs import Loaded
 from gen.sampling.generator import FewSteps
 from gen.sampling.records import Records
 from gen.training.run import EngineConfig, RunConfig
 from gen.training.task import Stage
 
-__all__ = ["student_data", "student_recipe"]
+__all__ = ["student_data", "student_network", "student_recipe", "student_times"]
 
 
 def student_data(data: str | None, teacher: Loaded) -> Any:
@@ -33,8 +37,9 @@ def student_data(data: str | None, teacher: Loaded) -> Any:
         return Records(data, teacher.origin)
     if (Path(data) / "cache.json").exists():
         return Cache(data)
-    size = teacher.denoiser.network.shape[0]
-    return Images(data, size, labels="class" if "label" in teacher.denoiser.network.conditions else "none")
+    network = teacher.denoiser.network
+    size, channels = network.shape[0], network.shape[-1]
+    return Images(data, size, channels=channels, labels="class" if "label" in network.conditions else "none")
 
 
 def student_recipe(
@@ -65,3 +70,47 @@ def student_recipe(
     arrays = {"teacher": teacher.params["net"]} | {role: arrays for role, (_, arrays) in further.items()}
     kept = {role: teacher.params[role] for role in ("tokenizer", "normalizer") if role in teacher.params}
     return Recipe(config, frozen=arrays, artifacts=kept)
+
+
+def student_network(preset: str, teacher: Loaded) -> Any:
+    """Gives the network of `preset` with the inputs and the conditions of `teacher`.
+
+    Raises GenError for a preset of no denoiser or that needs more than data, and for a network that cannot have the
+    teacher's size or conditions.
+    """
+    row, like = find(preset), teacher.denoiser.network
+    if set(row.required) - {"data"}:
+        raise GenError(
+            f"preset '{preset}' needs {' and '.join(row.required)}; give a student that trains on data alone"
+        )
+    models = build(preset, {"data": RANDOM} if row.required else {}).config.exported()
+    network = models["net"].config.network if "net" in models else None
+    if network is None:
+        raise GenError(f"preset '{preset}' trains no denoiser; give a student such as dit-b2 or edm-smoke")
+    *sides, channels = like.shape
+    whole = isinstance(network.size, int)
+    if whole and (len(sides) != 2 or sides[0] != sides[1]):
+        raise GenError(f"the network of '{preset}' takes square images, the teacher {like.shape}; give another student")
+    fields = {field.name for field in dataclasses.fields(network)}
+    changed = {"size": sides[0] if whole else tuple(sides), "channels": channels, "num_classes": like.num_classes}
+    changed |= {"out_channels": channels} if "out_channels" in fields else {}
+    try:
+        fitted = dataclasses.replace(network, **changed)
+    except GenError as error:
+        raise GenError(f"the network of '{preset}' cannot have the teacher's {like.shape}: {error}") from None
+    if fitted.shape != like.shape or fitted.conditions != like.conditions:
+        raise GenError(
+            f"the network of '{preset}' takes {fitted.shape} and {', '.join(fitted.conditions) or 'no condition'}, the "
+            f"teacher {like.shape} and {', '.join(like.conditions) or 'no condition'}; give another student"
+        )
+    return fitted
+
+
+def student_times(process: Any, calls: int) -> tuple[float, ...]:
+    """Gives the times of a student of `calls` network calls: equally spaced on the process, from its noise end on.
+
+    Raises GenError for fewer than one call.
+    """
+    if calls < 1:
+        raise GenError(f"a student makes a sample in {calls} calls; expected at least 1")
+    return tuple(float(process.at(np.float64(1.0 - i / calls))) for i in range(calls))

@@ -101,7 +101,7 @@ def prepare(
     Args:
       preset: a name, or FILE.py:PRESET.
       inputs: by name, None where not given: paths, of which runs are loaded with their EMA weights, or what `gen.load`
-        gives.
+        gives; for ``student`` the name of a preset, whose network is fitted to the teacher.
       overrides: (path, text) pairs.
       short: settings under their short names: steps, batch, seed, profile ("FIRST-LAST"); None where not given.
       unconditional: whether the model loses its classes, the data their labels and the sampler its guidance.
@@ -120,6 +120,10 @@ def prepare(
         from gen.runs import load
 
         given = {name: load(found) if isinstance(found, Path) else found for name, found in given.items()}
+    if "student" in given:
+        from gen.experiments._students import student_network
+
+        given["student"] = student_network(given["student"], given["teacher"])
     recipe = build(preset, given)
     stages = range(len(recipe.config.stages))
     paths = {

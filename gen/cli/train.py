@@ -53,7 +53,8 @@ How = Annotated[Training, flag(name="")]  # its fields are flags of the command
 
 
 def demo(
-    outdir: Annotated[Path, flag("DIR")] = Path("runs/demo"),
+    outdir: Annotated[Path | None, flag("DIR")] = None,
+    tokens: Switch = False,
     smoke: Switch = False,
     seed: Annotated[int, flag("N")] = 0,
 ) -> None:
@@ -65,15 +66,22 @@ def demo(
     Examples:
       gen demo
       gen demo --outdir /tmp/try --smoke
+      gen demo --tokens
 
     Args:
-      outdir: where everything is written.
+      outdir: where everything is written; runs/demo, or runs/demo-tokens.
+      tokens: digits by tokens instead: an autoregressive model and a masked one.
       smoke: a run of seconds that checks the path, not the quality.
       seed: of initial weights, data order and noise.
     """
+    if tokens:
+        from gen.experiments import demo_tokens
+
+        demo_tokens.run(outdir or "runs/demo-tokens", smoke=smoke, seed=seed)
+        return
     from gen.experiments import demo as experiment
 
-    experiment.run(outdir, smoke=smoke, seed=seed)
+    experiment.run(outdir or "runs/demo", smoke=smoke, seed=seed)
 
 
 def train(
@@ -111,13 +119,26 @@ def train(
       training: how it is trained.
       multihost: the job that this process belongs to.
     """
+    inputs = {"data": data, "teacher": teacher, "tokenizer": tokenizer}
+    _train(preset, inputs, outdir, training, multihost, overrides)
+
+
+def _train(
+    preset: str,
+    inputs: dict[str, Any],
+    outdir: Path | None,
+    training: Training,
+    multihost: Job,
+    overrides: tuple[tuple[str, str], ...],
+) -> None:
+    """Trains a preset with its inputs by name, None where not given."""
     from gen.experiments import find
 
     find(preset)  # a misspelt name is told at once
     start(multihost)
     recipe = prepare(
         preset,
-        {"data": data, "teacher": teacher, "tokenizer": tokenizer},
+        inputs,
         overrides,
         {name: getattr(training, name) for name in ("steps", "batch", "seed", "profile")},
         unconditional=training.unconditional,
@@ -174,6 +195,8 @@ def distill(
     /,
     *,
     teacher: Annotated[Path, flag("RUN")],
+    student: Annotated[str | None, flag("PRESET")] = None,
+    calls: Annotated[int | None, flag("N")] = None,
     outdir: Annotated[Path | None, flag("DIR")] = None,
     data: Annotated[str | None, flag("DATA")] = None,
     pairs: Annotated[int | None, flag("N")] = None,
@@ -181,10 +204,11 @@ def distill(
     multihost: Multihost = ALONE,
     overrides: Overrides = (),
 ) -> None:
-    """Trains a student of a teacher run: gen train with a teacher.
+    """Trains a student of a teacher run: METHOD is a preset that takes a teacher, and has its size and conditions.
 
-    Students that regress on stored pairs (starting noise and where the teacher's solver takes it) read them from
-    --data; --pairs makes them first, in OUTDIR/pairs.
+    The student is a copy of the teacher, or has another network with --student. Students that regress on stored pairs
+    (starting noise and where the teacher's solver takes it) read them from --data; --pairs makes them first, in
+    OUTDIR/pairs.
 
     Examples:
       gen distill demo-student --teacher runs/demo/teacher --pairs 8192 --outdir runs/student
@@ -194,6 +218,8 @@ def distill(
     Args:
       preset: a name from gen list, or a preset of your own file; --preset NAME is the same.
       teacher: the teacher's run folder; its EMA weights are used.
+      student: a preset whose network the student has, with the teacher's size and conditions; the teacher's by default.
+      calls: network calls of the student's samples, for methods that train students of several; 1 by default.
       outdir: the run folder; runs/PRESET by default.
       data: the data, latent cache or teacher records, for presets that take them.
       pairs: how many pairs of the teacher to store and train on; classes in turn.
@@ -211,15 +237,8 @@ def distill(
         data = str(folder)
         if not training.dry_run:
             _store_pairs(preset, teacher, folder, pairs, multihost)
-    train(
-        preset,
-        outdir=outdir,
-        data=data,
-        teacher=teacher,
-        training=training,
-        multihost=multihost,
-        overrides=overrides,
-    )
+    inputs = {"data": data, "teacher": teacher, "student": student, "calls": calls}
+    _train(preset, inputs, outdir, training, multihost, overrides)
 
 
 def _store_pairs(preset: str, teacher: Path, folder: Path, count: int, multihost: Job) -> None:

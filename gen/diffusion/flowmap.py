@@ -20,7 +20,7 @@ from gen.errors import GenError
 from gen.nn.forward_mode import forward_mode
 from gen.nn.network import Cond, Network, Params
 
-__all__ = ["AverageVelocity", "Consistency", "Diagonal", "FlowMap", "Jump", "TwoTimes", "Value"]
+__all__ = ["AverageVelocity", "Consistency", "Diagonal", "FlowMap", "Jump", "TwoTimes", "Value", "jump_map"]
 
 Inputs = tuple[jax.Array, tuple[jax.Array, ...]]
 
@@ -141,7 +141,12 @@ class Consistency:
 
     f = c_skip x + c_out F(c_in x; ln(t) / 4) with d = sigma_data, c_skip = d^2 / ((t - t_min)^2 + d^2),
     c_out = (t - t_min) d / sqrt(t^2 + d^2), c_in = 1 / sqrt(t^2 + d^2); hence f is the identity at t_min.
+
+    Attributes:
+      scale: factor on the network's time, see `gen.diffusion.denoiser.EDMPrecondition`.
     """
+
+    scale: float = 1.0
 
     times: ClassVar[int] = 1
     anywhere: ClassVar[bool] = False
@@ -150,7 +155,7 @@ class Consistency:
     def inputs(self, process: Process, x: jax.Array, t: jax.Array, s: jax.Array) -> Inputs:
         """Does what `TwoTimes.inputs` says."""
         del s
-        return EDMPrecondition().inputs(process, x, t)
+        return EDMPrecondition(self.scale).inputs(process, x, t)
 
     def value(self, process: Process, raw: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
         """Gives f, which the raw output means."""
@@ -310,6 +315,14 @@ class FlowMap:
                 f"flow map {type(self.parameterization).__name__} knows no jump of length 0; it gives no denoiser"
             )
         return Denoiser(self.network, self.process, Diagonal(self.parameterization), objective or VelocityMatching())
+
+
+def jump_map(denoiser: Denoiser) -> FlowMap:
+    """Gives the flow map that starts as a denoiser: its network with a second time, its parameterization as the g of a
+    `Jump`.
+    """
+    network = dataclasses.replace(denoiser.network, times=2)
+    return FlowMap(network, denoiser.process, Jump(denoiser.parameterization))
 
 
 def _times(x: jax.Array, t: Any) -> jax.Array:

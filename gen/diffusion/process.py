@@ -23,6 +23,7 @@ __all__ = [
     "Linear",
     "Process",
     "Time",
+    "TrigFlow",
     "Trigonometric",
     "array_module",
     "as_times",
@@ -167,6 +168,53 @@ class Trigonometric:
 
     def at(self, u: Any) -> Any:
         return as_times(u)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrigFlow:
+    """TrigFlow (Lu and Song 2024, arXiv 2410.11081, sec. 3.1): alpha = cos t, sigma = sigma_data sin t; t is an angle.
+
+    The level sigma / alpha is sigma_data tan t. The velocity d x_t / d t has the size of the data at every time.
+
+    Attributes:
+      sigma_data: standard deviation of the data.
+      sigma_max: the highest level, which gives t_max; pure noise is the angle pi / 2.
+    """
+
+    sigma_data: float = 0.5
+    sigma_max: float = 80.0
+
+    t_min = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.sigma_data, self.sigma_max) <= 0.0:
+            raise GenError(f"sigma_data {self.sigma_data:g} and sigma_max {self.sigma_max:g}; both are positive")
+
+    @property
+    def t_max(self) -> float:
+        return math.atan2(self.sigma_max, self.sigma_data)
+
+    def alpha(self, t: Time) -> Any:
+        return array_module(t).cos(as_times(t))
+
+    def sigma(self, t: Time) -> Any:
+        return self.sigma_data * array_module(t).sin(as_times(t))
+
+    def dalpha(self, t: Time) -> Any:
+        return -array_module(t).sin(as_times(t))
+
+    def dsigma(self, t: Time) -> Any:
+        return self.sigma_data * array_module(t).cos(as_times(t))
+
+    def logsnr(self, t: Time) -> Any:
+        return logsnr_of(self, t)
+
+    def time_of(self, logsnr: Any) -> Any:
+        xp = array_module(logsnr)
+        return xp.arctan(xp.exp(-0.5 * as_times(logsnr)) / self.sigma_data)
+
+    def at(self, u: Any) -> Any:
+        return self.t_max * as_times(u)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -206,27 +206,39 @@ def _weighted_bwd(scale: float, kept: Any, grad: jax.Array) -> tuple[jax.Array |
 _weighted.defvjp(_weighted_fwd, _weighted_bwd)
 
 
-def new_cache(batch: int, length: int, heads: int, size: int, dtype: Any) -> dict[str, jax.Array]:
-    """Keys and values before the first token: ``k`` and ``v`` (batch, length, heads, size), zero."""
-    zeros = jnp.zeros((batch, length, heads, size), dtype)
+def new_cache(layers: int, batch: int, length: int, heads: int, size: int, dtype: Any) -> dict[str, jax.Array]:
+    """Keys and values of all layers before the first token: ``k`` and ``v`` (layers, batch, heads, length, size), zero.
+
+    Heads come before tokens, as the products want them. Where a mesh is set the cache is split over batch and heads.
+    """
+    zeros = jnp.zeros((layers, batch, heads, length, size), dtype)
+    sizes, parts = dict(jax.sharding.get_abstract_mesh().shape), ambient_parts()
+    tensor = "tensor" if sizes.get("tensor", 1) > 1 and not heads % sizes["tensor"] else None
+    if (parts > 1 and not batch % parts) or tensor:
+        split = P(None, BATCH_AXES if not batch % parts else None, tensor)
+        zeros = jax.lax.with_sharding_constraint(zeros, split)
     return {"k": zeros, "v": zeros}
 
 
 def extend_cache(
-    cache: Mapping[str, jax.Array], k: jax.Array, v: jax.Array, at: jax.Array | int
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Writes the keys and values (B, N, G, D) of the tokens `at` to at + N - 1 into a cache.
+    cache: Mapping[str, jax.Array], layer: jax.Array | int, k: jax.Array, v: jax.Array, at: jax.Array | int
+) -> tuple[dict[str, jax.Array], jax.Array, jax.Array, jax.Array]:
+    """Writes the keys and values (B, N, G, D) that a layer has of the tokens `at` to at + N - 1 into a cache.
+
+    Carried through a loop, the cache is changed in place.
 
     Returns:
-      The new cache; (N, S) bool, True where a token may look: at itself and what came before. A step of a generator
-      is ``cache, mask = extend_cache(cache, k, v, at)``, then ``attention(q, cache["k"], cache["v"], mask=mask)``.
+      The new cache; the layer's keys and values (B, S, G, D); (N, S) bool, True where a token may look: at itself and
+      what came before. A step of a generator is ``cache, k, v, mask = extend_cache(cache, layer, k, v, at)``, then
+      ``attention(q, k, v, mask=mask)``.
     """
-    new = {"k": k, "v": v}
+    rows = {"k": k, "v": v}
     cache = {
-        name: jax.lax.dynamic_update_slice_in_dim(old, new[name].astype(old.dtype), at, axis=1)
+        name: jax.lax.dynamic_update_slice(old, rows[name].swapaxes(1, 2)[None].astype(old.dtype), (layer, 0, 0, at, 0))
         for name, old in cache.items()
     }
-    return cache, jnp.arange(cache["k"].shape[1]) <= at + jnp.arange(k.shape[1])[:, None]
+    k, v = (jax.lax.dynamic_index_in_dim(cache[name], layer, keepdims=False).swapaxes(1, 2) for name in ("k", "v"))
+    return cache, k, v, jnp.arange(k.shape[1]) <= at + jnp.arange(rows["k"].shape[1])[:, None]
 
 
 class Attention(nnx.Module):
@@ -236,7 +248,7 @@ class Attention(nnx.Module):
       bias, proj_bias: whether the projection to q, k and v, and the last one, have biases.
       norm: makes the norms of q and k, each over head_dim, from (head_dim, rngs); None for none.
       scale: factor on the products of q and k; None for 1 / sqrt(head_dim).
-      proj_init: of the output projection's weights; those of q, k and v are Xavier-uniform.
+      init, proj_init: of the weights of the projection to q, k and v, and of the last one.
     """
 
     def __init__(
@@ -248,12 +260,13 @@ class Attention(nnx.Module):
         proj_bias: bool = True,
         norm: Callable[[int, nnx.Rngs], Any] | None = None,
         scale: float | None = None,
+        init: Callable[..., jax.Array] = xavier,
         proj_init: Callable[..., jax.Array] = xavier,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         self.heads, self.normed, self.scale = heads, norm is not None, scale
-        self.qkv = linear(width, 3 * width, bias=bias, dtype=dtype, rngs=rngs)
+        self.qkv = linear(width, 3 * width, bias=bias, init=init, dtype=dtype, rngs=rngs)
         self.proj = linear(width, width, bias=proj_bias, init=proj_init, dtype=dtype, rngs=rngs)
         if norm is not None:
             self.q_norm, self.k_norm = norm(width // heads, rngs), norm(width // heads, rngs)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gen.nn.attention import Attention
-from gen.nn.layers import MLP, linear
+from gen.nn.layers import MLP, linear, xavier
 
 __all__ = ["FeedForward", "Gated", "ViTBlock", "normed"]
 
@@ -32,12 +32,13 @@ class Gated(nnx.Module):
         activation: Callable[[jax.Array], jax.Array],
         *,
         bias: bool = True,
+        init: Callable[..., jax.Array] = xavier,
         dtype: Any,
         rngs: nnx.Rngs,
     ) -> None:
         self.activation = activation
-        self.fc1 = linear(width, 2 * hidden, bias=bias, dtype=dtype, rngs=rngs)
-        self.fc2 = linear(hidden, width, bias=bias, dtype=dtype, rngs=rngs)
+        self.fc1 = linear(width, 2 * hidden, bias=bias, init=init, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, width, bias=bias, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate, value = jnp.split(self.fc1(x), 2, -1)

@@ -16,14 +16,12 @@ import numpy as np
 from gen import arrays
 from gen.config import from_json, to_json
 from gen.diffusion.backbones.dit import DiTConfig
-from gen.diffusion.denoiser import Denoiser
 from gen.errors import GenError
 from gen.files import write_json
 from gen.pretrained.rules import Importer
 from gen.pretrained.schedulers import obeyed, scheduler_settings, write_scheduler
 from gen.pretrained.systems import SYSTEMS, system
 from gen.runs import Loaded
-from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.tokenizers.kl_vae import KLVAEConfig
 
 __all__ = ["Described", "described", "export_file", "export_folder", "sampled_as", "system_of"]
@@ -45,7 +43,7 @@ class Described:
 
     system: str | None = None
     network: Any = None
-    sampler: Sampler | None = None
+    sampler: Any = None
     normalizer: dict[str, np.ndarray] | None = None
 
 
@@ -66,7 +64,7 @@ def described(path: Path) -> Described:
     return Described(
         name,
         from_json(network, system(name).network, "gen.network"),
-        None if sampler is None else from_json(sampler, Sampler, "gen.sampler"),
+        None if sampler is None else from_json(sampler, Any, "gen.sampler"),
         normalizer,
     )
 
@@ -91,7 +89,7 @@ def system_of(loaded: Loaded, name: str | None) -> Importer:
 
 
 def _network(loaded: Loaded, importer: Importer) -> Any:
-    return loaded.tokenizer if importer.role == "tokenizer" else loaded.denoiser.network
+    return loaded.tokenizer if importer.role == "tokenizer" else loaded.generator.network
 
 
 def export_file(loaded: Loaded, importer: Importer, out: Path) -> int:
@@ -101,14 +99,15 @@ def export_file(loaded: Loaded, importer: Importer, out: Path) -> int:
     """
     network = _network(loaded, importer)
     if importer.generator is not None:
-        _same_conventions(loaded.denoiser, importer.generator(network).denoiser, importer.name)
+        _same_conventions(loaded.generator.subject, importer.generator(network).subject, importer.name)
     weights = importer.save(network, loaded.params[importer.role])
     arrays.write(out, weights, _metadata(loaded, importer))
     return len(weights)
 
 
-def _same_conventions(ours: Denoiser, published: Denoiser, name: str) -> None:
-    for field in ("process", "parameterization"):
+def _same_conventions(ours: Any, published: Any, name: str) -> None:
+    """Raises GenError where a denoiser's process or parameterization differs; a token model has neither."""
+    for field in {"process", "parameterization"} & to_json(published).keys():
         found, meant = to_json(getattr(ours, field)), to_json(getattr(published, field))
         wrong = [f"{field}.{key} {found.get(key)!r}" for key in {**meant, **found} if found.get(key) != meant.get(key)]
         if wrong:
@@ -145,7 +144,7 @@ def export_folder(loaded: Loaded, importer: Importer, out: Path) -> int:
     settings = _dit_settings(network)
     assert importer.generator is not None
     there = obeyed(importer.generator(network), scheduler_settings(loaded.generator))
-    _same_conventions(loaded.denoiser, there.denoiser, importer.name)
+    _same_conventions(loaded.generator.subject, there.subject, importer.name)
     weights = importer.save(network, loaded.params["net"])
     write_scheduler(out, loaded.generator)
     arrays.write(out / "transformer" / _WEIGHTS, weights, _metadata(loaded, importer))
@@ -237,6 +236,6 @@ def _latents(normalizer: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"latents_mean": shift.tolist(), "latents_std": scale.tolist(), "scaling_factor": 1.0}
 
 
-def sampled_as(generator: DiffusionGenerator, held: Described) -> DiffusionGenerator:
+def sampled_as(generator: Any, held: Described) -> Any:
     """Gives the generator with the sampler of a file's header, where it says one."""
     return generator if held.sampler is None else dataclasses.replace(generator, sampler=held.sampler)

@@ -1,12 +1,16 @@
 """FlowTok weights: the names of files that derive from its release (its repository could not be read)."""
 
+import numpy as np
+
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.errors import GenError
 from gen.nn.layers import sincos_positions
 from gen.pretrained.rules import SAME, Arrays, Computed, Importer, Rule, Rules, depth_of, joined, linear
+from gen.tokenizers.base import Affine
 from gen.tokenizers.flowtok import FlowTokConfig, TextProjectorConfig
+from gen.tokenizers.flowtok_sampling import FlowTokGenerator
 
-__all__ = ["IMPORTER", "rules", "velocity_rules"]
+__all__ = ["IMPORTER", "generator", "rules", "velocity_rules"]
 
 _HEADS = {768: 12, 1024: 16, 1152: 16, 1280: 20}
 
@@ -92,10 +96,16 @@ def config(weights: Arrays, *, heads: int | None = None, text_heads: int = 8) ->
     )
 
 
+def generator(config: FlowTokConfig) -> FlowTokGenerator:
+    """Gives the released sampler: 20 Euler steps, guidance 2; latents."""
+    return FlowTokGenerator(config)
+
+
 IMPORTER = Importer(
     name="flowtok",
     signature=("context_encoder.linear.weight", "x_embedder.weight", "t2t_temperature"),
     config=config,
     rules=rules,
-    generator=None,
+    generator=generator,
+    normalizer=Affine(np.zeros(16, np.float32), np.full(16, 1 / 1.0143, np.float32)),  # of the 512 px tokenizer
 )

@@ -87,12 +87,12 @@ class SamplerConfig(Protocol):
 
 
 def changes(guidance: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives the settings that are not None; a number as guidance becomes `guidance` with that scale.
+    """Gives the settings that are not None; a number as guidance becomes `guidance`, if any, with that scale.
 
     Raises GenError where `guidance` has no scale of its own.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    if isinstance(given.get("guidance"), int | float):
+    if guidance is not None and isinstance(given.get("guidance"), int | float):
         if "scale" not in (field.name for field in dataclasses.fields(guidance)):
             raise GenError(f"{type(guidance).__name__} has no scale of its own; give a whole guidance")
         given["guidance"] = dataclasses.replace(guidance, scale=float(given["guidance"]))
@@ -189,8 +189,13 @@ class LatentGenerator(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def subject(self) -> Any:
+        """Gives what is sampled, as a run's `gen.training.task.Model` names it; it has a ``network``."""
+
+    @property
     def network(self) -> Any:
         """Gives the configuration of the sampled network."""
+        return self.subject.network
 
     @property
     def guide(self) -> Denoiser | None:
@@ -233,9 +238,9 @@ class DenoiserGenerator(LatentGenerator):
     denoiser: Denoiser
 
     @property
-    def network(self) -> Any:
-        """Gives the configuration of the denoiser's network."""
-        return self.denoiser.network
+    def subject(self) -> Denoiser:
+        """Gives the denoiser."""
+        return self.denoiser
 
 
 class SampledGenerator(DenoiserGenerator):

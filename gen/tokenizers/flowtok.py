@@ -22,6 +22,7 @@ from gen.diffusion.process import Linear
 from gen.diffusion.times import TimeSampler
 from gen.errors import GenError
 from gen.nn.attention import Attention
+from gen.nn.conditions import Condition, Conditions
 from gen.nn.layers import linear, run_stack, stack
 from gen.nn.network import Params
 from gen.tokenizers.base import Gaussian
@@ -141,6 +142,21 @@ class FlowTokConfig:
                 f"the flow leads from text latents {(self.text.text[0], self.text.channels)} to {self.velocity.shape}; "
                 "give both the same tokens and channels, and the network one class"
             )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Gives the shape (tokens, channels) of one image's latents, which is that of a caption's."""
+        return self.velocity.shape
+
+    @property
+    def conditions(self) -> Conditions:
+        """Gives the features of a caption, all positions, padding too."""
+        return {"text": Condition(self.text.text)}
+
+    @property
+    def network(self) -> "FlowTokConfig":
+        """Gives the configuration of both networks, which is this."""
+        return self
 
     def build(self, rngs: nnx.Rngs) -> "FlowTok":
         """Gives the module with freshly drawn parameters."""

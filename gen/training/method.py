@@ -12,11 +12,12 @@ import numpy as np
 
 from gen.errors import GenError
 from gen.nn.conditions import Conditions, has_defaults, make_conditions
+from gen.nn.network import Network
 from gen.training.optim import OptimConfig
 from gen.training.part import Part, begin, warm_start
 from gen.training.task import Batch, Frozen, Metrics, Model, Program, Schedule, State
 
-__all__ = ["PICTURES", "Method", "StudentMethod", "given", "signed"]
+__all__ = ["PICTURES", "FlowMapMethod", "Method", "StudentMethod", "given", "signed"]
 
 PICTURES = 8  # samples in a preview; their seeds 0 to 7 keep noise and condition through the run
 
@@ -246,3 +247,44 @@ class StudentMethod(Method):
             raise GenError(f"distillation needs the frozen role 'teacher'; got {', '.join(frozen) or 'none'}")
         source = frozen["teacher"] if previous is None else previous.params["student"]
         return {"student": source if self.student is None else warm_start(self.denoiser.network, key, source)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowMapMethod(Method):
+    """A method that trains a flow map, exported as ``net``: a few-step student that is no denoiser.
+
+    The first stage starts from what fits of ``frozen["teacher"]`` where that is given, else from random weights: the
+    same method distils and trains from scratch.
+
+    Attributes:
+      flow_map: the trained `gen.diffusion.flowmap.FlowMap`. `gen.diffusion.consistency_maps.consistency_map` and
+        `gen.diffusion.flowmap.jump_map` make one of a teacher's Denoiser.
+    """
+
+    flow_map: Any
+
+    @property
+    def student_part(self) -> Part:
+        """Gives the part of the trained flow map."""
+        return Part("student", self.flow_map.network, self.optim, self.emas)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Gives the flow map as the only part."""
+        return (self.student_part,)
+
+    @property
+    def classes_at(self) -> str:
+        """Gives the path of the network's number of classes; "" where that is a teacher's."""
+        taught = any(f.metadata.get("given") == "teacher" for f in dataclasses.fields(self))
+        return "" if taught else f"flow_map.network.{self.flow_map.network.classes_at}"
+
+    def models(self) -> Mapping[str, Model]:
+        """Gives the flow map; the run's sampler says by which jumps it is sampled."""
+        return {"net": Model(self.flow_map)}
+
+    def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
+        """Gives the student of the previous stage, or else what fits of the teacher, or else random weights."""
+        source = previous.params["student"] if previous is not None else frozen.get("teacher")
+        network = self.flow_map.network
+        return {"student": Network(network).init(key) if source is None else warm_start(network, key, source)}

@@ -169,7 +169,7 @@ def test_distillation_takes_the_flags_of_training(monkeypatch: pytest.MonkeyPatc
     from gen.cli import train
 
     given: list[train.Training] = []
-    monkeypatch.setattr(train, "train", lambda preset, *, training, **rest: given.append(training))
+    monkeypatch.setattr(train, "_train", lambda preset, inputs, outdir, training, *rest: given.append(training))
     flags = ("--batch-gpu", "4", "--monitor", "real.npz", "--monitor-every", "5", "--dry-run")
     assert main(["distill", "demo-student", "--teacher", "runs/t", *flags]) == 0
     assert given == [train.Training(batch_gpu=4, monitor="real.npz", monitor_every=5, dry_run=True)]

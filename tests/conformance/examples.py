@@ -15,11 +15,14 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
+from gen.autoregressive.gpt import GPTConfig
+from gen.autoregressive.sampler import TokenSampler
 from gen.config import KINDS, config_class
 from gen.data.caches import seal, seal_bits, seal_tokens
 from gen.data.sources import Digits
+from gen.diffusion.consistency_maps import data_map, trig_map
 from gen.diffusion.denoiser import Denoiser, Predict
-from gen.diffusion.flowmap import Consistency, FlowMap
+from gen.diffusion.flowmap import Consistency, FlowMap, jump_map
 from gen.diffusion.process import EDM, Linear
 from gen.errors import GenError
 from gen.features.vit import ViTConfig
@@ -48,6 +51,7 @@ NETWORK = Tiny(channels=SHAPE[-1], classes=CLASSES)
 # A large epsilon: Adam would blow up the rounding of gradients that are zero in exact arithmetic.
 OPTIM = OptimConfig(lr=1e-3, eps=1e-2)
 TOKENIZER = TiTokConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
+WRITER = GPTConfig((2, 2), 8, 16, 1, 2, 16, num_classes=CLASSES, scan=False)
 FLEXTOK = FlexTokConfig(
     first=Pixels((8, 8, 1)),
     tokens=4,
@@ -61,14 +65,17 @@ FLEXTOK = FlexTokConfig(
     remat="none",
     scan=False,
 )
+TEACHER = Denoiser(NETWORK, Linear(), Predict("velocity"))
 VOCABULARY: dict[str, Any] = {
     "network": NETWORK,
     "process": Linear(),
-    "denoiser": Denoiser(NETWORK, Linear(), Predict("velocity")),
-    "teacher": Denoiser(NETWORK, Linear(), Predict("velocity")),
+    "denoiser": TEACHER,
+    "teacher": TEACHER,
     "flow_map": FlowMap(NETWORK, EDM(), Consistency()),
     "tokenizer": TOKENIZER,
     "discrete": Codebook(),
+    "model": WRITER,
+    "sampler": TokenSampler(),
     "discriminator": PatchGAN(channels=1, width=4, layers=1),
     "parts": (Digits("train"),),
     "maker": "a teacher",
@@ -90,6 +97,10 @@ SMALL: dict[str, Any] = {
 OWN: dict[str, dict[str, Any]] = {
     "proxy-task": {"tokenizer": dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3), pixels=PROXY)},
     "flextok-task": {"tokenizer": FLEXTOK},
+    "consistency-distillation-task": {"flow_map": data_map(TEACHER)},
+    "scm-task": {"flow_map": trig_map(TEACHER)},
+    "scd-task": {"flow_map": trig_map(TEACHER)},
+    "ctm-task": {"flow_map": jump_map(TEACHER), "last_layer": "outer/kernel"},
     "random": {"shapes": {"latent": (4, 3), "label": ()}},
     "vavae-task": {
         "tokenizer": KLVAEConfig((8, 8, 1), 4, (1, 2), 1, 3, 3, groups=2, middle_attention=False),
@@ -97,7 +108,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
 }
 # tasks that differ from a quick one in a term, compile two networks, or have tests of their own
-SLOW = ("vavae-task", "proxy-task", "flextok-task")
+SLOW = ("vavae-task", "proxy-task", "flextok-task", "consistency-task", "truncated-task", "scm-task")
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
     "toy-drawn": "tests.conformance.tokenizers:Drawn",
@@ -139,7 +150,7 @@ def frozen() -> Mapping[str, Params]:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Everything a task may ask for, from (seed, step, row) alone: image, latent, starting noise, label."""
+    """Everything a task may ask for, from (seed, step, row) alone: image, latent, starting noise, label, tokens."""
 
     def batches(
         self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1
@@ -154,6 +165,7 @@ class Rows:
                 "latent": latent,
                 "noise": noise,
                 "label": np.arange(batch, dtype=np.int32) % CLASSES,
+                "tokens": rng.integers(0, 8, (batch, 2, 2)).astype(np.int32),
             }
             yield {name: value[part] for name, value in rows.items()}
             step += 1

@@ -183,12 +183,12 @@ def test_a_decoder_that_samples_draws_for_each_image_alone(tmp_path: Path) -> No
 def test_generator(kind: str) -> None:
     """Sample i is a function of key i and condition i alone, and finite."""
     generator = examples.example(kind)
-    params = {"net": Network(examples.NETWORK).init(jax.random.key(1))}
+    params = {"net": Network(generator.network).init(jax.random.key(1))}
     keys = jax.vmap(jax.random.key)(jnp.arange(6))
     label = jnp.arange(6, dtype=jnp.int32) % examples.CLASSES
     run = jax.jit(generator)
     images = run(params, keys, {"label": label})
-    assert images.shape == (6, *examples.SHAPE)
+    assert images.shape == (6, *generator.shape)
     assert images.dtype == jnp.float32
     assert np.isfinite(images).all()
     assert generator.nfe is None or generator.nfe >= 1  # None: adaptive, measured by each call

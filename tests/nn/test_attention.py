@@ -105,11 +105,12 @@ def test_a_token_at_a_time_with_a_cache_is_causal_attention():
 
     def step(cache, token):
         q, k, v, at = token
-        cache, mask = extend_cache(cache, k[:, None], v[:, None], at)
-        return cache, attention(q[:, None], cache["k"], cache["v"], mask=mask)[:, 0]
+        cache, k, v, mask = extend_cache(cache, 1, k[:, None], v[:, None], at)
+        return cache, attention(q[:, None], k, v, mask=mask)[:, 0]
 
     tokens = (*(x.swapaxes(0, 1) for x in (q, k, v)), jnp.arange(6))
-    _, out = jax.lax.scan(step, new_cache(2, 6, 2, 8, jnp.float32), tokens)
+    cache, out = jax.lax.scan(step, new_cache(2, 2, 6, 2, 8, jnp.float32), tokens)
+    assert not cache["k"][0].any()  # another layer's
     np.testing.assert_allclose(out.swapaxes(0, 1), attention(q, k, v, causal=True), atol=2e-6)
 
 

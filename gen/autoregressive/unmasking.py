@@ -1,0 +1,191 @@
+"""Masked decoding: all tokens start masked, and every step keeps those that the network is surest of.
+
+MaskGIT's parallel decoding (Chang et al. 2022, arXiv 2202.04200, section 3.2) as TiTok's generator does it (Yu et al.
+2024, arXiv 2406.07550): the confidence in a token is its guided logit, with Gumbel noise that fades over the steps. One
+`lax.scan` runs all; how many tokens each step leaves masked is known beforehand (`gen.autoregressive.masked.entering`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen.autoregressive.decoding import ConstantScale, gumbel, mix
+from gen.autoregressive.generator import TokenGenerator, TokenSamplerConfig
+from gen.autoregressive.masked import MaskedModel, entering
+from gen.autoregressive.sampler import both
+from gen.errors import GenError
+from gen.nn.network import Cond, Params
+from gen.sampling.generator import GeneratorParams, changes
+from gen.training.task import Model
+
+__all__ = ["MaskedSampler", "RampScale", "RisenCosineScale", "unmask"]
+
+# noise(i) is step i's Gumbel noise on the logits (B, N, vocabulary) and on the confidences (B, N)
+DecodingNoise = Callable[[Any], tuple[jax.Array, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RampScale:
+    """Gives w_i = 1 + (w - 1) i / steps: TiTok's linear guidance, whose scripts call w - 1 the scale.
+
+    Attributes:
+      scale: w; 1 for no guidance.
+    """
+
+    scale: float = 1.0
+
+    @property
+    def guides(self) -> bool:
+        """Does what `gen.autoregressive.decoding.ScaleSchedule.guides` says."""
+        return self.scale != 1.0
+
+    def scales(self, steps: int) -> np.ndarray:
+        """Does what `gen.autoregressive.decoding.ScaleSchedule.scales` says."""
+        return 1.0 + (self.scale - 1.0) * np.arange(steps) / steps
+
+
+@dataclasses.dataclass(frozen=True)
+class RisenCosineScale:
+    """Gives w_i = 2 + (w - 2) (1 - cos(pi (i + 1) / steps)) / 2: MaskGen's guidance, whose code calls w - 1 the scale.
+
+    Attributes:
+      scale: w; 1 for no guidance.
+    """
+
+    scale: float = 1.0
+
+    @property
+    def guides(self) -> bool:
+        """Does what `gen.autoregressive.decoding.ScaleSchedule.guides` says."""
+        return self.scale != 1.0
+
+    def scales(self, steps: int) -> np.ndarray:
+        """Does what `gen.autoregressive.decoding.ScaleSchedule.scales` says."""
+        risen = (1.0 - np.cos(np.pi * np.arange(1, steps + 1) / steps)) / 2.0
+        return 2.0 + (self.scale - 2.0) * risen if self.guides else np.ones(steps)
+
+
+def unmask(
+    model: MaskedModel,
+    params: Params,
+    cond: Cond,
+    noise: DecodingNoise,
+    blank: jax.Array,
+    *,
+    steps: int,
+    temperature: float,
+    annealed: bool,
+    guidance: Any = ConstantScale(),
+) -> jax.Array:
+    """Gives the tokens after each step, (steps, B, N) int32: after the last none is masked.
+
+    With r = (i + 1) / steps and T = temperature (1 - r), step i draws a candidate for each masked token as the largest
+    of logit + T noise, and masks again those of which logit + T noise' is least.
+
+    Args:
+      model: the masked model; params: of its network.
+      cond: conditions by name, with leading axis B.
+      noise: Gumbel noise by step.
+      blank: (B, N) int32, all masked.
+      annealed: whether the guided logits are divided by 0.5 + 0.8 (1 - r) first.
+      guidance: a `gen.autoregressive.decoding.ScaleSchedule`.
+    """
+    guided, done = guidance.guides, np.arange(1, steps + 1) / steps
+    left = np.append(entering(model.schedule, model.length, steps)[1:], 0)
+    columns = {
+        "scale": guidance.scales(steps),
+        "heat": temperature * (1.0 - done),
+        "divisor": 0.5 + 0.8 * (1.0 - done) if annealed else np.ones(steps),
+    }
+    inputs = {name: jnp.asarray(column, jnp.float32) for name, column in columns.items()}
+    inputs |= {"i": jnp.arange(steps), "left": jnp.asarray(left, jnp.int32)}
+    cond = both(model, params, cond) if guided else cond
+
+    def step(ids: jax.Array, row: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        logits = model.logits(params, jnp.concatenate([ids, ids]) if guided else ids, cond)
+        if guided:
+            own, null = jnp.split(logits, 2)
+            logits = mix(own, null, row["scale"])
+        logits, (on_tokens, on_order) = logits / row["divisor"], noise(row["i"])
+        found = jnp.argmax(logits + row["heat"] * on_tokens, axis=-1).astype(jnp.int32)
+        score = jnp.take_along_axis(logits, found[..., None], axis=-1)[..., 0]
+        masked = ids == model.vocabulary
+        surety = jnp.where(masked, score + row["heat"] * on_order, jnp.inf)
+        rank = jnp.argsort(jnp.argsort(surety, axis=-1), axis=-1)
+        ids = jnp.where(rank < row["left"], model.vocabulary, jnp.where(masked, found, ids))
+        return ids, ids
+
+    _, path = jax.lax.scan(step, blank, inputs)
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedSampler(TokenSamplerConfig):
+    """How a masked model is sampled, see `unmask`.
+
+    Attributes:
+      steps: network calls, of which each decides some of the tokens.
+      temperature: of the noise on logits and confidences at the first step; it falls to 0 at the last. It is in units
+        of the guided, annealed logits: with another guidance another one is best.
+      annealed: whether the logits are divided by 1.3 at first and by 0.5 at last.
+      guidance: the scale of classifier-free guidance by step (`gen.autoregressive.decoding.ScaleSchedule`).
+      decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
+    """
+
+    steps: int = 8
+    temperature: float = 1.0
+    annealed: bool = True
+    guidance: Any = ConstantScale()
+    decoding: Any = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.temperature < 0:
+            raise GenError(
+                f"masked decoding in {self.steps} steps at temperature {self.temperature}; expected at least 1 step, "
+                "and a temperature of 0 or more"
+            )
+
+    def changed(self, **settings: Any) -> "MaskedSampler":
+        """Gives this sampler with other ``steps`` or ``guidance``; a number is its scale. Raises GenError for a solver
+        or a grid.
+        """
+        given = changes(self.guidance, settings)
+        if set(given) - {"steps", "guidance"}:
+            raise GenError("this model unmasks tokens; it has steps and guidance, and neither solver nor grid")
+        return dataclasses.replace(self, **given)
+
+    def generator(self, models: Mapping[str, Model], tokenizer: Any) -> TokenGenerator:
+        """Gives the Generator of the masked model ``net`` of a run."""
+        return TokenGenerator(models["net"].config, self, tokenizer)
+
+    def calls(self, model: Any) -> int:
+        """Gives one call for each step."""
+        del model
+        return self.steps
+
+    def tokens(self, model: Any, params: GeneratorParams, keys: jax.Array, cond: Cond, tokenizer: Any) -> jax.Array:
+        """Does what `TokenSamplerConfig.tokens` says."""
+        del tokenizer
+        blank = jnp.full((len(keys), model.length), model.vocabulary, jnp.int32)
+        cond = {**cond, **model.forced(params, blank)}
+
+        def noise(i: Any) -> tuple[jax.Array, jax.Array]:
+            own = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, i)), out_axes=1)(keys)
+            return gumbel(own[0], (model.length, model.vocabulary)), gumbel(own[1], (model.length,))
+
+        path = unmask(
+            model,
+            params["net"],
+            cond,
+            noise,
+            blank,
+            steps=self.steps,
+            temperature=self.temperature,
+            annealed=self.annealed,
+            guidance=self.guidance,
+        )
+        return path[-1]
