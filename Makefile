@@ -46,14 +46,14 @@ demo: $(VENV)/core.stamp
 QUICK := JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
 	XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 $$XLA_FLAGS"
 test: $(VENV)/dev.stamp
-	$(QUICK) $(BIN)/python -m pytest -n auto -m "not slow" --ignore=tests/parity
+	$(QUICK) $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --ignore=tests/parity
 
 test-all: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 	$(MAKE) test-targets
 
 test-parity: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto tests/parity
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/parity
 
 test-peers: $(PEERS)/peers.stamp
 	$(PEERS)/bin/python -m pytest tests/peers

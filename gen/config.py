@@ -90,12 +90,41 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "token-model": {
         "gpt": "gen.autoregressive.gpt:GPTConfig",
+        "maskgit": "gen.autoregressive.maskgit:MaskGITConfig",
+        "maskgit-skips": "gen.autoregressive.maskgit:MaskGITSkipConfig",
+        "maskgen": "gen.autoregressive.maskgen:MaskGenConfig",
+    },
+    "latent-token-model": {
+        "mar": "gen.autoregressive.mar:MARConfig",
+        "maskgen-kl": "gen.autoregressive.maskgen_kl:MaskGenKLConfig",
+    },
+    "text-flow": {
+        "flowtok": "gen.tokenizers.flowtok:FlowTokConfig",
+        "text-projector": "gen.tokenizers.flowtok:TextProjectorConfig",
+    },
+    "caption-network": {
+        "joint-trunk": "gen.autoregressive.joint:TrunkConfig",
+        "caption": "gen.autoregressive.joint:TextConfig",
         "rar": "gen.autoregressive.rar:RARConfig",
+        "var": "gen.autoregressive.var:VARConfig",
+        "flextok-ar": "gen.autoregressive.flextok_ar:FlexTokARConfig",
+        "instella-ar": "gen.autoregressive.instella_ar:InstellaARConfig",
+        "binary-diffusion": "gen.autoregressive.binary_diffusion:BinaryDiffusion",
+    },
+    "bit-network": {
+        "binary-transformer": "gen.autoregressive.binary_transformer:BinaryTransformerConfig",
+        "instella-network": "gen.autoregressive.instella:InstellaDiffusionConfig",
+    },
+    "bit-process": {
+        "bernoulli": "gen.autoregressive.bernoulli:Bernoulli",
     },
     "scale-schedule": {
         "constant-scale": "gen.autoregressive.decoding:ConstantScale",
         "linear-scale": "gen.autoregressive.decoding:LinearScale",
         "power-cosine-scale": "gen.autoregressive.decoding:PowerCosineScale",
+        "ramp-scale": "gen.autoregressive.unmasking:RampScale",
+        "risen-cosine-scale": "gen.autoregressive.unmasking:RisenCosineScale",
+        "known-scale": "gen.autoregressive.infilling:KnownScale",
     },
     "grid": {
         "uniform": "gen.sampling.grids:Uniform",
@@ -153,6 +182,8 @@ KINDS: dict[str, dict[str, str]] = {
         "flow-map-generator": "gen.sampling.flowmaps:FlowMapGenerator",
         "one-step-generator": "gen.sampling.generator:OneStepGenerator",
         "token-generator": "gen.autoregressive.generator:TokenGenerator",
+        "latent-token-generator": "gen.autoregressive.infilling:LatentTokenGenerator",
+        "flowtok-generator": "gen.tokenizers.flowtok_sampling:FlowTokGenerator",
     },
     "sampler": {
         "sampler": "gen.sampling.generator:Sampler",
@@ -160,6 +191,12 @@ KINDS: dict[str, dict[str, str]] = {
         "flow-map-sampler": "gen.sampling.flowmaps:FlowMapSampler",
         "adaptive-sampler": "gen.sampling.adaptive:AdaptiveSampler",
         "token-sampler": "gen.autoregressive.sampler:TokenSampler",
+        "masked-sampler": "gen.autoregressive.unmasking:MaskedSampler",
+        "infilling-sampler": "gen.autoregressive.infilling:InfillingSampler",
+        "flowtok-sampler": "gen.tokenizers.flowtok_sampling:FlowTokSampler",
+        "scale-sampler": "gen.autoregressive.scales:ScaleSampler",
+        "bit-sampler": "gen.autoregressive.bits:BitSampler",
+        "binary-sampler": "gen.autoregressive.binary_sampler:BinarySampler",
     },
     "tokenizer": {
         "titok": "gen.tokenizers.titok:TiTokConfig",
@@ -239,8 +276,29 @@ KINDS: dict[str, dict[str, str]] = {
         "flextok-task": "gen.tokenizers.flextok_train:FlexTokTask",
         "denoiser-task": "gen.diffusion.train:DenoiserTask",
         "token-task": "gen.autoregressive.train:TokenTask",
+        "latent-token-task": "gen.autoregressive.train_latents:LatentTokenTask",
+        "flowtok-task": "gen.tokenizers.flowtok_train:FlowTokTask",
         "kd-task": "gen.distill.kd:KDTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",
+        "consistency-task": "gen.distill.consistency:ConsistencyTask",
+        "consistency-distillation-task": "gen.distill.consistency:ConsistencyDistillationTask",
+        "truncated-task": "gen.distill.consistency:TruncatedTask",
+        "scm-task": "gen.distill.scm:SCMTask",
+        "scd-task": "gen.distill.scm:SCDTask",
+        "ctm-task": "gen.distill.ctm:CTMTask",
+    },
+    "pair-law": {
+        "grid-pairs": "gen.distill.pairs:GridPairs",
+        "shrinking-pairs": "gen.distill.pairs:ShrinkingPairs",
+        "log-levels": "gen.distill.pairs:LogLevels",
+        "fixed-grid": "gen.distill.pairs:Fixed",
+        "progressive-grid": "gen.distill.pairs:Progressive",
+        "doubling-grid": "gen.distill.pairs:Doubling",
+    },
+    "distance": {
+        "norm": "gen.distill.distances:Norm",
+        "pseudo-huber": "gen.distill.distances:PseudoHuber",
+        "perceptual": "gen.distill.distances:Perceptual",
     },
 }
 

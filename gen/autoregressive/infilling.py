@@ -225,8 +225,8 @@ class LatentTokenGenerator(LatentGenerator):
             )
 
     @property
-    def network(self) -> Any:
-        """Gives the configuration of the network, which is the model."""
+    def subject(self) -> Any:
+        """Gives the model."""
         return self.model
 
     @property

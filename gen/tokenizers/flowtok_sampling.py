@@ -118,8 +118,13 @@ class FlowTokGenerator(LatentGenerator):
             )
 
     @property
-    def network(self) -> FlowTokConfig:
+    def subject(self) -> FlowTokConfig:
         """Gives the configuration of both networks."""
+        return self.config
+
+    @property
+    def network(self) -> FlowTokConfig:
+        """Gives the same: both networks are one model's."""
         return self.config
 
     @property

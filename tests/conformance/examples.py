@@ -20,21 +20,27 @@ from gen.autoregressive.sampler import TokenSampler
 from gen.config import KINDS, config_class
 from gen.data.caches import seal, seal_bits, seal_tokens
 from gen.data.sources import Digits
+from gen.diffusion.consistency_maps import data_map, trig_map
 from gen.diffusion.denoiser import Denoiser, Predict
-from gen.diffusion.flowmap import Consistency, FlowMap
+from gen.diffusion.flowmap import Consistency, FlowMap, jump_map
 from gen.diffusion.process import EDM, Linear
 from gen.errors import GenError
 from gen.features.vit import ViTConfig
 from gen.nn.discriminators import PatchGAN
 from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
+from gen.tokenizers.binary import BinaryAutoencoderConfig
 from gen.tokenizers.flextok import FlexTokConfig, Pixels, euler_apg
 from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
+from gen.tokenizers.quantizers.binary import Binary
 from gen.tokenizers.quantizers.fsq import FSQ
+from gen.tokenizers.quantizers.residual import Residual
 from gen.tokenizers.quantizers.vq import VQ
 from gen.tokenizers.titok import TiTokConfig, Tower
+from gen.tokenizers.var_vqvae import VARVQVAEConfig
 from gen.tokenizers.vavae import VisionFoundation
+from gen.tokenizers.vqgan import VQGANConfig
 from gen.training.optim import OptimConfig
 from tests.conformance.tokenizers import Codebook
 from tests.data import files
@@ -59,11 +65,12 @@ FLEXTOK = FlexTokConfig(
     remat="none",
     scan=False,
 )
+TEACHER = Denoiser(NETWORK, Linear(), Predict("velocity"))
 VOCABULARY: dict[str, Any] = {
     "network": NETWORK,
     "process": Linear(),
-    "denoiser": Denoiser(NETWORK, Linear(), Predict("velocity")),
-    "teacher": Denoiser(NETWORK, Linear(), Predict("velocity")),
+    "denoiser": TEACHER,
+    "teacher": TEACHER,
     "flow_map": FlowMap(NETWORK, EDM(), Consistency()),
     "tokenizer": TOKENIZER,
     "discrete": Codebook(),
@@ -77,10 +84,23 @@ VOCABULARY: dict[str, Any] = {
 }
 ENCODER = ViTConfig(size=4, patch=1, width=8, depth=1, heads=1, hidden=8)
 PROXY = MaskGITVQGANConfig((8, 8, 1), 4, (1, 1, 1), 1, VQ(8, 3), groups=2)
+# tokenizers whose own example, of published size, takes long to trace; their presets have tests of their own
+SMALL: dict[str, Any] = {
+    "kl-vae": KLVAEConfig((8, 8, 1), 4, (1, 2), 1, 3, 3, groups=2),
+    "vqgan": VQGANConfig((8, 8, 1), VQ(16, 3, normalize=True), 8, (1, 2), (2, 1), 1, 4, groups=4),
+    "var-vqvae": VARVQVAEConfig((8, 8, 1), Residual(16, 3, (1, 2, 4)), 8, (1, 2), (), 1, 4, groups=4),
+    "binary-autoencoder": BinaryAutoencoderConfig((8, 8, 1), Binary(6), 8, (1, 2), 1, 1, 8, (1,), groups=4),
+    "maskgit-vqgan": PROXY,
+    "flextok": FLEXTOK,
+}
 # words that mean something else to one kind
 OWN: dict[str, dict[str, Any]] = {
     "proxy-task": {"tokenizer": dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3), pixels=PROXY)},
     "flextok-task": {"tokenizer": FLEXTOK},
+    "consistency-distillation-task": {"flow_map": data_map(TEACHER)},
+    "scm-task": {"flow_map": trig_map(TEACHER)},
+    "scd-task": {"flow_map": trig_map(TEACHER)},
+    "ctm-task": {"flow_map": jump_map(TEACHER), "last_layer": "outer/kernel"},
     "random": {"shapes": {"latent": (4, 3), "label": ()}},
     "vavae-task": {
         "tokenizer": KLVAEConfig((8, 8, 1), 4, (1, 2), 1, 3, 3, groups=2, middle_attention=False),
@@ -88,7 +108,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
 }
 # tasks that differ from a quick one in a term, compile two networks, or have tests of their own
-SLOW = ("vavae-task", "proxy-task", "flextok-task")
+SLOW = ("vavae-task", "proxy-task", "flextok-task", "consistency-task", "truncated-task", "scm-task")
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
     "toy-drawn": "tests.conformance.tokenizers:Drawn",
@@ -125,7 +145,7 @@ def task(kind: str) -> Any:
 def frozen() -> Mapping[str, Params]:
     """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a 2D tokenizer's codes."""
     networks = {"teacher": NETWORK, "encoder": ENCODER, "proxy": PROXY}
-    return {role: Network(config).init(jax.random.key(7)) for role, config in networks.items()}
+    return {role: jax.jit(Network(config).init)(jax.random.key(7)) for role, config in networks.items()}
 
 
 @dataclasses.dataclass(frozen=True)

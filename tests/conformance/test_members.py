@@ -100,7 +100,7 @@ def _same(left: list[dict[str, np.ndarray]], right: list[dict[str, np.ndarray]])
 @pytest.mark.parametrize("kind", [*KINDS["tokenizer"], *examples.TOKENIZERS])
 def test_tokenizer(kind: str) -> None:
     """What `spec` promises is what encode and decode give; checked on shapes alone, for defaults may be large."""
-    tokenizer = examples.example(kind)
+    tokenizer = examples.SMALL.get(kind) or examples.example(kind)
     spec, params = tokenizer.spec, param_shapes(tokenizer)
     assert count(params) > 0
     assert tokenizer.last_layer in flatten(params)

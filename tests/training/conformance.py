@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,10 +17,12 @@ import numpy as np
 
 from gen.config import from_json, to_json
 from gen.nn.network import tree_copy
+from gen.training.checkpoints import latest_step
 from gen.training.engine import Hook, train
 from gen.training.run import EngineConfig, RunConfig
 from gen.training.sharding import MeshConfig
 from gen.training.task import Stage, State
+from tests.processes import devices
 from tests.training.keys import Uses
 
 __all__ = ["check_devices", "check_task", "compilations", "run", "same"]
@@ -59,7 +62,8 @@ def check_task(
     with compilations() as compiled:
         marks: list[int] = []
         hook = Hook(1, lambda stage, step, state, frozen: marks.append(len(compiled)))
-        whole = run(task, data, frozen, outdir / "whole", batch=batch, steps=steps, hooks=(hook,))
+        engine = {"batch": batch, "steps": steps, "checkpoint_every": half}
+        whole = run(task, data, frozen, outdir / "whole", hooks=(hook,), **engine)
     order = [task.select(step) for step in range(steps)]
     warm = max(order.index(name) for name in set(order)) + 1  # every program has run
     assert set(order) == set(task.programs), f"{steps} steps reach {set(order)} of {set(task.programs)}"
@@ -67,8 +71,9 @@ def check_task(
     assert marks[warm] == marks[steps - 1], f"compiled again after step {warm + 1}: {compiled[marks[warm] :]}"
     assert same(jax.device_get(dict(frozen)), before), "a frozen array changed"
 
-    run(task, data, frozen, outdir / "resumed", batch=batch, steps=steps, stop_after=half)
-    resumed = run(task, data, frozen, outdir / "resumed", batch=batch, steps=steps)
+    shutil.copytree(outdir / "whole", outdir / "resumed", ignore=shutil.ignore_patterns(str(steps)))
+    assert latest_step(outdir / "resumed") == half
+    resumed = run(task, data, frozen, outdir / "resumed", **engine)
     assert same(resumed, whole), "resumed differs from undisturbed"
 
     for path, leaf in jax.tree_util.tree_leaves_with_path((whole.params, whole.ema, whole.aux)):
@@ -76,8 +81,8 @@ def check_task(
         assert all(isinstance(name, str) for name in names), f"{path} has a key that is not a string"
         assert np.isfinite(np.asarray(leaf)).all(), f"{jax.tree_util.keystr(path)} is not finite"
     _check_steps(task, data, frozen, whole, batch, steps)
-    key = jax.random.key(0)
-    for images in task.preview(whole, frozen, key, None).values():
+    previews = jax.eval_shape(lambda state, key: task.preview(state, frozen, key, None), whole, jax.random.key(0))
+    for images in previews.values():
         assert images.ndim == 4
         assert images.shape[-1] in (1, 3)
     exported = task.export(whole)
@@ -142,15 +147,8 @@ def check_devices(build: str, outdir: Path, *, batch: int = 8, steps: int = 4, r
       rtol: of each logged metric and of parameters, relative to their largest entry.
     """
     script = "import sys; from tests.training.conformance import _on_devices; _on_devices(*sys.argv[1:])"
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "NPROC": "16",  # fewer threads than devices deadlock in collectives
-        "JAX_PLATFORMS": "cpu",
-    }
-    arguments = [build, str(outdir), str(batch), str(steps)]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, timeout=600
-    )
+    command = [sys.executable, "-c", script, build, str(outdir), str(batch), str(steps)]
+    done = subprocess.run(command, env=os.environ | devices(8), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     task, data, frozen = _build(build)
     one = run(task, data, frozen, outdir / "one", batch=batch, steps=steps, quiet=True)
