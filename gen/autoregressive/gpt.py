@@ -58,7 +58,7 @@ class GPTConfig(CachedModel):
     """A LlamaGen decoder; itself a `gen.autoregressive.base.CachedModel`. The defaults are GPT-B for 256 px images.
 
     Attributes:
-      shape: sides (h, w) of the grid of tokens.
+      shape: sides (h, w) of the grid of tokens, or (N,) of a row of them.
       vocabulary: number of token ids.
       width, depth, heads: hidden size, number of blocks, attention heads.
       hidden: inner size of SwiGLU (`swiglu_hidden`).
@@ -80,7 +80,7 @@ class GPTConfig(CachedModel):
     Raises GenError where the numbers do not fit together.
     """
 
-    shape: tuple[int, int] = (16, 16)
+    shape: tuple[int, ...] = (16, 16)
     vocabulary: int = 16384
     width: int = 768
     depth: int = 12
@@ -99,10 +99,11 @@ class GPTConfig(CachedModel):
     scan: bool = True
 
     def __post_init__(self) -> None:
-        if self.width % self.heads or (self.width // self.heads) % 4:
+        pairs = 2 * len(self.shape)
+        if self.width % self.heads or (self.width // self.heads) % pairs:
             raise GenError(
-                f"GPT width {self.width} over {self.heads} heads; expected heads of a multiple of 4 channels, which "
-                "positions of rows and columns need: change one of them"
+                f"GPT width {self.width} over {self.heads} heads; expected heads of a multiple of {pairs} channels, "
+                "which rotary positions need: change one of them"
             )
         if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
             raise GenError(f"GPT has {self.heads} heads and {self.kv_heads} of keys; give a divisor of the heads")

@@ -45,7 +45,7 @@ class RARConfig(CachedModel):
     """A RAR decoder; itself a `gen.autoregressive.base.CachedModel`. The defaults are RAR-B.
 
     Attributes:
-      shape: sides (h, w) of the grid of tokens.
+      shape: sides (h, w) of the grid of tokens, or (N,) of a row of them.
       vocabulary: number of token ids.
       width, depth, heads, hidden: hidden size, number of blocks, attention heads, inner size of the MLPs.
       num_classes: number of labels.
@@ -61,7 +61,7 @@ class RARConfig(CachedModel):
     Raises GenError where the numbers do not fit together.
     """
 
-    shape: tuple[int, int] = (16, 16)
+    shape: tuple[int, ...] = (16, 16)
     vocabulary: int = 1024
     width: int = 768
     depth: int = 24

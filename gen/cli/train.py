@@ -53,7 +53,8 @@ How = Annotated[Training, flag(name="")]  # its fields are flags of the command
 
 
 def demo(
-    outdir: Annotated[Path, flag("DIR")] = Path("runs/demo"),
+    outdir: Annotated[Path | None, flag("DIR")] = None,
+    tokens: Switch = False,
     smoke: Switch = False,
     seed: Annotated[int, flag("N")] = 0,
 ) -> None:
@@ -65,15 +66,22 @@ def demo(
     Examples:
       gen demo
       gen demo --outdir /tmp/try --smoke
+      gen demo --tokens
 
     Args:
-      outdir: where everything is written.
+      outdir: where everything is written; runs/demo, or runs/demo-tokens.
+      tokens: digits by tokens instead: an autoregressive model and a masked one.
       smoke: a run of seconds that checks the path, not the quality.
       seed: of initial weights, data order and noise.
     """
+    if tokens:
+        from gen.experiments import demo_tokens
+
+        demo_tokens.run(outdir or "runs/demo-tokens", smoke=smoke, seed=seed)
+        return
     from gen.experiments import demo as experiment
 
-    experiment.run(outdir, smoke=smoke, seed=seed)
+    experiment.run(outdir or "runs/demo", smoke=smoke, seed=seed)
 
 
 def train(

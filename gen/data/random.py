@@ -20,8 +20,8 @@ class RandomSource:
     """Records of random arrays, where row i is that of i mod 64: reading costs next to nothing.
 
     Args:
-      shapes: of a row by name. "image" is uint8, "label" the class 0, a name that ends in "_mask" true everywhere, what
-        is left standard normal float32.
+      shapes: of a row by name. "image" is uint8, "label" the class 0, "tokens" and "bits" are 0 and 1, a name that ends
+        in "_mask" is true everywhere, what is left standard normal float32.
     """
 
     class_names = None
@@ -52,6 +52,8 @@ def _values(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.n
         return rng.integers(0, 256, shape, np.uint8)
     if name == "label":
         return np.zeros(shape, np.int32)
+    if name in ("tokens", "bits"):
+        return rng.integers(0, 2, shape, np.int32 if name == "tokens" else np.uint8)
     return np.ones(shape, bool) if name.endswith("_mask") else rng.standard_normal(shape, np.float32)
 
 
