@@ -266,6 +266,25 @@ KINDS: dict[str, dict[str, str]] = {
         "flowtok-task": "gen.tokenizers.flowtok_train:FlowTokTask",
         "kd-task": "gen.distill.kd:KDTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",
+        "consistency-task": "gen.distill.consistency:ConsistencyTask",
+        "consistency-distillation-task": "gen.distill.consistency:ConsistencyDistillationTask",
+        "truncated-task": "gen.distill.consistency:TruncatedTask",
+        "scm-task": "gen.distill.scm:SCMTask",
+        "scd-task": "gen.distill.scm:SCDTask",
+        "ctm-task": "gen.distill.ctm:CTMTask",
+    },
+    "pair-law": {
+        "grid-pairs": "gen.distill.pairs:GridPairs",
+        "shrinking-pairs": "gen.distill.pairs:ShrinkingPairs",
+        "log-levels": "gen.distill.pairs:LogLevels",
+        "fixed-grid": "gen.distill.pairs:Fixed",
+        "progressive-grid": "gen.distill.pairs:Progressive",
+        "doubling-grid": "gen.distill.pairs:Doubling",
+    },
+    "distance": {
+        "norm": "gen.distill.distances:Norm",
+        "pseudo-huber": "gen.distill.distances:PseudoHuber",
+        "perceptual": "gen.distill.distances:Perceptual",
     },
 }
 

@@ -17,7 +17,7 @@ def test_every_part_runs_and_none_twice(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
 
     def run(*flags: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *flags], env=environment, capture_output=True, text=True)
+        return subprocess.run([*command, *flags], env=environment, capture_output=True, text=True, timeout=7200)
 
     first = run("--parts", "device,sampling")
     assert first.returncode == 0, first.stderr

@@ -115,7 +115,7 @@ def test_the_pages_files_train_from_anywhere_and_are_sampled_by_another_process(
         file.write_text(text)
         assert main(["sample", run, "--seeds", "0,1", "--out", "x.npz"]) == 0
     """
-    done = subprocess.run([sys.executable, "-c", fresh], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", fresh], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert f"another version of {experiment}" in lines[0]

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ from gen.tokenizers.train import TokenizerTask
 from gen.training.engine import Hook
 from gen.training.run import EngineConfig, RunConfig
 from gen.training.task import Stage
+from tests.processes import ended, free_port
 
 ROOT = Path(__file__).parents[1]
 
@@ -223,15 +223,12 @@ def join(out, port, process):
 
 @pytest.mark.slow
 def test_two_processes_make_what_one_makes(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     script = "import sys; from tests.test_plan import join; join(*sys.argv[1:])"
     options = {"cwd": ROOT, "env": os.environ | {"JAX_PLATFORMS": "cpu"}, "stderr": subprocess.PIPE, "text": True}
-    command = [sys.executable, "-c", script, str(tmp_path / "two"), str(port)]
+    command = [sys.executable, "-c", script, str(tmp_path / "two"), free_port()]
     started = [subprocess.Popen([*command, number], **options) for number in "01"]
-    said = [process.communicate(timeout=300)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
+    found = ended(*started)
+    assert [status for status, _ in found] == [0, 0], found
     one, two = (small(tmp_path / name).run() for name in ("one", "two"))
     for name in ("latents", "scores"):
         assert len(list((tmp_path / "two" / name).iterdir())) == len(list((tmp_path / "one" / name).iterdir()))

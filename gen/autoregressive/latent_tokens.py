@@ -151,8 +151,8 @@ class LatentTokenModel(abc.ABC):
         order_key, share_key, head_key, drop_key, dropout_key = jax.random.split(key, 5)
         rows, length, channels = tokens.shape
         orders = jax.vmap(lambda key: jax.random.permutation(key, length))(jax.random.split(order_key, rows))
-        ends = ((end - self.mask_mean) / self.mask_std for end in (self.mask_least, 1.0))
-        share = self.mask_mean + self.mask_std * jax.random.truncated_normal(share_key, *ends)
+        low, high = ((end - self.mask_mean) / self.mask_std for end in (self.mask_least, 1.0))
+        share = self.mask_mean + self.mask_std * jax.random.truncated_normal(share_key, low, high)
         # rounding may not leave more tokens than there is room for
         count = jnp.clip(jnp.ceil(length * share), length - self.room, length)
         flat = jnp.zeros((rows * self.times * length, channels))

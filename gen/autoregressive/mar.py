@@ -224,8 +224,9 @@ class MAR(nnx.Module):
         x = self.join(encoded).astype(jnp.float32)
         buffer, known = x[:, : config.buffer], x[:, config.buffer :]
         # a masked token's place may lie beyond the room; what is read there is thrown away
-        known = jnp.take_along_axis(known, jnp.minimum(places, max(room - 1, 0))[..., None], axis=1) if room else 0.0
-        x = jnp.where(mask[..., None], self.mask_token[...], known)
+        if room:
+            known = jnp.take_along_axis(known, jnp.minimum(places, room - 1)[..., None], axis=1)
+        x = jnp.where(mask[..., None], self.mask_token[...], known if room else 0.0)
         x = jnp.concatenate([buffer, x], axis=1) + self.decoder_positions[...]
         z: jax.Array = self.decoder(constrain(x), None, second)[:, config.buffer :] + self.positions[...]
         return z

@@ -108,7 +108,8 @@ def unmask(
     def step(ids: jax.Array, row: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         logits = model.logits(params, jnp.concatenate([ids, ids]) if guided else ids, cond)
         if guided:
-            logits = mix(*jnp.split(logits, 2), row["scale"])
+            own, null = jnp.split(logits, 2)
+            logits = mix(own, null, row["scale"])
         logits, (on_tokens, on_order) = logits / row["divisor"], noise(row["i"])
         found = jnp.argmax(logits + row["heat"] * on_tokens, axis=-1).astype(jnp.int32)
         score = jnp.take_along_axis(logits, found[..., None], axis=-1)[..., 0]

@@ -17,7 +17,7 @@ from gen.diffusion.prediction import Prediction, PredictionKind
 from gen.diffusion.process import EDM, Process, TrigFlow, expand, pair
 from gen.errors import GenError
 
-__all__ = ["DataPrediction", "TrigPrecondition", "TrigVelocity", "consistency_map", "data_map", "trig_map"]
+__all__ = ["DataPrediction", "TrigPrecondition", "TrigVelocity", "consistency_map", "data_map", "deviation", "trig_map"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +64,12 @@ class TrigPrecondition:
     Attributes:
       clock: what the network receives: the angle ``time``, or ``quarter-log-level``, EDM's ln(sigma) / 4.
       sign: -1 for EDM's networks.
+      scale: factor on the network's time.
     """
 
     clock: Literal["time", "quarter-log-level"] = "time"
     sign: int = 1
+    scale: float = 1.0
 
     output: ClassVar[PredictionKind] = "velocity"
 
@@ -78,7 +80,7 @@ class TrigPrecondition:
                 "predict the velocity"
             )
         clock = t if self.clock == "time" else 0.25 * jnp.log(process.sigma_data * jnp.tan(t))
-        return x / process.sigma_data, (clock,)
+        return x / process.sigma_data, (self.scale * clock,)
 
     def prediction(
         self, process: Process, raw: jax.Array, x: jax.Array, t: jax.Array, extra: Mapping[str, Any]
@@ -143,6 +145,13 @@ class TrigVelocity:
         return self.own, own_size / size * x, u
 
 
+def deviation(process: Process) -> float:
+    """Gives the standard deviation of the data that a process assumes; 1 for those that assume none, whose data are
+    normalised.
+    """
+    return process.sigma_data if isinstance(process, EDM | TrigFlow) else 1.0
+
+
 def data_map(denoiser: Denoiser) -> FlowMap:
     """Gives the consistency function that a denoiser's data prediction is, for any process (`DataPrediction`)."""
     return FlowMap(denoiser.network, denoiser.process, DataPrediction(denoiser.parameterization))
@@ -152,24 +161,21 @@ def consistency_map(denoiser: Denoiser) -> FlowMap:
     """Gives the consistency function that starts as a denoiser: with the scalings of arXiv 2303.01469 for a network of
     EDM's preconditioning, its own data prediction for all others.
     """
-    if denoiser.parameterization == EDMPrecondition():
-        return FlowMap(denoiser.network, denoiser.process, Consistency())
+    if isinstance(denoiser.parameterization, EDMPrecondition):
+        return FlowMap(denoiser.network, denoiser.process, Consistency(denoiser.parameterization.scale))
     return data_map(denoiser)
 
 
 def trig_map(denoiser: Denoiser, sigma_max: float = 80.0) -> FlowMap:
     """Gives the consistency function under TrigFlow that starts as a denoiser of any process.
 
-    The deviation of the data is the EDM process's, and 1 for other processes, whose latents are normalised.
-
     Args:
-      sigma_max: the level where sampling starts.
+    sigma_max: the level where sampling starts.
     """
     process, inner = denoiser.process, denoiser.parameterization
     if isinstance(process, TrigFlow):
         return FlowMap(denoiser.network, process, TrigVelocity(inner))
-    if isinstance(process, EDM) and inner == EDMPrecondition():
-        parameterization = TrigVelocity(TrigPrecondition("quarter-log-level", -1))
+    if isinstance(process, EDM) and isinstance(inner, EDMPrecondition):
+        parameterization = TrigVelocity(TrigPrecondition("quarter-log-level", -1, inner.scale))
         return FlowMap(denoiser.network, TrigFlow(process.sigma_data, sigma_max), parameterization)
-    data = process.sigma_data if isinstance(process, EDM) else 1.0
-    return FlowMap(denoiser.network, TrigFlow(data, sigma_max), TrigVelocity(inner, process))
+    return FlowMap(denoiser.network, TrigFlow(deviation(process), sigma_max), TrigVelocity(inner, process))

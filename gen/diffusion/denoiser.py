@@ -141,7 +141,12 @@ class EDMPrecondition:
     """EDM preconditioning (Karras et al. 2022, table 1): D = c_skip x + c_out F(c_in x; ln(sigma) / 4).
 
     The deviation of the data that the scalings assume, sigma_data, is the process's.
+
+    Attributes:
+      scale: factor on the network's time: 1000 where EDM's recipe trains a network made for the indices of a chain.
     """
+
+    scale: float = 1.0
 
     output: ClassVar[PredictionKind] = "x"
 
@@ -150,7 +155,7 @@ class EDMPrecondition:
             raise GenError(
                 f"EDM preconditioning needs the edm process, not {type(process).__name__}; use that, or predict x"
             )
-        return expand(jax.lax.rsqrt(t**2 + process.sigma_data**2), x) * x, (0.25 * jnp.log(t),)
+        return expand(jax.lax.rsqrt(t**2 + process.sigma_data**2), x) * x, (0.25 * self.scale * jnp.log(t),)
 
     def _scales(self, process: Any, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         data = process.sigma_data

@@ -141,7 +141,12 @@ class Consistency:
 
     f = c_skip x + c_out F(c_in x; ln(t) / 4) with d = sigma_data, c_skip = d^2 / ((t - t_min)^2 + d^2),
     c_out = (t - t_min) d / sqrt(t^2 + d^2), c_in = 1 / sqrt(t^2 + d^2); hence f is the identity at t_min.
+
+    Attributes:
+      scale: factor on the network's time, see `gen.diffusion.denoiser.EDMPrecondition`.
     """
+
+    scale: float = 1.0
 
     times: ClassVar[int] = 1
     anywhere: ClassVar[bool] = False
@@ -150,7 +155,7 @@ class Consistency:
     def inputs(self, process: Process, x: jax.Array, t: jax.Array, s: jax.Array) -> Inputs:
         """Does what `TwoTimes.inputs` says."""
         del s
-        return EDMPrecondition().inputs(process, x, t)
+        return EDMPrecondition(self.scale).inputs(process, x, t)
 
     def value(self, process: Process, raw: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
         """Gives f, which the raw output means."""

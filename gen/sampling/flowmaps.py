@@ -20,7 +20,14 @@ __all__ = ["FlowMapGenerator", "FlowMapSampler", "jumps"]
 
 
 def jumps(
-    flow_map: FlowMap, params: Params, x: jax.Array, times: np.ndarray, noise: Noise, cond: Cond, gamma: float = 0.0
+    flow_map: FlowMap,
+    params: Params,
+    x: jax.Array,
+    times: np.ndarray,
+    noise: Noise,
+    cond: Cond,
+    gamma: float = 0.0,
+    clip: bool = False,
 ) -> jax.Array:
     """Gives x at the last of `times`, by one jump between neighbours (gamma-sampling, arXiv 2310.02279, alg. 3).
 
@@ -32,6 +39,7 @@ def jumps(
       x: (B, ...) the state at times[0].
       times: (N + 1,) float64, falling.
       noise: noise(i) is jump i's standard normal noise, shaped like x; not called with gamma 0.
+      clip: whether what a jump gives is clipped to [-1, 1], for jumps to images.
     """
     process, after, end = flow_map.process, times[1:], times[-1]
     s = end + np.sqrt(1.0 - gamma**2) * (after - end)
@@ -43,6 +51,7 @@ def jumps(
 
     def jump(x: jax.Array, row: Any) -> tuple[jax.Array, None]:
         x = flow_map(params, x, row["t"], row["s"], cond)
+        x = jnp.clip(x, -1.0, 1.0) if clip else x
         if gamma > 0.0:
             x = row["keep"] * x + row["spread"] * noise(row["i"])
         return x, None
@@ -55,22 +64,32 @@ class FlowMapSampler:
     """How a flow map is sampled: jumps along `times`.
 
     Attributes:
-      times: from where the noise starts to where the last jump ends; None for one jump from the process's t_max to its
-        t_min.
+      times: from where the noise starts to where the last jump ends; None for `steps` jumps from the process's t_max to
+        its t_min.
       gamma: share of fresh noise between the jumps, in [0, 1]; see `jumps`. A map that knows the jump to the data end
         alone needs 1 where it makes more than one.
+      clip: whether the image that a jump to the data end gives is clipped to [-1, 1] before it is noised again, as the
+        published consistency models do.
+      steps: number of jumps where no times are given, at equal spacing of the process's uniform time.
       decoding: as in `gen.sampling.generator.Sampler`.
     """
 
     times: tuple[float, ...] | None = None
     gamma: float = 0.0
+    clip: bool = False
+    steps: int = 1
     decoding: Any = None
 
+    def __post_init__(self) -> None:
+        if self.steps < 1 or (self.times is not None and self.steps != 1):
+            raise GenError(f"{self.steps} jumps along {self.times or 'no times'}; give times, or a positive number")
+
     def changed(self, **settings: Any) -> "FlowMapSampler":
-        """Gives this sampler where no setting is given."""
-        if changes(None, settings):
-            raise GenError("a flow map jumps along its own times; change sampler.times and sampler.gamma")
-        return self
+        """Gives this sampler with another number of jumps, ``steps``. Raises GenError for solver, grid or guidance."""
+        given = changes(None, settings)
+        if set(given) - {"steps"}:
+            raise GenError("a flow map jumps along its own times; change steps, sampler.times or sampler.gamma")
+        return dataclasses.replace(self, times=None, **given) if given else self
 
     def generator(self, models: Mapping[str, Model], tokenizer: Any) -> "FlowMapGenerator":
         """Gives the Generator that samples the flow map ``net`` of a run."""
@@ -102,6 +121,10 @@ class FlowMapGenerator(LatentGenerator):
             )
         if not 0.0 <= gamma <= 1.0:
             raise GenError(f"flow map with gamma {gamma:g}; expected a number between 0 (no fresh noise) and 1")
+        if self.sampler.clip and gamma < 1.0:
+            raise GenError(
+                "only jumps to the data end give images that can be clipped; set gamma to 1, or clip to false"
+            )
         if not self.flow_map.parameterization.anywhere:
             if gamma < 1.0 and len(times) > 2:
                 raise GenError(
@@ -127,8 +150,11 @@ class FlowMapGenerator(LatentGenerator):
     @property
     def ends(self) -> np.ndarray:
         """Gives (N + 1,) float64: where the jumps start and end."""
-        process, times = self.flow_map.process, self.sampler.times
-        return np.asarray((process.t_max, process.t_min) if times is None else times, np.float64)
+        process, sampler = self.flow_map.process, self.sampler
+        if sampler.times is not None:
+            return np.asarray(sampler.times, np.float64)
+        between = [process.at(np.float64(1.0 - i / sampler.steps)) for i in range(1, sampler.steps)]
+        return np.asarray([process.t_max, *between, process.t_min], np.float64)
 
     @property
     def nfe(self) -> int:
@@ -139,7 +165,7 @@ class FlowMapGenerator(LatentGenerator):
         """Gives the sampled latents (B, *latent) on the normalised scale that the flow map was trained on."""
         x = prior(Grid(self.ends, self.flow_map.process), keys, self.latent)
         noise = per_sample_noise(keys, self.latent)
-        return jumps(self.flow_map, params["net"], x, self.ends, noise, cond, self.sampler.gamma)
+        return jumps(self.flow_map, params["net"], x, self.ends, noise, cond, self.sampler.gamma, self.sampler.clip)
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """Does what `gen.sampling.generator.Generator.__call__` says."""

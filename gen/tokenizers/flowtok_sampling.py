@@ -123,6 +123,11 @@ class FlowTokGenerator(LatentGenerator):
         return self.config
 
     @property
+    def network(self) -> FlowTokConfig:
+        """Gives the same: both networks are one model's."""
+        return self.config
+
+    @property
     def options(self) -> Any:
         """Gives settings of the tokenizer's decoder, as the sampler states them."""
         return self.sampler.decoding

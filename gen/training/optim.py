@@ -20,6 +20,8 @@ class OptimConfig:
     Attributes:
       lr: peak learning rate.
       betas, eps: Adam's.
+      rectified: RAdam instead of Adam (Liu et al. 2020, arXiv 1908.03265), which rests while its second moment is still
+        an average of few steps; consistency models are trained with it.
       weight_decay: decoupled, multiplied by the learning rate, on all trained parameters, as in PyTorch's AdamW.
       schedule: "constant"; "cosine" or "linear" decay from `lr` to `final` x lr over the updates of the stage (warm-up
         included); "inverse-sqrt": lr / sqrt(max(update / knee, 1)), EDM2's (its ref_batches is `knee`).
@@ -32,6 +34,7 @@ class OptimConfig:
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    rectified: bool = False
     weight_decay: float = 0.0
     schedule: Literal["constant", "cosine", "linear", "inverse-sqrt"] = "constant"
     warmup: float = 0
@@ -70,5 +73,6 @@ class OptimConfig:
 
     def transform(self) -> optax.GradientTransformation:
         """Gives the optax chain (clip, Adam, decay) that gives the direction; the caller multiplies it by -rate."""
-        adam = [optax.scale_by_adam(*self.betas, eps=self.eps), optax.add_decayed_weights(self.weight_decay)]
+        scale = optax.scale_by_radam if self.rectified else optax.scale_by_adam
+        adam = [scale(*self.betas, eps=self.eps), optax.add_decayed_weights(self.weight_decay)]
         return optax.chain(optax.clip_by_global_norm(self.clip), *adam) if self.clip else optax.chain(*adam)

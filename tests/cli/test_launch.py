@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from gen.cli.start import Job, start
 from gen.errors import GenError
 from gen.training.checkpoints import latest_step
 from tests.cli.test_runs import write_run
+from tests.processes import devices, ended, free_port
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "experiments" / "launch"
@@ -98,18 +98,13 @@ def test_the_slurm_script_trains_on_two_nodes_and_queues_again(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_doctor_shows_what_each_process_of_a_named_job_sees() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "NPROC": "16"}
-    started = []
+    port, started = free_port(), []
     for number in range(2):
         command = [Path(sys.executable).parent / "gen", "doctor", "--coordinator", f"127.0.0.1:{port}"]
         command += ["--processes", "2", "--process", str(number)]
-        devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-        started.append(subprocess.Popen(command, env=env | devices, stdout=subprocess.PIPE, text=True))
-    first, second = (process.communicate(timeout=200)[0] for process in started)
-    assert [process.returncode for process in started] == [0, 0]
+        started.append(subprocess.Popen(command, env=os.environ | devices(2), stdout=subprocess.PIPE, text=True))
+    (status, first), (other, second) = ended(*started)
+    assert (status, other) == (0, 0)
     assert re.search(r"^process 0 on \S+: 2 x cpu, .*\n^process 1 on \S+: 2 x cpu, ", first, re.MULTILINE)
     assert "matmul over 4 device(s): ok" in first
     assert "process 0" not in second
@@ -117,18 +112,14 @@ def test_doctor_shows_what_each_process_of_a_named_job_sees() -> None:
 
 def in_two_processes(*commands: list[object]) -> list[tuple[int, str, float]]:
     """(exit status, output, seconds) of ``gen`` with each of two commands, as the processes of one job."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    began, running = time.monotonic(), []
+    port, began, running = free_port(), time.monotonic(), []
     for number, command in enumerate(commands):
         job = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", number]
         line = [Path(sys.executable).parent / "gen", *command, *job]
         env = os.environ | {"JAX_PLATFORMS": "cpu"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         running.append(subprocess.Popen([str(word) for word in line], env=env, **pipes))
-    said = [process.communicate(timeout=200)[0] for process in running]
-    return [(p.returncode, text, time.monotonic() - began) for p, text in zip(running, said, strict=True)]
+    return [(status, text, time.monotonic() - began) for status, text in ended(*running)]
 
 
 @pytest.mark.parametrize(
@@ -169,11 +160,14 @@ def test_a_run_with_a_checkpoint_samples_and_trains_on_in_two_processes(tmp_path
 
 def test_control_c_ends_with_130_while_images_are_made(tmp_path: Path) -> None:
     run = write_run(tmp_path / "tiny")
-    command = [Path(sys.executable).parent / "gen", "sample", run, "--seeds", "0-99999", "--out", tmp_path / "out"]
-    with subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and not list((tmp_path / "out").glob("*.png")):
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    # what runs in the background of a shell is started with Ctrl-C ignored, and so is what it starts
+    heard = "import signal, gen.cli; signal.signal(signal.SIGINT, signal.default_int_handler); gen.cli.main()"
+    command = [sys.executable, "-c", heard, "sample", run, "--seeds", "0-99999", "--out", tmp_path / "out"]
+    process = subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 300
+    while process.poll() is None and not any((tmp_path / "out").glob("*.png")) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    ((status, said),) = ended(process)
+    assert status == 130
     assert said.endswith("interrupted; the same command again goes on where it stopped\n")

@@ -104,13 +104,12 @@ def test_help_and_list_import_no_jax() -> None:
         "heavy = {'jax', 'flax', 'optax', 'orbax', 'grain', 'scipy', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_the_installed_command_reports_bad_input_without_a_traceback() -> None:
-    result = subprocess.run(
-        [Path(sys.executable).parent / "gen", "train", "demmo"], capture_output=True, text=True, check=False
-    )
+    command = [Path(sys.executable).parent / "gen", "train", "demmo"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 2
     assert result.stderr.startswith("error: unknown preset 'demmo'; ")
     assert result.stderr.count("\n") == 1

@@ -44,6 +44,7 @@ from gen.sampling.solvers import Renoise
 from gen.training import engine
 from gen.training.indexed import sample_keys
 from gen.training.task import Model
+from tests.processes import ended
 
 NETWORK = DiTConfig(size=(8, 8), channels=1, patch=4, width=16, depth=1, heads=2, num_classes=10)
 GENERATOR = DiffusionGenerator(Denoiser(NETWORK, Linear(), Predict("velocity")), Sampler(Heun(), Uniform(), steps=2))
@@ -495,9 +496,9 @@ def test_two_processes_of_one_job_train_sample_and_score_like_one(tokenizer_run:
             command = [str(Path(sys.executable).parent / "gen"), *map(str, args), "--multihost"]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
             processes.append(subprocess.Popen(command, env=os.environ | slurm, **pipes))
-        said = [process.communicate(timeout=300)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0, 0], said
-        return said
+        found = ended(*processes)
+        assert [status for status, _ in found] == [0, 0], found
+        return [text for _, text in found]
 
     steps = ["--stages.0.steps", "3", "--batch", "32", "--engine.quiet", "true"]
     job("train", "demo-tokenizer", "--outdir", tmp_path / "two", *steps)
@@ -517,7 +518,7 @@ def test_two_processes_of_one_job_train_sample_and_score_like_one(tokenizer_run:
 def test_without_a_job_multihost_says_so(run: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_", "JAX_CO"))}
     command = [Path(sys.executable).parent / "gen", "sample", run, "--multihost"]
-    result = subprocess.run(command, env=clean, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, env=clean, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 2
     assert result.stderr.startswith("error: --multihost found no job to join")
     assert result.stderr.count("\n") == 1

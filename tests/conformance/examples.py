@@ -20,8 +20,9 @@ from gen.autoregressive.sampler import TokenSampler
 from gen.config import KINDS, config_class
 from gen.data.caches import seal, seal_bits, seal_tokens
 from gen.data.sources import Digits
+from gen.diffusion.consistency_maps import data_map, trig_map
 from gen.diffusion.denoiser import Denoiser, Predict
-from gen.diffusion.flowmap import Consistency, FlowMap
+from gen.diffusion.flowmap import Consistency, FlowMap, jump_map
 from gen.diffusion.process import EDM, Linear
 from gen.errors import GenError
 from gen.features.vit import ViTConfig
@@ -59,11 +60,12 @@ FLEXTOK = FlexTokConfig(
     remat="none",
     scan=False,
 )
+TEACHER = Denoiser(NETWORK, Linear(), Predict("velocity"))
 VOCABULARY: dict[str, Any] = {
     "network": NETWORK,
     "process": Linear(),
-    "denoiser": Denoiser(NETWORK, Linear(), Predict("velocity")),
-    "teacher": Denoiser(NETWORK, Linear(), Predict("velocity")),
+    "denoiser": TEACHER,
+    "teacher": TEACHER,
     "flow_map": FlowMap(NETWORK, EDM(), Consistency()),
     "tokenizer": TOKENIZER,
     "discrete": Codebook(),
@@ -81,6 +83,10 @@ PROXY = MaskGITVQGANConfig((8, 8, 1), 4, (1, 1, 1), 1, VQ(8, 3), groups=2)
 OWN: dict[str, dict[str, Any]] = {
     "proxy-task": {"tokenizer": dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3), pixels=PROXY)},
     "flextok-task": {"tokenizer": FLEXTOK},
+    "consistency-distillation-task": {"flow_map": data_map(TEACHER)},
+    "scm-task": {"flow_map": trig_map(TEACHER)},
+    "scd-task": {"flow_map": trig_map(TEACHER)},
+    "ctm-task": {"flow_map": jump_map(TEACHER), "last_layer": "outer/kernel"},
     "random": {"shapes": {"latent": (4, 3), "label": ()}},
     "vavae-task": {
         "tokenizer": KLVAEConfig((8, 8, 1), 4, (1, 2), 1, 3, 3, groups=2, middle_attention=False),
@@ -88,7 +94,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
 }
 # tasks that differ from a quick one in a term, compile two networks, or have tests of their own
-SLOW = ("vavae-task", "proxy-task", "flextok-task")
+SLOW = ("vavae-task", "proxy-task", "flextok-task", "consistency-task", "truncated-task", "scm-task")
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
     "toy-drawn": "tests.conformance.tokenizers:Drawn",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen.features.extractor import in_parts
+from tests.processes import devices
 
 
 def wide(params, images):
@@ -53,5 +54,4 @@ np.testing.assert_array_equal(found["first"], images[:, 0, 0])
 
 
 def test_parts_stay_on_their_device():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "16", "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", _MESH], env=os.environ | flags, check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", _MESH], env=os.environ | devices(8), check=True, timeout=300)

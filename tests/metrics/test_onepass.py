@@ -1,6 +1,5 @@
 import os
 import signal
-import socket
 import subprocess
 import sys
 
@@ -14,6 +13,7 @@ from gen.metrics.onepass import Tally, collect, merge_tallies
 from gen.metrics.sources import balanced_labels, from_arrays, generated
 from gen.metrics.statistics import Accuracy, Features, Moments
 from tests.metrics.toy import PARAMS, Toy, draw, features, images, poisoned
+from tests.processes import devices, ended, free_port
 
 STATISTICS = {"moments": Moments(), "features": Features(150), "accuracy": Accuracy()}
 COUNT = 333
@@ -86,7 +86,8 @@ onepass.collect(_generator(), Toy(), STATISTICS, batch=32, path=sys.argv[1], pro
 
 def test_killed_and_resumed_is_bit_equal(tmp_path, monkeypatch):
     path = tmp_path / "partial.npz"
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], env=dict(os.environ, JAX_PLATFORMS="cpu"))
+    command, env = [sys.executable, "-c", KILLED, str(path)], os.environ | {"JAX_PLATFORMS": "cpu"}
+    killed = subprocess.run(command, env=env, timeout=300)
     assert killed.returncode == -signal.SIGKILL
     held = Tally.load(path).count
     assert 0 < held < COUNT
@@ -182,8 +183,8 @@ def _distance(tally):
 
 
 def test_any_number_of_devices_gives_the_same():
-    env = dict(os.environ, JAX_PLATFORMS="cpu", NPROC="16", XLA_FLAGS="--xla_force_host_platform_device_count=8")
-    done = subprocess.run([sys.executable, "-c", DEVICES], env=env, capture_output=True, text=True)
+    command = [sys.executable, "-c", DEVICES]
+    done = subprocess.run(command, env=os.environ | devices(8), capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == ["ok", "8"], done.stderr
 
 
@@ -205,17 +206,9 @@ assert (tally.count, jax.process_count(), jax.device_count()) == (333, 2, 4)
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    env = dict(os.environ, JAX_PLATFORMS="cpu", NPROC="16", XLA_FLAGS="--xla_force_host_platform_device_count=2")
-    command = [sys.executable, "-c", PROCESSES, port]
+    command, env = [sys.executable, "-c", PROCESSES, free_port()], os.environ | devices(2)
     both = [subprocess.Popen([*command, str(i), str(tmp_path / "two.npz")], env=env) for i in range(2)]
-    try:
-        assert [process.wait(timeout=240) for process in both] == [0, 0]
-    finally:
-        for process in both:
-            process.kill()
+    assert [status for status, _ in ended(*both)] == [0, 0]
     two, one = Tally.load(tmp_path / "two.npz"), collect(_generator(), Toy(), STATISTICS, batch=64)
     _same(two, one, rtol=1e-6)
     assert _distance(two) == pytest.approx(_distance(one), rel=1e-6)

@@ -21,13 +21,14 @@ def _page():
     report.pictures({"data": PIXELS, "float": PIXELS / 127.5 - 1}, "Real digits.", columns=3)
     report.table(["stage", "seconds"], [["tokenizer", 61.23456], ["teacher", None]], "Time.")
     report.curves({"loss": ([0, 1, 2], [3.0, float("nan"), 1.0]), "other": ([0, 2], [1, 2])}, "Loss.", log=True)
+    report.points({"one": (1.0, 2.0), "the other": (1.0, 2.1)}, "Places.", x="near", y="far")
     return report.curves({"distance": ([1, 5], [30.0, 2.0])}, y="distance")
 
 
 def test_everything_is_on_the_page_and_nothing_is_fetched(tmp_path):
     _page().write(tmp_path / "page" / "report.html")
     html = (tmp_path / "page" / "report.html").read_text()
-    for text in ("One paragraph.", "Another.", "Real digits.", "61.23", "203.2", "Time.", "Loss."):
+    for text in ("One paragraph.", "Real digits.", "61.23", "203.2", "Time.", "Loss.", "Places.", "the other"):
         assert text in html
     assert "A &lt;b&gt;title&lt;/b&gt;" in html
     assert "<b>title" not in html
@@ -42,11 +43,11 @@ def test_everything_is_on_the_page_and_nothing_is_fetched(tmp_path):
 def test_drawings_take_the_page_s_colour_and_do_not_clash():
     html = _page().html()
     drawings = re.findall(r"<svg.*?</svg>", html, re.S)
-    assert len(drawings) == 2
+    assert len(drawings) == 3
     assert all("currentColor" in d and "#010203" not in d for d in drawings)
     clips = [set(re.findall(r'<clipPath id="([^"]+)"', d)) for d in drawings]
-    assert clips[0]
-    assert not clips[0] & clips[1]
+    assert all(clips)
+    assert len(set.union(*clips)) == sum(map(len, clips))
 
 
 def test_mosaic():

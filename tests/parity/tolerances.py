@@ -15,6 +15,8 @@ TOLERANCES: list[tuple[str, str, float, float]] = [
     ("dit-ddpm-sampling*", "*_traj*", 1e-3, 1e-5),  # errors accumulate along a trajectory
     ("dit-ddpm-sampling*", "*_final*", 1e-3, 1e-5),
     ("dit-ddpm-sampling*", "*_pred_xstart*", 1e-3, 1e-5),
+    ("dd1-trajectory*", "*", 0.0, 1e-9),  # float64
+    ("dd2-conditional-score*", "*", 1e-9, 1e-9),  # float64
     ("edm2-phema*", "*", 1e-6, 0.0),  # float64 formulas
     ("frechet-distance*", "*", 1e-7, 1e-6),  # against 60-digit values
     ("frechet-distance*", "*_cleanfid", 1e-4, 1e-3),  # its matrix square root is off in singular cases

@@ -72,3 +72,15 @@ def test_consistency_models_noise_their_samples_afresh():
 def test_refusals(make, message):
     with pytest.raises(GenError, match=message):
         make(FlowMap(Tiny(), EDM(), Consistency()))
+
+
+def test_another_number_of_steps_is_jumps_of_equal_length():
+    flow_map = FlowMap(Tiny(times=2), Linear(), AverageVelocity("end", 2.0))
+    four = dataclasses.replace(sampled(flow_map, (2, 3)), sampler=FlowMapSampler((1.0, 0.2, 0.0)).changed(steps=4))
+    assert four.ends.tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert four.nfe == 4
+    assert FlowMapSampler((1.0, 0.0)).changed() == FlowMapSampler((1.0, 0.0))
+    with pytest.raises(GenError, match="jumps along its own times; change steps"):
+        FlowMapSampler().changed(guidance=2.0)
+    with pytest.raises(GenError, match="0 jumps along no times; give times, or a positive number"):
+        FlowMapSampler(steps=0)

@@ -18,6 +18,7 @@ from gen.sampling import generate as module
 from gen.sampling.generate import generate, quantise
 from gen.sampling.sample_files import contact_sheet, read_note
 from gen.training.sharding import make_mesh
+from tests.processes import devices
 
 LABELS = np.arange(10, dtype=np.int32) % 3
 PARAMS = {"net": {"gain": jnp.float32(0.4)}}
@@ -251,9 +252,9 @@ make(sys.argv[1], batch=8, mesh=make_mesh(MeshConfig(data=4, fsdp=2)))
 
 
 def test_eight_devices_make_the_same_images(tmp_path, reference):
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "16", "JAX_PLATFORMS": "cpu"}
     path = tmp_path / "eight.npz"
-    subprocess.run([sys.executable, "-c", MANY_DEVICES, str(path)], check=True, env=os.environ | devices, timeout=300)
+    command = [sys.executable, "-c", MANY_DEVICES, str(path)]
+    subprocess.run(command, check=True, env=os.environ | devices(8), timeout=300)
     with np.load(path) as file:
         np.testing.assert_allclose(file["arr_0"].astype(int), reference[0].astype(int), atol=1)
         np.testing.assert_array_equal(file["arr_1"], reference[1])

@@ -18,9 +18,8 @@ __all__ = ["compile_case"]
 
 def compile_case(case: Case) -> dict[str, Any]:
     """Figures of the case's training programs by their names, in a process of its own: compilers keep their memory."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.targets.record", "--one", case.name], capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "tests.targets.record", "--one", case.name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=7200)
     if done.returncode:
         raise AssertionError(f"{case.name}: {done.stderr.strip().splitlines()[-1]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -1,7 +1,6 @@
 """Caches of encoded images: mirror images, makers, and jobs that are killed or shared."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from gen.data.caches import Cache, TokenCache, seal, seal_tokens
 from gen.data.sources import ArraySource
 from gen.errors import GenError
 from gen.tokenizers.encode import encode_images, expect_maker
+from tests.processes import devices, ended, free_port
 from tests.tokenizers import encode_jobs as jobs
 
 
@@ -120,20 +120,16 @@ def test_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         encode_images(jobs.LATENTS, own, jobs.images(), tmp_path / "cache", label="")
 
 
-def launch(name: str, *args: object, devices: int = 1) -> subprocess.Popen[str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    env = os.environ | {"XLA_FLAGS": flags, "NPROC": "16", "JAX_PLATFORMS": "cpu"}
+def launch(name: str, *args: object, count: int = 1) -> subprocess.Popen[str]:
+    env = os.environ | devices(count)
     command = [sys.executable, "-m", "tests.tokenizers.encode_jobs", name, *map(str, args)]
     root = Path(__file__).parents[2]
     return subprocess.Popen(command, env=env, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finish(process: subprocess.Popen[str], code: int = 0) -> None:
-    try:
-        output, _ = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    assert process.returncode == code, output
+def finish(*processes: subprocess.Popen[str], code: int = 0) -> None:
+    found = ended(*processes)
+    assert [status for status, _ in found] == [code] * len(processes), found
 
 
 def check(folder: Path, whole: Path) -> None:
@@ -165,22 +161,19 @@ def test_killed_encoding_goes_on_and_ends_bit_for_bit_the_same(tmp_path: Path) -
 @pytest.mark.slow
 def test_eight_devices_and_two_processes_encode_the_same(tmp_path: Path) -> None:
     finish(launch("encode", tmp_path / "one"))
-    finish(launch("devices", tmp_path / "eight", devices=8))
+    finish(launch("devices", tmp_path / "eight", count=8))
     check(tmp_path / "eight", tmp_path / "one")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    both = [launch("two_processes", tmp_path / "two", port, i, devices=2) for i in range(2)]
-    for process in both:
-        finish(process)
+    port = free_port()
+    both = [launch("two_processes", tmp_path / "two", port, i, count=2) for i in range(2)]
+    finish(*both)
     check(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.slow
 def test_codebook_statistics_are_those_of_the_global_batch(tmp_path: Path) -> None:
     """Equal on one device and on eight."""
-    for devices in (1, 8):
-        finish(launch("codebooks", tmp_path / f"{devices}.npz", devices=devices))
+    for count in (1, 8):
+        finish(launch("codebooks", tmp_path / f"{count}.npz", count=count))
     with np.load(tmp_path / "1.npz") as one, np.load(tmp_path / "8.npz") as eight:
         assert one.files == eight.files
         for name in one.files:

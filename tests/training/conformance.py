@@ -20,6 +20,7 @@ from gen.training.engine import Hook, train
 from gen.training.run import EngineConfig, RunConfig
 from gen.training.sharding import MeshConfig
 from gen.training.task import Stage, State
+from tests.processes import devices
 from tests.training.keys import Uses
 
 __all__ = ["check_devices", "check_task", "compilations", "run", "same"]
@@ -142,15 +143,8 @@ def check_devices(build: str, outdir: Path, *, batch: int = 8, steps: int = 4, r
       rtol: of each logged metric and of parameters, relative to their largest entry.
     """
     script = "import sys; from tests.training.conformance import _on_devices; _on_devices(*sys.argv[1:])"
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "NPROC": "16",  # fewer threads than devices deadlock in collectives
-        "JAX_PLATFORMS": "cpu",
-    }
-    arguments = [build, str(outdir), str(batch), str(steps)]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, timeout=600
-    )
+    command = [sys.executable, "-c", script, build, str(outdir), str(batch), str(steps)]
+    done = subprocess.run(command, env=os.environ | devices(8), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     task, data, frozen = _build(build)
     one = run(task, data, frozen, outdir / "one", batch=batch, steps=steps, quiet=True)

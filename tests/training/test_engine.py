@@ -4,7 +4,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from gen.training.logging import read_metrics
 from gen.training.run import EngineConfig, RunConfig, load_run
 from gen.training.sharding import MeshConfig
 from gen.training.task import Stage, State
+from tests.processes import devices, ended, free_port
 from tests.training import scripts
 from tests.training.conformance import check_devices, check_task, run, same
 from tests.training.toy import OPTIM, SIZE, ToyData, ToyTask, teacher
@@ -104,8 +104,8 @@ def test_sigterm_saves_and_leaves(undisturbed: tuple[Path, State], tmp_path: Pat
 
 def test_sigkill(undisturbed: tuple[Path, State], tmp_path: Path) -> None:
     """Killed four steps after a checkpoint in the second stage; its steps are made again."""
-    process = _script("main", tmp_path / "run", 39, tmp_path / "cache")
-    assert process.wait(timeout=300) == -signal.SIGKILL, process.stderr.read() if process.stderr else ""
+    ((status, text),) = ended(_script("main", tmp_path / "run", 39, tmp_path / "cache"))
+    assert status == -signal.SIGKILL, text
     state = train(scripts.config(), tmp_path / "run", frozen=teacher())
     assert same(state, undisturbed[1])
     steps = [record["step"] for record in read_metrics(tmp_path / "run")]
@@ -120,8 +120,8 @@ def test_sigkill_at_random_moments(undisturbed: tuple[Path, State], tmp_path: Pa
         time.sleep(draw.uniform(2.0, 9.0))
         process.kill()
         process.wait()
-    process = _script("main", tmp_path / "run", 0, tmp_path / "cache")
-    assert process.wait(timeout=300) == 0, process.stderr.read() if process.stderr else ""
+    ((status, text),) = ended(_script("main", tmp_path / "run", 0, tmp_path / "cache"))
+    assert status == 0, text
     assert same(train(scripts.config(), tmp_path / "run", frozen=teacher()), undisturbed[1])
 
 
@@ -135,29 +135,22 @@ def test_eight_devices_train_as_one(tmp_path: Path) -> None:
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
-def _two_processes(outdir: Path, *options: object) -> list[subprocess.Popen[str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "NPROC": "16"}
-    pair = [_script("two_processes", outdir, port, i, *options, env=env) for i in (0, 1)]
-    for process in pair:
-        process.wait(timeout=300)
-    return pair
+def _two_processes(outdir: Path, *options: object) -> list[tuple[int, str]]:
+    port = free_port()
+    return ended(*(_script("two_processes", outdir, port, i, *options, env=devices(2)) for i in (0, 1)))
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_leave_together(undisturbed: tuple[Path, State], tmp_path: Path) -> None:
     """A notice of preemption to one of the processes makes both save at one step; the next start goes on."""
     pair = _two_processes(tmp_path, 6)
-    texts = [process.communicate()[1] for process in pair]
-    assert [process.returncode for process in pair] == [3, 3], texts
-    stops = [re.findall("stopped by SIGTERM after step ([0-9]+)", text) for text in texts]
+    assert [status for status, _ in pair] == [3, 3], pair
+    stops = [re.findall("stopped by SIGTERM after step ([0-9]+)", text) for _, text in pair]
     assert len(stops[0]) == 1
     assert stops[0] == stops[1]
     assert 6 <= int(load_weights(tmp_path).step) == int(stops[0][0]) < 30
     pair = _two_processes(tmp_path)
-    assert [process.returncode for process in pair] == [0, 0], [process.communicate()[1][-2000:] for process in pair]
+    assert [status for status, _ in pair] == [0, 0], pair
     state = load_weights(tmp_path)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(undisturbed[1].params), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)

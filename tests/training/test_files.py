@@ -1,6 +1,7 @@
 import errno
-import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from gen import files
 from gen.errors import GenError
 from gen.files import RunLock, atomic, read_json, settle, write_json
+from tests.processes import ended
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
@@ -43,24 +45,13 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         write_json(tmp_path / "file" / "a.json", {})
 
 
-def _try(folder: str, queue: object) -> None:
-    try:
-        with RunLock(folder):
-            queue.put("taken")  # type: ignore[attr-defined]
-    except GenError as error:
-        queue.put(str(error))  # type: ignore[attr-defined]
-
-
 def test_one_process_at_a_time(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    answers = []
+    code = "import sys; from gen.files import RunLock; RunLock(sys.argv[1]).__enter__()"
+    command = [sys.executable, "-c", code, str(tmp_path)]
     with RunLock(tmp_path):
-        process = context.Process(target=_try, args=(str(tmp_path), queue))
-        process.start()
-        answers.append(queue.get(timeout=60))
-        process.join()
-    assert f"in use by pid {os.getpid()}" in answers[0]
+        ((status, said),) = ended(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+    assert status == 1
+    assert f"GenError: run folder {tmp_path} is in use by pid {os.getpid()}" in said
     with RunLock(tmp_path):
         pass
 

@@ -1,6 +1,5 @@
 import errno
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from gen.errors import GenError
 from gen.training import indexed
 from gen.training.indexed import ArrayWriter, run_indexed, sample_keys
+from tests.processes import devices, ended, free_port
 from tests.training import indexed_jobs as jobs
 
 
@@ -34,20 +34,16 @@ class Memory:
         return {name: np.concatenate([rows[name] for rows in self.rows]) for name in self.rows[0]}
 
 
-def launch(name: str, *args: object, devices: int = 1) -> subprocess.Popen:
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    env = os.environ | {"XLA_FLAGS": flags, "NPROC": "16", "JAX_PLATFORMS": "cpu"}
+def launch(name: str, *args: object, count: int = 1) -> subprocess.Popen:
+    env = os.environ | devices(count)
     command = [sys.executable, "-m", "tests.training.indexed_jobs", name, *map(str, args)]
     root = Path(__file__).parents[2]
     return subprocess.Popen(command, env=env, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finish(process: subprocess.Popen, code: int = 0) -> None:
-    try:
-        output, _ = process.communicate(timeout=180)
-    finally:
-        process.kill()
-    assert process.returncode == code, output
+def finish(*processes: subprocess.Popen, code: int = 0) -> None:
+    found = ended(*processes)
+    assert [status for status, _ in found] == [code] * len(processes), found
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +82,14 @@ def test_batch_size_does_not_matter(tmp_path, expected, batch) -> None:
 
 
 def test_eight_devices_equal_one_and_refuse_a_batch_they_do_not_divide(tmp_path, expected) -> None:
-    finish(launch("devices", tmp_path / "rows.npz", 4, 2, devices=8))
+    finish(launch("devices", tmp_path / "rows.npz", 4, 2, count=8))
     check(tmp_path / "rows.npz", expected)
 
 
 def test_two_processes_equal_one(tmp_path, expected) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = [launch("two_processes", tmp_path / "rows.npz", port, i, devices=2) for i in range(2)]
-    for process in running:
-        finish(process)
+    port = free_port()
+    running = [launch("two_processes", tmp_path / "rows.npz", port, i, count=2) for i in range(2)]
+    finish(*running)
     check(tmp_path / "rows.npz", expected)
     assert os.listdir(tmp_path) == ["rows.npz"]
 

@@ -1,7 +1,6 @@
 """The same training on 1, 2, 4 and 8 simulated devices, on two processes of four, and moved from one to another."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,27 +12,24 @@ import pytest
 from gen.training.checkpoints import latest_step
 from gen.training.logging import read_metrics
 from gen.training.sharding import MeshConfig
+from tests.processes import devices, ended, free_port
 from tests.training import devices_job, scripts
 from tests.training.conformance import run
 
 ROOT = Path(__file__).parents[2]
 
 
-def job(folder: Path, devices: int, processes: int = 1) -> Path:
+def job(folder: Path, count: int, processes: int = 1) -> Path:
     """Runs the job on so many devices in each of so many processes; returns its folder."""
-    out = folder / f"{processes}x{devices}"
+    out = folder / f"{processes}x{count}"
     out.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "NPROC": "16", "JAX_PLATFORMS": "cpu"}
-    started = []
+    port, started = free_port(), []
     for number in range(processes):
         command = [sys.executable, "-m", "tests.training.devices_job", folder, out, number, processes, port]
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen([*map(str, command)], cwd=ROOT, env=os.environ | flags, **pipes))
-    said = [process.communicate(timeout=400)[1] for process in started]
-    assert [process.returncode for process in started] == [0] * processes, said
+        started.append(subprocess.Popen([*map(str, command)], cwd=ROOT, env=os.environ | devices(count), **pipes))
+    found = ended(*started, seconds=400)
+    assert [status for status, _ in found] == [0] * processes, found
     return out
 
 
@@ -70,9 +66,8 @@ def test_a_run_moves_from_one_device_to_eight_and_back(tmp_path: Path) -> None:
     task, data, frozen = scripts.build()
     run(task, data, frozen, tmp_path / "moved", batch=8, steps=12, stop_after=4)
     script = "import sys; from tests.training.test_many_devices import go_on; go_on(sys.argv[1])"
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "16", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", script, str(tmp_path / "moved")]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | devices(8), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert latest_step(tmp_path / "moved") == 8
     moved = run(task, data, frozen, tmp_path / "moved", batch=8, steps=12)

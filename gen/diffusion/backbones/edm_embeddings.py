@@ -34,7 +34,7 @@ class SongMapping(nnx.Module):
         law, width = law_of(*config.style.law), config.width * config.noise
         emb = config.width * config.emb
         if config.embedding == "fourier":
-            self.freqs = Buffer(16.0 * jax.random.normal(rngs.params(), (width // 2,)))
+            self.freqs = Buffer(config.frequencies * jax.random.normal(rngs.params(), (width // 2,)))
         if config.num_classes:
             self.label = Linear(config.num_classes, width, law, 0.0, rngs)
         if config.augment:

@@ -170,6 +170,7 @@ class SongUNetConfig(_UNetConfig):
     Further attributes:
       embedding: of the noise level: ``positional`` (DDPM++) or ``fourier`` with fixed random frequencies (NCSN++).
       noise: width of that embedding, as a factor on `width`.
+      frequencies: standard deviation of the random frequencies; improved consistency training takes 0.02.
       encoder, decoder: ``standard``; ``residual`` (NCSN++) or ``skip`` feed the downsampled image into the encoder,
         ``skip`` sums an output of every level in the decoder.
       taps: resampling filter: (1, 1) for DDPM++, (1, 3, 3, 1) for NCSN++.
@@ -177,6 +178,7 @@ class SongUNetConfig(_UNetConfig):
 
     embedding: Literal["positional", "fourier"] = "positional"
     noise: int = 1
+    frequencies: float = 16.0
     encoder: Literal["standard", "skip", "residual"] = "standard"
     decoder: Literal["standard", "skip"] = "standard"
     taps: tuple[int, ...] = BOX

@@ -1,0 +1,106 @@
+"""Distilled Decoding against golden numbers: the flow from noise to tokens, the teacher's conditional score."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen.autoregressive.decoding import mix, top_k
+from gen.diffusion.prediction import Prediction
+from gen.diffusion.process import EDM, Linear
+from gen.distill.code_flow import CodeDenoiser, code_weights, flow_to_codes, log_density
+from gen.sampling.solvers import Euler, Heun
+from tests.parity.conftest import Fixture, fixtures
+
+TRAJECTORIES, SCORES = fixtures("dd1-trajectory*"), fixtures("dd2-conditional-score*")
+
+
+def logs(probabilities: Any) -> jax.Array:
+    return jnp.log(jnp.asarray(probabilities))
+
+
+@pytest.mark.parametrize("fx", TRAJECTORIES, ids=str)
+def test_velocity_of_the_flow_to_codes(fx: Fixture) -> None:
+    with jax.enable_x64(True):
+        codes, log_p = jnp.asarray(fx.io["codebook"]), logs(fx.io["probs"])
+        found: list[list[jax.Array]] = [[], [], []]
+        for t, x in zip(1.0 - fx.io["vel_t"], jnp.asarray(fx.io["vel_x"]), strict=True):
+            prediction, _ = CodeDenoiser(Linear(), log_p, codes)(x, t, {}, 0, ())
+            found[0].append(code_weights(Linear(), log_p, codes, x, jnp.asarray(t)))
+            found[1].append(prediction.denoised)
+            found[2].append(-prediction.velocity)  # the fixture's clock runs from noise to data
+    for name, values in zip(("vel_weights", "vel_posterior_mean", "vel_velocity"), found, strict=True):
+        fx.close(np.stack(values), name)
+
+
+@pytest.mark.parametrize("fx", TRAJECTORIES, ids=str)
+@pytest.mark.parametrize("wide", [True, False], ids=["float64", "float32"])
+def test_flow_to_codes(fx: Fixture, wide: bool) -> None:
+    with jax.enable_x64(wide):
+        codes, log_p, noise = jnp.asarray(fx.io["codebook"]), logs(fx.io["probs"]), jnp.asarray(fx.io["noise"])
+        for name in fx.io:
+            solver, _, kind = name.partition("_")
+            if kind != "id":
+                continue
+            method = Heun() if solver.startswith("heun") else Euler()
+            steps = int(solver.removeprefix("heun").removeprefix("euler"))
+            ids, path = flow_to_codes(log_p, codes, noise, steps, method)
+            fx.close(ids, name)
+            if not wide:
+                continue
+            if f"{solver}_x" in fx.io:
+                fx.close(path[-1], f"{solver}_x")
+            else:
+                fx.close(jnp.concatenate([noise[None], path]), f"{solver}_path")
+
+
+@pytest.mark.parametrize("fx", TRAJECTORIES, ids=str)
+def test_tokens_written_one_after_the_other(fx: Fixture) -> None:
+    with jax.enable_x64(True):
+        codes, noise = jnp.asarray(fx.io["codebook"]), jnp.asarray(fx.io["chain_noise"])
+        log_p, states = jnp.broadcast_to(logs(fx.io["chain_p0"]), (len(noise), len(codes))), [noise]
+        ids = []
+        for i in range(noise.shape[1]):
+            token, _ = flow_to_codes(log_p, codes, noise[:, i], 100)
+            ids.append(token)
+            states.append(states[-1].at[:, i].set(codes[token]))
+            log_p = logs(fx.io["chain_T"])[token]
+    fx.close(np.stack(ids, axis=1), "chain_ids")
+    fx.close(np.stack(states, axis=1), "chain_states")
+
+
+@pytest.mark.parametrize("fx", TRAJECTORIES, ids=str)
+def test_the_flow_carries_noise_onto_the_probabilities(fx: Fixture) -> None:
+    codes, rows = fx.io["codebook"].astype(np.float32), 20_000
+    log_p = logs(np.float32(fx.io["probs"][0]))
+    noise = jax.random.normal(jax.random.key(0), (rows, codes.shape[1]))
+    ids, _ = jax.jit(lambda n: flow_to_codes(log_p, jnp.asarray(codes), n, 100))(noise)
+    share = np.bincount(np.asarray(ids), minlength=len(codes)) / rows
+    error = 4.0 * np.sqrt(fx.io["probs"][0] / rows) + 0.01  # four deviations, and a hundred steps of Euler
+    assert (np.abs(share - fx.io["probs"][0]) <= error).all()
+    assert (np.abs(fx.io["pushforward_freq_row0"] - fx.io["probs"][0]) <= error).all()
+
+
+@pytest.mark.parametrize("fx", SCORES, ids=str)
+def test_conditional_score(fx: Fixture) -> None:
+    io, process = fx.io, Linear()
+    with jax.enable_x64(True):
+        codes, x, t = jnp.asarray(io["codebook"]), jnp.asarray(io["x_t"]), jnp.asarray(io["t"])
+        guided = mix(jnp.asarray(io["logits_cond"]), jnp.asarray(io["logits_uncond"]), io["cfg_scale"])
+        top = top_k(guided, fx.config["top_k"])
+        for ending, logits in (("", guided), (f"_top{fx.config['top_k']}", top)):
+            log_p = jax.nn.log_softmax(logits)
+            prediction: Prediction = CodeDenoiser(process, log_p, codes)(x, t, {}, 0, ())[0]
+            fx.close(jnp.exp(log_p), f"probs{ending}")
+            fx.close(code_weights(process, log_p, codes, x, t), f"weights{ending}")
+            fx.close(prediction.denoised, f"posterior_mean{ending}")
+            fx.close(prediction.score, f"score{ending}")
+            fx.close(prediction.eps, f"eps_pred{ending}")
+            fx.close(prediction.velocity, f"velocity{ending}")
+            fx.close(log_density(process, log_p, codes, x, t), f"log_density{ending}")
+        log_p = jax.nn.log_softmax(guided)
+        edm = CodeDenoiser(EDM(), log_p, codes)(jnp.asarray(io["edm_x"]), jnp.asarray(io["edm_sigma"]), {}, 0, ())[0]
+        fx.close(edm.denoised, "edm_denoised")
+        fx.close(edm.score, "edm_score")
