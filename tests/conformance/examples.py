@@ -16,10 +16,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from gen.autoregressive.gpt import GPTConfig
+from gen.autoregressive.infilling import InfillingSampler
+from gen.autoregressive.mar import MARConfig
 from gen.autoregressive.sampler import TokenSampler
 from gen.config import KINDS, config_class
 from gen.data.caches import seal, seal_bits, seal_tokens
 from gen.data.sources import Digits
+from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.consistency_maps import data_map, trig_map
 from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.flowmap import Consistency, FlowMap, jump_map
@@ -32,6 +35,7 @@ from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
 from gen.tokenizers.binary import BinaryAutoencoderConfig
 from gen.tokenizers.flextok import FlexTokConfig, Pixels, euler_apg
+from gen.tokenizers.flowtok import FlowTokConfig, TextProjectorConfig
 from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
 from gen.tokenizers.quantizers.binary import Binary
@@ -53,6 +57,12 @@ NETWORK = Tiny(channels=SHAPE[-1], classes=CLASSES)
 OPTIM = OptimConfig(lr=1e-3, eps=1e-2)
 TOKENIZER = TiTokConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
 WRITER = GPTConfig((2, 2), 8, 16, 1, 2, 16, num_classes=CLASSES, scan=False)
+FILLER = MARConfig(
+    shape=SHAPE, num_classes=CLASSES, width=16, depth=1, heads=2, buffer=1, head_width=16, head_depth=1, scan=False
+)
+FLOWTOK = FlowTokConfig(
+    TextProjectorConfig((SHAPE[0], 8), SHAPE[1], 1, 2, 8, 8), DiTConfig(SHAPE[:1], SHAPE[1], 1, 16, 1, 2, num_classes=1)
+)
 FLEXTOK = FlexTokConfig(
     first=Pixels((8, 8, 1)),
     tokens=4,
@@ -76,6 +86,8 @@ VOCABULARY: dict[str, Any] = {
     "tokenizer": TOKENIZER,
     "discrete": Codebook(),
     "model": WRITER,
+    "latent_model": FILLER,
+    "config": FLOWTOK,
     "sampler": TokenSampler(),
     "discriminator": PatchGAN(channels=1, width=4, layers=1),
     "parts": (Digits("train"),),
@@ -108,6 +120,7 @@ OWN: dict[str, dict[str, Any]] = {
     "scm-task": {"flow_map": trig_map(TEACHER)},
     "scd-task": {"flow_map": trig_map(TEACHER)},
     "ctm-task": {"flow_map": jump_map(TEACHER), "last_layer": "outer/kernel"},
+    "latent-token-generator": {"sampler": InfillingSampler(2, 3)},
     "random": {"shapes": {"latent": (4, 3), "label": ()}},
     "vavae-task": {
         "tokenizer": KLVAEConfig((8, 8, 1), 4, (1, 2), 1, 3, 3, groups=2, middle_attention=False),
@@ -166,7 +179,7 @@ def frozen(kind: str) -> Mapping[str, Params]:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Everything a task may ask for, from (seed, step, row) alone: image, latent, starting noise, label, tokens."""
+    """Everything a task may ask for, from (seed, step, row) alone: image, latent, noise, label, tokens, text."""
 
     def batches(
         self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1
@@ -182,6 +195,7 @@ class Rows:
                 "noise": noise,
                 "label": np.arange(batch, dtype=np.int32) % CLASSES,
                 "tokens": rng.integers(0, 8, (batch, 2, 2)).astype(np.int32),
+                "text": rng.normal(size=(batch, SHAPE[0], 8)).astype(np.float32),
             }
             yield {name: value[part] for name, value in rows.items()}
             step += 1
