@@ -20,9 +20,10 @@ from gen.autoregressive.sampler import TokenSampler
 from gen.config import KINDS, config_class
 from gen.data.caches import seal, seal_bits, seal_tokens
 from gen.data.sources import Digits
+from gen.diffusion.backbones.guided import GuidedConfig
 from gen.diffusion.consistency_maps import data_map, trig_map
 from gen.diffusion.denoiser import Denoiser, Predict
-from gen.diffusion.flowmap import Consistency, FlowMap, jump_map
+from gen.diffusion.flowmap import AverageVelocity, Consistency, FlowMap, jump_map
 from gen.diffusion.process import EDM, Linear
 from gen.errors import GenError
 from gen.features.vit import ViTConfig
@@ -48,6 +49,7 @@ from tests.distill.tiny import Tiny
 
 SHAPE, CLASSES = (4, 3), 3
 NETWORK = Tiny(channels=SHAPE[-1], classes=CLASSES)
+TWO_TIMES = dataclasses.replace(NETWORK, times=2)
 # A large epsilon: Adam would blow up the rounding of gradients that are zero in exact arithmetic.
 OPTIM = OptimConfig(lr=1e-3, eps=1e-2)
 TOKENIZER = TiTokConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
@@ -102,6 +104,9 @@ OWN: dict[str, dict[str, Any]] = {
     "scd-task": {"flow_map": trig_map(TEACHER)},
     "ctm-task": {"flow_map": jump_map(TEACHER), "last_layer": "outer/kernel"},
     "random": {"shapes": {"latent": (4, 3), "label": ()}},
+    "meanflow-task": {"flow_map": FlowMap(TWO_TIMES, Linear())},
+    "shortcut-task": {"flow_map": FlowMap(TWO_TIMES, Linear(), AverageVelocity("halvings"))},
+    "guided-task": {"student": Denoiser(GuidedConfig(TWO_TIMES), Linear(), Predict("velocity"))},
     "vavae-task": {
         "tokenizer": KLVAEConfig((8, 8, 1), 4, (1, 2), 1, 3, 3, groups=2, middle_attention=False),
         "alignment": VisionFoundation(ENCODER),
@@ -109,6 +114,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 # tasks that differ from a quick one in a term, compile two networks, or have tests of their own
 SLOW = ("vavae-task", "proxy-task", "flextok-task", "consistency-task", "truncated-task", "scm-task")
+SLOW = ("vavae-task", "proxy-task", "flextok-task", "annealing-reflow-task")
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
     "toy-drawn": "tests.conformance.tokenizers:Drawn",
