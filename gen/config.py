@@ -50,6 +50,7 @@ KINDS: dict[str, dict[str, str]] = {
         "ve": "gen.diffusion.process:VE",
         "edm": "gen.diffusion.process:EDM",
         "edm-family": "gen.diffusion.process:EDMFamily",
+        "cosine-logsnr": "gen.diffusion.cosine:Cosine",
     },
     "denoiser": {
         "denoiser": "gen.diffusion.denoiser:Denoiser",
@@ -67,6 +68,8 @@ KINDS: dict[str, dict[str, str]] = {
         "data-prediction": "gen.diffusion.consistency_maps:DataPrediction",
         "trig-precondition": "gen.diffusion.consistency_maps:TrigPrecondition",
         "trig-velocity": "gen.diffusion.consistency_maps:TrigVelocity",
+        "converted": "gen.diffusion.conversions:Converted",
+        "data-and-noise": "gen.diffusion.conversions:DataAndNoise",
     },
     "objective": {
         "velocity-matching": "gen.diffusion.objectives:VelocityMatching",
@@ -74,6 +77,7 @@ KINDS: dict[str, dict[str, str]] = {
         "edm-loss": "gen.diffusion.objectives:EDMLoss",
         "noise-matching": "gen.diffusion.transport:NoiseMatching",
         "time-sampler": "gen.diffusion.times:TimeSampler",
+        "u-shaped": "gen.distill.rectified_flow:UShaped",
         "min-snr-loss": "gen.diffusion.objectives:MinSNRLoss",
         "aligned-objective": "gen.diffusion.objectives:Aligned",
         "uncertain": "gen.diffusion.objectives:Uncertain",
@@ -127,6 +131,9 @@ KINDS: dict[str, dict[str, str]] = {
         "risen-cosine-scale": "gen.autoregressive.unmasking:RisenCosineScale",
         "known-scale": "gen.autoregressive.infilling:KnownScale",
     },
+    "conditioning": {
+        "guided": "gen.diffusion.backbones.guided:GuidedConfig",
+    },
     "grid": {
         "uniform": "gen.sampling.grids:Uniform",
         "karras": "gen.sampling.grids:Karras",
@@ -148,6 +155,8 @@ KINDS: dict[str, dict[str, str]] = {
         "unipc": "gen.sampling.multistep:UniPC",
         "euler-maruyama": "gen.sampling.sde:EulerMaruyama",
         "runge-kutta": "gen.sampling.runge_kutta:RungeKutta",
+        "anchored": "gen.sampling.student_solvers:Anchored",
+        "backstep": "gen.sampling.student_solvers:Backstep",
     },
     "adaptive": {
         "dopri5": "gen.sampling.adaptive:Dopri5",
@@ -302,6 +311,15 @@ KINDS: dict[str, dict[str, str]] = {
         "norm": "gen.distill.distances:Norm",
         "pseudo-huber": "gen.distill.distances:PseudoHuber",
         "perceptual": "gen.distill.distances:Perceptual",
+        "meanflow-task": "gen.diffusion.meanflow:MeanFlowTask",
+        "shortcut-task": "gen.diffusion.shortcut:ShortcutTask",
+        "kd-task": "gen.distill.kd:KDTask",
+        "dmd2-task": "gen.distill.dmd2:DMD2Task",
+        "reflow-task": "gen.distill.rectified_flow:ReflowTask",
+        "annealing-reflow-task": "gen.distill.slimflow:AnnealingReflowTask",
+        "flow-guided-task": "gen.distill.slimflow:FlowGuidedTask",
+        "guided-task": "gen.distill.guided_distillation:GuidedTask",
+        "progressive-task": "gen.distill.progressive_distillation:ProgressiveTask",
     },
 }
 

@@ -23,9 +23,10 @@ from gen.config import KINDS, config_class
 from gen.data.caches import seal, seal_bits, seal_tokens
 from gen.data.sources import Digits
 from gen.diffusion.backbones.dit import DiTConfig
+from gen.diffusion.backbones.guided import GuidedConfig
 from gen.diffusion.consistency_maps import data_map, trig_map
 from gen.diffusion.denoiser import Denoiser, Predict
-from gen.diffusion.flowmap import Consistency, FlowMap, jump_map
+from gen.diffusion.flowmap import AverageVelocity, Consistency, FlowMap, jump_map
 from gen.diffusion.process import EDM, Linear
 from gen.distill.gpt_student import GPTStudentConfig
 from gen.errors import GenError
@@ -53,6 +54,7 @@ from tests.distill.tiny import Tiny
 
 SHAPE, CLASSES = (4, 3), 3
 NETWORK = Tiny(channels=SHAPE[-1], classes=CLASSES)
+TWO_TIMES = dataclasses.replace(NETWORK, times=2)
 # A large epsilon: Adam would blow up the rounding of gradients that are zero in exact arithmetic.
 OPTIM = OptimConfig(lr=1e-3, eps=1e-2)
 TOKENIZER = TiTokConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
@@ -122,6 +124,9 @@ OWN: dict[str, dict[str, Any]] = {
     "ctm-task": {"flow_map": jump_map(TEACHER), "last_layer": "outer/kernel"},
     "latent-token-generator": {"sampler": InfillingSampler(2, 3)},
     "random": {"shapes": {"latent": (4, 3), "label": ()}},
+    "meanflow-task": {"flow_map": FlowMap(TWO_TIMES, Linear())},
+    "shortcut-task": {"flow_map": FlowMap(TWO_TIMES, Linear(), AverageVelocity("halvings"))},
+    "guided-task": {"student": Denoiser(GuidedConfig(TWO_TIMES), Linear(), Predict("velocity"))},
     "vavae-task": {
         "tokenizer": KLVAEConfig((8, 8, 1), 4, (1, 2), 1, 3, 3, groups=2, middle_attention=False),
         "alignment": VisionFoundation(ENCODER),
@@ -137,6 +142,8 @@ SLOW = (
     "scm-task",
     "distilled-decoding-task",
 )
+SLOW = ("vavae-task", "proxy-task", "flextok-task", "consistency-task", "truncated-task", "scm-task")
+SLOW = ("vavae-task", "proxy-task", "flextok-task", "annealing-reflow-task")
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
     "toy-drawn": "tests.conformance.tokenizers:Drawn",
