@@ -55,6 +55,9 @@ KINDS: dict[str, dict[str, str]] = {
     "denoiser": {
         "denoiser": "gen.diffusion.denoiser:Denoiser",
     },
+    "students": {
+        "students": "gen.sampling.router:Students",
+    },
     "flow-map": {
         "flow-map": "gen.diffusion.flowmap:FlowMap",
     },
@@ -78,6 +81,7 @@ KINDS: dict[str, dict[str, str]] = {
         "noise-matching": "gen.diffusion.transport:NoiseMatching",
         "time-sampler": "gen.diffusion.times:TimeSampler",
         "u-shaped": "gen.distill.rectified_flow:UShaped",
+        "data-matching": "gen.diffusion.objectives:DataMatching",
         "min-snr-loss": "gen.diffusion.objectives:MinSNRLoss",
         "aligned-objective": "gen.diffusion.objectives:Aligned",
         "uncertain": "gen.diffusion.objectives:Uncertain",
@@ -164,6 +168,8 @@ KINDS: dict[str, dict[str, str]] = {
     "head": {
         "conv-head": "gen.nn.adversarial:ConvHead",
         "token-head": "gen.nn.adversarial:TokenHead",
+        "pooled-head": "gen.nn.adversarial:PooledHead",
+        "heads": "gen.nn.adversarial:Heads",
     },
     "discriminator": {
         "patchgan": "gen.nn.discriminators:PatchGAN",
@@ -171,6 +177,10 @@ KINDS: dict[str, dict[str, str]] = {
         "stylegan": "gen.nn.discriminators:StyleGAN",
         "token-discriminator": "gen.nn.token_discriminator:TokenDiscriminator",
         "encoder-tokens": "gen.tokenizers.losses:EncoderTokens",
+    },
+    "regulariser": {
+        "approximate-r1": "gen.distill.discriminator:ApproximateR1",
+        "ratio-bins": "gen.distill.f_distill:RatioBins",
     },
     "image-term": {
         "lpips": "gen.tokenizers.losses:LPIPS",
@@ -190,6 +200,7 @@ KINDS: dict[str, dict[str, str]] = {
         "diffusion-generator": "gen.sampling.generator:DiffusionGenerator",
         "adaptive-generator": "gen.sampling.adaptive:AdaptiveGenerator",
         "flow-map-generator": "gen.sampling.flowmaps:FlowMapGenerator",
+        "routed-generator": "gen.sampling.router:RoutedGenerator",
         "one-step-generator": "gen.sampling.generator:OneStepGenerator",
         "token-generator": "gen.autoregressive.generator:TokenGenerator",
         "latent-token-generator": "gen.autoregressive.infilling:LatentTokenGenerator",
@@ -199,6 +210,7 @@ KINDS: dict[str, dict[str, str]] = {
         "sampler": "gen.sampling.generator:Sampler",
         "few-steps": "gen.sampling.generator:FewSteps",
         "noise-decoding": "gen.distill.noise_decoder:NoiseDecoding",
+        "routed": "gen.sampling.router:Routed",
         "flow-map-sampler": "gen.sampling.flowmaps:FlowMapSampler",
         "adaptive-sampler": "gen.sampling.adaptive:AdaptiveSampler",
         "token-sampler": "gen.autoregressive.sampler:TokenSampler",
@@ -261,6 +273,8 @@ KINDS: dict[str, dict[str, str]] = {
         "bit-cache": "gen.data.caches:BitCache",
         "records": "gen.sampling.records:Records",
         "images": "gen.data.images:Images",
+        "alongside": "gen.data.alongside:Alongside",
+        "partitioned": "gen.data.partitioned:Partitioned",
         "arrays": "gen.data.images:Arrays",
         "zipped": "gen.data.images:Zipped",
         "latent-shards": "gen.pretrained.latent_shards:LatentShards",
@@ -320,6 +334,11 @@ KINDS: dict[str, dict[str, str]] = {
         "flow-guided-task": "gen.distill.slimflow:FlowGuidedTask",
         "guided-task": "gen.distill.guided_distillation:GuidedTask",
         "progressive-task": "gen.distill.progressive_distillation:ProgressiveTask",
+        "f-distill-task": "gen.distill.f_distill:FDistillTask",
+        "ladd-task": "gen.distill.ladd:LADDTask",
+        "score-matching-task": "gen.distill.multi_student:ScoreMatchingTask",
+        "ddo-task": "gen.finetune.ddo:DDOTask",
+        "multi-student-task": "gen.distill.multi_student:MultiStudentTask",
     },
 }
 

@@ -50,6 +50,7 @@ SYSTEMS: dict[str, str] = {
     "edm-iddpm": "gen.pretrained.edm:IDDPM_IMPORTER",
     "rfpp": "gen.pretrained.rfpp:IMPORTER",
     "slimflow": "gen.pretrained.slimflow:IMPORTER",
+    "dmd2": "gen.pretrained.dmd2:IMPORTER",
     "adm": "gen.pretrained.adm:IMPORTER",
     "adm-new-order": "gen.pretrained.adm:NEW_IMPORTER",
 }

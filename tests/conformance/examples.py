@@ -29,12 +29,17 @@ from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.flowmap import AverageVelocity, Consistency, FlowMap, jump_map
 from gen.diffusion.process import EDM, Linear
 from gen.distill.gpt_student import GPTStudentConfig
+from gen.distill.discriminator import ApproximateR1
+from gen.distill.dmd2 import DMD2Task
+from gen.distill.f_distill import RatioBins
 from gen.errors import GenError
 from gen.features.vit import ViTConfig
+from gen.nn.adversarial import TokenHead
 from gen.nn.discriminators import PatchGAN
 from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
 from gen.tokenizers.binary import BinaryAutoencoderConfig
+from gen.sampling.router import Students
 from gen.tokenizers.flextok import FlexTokConfig, Pixels, euler_apg
 from gen.tokenizers.flowtok import FlowTokConfig, TextProjectorConfig
 from gen.tokenizers.kl_vae import KLVAEConfig
@@ -55,6 +60,7 @@ from tests.distill.tiny import Tiny
 SHAPE, CLASSES = (4, 3), 3
 NETWORK = Tiny(channels=SHAPE[-1], classes=CLASSES)
 TWO_TIMES = dataclasses.replace(NETWORK, times=2)
+DENOISER = Denoiser(NETWORK, Linear(), Predict("velocity"))
 # A large epsilon: Adam would blow up the rounding of gradients that are zero in exact arithmetic.
 OPTIM = OptimConfig(lr=1e-3, eps=1e-2)
 TOKENIZER = TiTokConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
@@ -84,6 +90,9 @@ VOCABULARY: dict[str, Any] = {
     "process": Linear(),
     "denoiser": TEACHER,
     "teacher": TEACHER,
+    "denoiser": DENOISER,
+    "teacher": DENOISER,
+    "students": Students(DENOISER, (0, 0, 1)),
     "flow_map": FlowMap(NETWORK, EDM(), Consistency()),
     "tokenizer": TOKENIZER,
     "discrete": Codebook(),
@@ -127,6 +136,14 @@ OWN: dict[str, dict[str, Any]] = {
     "meanflow-task": {"flow_map": FlowMap(TWO_TIMES, Linear())},
     "shortcut-task": {"flow_map": FlowMap(TWO_TIMES, Linear(), AverageVelocity("halvings"))},
     "guided-task": {"student": Denoiser(GuidedConfig(TWO_TIMES), Linear(), Predict("velocity"))},
+    "f-distill-task": {"head": TokenHead(16, 8), "taps": ("hidden",), "bins": RatioBins()},
+    "ladd-task": {"head": TokenHead(16, 8), "taps": ("hidden",), "r1": ApproximateR1()},
+    "multi-student-task": {
+        "task": DMD2Task(teacher=DENOISER, optim=OPTIM, fake_optim=OPTIM, ratio=3),
+        "partition": (0, 0, 1),
+    },
+    "alongside": {"data": Digits("train"), "other": Digits("test")},
+    "partitioned": {"data": Digits("train"), "partition": (0,) * 5 + (1,) * 5},
     "vavae-task": {
         "tokenizer": KLVAEConfig((8, 8, 1), 4, (1, 2), 1, 3, 3, groups=2, middle_attention=False),
         "alignment": VisionFoundation(ENCODER),
@@ -144,6 +161,8 @@ SLOW = (
 )
 SLOW = ("vavae-task", "proxy-task", "flextok-task", "consistency-task", "truncated-task", "scm-task")
 SLOW = ("vavae-task", "proxy-task", "flextok-task", "annealing-reflow-task")
+SLOW = ("vavae-task", "proxy-task", "flextok-task", "f-distill-task", "score-matching-task", "ddo-task")
+DIVIDED = ("multi-student-task",)  # whose batches hold the classes of one part after those of another
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
     "toy-drawn": "tests.conformance.tokenizers:Drawn",
@@ -164,9 +183,9 @@ def required(cls: type) -> list[str]:
 
 def example(kind: str, **words: Any) -> Any:
     """The example of a registered kind; `words` add to the vocabulary. KeyError names the word that is missing."""
-    cls = config_class(kind)
-    known = VOCABULARY | OWN.get(kind, {}) | words
-    return cls(**{name: known[name] for name in required(cls)})
+    cls, own = config_class(kind), OWN.get(kind, {})
+    known = VOCABULARY | own | words
+    return cls(**{name: known[name] for name in dict.fromkeys((*required(cls), *own))})
 
 
 def task(kind: str) -> Any:
@@ -187,6 +206,13 @@ def frozen(kind: str) -> Mapping[str, Params]:
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """Everything a task may ask for, from (seed, step, row) alone: image, latent, noise, label, tokens, text."""
+    """Everything a task may ask for, from (seed, step, row) alone: image, latent, starting noise, label, fakes.
+
+    Attributes:
+      divided: the first half of a batch holds the first two classes, the second half the last.
+    """
+
+    divided: bool = False
 
     def batches(
         self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1
@@ -204,6 +230,11 @@ class Rows:
                 "tokens": rng.integers(0, 8, (batch, 2, 2)).astype(np.int32),
                 "text": rng.normal(size=(batch, SHAPE[0], 8)).astype(np.float32),
             }
+            label = np.arange(batch, dtype=np.int32) % CLASSES
+            if self.divided:
+                label = np.where(np.arange(batch) < batch // 2, label % 2, 2).astype(np.int32)
+            rows = {"image": image, "latent": latent, "noise": noise, "label": label}
+            rows |= {"fake_latent": noise, "fake_label": label}
             yield {name: value[part] for name, value in rows.items()}
             step += 1
 
@@ -211,10 +242,16 @@ class Rows:
         return "rows"
 
 
+def rows(kind: str) -> Rows:
+    """Data for the example of a task."""
+    return Rows(kind in DIVIDED)
+
+
 def build(kind: str) -> tuple[Any, Any, Any]:
     """(task, data, frozen) in a fresh process."""
     KINDS["conformance"] = KINDS_HERE
     return task(kind), Rows(), frozen(kind)
+    return task(kind), rows(kind), frozen()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,10 +59,11 @@ class _Toy(nnx.Module):
         emb = jnp.tanh(emb)
         h = jax.nn.silu(self.conv_in(x) + emb[:, None, None])
         mid = jax.nn.silu(self.conv_mid(nnx.avg_pool(h, (2, 2), (2, 2))))
+        features = {name: value for name, value in {"h": h, "mid": mid}.items() if name in taps}
         if stop:
-            return x, {"mid": mid}
+            return x, features
         up = self.conv_up(jnp.repeat(jnp.repeat(mid, 2, axis=1), 2, axis=2))
-        return self.conv_out(jax.nn.silu(h + up)), {"mid": mid} if "mid" in taps else {}
+        return self.conv_out(jax.nn.silu(h + up)), features
 
     def null(self, cond: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
         """The unconditional embedding travels in the condition."""

@@ -133,10 +133,15 @@ class compilations:
         self.open = False  # listeners cannot be taken out one by one
 
 
-MESHES = (MeshConfig(data=8), MeshConfig(fsdp=8, data=1), MeshConfig(data=2, fsdp=2, tensor=2))
+MESHES = {
+    "one": (MeshConfig(data=8), MeshConfig(fsdp=8, data=1), MeshConfig(data=2, fsdp=2, tensor=2)),
+    "students": (MeshConfig(data=4, student=2), MeshConfig(data=1, fsdp=2, tensor=2, student=2)),
+}
 
 
-def check_devices(build: str, outdir: Path, *, batch: int = 8, steps: int = 4, rtol: float = 1e-5) -> None:
+def check_devices(
+    build: str, outdir: Path, *, batch: int = 8, steps: int = 4, rtol: float = 1e-5, meshes: str = "one"
+) -> None:
     """Asserts that 8 simulated devices (data, fsdp, tensor axes) train as one does, within rounding.
 
     Args:
@@ -145,21 +150,22 @@ def check_devices(build: str, outdir: Path, *, batch: int = 8, steps: int = 4, r
       outdir: scratch folder.
       batch, steps: a multiple of 8; enough steps to reach every program.
       rtol: of each logged metric, over all steps, and of parameters, relative to their largest entry.
+      meshes: which of `MESHES`.
     """
     script = "import sys; from tests.training.conformance import _on_devices; _on_devices(*sys.argv[1:])"
-    command = [sys.executable, "-c", script, build, str(outdir), str(batch), str(steps)]
+    command = [sys.executable, "-c", script, build, str(outdir), str(batch), str(steps), meshes]
     done = subprocess.run(command, env=os.environ | devices(8), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     task, data, frozen = _build(build)
     one = run(task, data, frozen, outdir / "one", batch=batch, steps=steps, quiet=True)
     wanted = dict(_numbers(one, outdir / "one"))
-    for index in range(len(MESHES)):
+    for index, mesh in enumerate(MESHES[meshes]):
         with np.load(outdir / f"mesh{index}.npz") as found:
             assert set(found.files) == set(wanted)
             for name, value in wanted.items():
                 scale = max(np.abs(value).max(initial=0.0), 1e-6)
                 error = np.abs(found[name] - value).max(initial=0.0) / scale
-                assert error <= rtol, f"mesh {MESHES[index]}: {name} is off by {error:.1e} of {scale:.1e}"
+                assert error <= rtol, f"mesh {mesh}: {name} is off by {error:.1e} of {scale:.1e}"
 
 
 def _build(build: str) -> Any:
@@ -168,9 +174,9 @@ def _build(build: str) -> Any:
     return getattr(importlib.import_module(module), function)(*([argument] if argument else []))
 
 
-def _on_devices(build: str, outdir: str, batch: str, steps: str) -> None:
+def _on_devices(build: str, outdir: str, batch: str, steps: str, meshes: str) -> None:
     task, data, frozen = _build(build)
-    for index, mesh in enumerate(MESHES):
+    for index, mesh in enumerate(MESHES[meshes]):
         mesh = dataclasses.replace(mesh, shard_from=1)
         folder = Path(outdir) / f"run{index}"
         state = run(task, data, frozen, folder, batch=int(batch), steps=int(steps), mesh=mesh)
