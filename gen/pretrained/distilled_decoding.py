@@ -12,9 +12,9 @@ _HEAD = "final_layer_conti"
 
 def rules(config: GPTStudentConfig) -> Rules:
     """Gives the table of official names of a LlamaGen student's configuration."""
-    rows = [row for row in gpt_rules(config.of) if row.ours != "tokens/embedding"]
+    rows = gpt_rules(config.of)
     return [
-        *rows,
+        *(row for row in rows if not (isinstance(row, Rule) and row.ours == "tokens/embedding")),
         *linear("tok_embeddings", "tokens"),
         Rule("n_d_embed.weight", "known/embedding"),
         Rule(f"{_HEAD}.scale_shift_table", "codes/table"),

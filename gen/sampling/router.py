@@ -135,8 +135,13 @@ class RoutedGenerator(LatentGenerator):
 
     @property
     def subject(self) -> Students:
-        """Gives the students."""
+        """Gives the networks of all students, and who makes which class."""
         return self.students
+
+    @property
+    def network(self) -> Any:
+        """Gives the networks of all students."""
+        return self.students.network
 
     @property
     def networks(self) -> Mapping[str, Any]:

@@ -16,17 +16,22 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from gen.autoregressive.gpt import GPTConfig
+from gen.autoregressive.infilling import InfillingSampler
+from gen.autoregressive.mar import MARConfig
 from gen.autoregressive.sampler import TokenSampler
 from gen.config import KINDS, config_class
 from gen.data.caches import seal, seal_bits, seal_tokens
 from gen.data.sources import Digits
+from gen.diffusion.backbones.dit import DiTConfig
+from gen.diffusion.backbones.guided import GuidedConfig
 from gen.diffusion.consistency_maps import data_map, trig_map
 from gen.diffusion.denoiser import Denoiser, Predict
-from gen.diffusion.flowmap import Consistency, FlowMap, jump_map
+from gen.diffusion.flowmap import AverageVelocity, Consistency, FlowMap, jump_map
 from gen.diffusion.process import EDM, Linear
 from gen.distill.discriminator import ApproximateR1
 from gen.distill.dmd2 import DMD2Task
 from gen.distill.f_distill import RatioBins
+from gen.distill.gpt_student import GPTStudentConfig
 from gen.errors import GenError
 from gen.features.vit import ViTConfig
 from gen.nn.adversarial import TokenHead
@@ -36,6 +41,7 @@ from gen.sampling.records import make_records
 from gen.sampling.router import Students
 from gen.tokenizers.binary import BinaryAutoencoderConfig
 from gen.tokenizers.flextok import FlexTokConfig, Pixels, euler_apg
+from gen.tokenizers.flowtok import FlowTokConfig, TextProjectorConfig
 from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
 from gen.tokenizers.quantizers.binary import Binary
@@ -53,10 +59,18 @@ from tests.distill.tiny import Tiny
 
 SHAPE, CLASSES = (4, 3), 3
 NETWORK = Tiny(channels=SHAPE[-1], classes=CLASSES)
+TWO_TIMES = dataclasses.replace(NETWORK, times=2)
+DENOISER = Denoiser(NETWORK, Linear(), Predict("velocity"))
 # A large epsilon: Adam would blow up the rounding of gradients that are zero in exact arithmetic.
 OPTIM = OptimConfig(lr=1e-3, eps=1e-2)
 TOKENIZER = TiTokConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
 WRITER = GPTConfig((2, 2), 8, 16, 1, 2, 16, num_classes=CLASSES, scan=False)
+FILLER = MARConfig(
+    shape=SHAPE, num_classes=CLASSES, width=16, depth=1, heads=2, buffer=1, head_width=16, head_depth=1, scan=False
+)
+FLOWTOK = FlowTokConfig(
+    TextProjectorConfig((SHAPE[0], 8), SHAPE[1], 1, 2, 8, 8), DiTConfig(SHAPE[:1], SHAPE[1], 1, 16, 1, 2, num_classes=1)
+)
 FLEXTOK = FlexTokConfig(
     first=Pixels((8, 8, 1)),
     tokens=4,
@@ -70,17 +84,18 @@ FLEXTOK = FlexTokConfig(
     remat="none",
     scan=False,
 )
-TEACHER = Denoiser(NETWORK, Linear(), Predict("velocity"))
 VOCABULARY: dict[str, Any] = {
     "network": NETWORK,
     "process": Linear(),
-    "students": Students(TEACHER, (0, 0, 1)),
-    "denoiser": TEACHER,
-    "teacher": TEACHER,
+    "denoiser": DENOISER,
+    "teacher": DENOISER,
+    "students": Students(DENOISER, (0, 0, 1)),
     "flow_map": FlowMap(NETWORK, EDM(), Consistency()),
     "tokenizer": TOKENIZER,
     "discrete": Codebook(),
     "model": WRITER,
+    "latent_model": FILLER,
+    "config": FLOWTOK,
     "sampler": TokenSampler(),
     "discriminator": PatchGAN(channels=1, width=4, layers=1),
     "parts": (Digits("train"),),
@@ -99,19 +114,29 @@ SMALL: dict[str, Any] = {
     "maskgit-vqgan": PROXY,
     "flextok": FLEXTOK,
 }
+CODES = dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3))
 # words that mean something else to one kind
 OWN: dict[str, dict[str, Any]] = {
     "proxy-task": {"tokenizer": dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3), pixels=PROXY)},
     "flextok-task": {"tokenizer": FLEXTOK},
-    "consistency-distillation-task": {"flow_map": data_map(TEACHER)},
-    "scm-task": {"flow_map": trig_map(TEACHER)},
-    "scd-task": {"flow_map": trig_map(TEACHER)},
-    "ctm-task": {"flow_map": jump_map(TEACHER), "last_layer": "outer/kernel"},
+    "consistency-distillation-task": {"flow_map": data_map(DENOISER)},
+    "distilled-decoding-task": {
+        "teacher": WRITER,
+        "tokenizer": CODES,
+        "student": GPTStudentConfig(WRITER, SHAPE[-1]),
+    },
+    "scm-task": {"flow_map": trig_map(DENOISER)},
+    "scd-task": {"flow_map": trig_map(DENOISER)},
+    "ctm-task": {"flow_map": jump_map(DENOISER), "last_layer": "outer/kernel"},
+    "latent-token-generator": {"sampler": InfillingSampler(2, 3)},
     "random": {"shapes": {"latent": (4, 3), "label": ()}},
+    "meanflow-task": {"flow_map": FlowMap(TWO_TIMES, Linear())},
+    "shortcut-task": {"flow_map": FlowMap(TWO_TIMES, Linear(), AverageVelocity("halvings"))},
+    "guided-task": {"student": Denoiser(GuidedConfig(TWO_TIMES), Linear(), Predict("velocity"))},
     "f-distill-task": {"head": TokenHead(16, 8), "taps": ("hidden",), "bins": RatioBins()},
     "ladd-task": {"head": TokenHead(16, 8), "taps": ("hidden",), "r1": ApproximateR1()},
     "multi-student-task": {
-        "task": DMD2Task(teacher=TEACHER, optim=OPTIM, fake_optim=OPTIM, ratio=3),
+        "task": DMD2Task(teacher=DENOISER, optim=OPTIM, fake_optim=OPTIM, ratio=3),
         "partition": (0, 0, 1),
     },
     "alongside": {"data": Digits("train"), "other": Digits("test")},
@@ -129,10 +154,12 @@ SLOW = (
     "consistency-task",
     "truncated-task",
     "scm-task",
+    "annealing-reflow-task",
+    "distilled-decoding-task",
     "f-distill-task",
     "score-matching-task",
-    "ddo-task",
     "multi-student-task",
+    "ddo-task",
 )
 DIVIDED = ("multi-student-task",)  # whose batches hold the classes of one part after those of another
 TOKENIZERS = {
@@ -168,15 +195,16 @@ def task(kind: str) -> Any:
 
 
 @functools.cache
-def frozen() -> Mapping[str, Params]:
-    """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a 2D tokenizer's codes."""
-    networks = {"teacher": NETWORK, "encoder": ENCODER, "proxy": PROXY}
+def frozen(kind: str) -> Mapping[str, Params]:
+    """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a tokenizer's codes."""
+    teacher = WRITER if kind == "distilled-decoding-task" else NETWORK
+    networks = {"teacher": teacher, "encoder": ENCODER, "proxy": PROXY, "tokenizer": CODES}
     return {role: jax.jit(Network(config).init)(jax.random.key(7)) for role, config in networks.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Everything a task may ask for, from (seed, step, row) alone: image, latent, starting noise, label, tokens, fakes.
+    """Everything a task may ask for, from (seed, step, row) alone: image, latent, noise, label, tokens, text, fakes.
 
     Attributes:
       divided: the first half of a batch holds the first two classes, the second half the last.
@@ -201,6 +229,7 @@ class Rows:
                 "noise": noise,
                 "label": label,
                 "tokens": rng.integers(0, 8, (batch, 2, 2)).astype(np.int32),
+                "text": rng.normal(size=(batch, SHAPE[0], 8)).astype(np.float32),
                 "fake_latent": noise,
                 "fake_label": label,
             }
@@ -219,7 +248,7 @@ def rows(kind: str) -> Rows:
 def build(kind: str) -> tuple[Any, Any, Any]:
     """(task, data, frozen) in a fresh process."""
     KINDS["conformance"] = KINDS_HERE
-    return task(kind), rows(kind), frozen()
+    return task(kind), rows(kind), frozen(kind)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,3 +108,19 @@ def official(params: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
             leaf, value = "weight", value.transpose(3, 2, 0, 1)
         out[prefix + ".".join([*names, "weight" if leaf == "scale" else leaf])] = value
     return out
+
+
+def walk(solver: Any, problem: Any) -> Any:
+    """The states after each step, by a loop in Python: a network that is compiled once serves every solver."""
+    columns = dict(solver.rows(problem.grid))
+    i = np.asarray(columns.pop("i", np.arange(problem.grid.steps)))
+    state, found = solver.start(problem), []
+    for row, step in enumerate(i):
+        ends = {"first": row == 0 or i[row - 1] != step, "last": row + 1 == len(i) or i[row + 1] != step}
+        values = {name: jnp.asarray(column[row], jnp.float32) for name, column in columns.items()}
+        state = solver.step(
+            problem, state, values | {"i": jnp.int32(step)} | {k: jnp.asarray(v) for k, v in ends.items()}
+        )
+        if ends["last"]:
+            found.append(state.x)
+    return jnp.stack(found)
