@@ -40,6 +40,8 @@ TINY: dict[str, tuple[Any, list[str]]] = {
     "edm-vp": (SONG, []),
     "edm-ve": (SONG, []),
     "edm-iddpm": (CHAIN, []),
+    "rfpp": (SONG, []),
+    "slimflow": (SongUNetConfig(8, width=16, mult=(1, 2), blocks=1, attention=(4,)), ["--network.size", "8"]),
     "adm": (ADM, ADM_FLAGS),
     "adm-new-order": (ADM, ADM_FLAGS),
     "llamagen": (GPTConfig((2, 2), 8, 16, 1, 2, 24, num_classes=3), [*HEADS, *GRID]),
@@ -62,7 +64,7 @@ ELSEWHERE = {
     "vitok": "parity/test_vitok.py",
 }
 FLAGS = {"repa": ["--network.encoder_depth", "1"]}
-ALIKE = ("sd-vae-old", "kl-vae", "edm-vp", "edm-ve", "adm-new-order", "repa")  # read by the code of others here
+ALIKE = ("sd-vae-old", "kl-vae", "edm-vp", "edm-ve", "adm-new-order", "repa", "rfpp")  # read by the code of others here
 TOKENS = ("llamagen", "rar")  # joined with a tokenizer and sampled in test_token_files.py
 QUICK = ("edm",)  # the rest compile for some seconds each
 
