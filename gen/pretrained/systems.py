@@ -46,6 +46,11 @@ SYSTEMS: dict[str, str] = {
     "edm-iddpm": "gen.pretrained.edm:IDDPM_IMPORTER",
     "adm": "gen.pretrained.adm:IMPORTER",
     "adm-new-order": "gen.pretrained.adm:NEW_IMPORTER",
+    "consistency-adm": "gen.pretrained.consistency:IMPORTER",
+    "edm-adm": "gen.pretrained.consistency:TEACHER_IMPORTER",
+    "ect": "gen.pretrained.consistency:ECT_IMPORTER",
+    "ctm": "gen.pretrained.ctm:IMPORTER",
+    "ctm-cifar10": "gen.pretrained.ctm:CIFAR_IMPORTER",
 }
 
 

@@ -64,8 +64,9 @@ class FlowMapSampler:
     """How a flow map is sampled: jumps along `times`.
 
     Attributes:
-      times: from where the noise starts to where the last jump ends; None for one jump from the process's t_max to its
-        t_min.
+      times: from where the noise starts to where the last jump ends; None for `count` jumps from the process's t_max to
+        its t_min, equally spaced as the process counts times (``at``).
+      count: the number of jumps where no times are given.
       gamma: share of fresh noise between the jumps, in [0, 1]; see `jumps`. A map that knows the jump to the data end
         alone needs 1 where it makes more than one.
       clip: whether the image that a jump to the data end gives is clipped to [-1, 1] before it is noised again, as the
@@ -74,16 +75,22 @@ class FlowMapSampler:
     """
 
     times: tuple[float, ...] | None = None
+    count: int = 1
     gamma: float = 0.0
     clip: bool = False
     decoding: Any = None
 
+    def __post_init__(self) -> None:
+        if self.count < 1 or (self.times is not None and self.count != 1):
+            raise GenError(f"a flow map of {self.count} jumps; expected at least one, or the times alone")
+
     def changed(self, **settings: Any) -> "FlowMapSampler":
-        """Gives this sampler where no setting is given, or the number of jumps that it makes."""
-        jumps = 1 if self.times is None else len(self.times) - 1
-        if changes(None, settings) not in ({}, {"steps": jumps}):
+        """Gives this sampler with another number of jumps (``steps``), where it has no times of its own."""
+        given = changes(None, settings)
+        jumps = given.pop("steps", None)
+        if given or (jumps is not None and self.times is not None and jumps != len(self.times) - 1):
             raise GenError("a flow map jumps along its own times; change sampler.times and sampler.gamma")
-        return self
+        return self if jumps is None or self.times is not None else dataclasses.replace(self, count=jumps)
 
     def generator(self, models: Mapping[str, Model], tokenizer: Any) -> "FlowMapGenerator":
         """Gives the Generator that samples the flow map ``net`` of a run."""
@@ -145,7 +152,11 @@ class FlowMapGenerator(LatentGenerator):
     def ends(self) -> np.ndarray:
         """Gives (N + 1,) float64: where the jumps start and end."""
         process, times = self.flow_map.process, self.sampler.times
-        return np.asarray((process.t_max, process.t_min) if times is None else times, np.float64)
+        if times is not None:
+            return np.asarray(times, np.float64)
+        found = np.asarray(process.at(np.linspace(1.0, 0.0, self.sampler.count + 1)), np.float64)
+        found[0], found[-1] = process.t_max, process.t_min
+        return found
 
     @property
     def nfe(self) -> int:
