@@ -32,9 +32,9 @@ from gen.experiments import Recipe, find
 from gen.features.digits import DigitsExtractor
 from gen.features.efficientnet_lite import EfficientNetLite
 from gen.files import read_json, write_json
-from gen.metrics.evaluate import combine, evaluate
+from gen.metrics.evaluate import evaluate
 from gen.metrics.memorisation import memorisation
-from gen.metrics.protocol import Result
+from gen.metrics.protocol import Result, combine
 from gen.metrics.reference import Reference, make_reference
 from gen.metrics.report import Report
 from gen.metrics.sources import ImageSet, from_arrays

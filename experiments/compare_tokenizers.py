@@ -312,9 +312,9 @@ def _page(names: tuple[str, ...], budget: Budget, held: ImageSet, made: Made) ->
         "Bits: 32 for a continuous number, log2 of the vocabulary for a token. Codes used: by the held-out images; of "
         "bits, the share that take both values.",
     )
-    page.curves(
-        {row[0]: ([row[-2]], [row[-1]]) for row in rows},
-        "Each tokenizer's two distances.",
+    page.points(
+        {row[0]: (row[-2], row[-1]) for row in rows},
+        "Each tokenizer's two distances; both are better towards the lower left.",
         x="distance of reconstructions",
         y="distance of samples",
     )

@@ -153,7 +153,7 @@ def tcm(
 
 def _student(name: str, teacher: Loaded, task: Any, steps: int, batch: int, data: str | None, calls: int) -> Recipe:
     stage = Stage("student", task, steps, batch, student_data(data, teacher))
-    return student_recipe(name, teacher, (stage,), sampler=FlowMapSampler(count=calls, gamma=1.0))
+    return student_recipe(name, teacher, (stage,), sampler=FlowMapSampler(steps=calls, gamma=1.0))
 
 
 def perceptual() -> tuple[Any, dict[str, tuple[str, Any]]]:

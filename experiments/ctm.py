@@ -59,7 +59,7 @@ def ctm(
     settings = falling(1e-3) | {"flow_map": jump_map(like_teacher(teacher, student))}
     task = _task(teacher, points, points - 1, Norm(), 0.95, settings)
     stage = Stage("student", task, steps, batch, student_data(data, teacher))
-    return student_recipe("ctm", teacher, (stage,), sampler=FlowMapSampler(count=calls))
+    return student_recipe("ctm", teacher, (stage,), sampler=FlowMapSampler(steps=calls))
 
 
 def _task(teacher: Loaded, points: int, most: int, distance: Any, decay: float, settings: dict[str, Any]) -> CTMTask:

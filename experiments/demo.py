@@ -53,7 +53,7 @@ from gen.training.program import enable_compile_cache
 from gen.training.run import EngineConfig, RunConfig
 from gen.training.task import Stage
 
-__all__ = ["PRESETS", "SMOKE", "Budget", "baselines", "run"]
+__all__ = ["PRESETS", "SMOKE", "Budget", "baselines", "run", "score_images"]
 
 TEACHER_NAME, STUDENT, CONTROL = "teacher, Heun", "student, one call", "teacher, one Euler step"
 CLASSES = 10
@@ -236,9 +236,9 @@ def score(budget: Budget, teacher: Loaded, student: Loaded) -> dict[str, Result]
         print(f"{name}: {budget.sets} x {budget.count} samples", flush=True)
         sets = [range(k * budget.count, (k + 1) * budget.count) for k in range(budget.sets)]
         made = ((seeds, model.sample(seeds, batch=1024)) for seeds in sets)
-        results[name] = combine([_score(i, np.asarray(s) % CLASSES, reference, extractor, s) for s, i in made])
+        results[name] = combine([score_images(i, np.asarray(s) % CLASSES, reference, extractor, s) for s, i in made])
     for name, (images, labels) in baselines(budget.count).items():
-        results[name] = _score(images, labels, reference, extractor)
+        results[name] = score_images(images, labels, reference, extractor)
     return results
 
 
@@ -248,7 +248,7 @@ def generators(teacher: Loaded, student: Loaded) -> dict[str, Loaded]:
     return {TEACHER_NAME: teacher, STUDENT: student, CONTROL: control}
 
 
-def _score(
+def score_images(
     images: np.ndarray, labels: np.ndarray, reference: Reference, extractor: Any, seeds: range | None = None
 ) -> Result:
     """Scores stored uint8 images; the label rule and the quantiser are those of ``gen sample``."""

@@ -73,7 +73,7 @@ def _laptop(teacher: Loaded, student: Any, steps: int) -> dict[str, Any]:
 
 def _student(name: str, teacher: Loaded, task: Any, steps: int, batch: int, data: str | None, calls: int) -> Recipe:
     stage = Stage("student", task, steps, batch, student_data(data, teacher))
-    return student_recipe(name, teacher, (stage,), sampler=FlowMapSampler(count=calls, gamma=1.0))
+    return student_recipe(name, teacher, (stage,), sampler=FlowMapSampler(steps=calls, gamma=1.0))
 
 
 RADAM = OptimConfig(1e-4, betas=(0.9, 0.99), rectified=True)

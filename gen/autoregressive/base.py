@@ -42,10 +42,13 @@ class TokenModel(abc.ABC):
       cond_dropout: share of samples that training gives the null condition.
       dropout: share of activations that training drops.
       kind: what the model writes, as in `gen.tokenizers.base.TokenizerSpec`.
+      exact: whether `logits` of all tokens belong to one order of writing, so that the product of the tokens'
+        probabilities is that of the image.
       scales: sides of the token maps of a model of several scales, coarse to fine; () for all others.
     """
 
     kind: ClassVar[Literal["tokens", "bits"]] = "tokens"
+    exact: ClassVar[bool] = False
 
     shape: Any
     vocabulary: int
@@ -148,7 +151,11 @@ class TokenModel(abc.ABC):
           tokens: (B, N) int32; cond: conditions and `forced`; draws: see `draw`.
         """
         logits = self.logits(params, tokens, self.trained_on(params, cond, draws))
-        return cross_entropy(logits, tokens).mean(axis=-1), {}
+        return self.surprise(logits, tokens).reshape(len(tokens), -1).mean(axis=-1), {}
+
+    def surprise(self, logits: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Gives -log p in nats of each token (B, N) under its logits, of each bit (B, N, K) for bits."""
+        return cross_entropy(logits, tokens)
 
     def trained_on(self, params: Params, cond: Cond, draws: Draws) -> Cond:
         """Gives the conditions of a training step: null where they were dropped, with the keys of dropout as
@@ -186,6 +193,8 @@ class TokenModel(abc.ABC):
 
 class CachedModel(TokenModel):
     """A model that writes one token at a time and keeps what it has read, so that a token costs one short call."""
+
+    exact: ClassVar[bool] = True
 
     def prefill(self, params: Params, cond: Cond, batch: int) -> tuple[Cache, jax.Array]:
         """Reads the conditions (batch, ...). Gives the cache, of full length, and logits (batch, 1, vocabulary) of the

@@ -30,8 +30,8 @@ def convert(
     """Turns published weights into a run folder that gen sample takes, or a run back into published names.
 
     With the name of a feature network before the file, its weights are kept in a per-user folder for gen evaluate.
-    A latent model makes images once it is joined with its autoencoder (--vae); a diffusers pipeline brings its own,
-    and its scheduler is obeyed.
+    A model of latents or tokens makes images once it is joined with its autoencoder (--vae); a diffusers pipeline
+    brings its own, and its scheduler is obeyed.
 
     Files are read without torch and nothing in them is executed. Averaged weights are taken where there are some, and
     the entry is printed. Whatever does not match, or would make another model than the file says, is refused by name.
@@ -40,6 +40,7 @@ def convert(
       gen convert DiT-XL-2-256x256.pt --out runs/dit-xl --vae sd-vae-ft-mse.safetensors
       gen convert SiT-XL-2-256x256.pt --out runs/sit-xl --system sit --vae runs/vae
       gen convert lightningdit-xl.pt --out runs/light --vae vavae.pt --normalizer latents_stats.pt
+      gen convert c2i_L_256.pt --out runs/llamagen-l --vae vq_ds16_c2i.pt
       gen convert DiT-XL-2-256/ --out runs/dit-xl
       gen convert rae-decoder.pt --encoder dinov2-with-registers.safetensors --out runs/rae
       gen convert small.safetensors --out runs/small --system dit --network.heads 6
@@ -56,7 +57,7 @@ def convert(
         diffusers (systems dit-diffusers and sd-vae); needed unless SOURCE is a feature network.
       system: the published system (dit, ...); known by the names in the file by default. Of a run, what to export to.
       key: which entry of a training checkpoint (ema, model, ...), model for raw weights; the averaged ones by default.
-      vae: the autoencoder of a latent model: its file, diffusers folder or run folder.
+      vae: the autoencoder of a model of latents or tokens: its file, diffusers folder or run folder.
       encoder: of a released RAE decoder: the file of its frozen encoder (dinov2-with-registers-base of the transformers
         library).
       normalizer: of its latents, where the published one is not meant: the factor that scaled them (0.18215), a file
@@ -157,13 +158,19 @@ def _joined(
 
     `trained` is the normaliser that stands in the file, where it was exported from a run.
     """
-    from gen.pretrained.decoder import join, read_decoder, read_normalizer
+    from gen.pretrained.decoder import join, join_tokens, read_decoder, read_normalizer
 
     if vae is None:
         raise GenError(f"--normalizer {normalizer} without an autoencoder; add --vae FILE")
     if generator is None:
         raise GenError(f"{importer.name} weights make no latents; leave out --vae")
     decoder = read_decoder(vae)
+    if decoder.config.spec.kind != "continuous":
+        if normalizer is not None:
+            raise GenError(f"{decoder.config.spec.kind} have no normaliser; leave out --normalizer")
+        generator = join_tokens(generator, decoder)
+        print(f"joined with {decoder.origin}: tokens {generator.latent}, images {generator.shape}")
+        return generator, {"tokenizer": (decoder.params, decoder.origin)}
     scale, where = decoder.normalizer, decoder.origin
     if importer.normalizer is not None and len(importer.normalizer.scale) == generator.latent[-1]:
         scale, where = dataclasses.asdict(importer.normalizer), f"published with {importer.name}"

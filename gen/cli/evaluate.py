@@ -9,6 +9,7 @@ import tyro
 
 from gen.cli.compare import show
 from gen.cli.flags import USUAL, SamplingFlags, Switch, flag
+from gen.cli.likelihood import likelihood
 from gen.cli.opening import Overrides
 from gen.cli.start import ALONE, Multihost, start
 from gen.errors import GenError
@@ -53,6 +54,7 @@ def evaluate(
       gen evaluate runs/mine --reference photos.zip --measures kid vendi
       gen evaluate samples/ --protocol adm-imagenet256 --quantiser truncate --reference imagenet256.npz
       gen evaluate samples/ --reference photos/ --extractor clip:vit-b-32 --captions captions.txt
+      gen evaluate runs/llamagen --measures likelihood --heldout tokens-of-val/
       gen evaluate runs/big --reference big.npz --part 2/4 --out big.json     the last of the four jobs merges all
 
     Args:
@@ -61,7 +63,7 @@ def evaluate(
       protocol: one of gen list protocols.
       extractor: feature network, NAME or NAME:MODE of gen list extractor; else the protocol's, the reference's, or the
         first that takes the images and has its weights.
-      measures: more of gen list measures.
+      measures: more of gen list measures; or likelihood, alone: bits per image of a token model on --heldout TOKENS.
       count: the first N images only.
       seeds: those of a run's images; from 0 on if not given.
       label_rule: "seed mod classes" or "random"; of stored images what is known.
@@ -86,6 +88,11 @@ def evaluate(
     from gen.metrics.protocol import preset
     from gen.training.sharding import make_mesh
 
+    if "likelihood" in measures:
+        _only_likelihood(measures, reference or heldout)
+        start(multihost)
+        likelihood(Path(what), str(reference or heldout), sampling, batch, out)
+        return
     settings, fixed = _settings(protocol, count, neighbours, measures, force), preset(protocol) if protocol else None
     start(multihost)
     is_run = (Path(what) / "config.json").is_file()
@@ -134,6 +141,14 @@ def _settings(
         force=force,
         pictures=_PICTURES,
     )
+
+
+def _only_likelihood(measures: tuple[str, ...], data: str | None) -> None:
+    if measures != ("likelihood",) or data is None:
+        raise GenError(
+            "likelihoods are of held-out tokens, and no score of images; write --measures likelihood --heldout CACHE "
+            "alone (gen encode TOKENIZER --data IMAGES --out CACHE makes it)"
+        )
 
 
 _PICTURES = 48  # samples shown on the page

@@ -65,4 +65,5 @@ def _protocols() -> list[list[str]]:
 def _measures() -> list[list[str]]:
     from gen.metrics.measures import MEASURES
 
-    return [[name, "asked for" if m.asked else "always", m.line] for name, m in MEASURES.items()]
+    rows = [[name, "asked for" if m.asked else "always", m.line] for name, m in MEASURES.items()]
+    return [*rows, ["likelihood", "alone", "bits per image of a token model, on held-out tokens (--heldout CACHE)"]]

@@ -53,7 +53,8 @@ How = Annotated[Training, flag(name="")]  # its fields are flags of the command
 
 
 def demo(
-    outdir: Annotated[Path, flag("DIR")] = Path("runs/demo"),
+    outdir: Annotated[Path | None, flag("DIR")] = None,
+    tokens: Switch = False,
     smoke: Switch = False,
     seed: Annotated[int, flag("N")] = 0,
 ) -> None:
@@ -65,15 +66,22 @@ def demo(
     Examples:
       gen demo
       gen demo --outdir /tmp/try --smoke
+      gen demo --tokens
 
     Args:
-      outdir: where everything is written.
+      outdir: where everything is written; runs/demo, or runs/demo-tokens.
+      tokens: digits by tokens instead: an autoregressive model and a masked one.
       smoke: a run of seconds that checks the path, not the quality.
       seed: of initial weights, data order and noise.
     """
+    if tokens:
+        from gen.experiments import demo_tokens
+
+        demo_tokens.run(outdir or "runs/demo-tokens", smoke=smoke, seed=seed)
+        return
     from gen.experiments import demo as experiment
 
-    experiment.run(outdir, smoke=smoke, seed=seed)
+    experiment.run(outdir or "runs/demo", smoke=smoke, seed=seed)
 
 
 def train(
@@ -241,9 +249,10 @@ def _store_pairs(preset: str, teacher: Path, folder: Path, count: int, multihost
     start(multihost)
     import numpy as np
 
+    from gen.distill.teacher_records import make_of
     from gen.nn.conditions import make_conditions
     from gen.runs import load
-    from gen.sampling.records import Solved, make_records
+    from gen.sampling.records import make_records
     from gen.training.sharding import make_mesh
 
     loaded = load(teacher)
@@ -251,7 +260,7 @@ def _store_pairs(preset: str, teacher: Path, folder: Path, count: int, multihost
     if any(model.times for model in loaded.config.exported().values()):
         raise GenError(f"{teacher} is a student of few steps itself; give a teacher that a solver samples")
     make_records(
-        Solved(generator),
+        make_of(generator),
         loaded.params,
         folder,
         count=count,

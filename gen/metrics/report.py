@@ -3,7 +3,7 @@
 import base64
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,9 +217,25 @@ class Report:
           x, y: names of the axes.
           log, log_x: logarithmic y axis, x axis.
         """
-        number = sum(block["kind"] == "curves" for block in self.blocks)
-        self.blocks.append({"kind": "curves", "svg": _svg(series, (x, y), (log_x, log), number), "caption": caption})
+        self._draw(lambda axes: _lines(axes, series, log_x, log), (x, y), caption)
         return self
+
+    def points(
+        self, points: Mapping[str, tuple[float, float]], caption: str = "", *, x: str = "", y: str = ""
+    ) -> "Report":
+        """Named points in a plane.
+
+        Args:
+          points: name -> (x, y).
+          caption: what is seen.
+          x, y: names of the axes.
+        """
+        self._draw(lambda axes: _named(axes, points), (x, y), caption)
+        return self
+
+    def _draw(self, draw: Callable[[Any], None], names: tuple[str, str], caption: str) -> None:
+        number = sum(block["kind"] == "curves" for block in self.blocks)
+        self.blocks.append({"kind": "curves", "svg": _svg(draw, names, number), "caption": caption})
 
     def html(self) -> str:
         """Gives the page as text."""
@@ -296,15 +312,9 @@ def _png(picture: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _svg(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    names: tuple[str, str],
-    logarithmic: tuple[bool, bool],
-    number: int,
-) -> str:
-    import matplotlib  # slow to import, and only pages with curves need it
+def _svg(draw: Callable[[Any], None], names: tuple[str, str], number: int) -> str:
+    import matplotlib  # slow to import, and only pages with drawings need it
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
 
     style: Any = {
         "svg.fonttype": "none",  # text stays text, in the page's font
@@ -316,27 +326,60 @@ def _svg(
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(6.8, 2.7), layout="constrained")
         axes = figure.add_subplot()
-        for i, (name, (xs, ys)) in enumerate(series.items()):
-            mark = "o" if len(xs) < 12 else None
-            axes.plot(xs, ys, color=_SERIES[i % len(_SERIES)], lw=1.6, marker=mark, ms=4, label=name)
-        if logarithmic[1]:
-            axes.set_yscale("log")
-            low, high = axes.get_ylim()
-            plain = FuncFormatter(lambda value, _: f"{value:g}")
-            axes.yaxis.set_major_formatter(plain)
-            axes.yaxis.set_minor_formatter(plain if high < 10 * low else FuncFormatter(lambda value, _: ""))
-        if logarithmic[0]:  # few points, often doublings: each is named
-            axes.set_xscale("log")
-            ticks = sorted({value for xs, _ in series.values() for value in xs})
-            axes.set_xticks(ticks, [f"{value:,.0f}" for value in ticks], minor=False)
-            axes.minorticks_off()
+        draw(axes)
         axes.set_xlabel(names[0])
         axes.set_ylabel(names[1])
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.15, color=_INK, lw=0.8)
-        if len(series) > 1:
-            axes.legend(frameon=False, fontsize=8)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawing = buffer.getvalue()
     return drawing[drawing.index("<svg") :].replace(_INK, "currentColor")
+
+
+def _lines(axes: Any, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], log_x: bool, log_y: bool) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    for i, (name, (xs, ys)) in enumerate(series.items()):
+        mark = "o" if len(xs) < 12 else None
+        axes.plot(xs, ys, color=_SERIES[i % len(_SERIES)], lw=1.6, marker=mark, ms=4, label=name)
+    if log_y:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        plain = FuncFormatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_major_formatter(plain)
+        axes.yaxis.set_minor_formatter(plain if high < 10 * low else FuncFormatter(lambda value, _: ""))
+    if log_x:  # few points, often doublings: each is named
+        axes.set_xscale("log")
+        ticks = sorted({value for xs, _ in series.values() for value in xs})
+        axes.set_xticks(ticks, [f"{value:,.0f}" for value in ticks], minor=False)
+        axes.minorticks_off()
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=8)
+
+
+_SIDES = ((1, 0, "left", "center"), (-1, 0, "right", "center"), (0, 1, "center", "bottom"), (0, -1, "center", "top"))
+
+
+def _named(axes: Any, points: Mapping[str, tuple[float, float]]) -> None:
+    """Points, each with its name on the side that is farthest from other points and names."""
+    at = np.array(list(points.values()), np.float64)
+    axes.margins(0.16, 0.16)
+    axes.scatter(*at.T, color=[_SERIES[i % len(_SERIES)] for i in range(len(at))], s=28, zorder=3)
+    unit = at / np.maximum(np.ptp(at, axis=0), 1e-9)
+    names: list[np.ndarray] = []
+    for i, name in enumerate(points):
+        others = np.array([*np.delete(unit, i, axis=0), *names, [np.inf, np.inf]])
+
+        def room(side: tuple[int, int, str, str], i: int = i, others: np.ndarray = others) -> float:
+            return float(np.hypot(*(others - _beside(unit[i], side)).T).min())
+
+        best = max(_SIDES, key=room)
+        names.append(_beside(unit[i], best))
+        dx, dy, across, along = best
+        place = {"xytext": (6 * dx, 5 * dy), "textcoords": "offset points", "ha": across, "va": along}
+        axes.annotate(name, at[i], fontsize=8, color=_INK, **place)
+
+
+def _beside(point: np.ndarray, side: tuple[int, int, str, str]) -> np.ndarray:
+    return point + np.array([0.07 * side[0], 0.1 * side[1]])

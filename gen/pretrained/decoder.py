@@ -1,4 +1,4 @@
-"""Joining a converted latent model with its autoencoder, so that it makes images by itself."""
+"""Joining a converted model of latents or tokens with its autoencoder, so that it makes images by itself."""
 
 import dataclasses
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gen.autoregressive.generator import TokenGenerator
 from gen.data.caches import Cache
 from gen.errors import GenError
 from gen.pretrained import diffusers
@@ -15,7 +16,7 @@ from gen.pretrained.systems import locate
 from gen.runs import load
 from gen.sampling.generator import DiffusionGenerator
 
-__all__ = ["Decoder", "join", "read_decoder", "read_normalizer"]
+__all__ = ["Decoder", "join", "join_tokens", "read_decoder", "read_normalizer"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,12 +113,32 @@ def join(
     tokenizer, shape = decoder.config, generator.latent
     spec = tokenizer.spec
     if len(spec.shape) == len(shape) == 3 and spec.shape[-1] == shape[-1]:
-        # convolutional: of any size
-        side = [n * spec.image[0] // spec.shape[0] for n in shape[:2]]
-        tokenizer = dataclasses.replace(tokenizer, image=(*side, spec.image[2]))
+        tokenizer = _sized(tokenizer, shape)
     if tuple(tokenizer.spec.shape) != shape:
         raise GenError(
             f"the model makes latents {shape}, the autoencoder decodes {tuple(spec.shape)}; give its own autoencoder"
         )
     arrays = {"tokenizer": decoder.params, "normalizer": normalizer}
     return dataclasses.replace(generator, tokenizer=tokenizer), arrays
+
+
+def join_tokens(generator: Any, decoder: Decoder) -> TokenGenerator:
+    """Gives the generator of images of a token model and the tokenizer of its tokens.
+
+    Raises GenError for a model of latents, and for a tokenizer of other tokens.
+    """
+    tokenizer = decoder.config
+    if not isinstance(generator, TokenGenerator):
+        raise GenError(
+            f"{decoder.origin} decodes {tokenizer.spec.kind}, and the model makes latents; give their decoder"
+        )
+    if len(tokenizer.spec.shape) == len(generator.latent) == 2 and not tokenizer.spec.scales:
+        tokenizer = _sized(tokenizer, generator.latent)
+    return dataclasses.replace(generator, tokenizer=tokenizer)
+
+
+def _sized(tokenizer: Any, shape: tuple[int, ...]) -> Any:
+    """A convolutional tokenizer, which takes images of any size, for those of a grid of this shape."""
+    spec = tokenizer.spec
+    side = [n * spec.image[0] // spec.shape[0] for n in shape[:2]]
+    return dataclasses.replace(tokenizer, image=(*side, spec.image[2]))

@@ -102,7 +102,7 @@ def gpt_config(
     weights: Arrays,
     *,
     heads: int | None = None,
-    shape: tuple[int, int] = (16, 16),
+    shape: tuple[int, ...] = (16, 16),
     null_class: bool = True,
     theta: float = 10000.0,
     eps: float = 1e-5,

@@ -3,6 +3,8 @@
 Their tokens are those of MaskGIT's VQGAN, whose file is converted by itself.
 """
 
+import math
+
 from gen.autoregressive.decoding import PowerCosineScale
 from gen.autoregressive.generator import TokenGenerator
 from gen.autoregressive.rar import SIZES, RARConfig
@@ -56,7 +58,7 @@ def config(weights: Arrays, *, shape: tuple[int, int] = (16, 16)) -> RARConfig:
         hidden = len(weights["blocks.0.mlp.fc1.weight"])
     except (KeyError, ValueError, IndexError) as error:
         raise GenError(f"this is not a RAR model: {error} is missing or misshaped; give its file") from None
-    least = shape[0] * shape[1] + 2
+    least = math.prod(shape) + 2
     return RARConfig(
         shape=shape,
         vocabulary=vocabulary,

@@ -64,33 +64,32 @@ class FlowMapSampler:
     """How a flow map is sampled: jumps along `times`.
 
     Attributes:
-      times: from where the noise starts to where the last jump ends; None for `count` jumps from the process's t_max to
-        its t_min, equally spaced as the process counts times (``at``).
-      count: the number of jumps where no times are given.
+      times: from where the noise starts to where the last jump ends; None for `steps` jumps from the process's t_max to
+        its t_min.
       gamma: share of fresh noise between the jumps, in [0, 1]; see `jumps`. A map that knows the jump to the data end
         alone needs 1 where it makes more than one.
       clip: whether the image that a jump to the data end gives is clipped to [-1, 1] before it is noised again, as the
         published consistency models do.
+      steps: number of jumps where no times are given, at equal spacing of the process's uniform time.
       decoding: as in `gen.sampling.generator.Sampler`.
     """
 
     times: tuple[float, ...] | None = None
-    count: int = 1
     gamma: float = 0.0
     clip: bool = False
+    steps: int = 1
     decoding: Any = None
 
     def __post_init__(self) -> None:
-        if self.count < 1 or (self.times is not None and self.count != 1):
-            raise GenError(f"a flow map of {self.count} jumps; expected at least one, or the times alone")
+        if self.steps < 1 or (self.times is not None and self.steps != 1):
+            raise GenError(f"{self.steps} jumps along {self.times or 'no times'}; give times, or a positive number")
 
     def changed(self, **settings: Any) -> "FlowMapSampler":
-        """Gives this sampler with another number of jumps (``steps``), where it has no times of its own."""
+        """Gives this sampler with another number of jumps, ``steps``. Raises GenError for solver, grid or guidance."""
         given = changes(None, settings)
-        jumps = given.pop("steps", None)
-        if given or (jumps is not None and self.times is not None and jumps != len(self.times) - 1):
-            raise GenError("a flow map jumps along its own times; change sampler.times and sampler.gamma")
-        return self if jumps is None or self.times is not None else dataclasses.replace(self, count=jumps)
+        if set(given) - {"steps"}:
+            raise GenError("a flow map jumps along its own times; change steps, sampler.times or sampler.gamma")
+        return dataclasses.replace(self, times=None, **given) if given else self
 
     def generator(self, models: Mapping[str, Model], tokenizer: Any) -> "FlowMapGenerator":
         """Gives the Generator that samples the flow map ``net`` of a run."""
@@ -151,12 +150,11 @@ class FlowMapGenerator(LatentGenerator):
     @property
     def ends(self) -> np.ndarray:
         """Gives (N + 1,) float64: where the jumps start and end."""
-        process, times = self.flow_map.process, self.sampler.times
-        if times is not None:
-            return np.asarray(times, np.float64)
-        found = np.asarray(process.at(np.linspace(1.0, 0.0, self.sampler.count + 1)), np.float64)
-        found[0], found[-1] = process.t_max, process.t_min
-        return found
+        process, sampler = self.flow_map.process, self.sampler
+        if sampler.times is not None:
+            return np.asarray(sampler.times, np.float64)
+        between = [process.at(np.float64(1.0 - i / sampler.steps)) for i in range(1, sampler.steps)]
+        return np.asarray([process.t_max, *between, process.t_min], np.float64)
 
     @property
     def nfe(self) -> int:

@@ -87,12 +87,12 @@ class SamplerConfig(Protocol):
 
 
 def changes(guidance: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives the settings that are not None; a number as guidance becomes `guidance` with that scale.
+    """Gives the settings that are not None; a number as guidance becomes `guidance`, if any, with that scale.
 
     Raises GenError where `guidance` has no scale of its own.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    if isinstance(given.get("guidance"), int | float):
+    if guidance is not None and isinstance(given.get("guidance"), int | float):
         if "scale" not in (field.name for field in dataclasses.fields(guidance)):
             raise GenError(f"{type(guidance).__name__} has no scale of its own; give a whole guidance")
         given["guidance"] = dataclasses.replace(guidance, scale=float(given["guidance"]))

@@ -21,13 +21,14 @@ def _page():
     report.pictures({"data": PIXELS, "float": PIXELS / 127.5 - 1}, "Real digits.", columns=3)
     report.table(["stage", "seconds"], [["tokenizer", 61.23456], ["teacher", None]], "Time.")
     report.curves({"loss": ([0, 1, 2], [3.0, float("nan"), 1.0]), "other": ([0, 2], [1, 2])}, "Loss.", log=True)
+    report.points({"one": (1.0, 2.0), "the other": (1.0, 2.1)}, "Places.", x="near", y="far")
     return report.curves({"distance": ([1, 5], [30.0, 2.0])}, y="distance")
 
 
 def test_everything_is_on_the_page_and_nothing_is_fetched(tmp_path):
     _page().write(tmp_path / "page" / "report.html")
     html = (tmp_path / "page" / "report.html").read_text()
-    for text in ("One paragraph.", "Another.", "Real digits.", "61.23", "203.2", "Time.", "Loss."):
+    for text in ("One paragraph.", "Real digits.", "61.23", "203.2", "Time.", "Loss.", "Places.", "the other"):
         assert text in html
     assert "A &lt;b&gt;title&lt;/b&gt;" in html
     assert "<b>title" not in html
@@ -39,14 +40,22 @@ def test_everything_is_on_the_page_and_nothing_is_fetched(tmp_path):
     assert html == _page().html()  # the same page every time
 
 
+def test_a_wide_table_is_a_list_on_a_phone():
+    """Every cell says its column there, for the head is gone; a narrow table stays one."""
+    html = Report("x").table(["run", "FID", "IS", "recall"], [["a", 1.5, 2.0, 0.25]]).table(["a", "b"], [[1, 2]]).html()
+    assert html.count('<table class="wide">') == 1
+    assert [*re.findall('data-column="(.*?)"', html)] == ["run", "FID", "IS", "recall", "a", "b"]
+    assert "table.wide td::before { content: attr(data-column)" in html
+
+
 def test_drawings_take_the_page_s_colour_and_do_not_clash():
     html = _page().html()
     drawings = re.findall(r"<svg.*?</svg>", html, re.S)
-    assert len(drawings) == 2
+    assert len(drawings) == 3
     assert all("currentColor" in d and "#010203" not in d for d in drawings)
     clips = [set(re.findall(r'<clipPath id="([^"]+)"', d)) for d in drawings]
-    assert clips[0]
-    assert not clips[0] & clips[1]
+    assert all(clips)
+    assert len(set.union(*clips)) == sum(map(len, clips))
 
 
 def test_mosaic():

@@ -90,3 +90,10 @@ def test_sampling(fx: Fixture) -> None:
         own, null = (config.logits(params, ids, c) for c in (cond, config.null(params, cond)))
         probs = jax.nn.softmax((null + scales * (own - null)) / RUNS[name][1], axis=-1)
         fx.close(probs.swapaxes(0, 1), f"{name}_probs")
+
+
+@pytest.mark.parametrize("fx", [fx for fx in fixtures("titok-schedules*") if "rar_random_ratio" in fx.io], ids=str)
+def test_annealing_of_the_orders(fx: Fixture) -> None:
+    model = RARConfig(anneal=(fx.config["rar_start"], fx.config["rar_end"]))
+    found = [model.schedules(int(step), 1)["random_ratio"] for step in fx.io["rar_step"]]
+    fx.close(np.stack(found), "rar_random_ratio", rtol=1e-6, atol=0.0)

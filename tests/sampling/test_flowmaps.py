@@ -59,21 +59,6 @@ def test_consistency_models_noise_their_samples_afresh():
     assert tiny.ends.tolist() == [1.0, 0.0]
 
 
-def test_the_number_of_jumps_may_change_where_no_times_are_given():
-    flow_map = FlowMap(Tiny(), EDM(), Consistency())
-    four = FlowMapSampler(gamma=1.0).changed(steps=4, solver=None)
-    ends = four.generator({"net": Model(flow_map)}, None).ends
-    np.testing.assert_allclose(ends, EDM().at(np.linspace(1.0, 0.0, 5)))
-    assert (ends[0], ends[-1]) == (80.0, 0.002)
-    times = FlowMapSampler((80.0, 1.0, 0.002), gamma=1.0)
-    assert times.changed(steps=2) == times
-    for refused in ({"steps": 4}, {"solver": "heun"}):
-        with pytest.raises(GenError, match="jumps along its own times"):
-            times.changed(**refused)
-    with pytest.raises(GenError, match="a flow map of 0 jumps"):
-        FlowMapSampler(count=0)
-
-
 def test_images_are_clipped_before_they_are_noised_again():
     flow_map = FlowMap(Tiny(), EDM(), Consistency())
     net = params(flow_map) | {"outer": {"kernel": jnp.zeros((16, 3)), "bias": jnp.full(3, 9.0)}}
@@ -98,3 +83,15 @@ def test_images_are_clipped_before_they_are_noised_again():
 def test_refusals(make, message):
     with pytest.raises(GenError, match=message):
         make(FlowMap(Tiny(), EDM(), Consistency()))
+
+
+def test_another_number_of_steps_is_jumps_of_equal_length():
+    flow_map = FlowMap(Tiny(times=2), Linear(), AverageVelocity("end", 2.0))
+    four = dataclasses.replace(sampled(flow_map, (2, 3)), sampler=FlowMapSampler((1.0, 0.2, 0.0)).changed(steps=4))
+    assert four.ends.tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert four.nfe == 4
+    assert FlowMapSampler((1.0, 0.0)).changed() == FlowMapSampler((1.0, 0.0))
+    with pytest.raises(GenError, match="jumps along its own times; change steps"):
+        FlowMapSampler().changed(guidance=2.0)
+    with pytest.raises(GenError, match="0 jumps along no times; give times, or a positive number"):
+        FlowMapSampler(steps=0)

@@ -1,0 +1,88 @@
+"""The LlamaGen and RAR experiments: built abstractly at full size, trained as toys on digits."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import gen
+from gen.cli.overrides import override
+from gen.config import KINDS, from_json, to_json
+from gen.data.random import RANDOM
+from gen.data.sources import digits
+from gen.errors import GenError
+from gen.experiments import build, presets
+from gen.nn.network import Network, count
+from gen.runs import Loaded
+from gen.tokenizers.encode import encode_images
+from gen.training.budget import abstract_states
+from gen.training.engine import train
+from gen.training.run import RunConfig
+from gen.training.task import Model
+from tests.autoregressive.caches import token_cache
+from tests.conformance import examples
+from tests.conformance.tokenizers import Codebook
+
+MINE = {name: p for name, p in presets().items() if p.module.rpartition(".")[2] in ("llamagen", "rar")}
+SMOKE = [name for name in MINE if name.endswith("-smoke")]
+COUNTS = {
+    "llamagen-l": 342_910_976,
+    "llamagen-xl-384": 774_699_520,
+    "llamagen-t2i-xl": 774_699_520 - 1001 * 1280 + 1280 * (2048 + 1280) + 120 * 2048,
+    "llamagen-b": 110_888_448,
+    "rar-b": 260_923_648,
+    "rar-xl": 955_425_024,
+    "rar-one-gpu": 260_923_648,
+}
+
+
+@pytest.fixture(autouse=True)
+def _kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "conformance", examples.KINDS_HERE)
+
+
+def test_full_size_presets() -> None:
+    assert sorted(COUNTS) == sorted(set(MINE) - set(SMOKE))
+    for name, parameters in COUNTS.items():
+        config = build(name, {"data": RANDOM}).config
+        assert (from_json(to_json(config)), config.name) == (config, name)
+        (state,) = abstract_states(config.stages, {})
+        assert count(state.params) == parameters, name
+
+
+def codebook(folder: Path) -> Loaded:
+    """A tokenizer that is not trained: its codes are random patches."""
+    tokenizer = Codebook(16)
+    params = jax.device_get(Network(tokenizer).init(jax.random.key(0)))
+    run = RunConfig("t", models={"tokenizer": Model(tokenizer)})
+    return Loaded(folder / "tokenizer", run, {"tokenizer": params}, "raw", 0)
+
+
+@pytest.mark.parametrize("name", [SMOKE[0], *(pytest.param(n, marks=pytest.mark.slow) for n in SMOKE[1:])])
+def test_smoke_presets_train_and_sample(name: str, tmp_path: Path) -> None:
+    tokenizer = codebook(tmp_path)
+    cache = encode_images(tokenizer.tokenizer, tokenizer.params["tokenizer"], digits("train"), tmp_path / "c", label="")
+    recipe = build(name, {"data": cache.path, "tokenizer": tokenizer})
+    config = override(recipe.config, [("stages.0.steps", "20"), ("engine.quiet", "true")])
+    train(config, tmp_path / "run", frozen=recipe.frozen, artifacts=recipe.artifacts)
+    loaded = gen.load(tmp_path / "run")
+    images = loaded.sample(range(4))
+    assert (images.shape, images.dtype) == ((4, 8, 8, 1), np.uint8)
+    np.testing.assert_array_equal(loaded.sample([2, 3, 0, 1]), images[[2, 3, 0, 1]])
+
+
+def test_tokens_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
+    data, tokenizer = token_cache(tmp_path / "c", (2, 2)), codebook(tmp_path)
+    with pytest.raises(GenError, match="was encoded by another tokenizer"):
+        build("llamagen-smoke", {"data": data, "tokenizer": tokenizer})
+    other = token_cache(tmp_path / "d", (4, 4))
+    with pytest.raises(GenError, match=r"tokens \(2, 2\) of an image, and the model \(4, 4\)"):
+        build("rar-smoke", {"data": other, "tokenizer": tokenizer})
+    with pytest.raises(GenError, match="a vocabulary of 16, and the model one of 16384"):
+        build("llamagen-b", {"data": token_cache(tmp_path / "e", (16, 16))})
+    with pytest.raises(GenError, match="is no cache of tokens; encode the images first"):
+        build("llamagen-b", {"data": str(tmp_path)})
+    rows = {"text": np.zeros((8, 120, 2048), np.float16)}
+    with pytest.raises(GenError, match="has no text_mask"):
+        build("llamagen-t2i-xl", {"data": token_cache(tmp_path / "f", (16, 16), 16384, **rows)})
