@@ -84,12 +84,9 @@ FLEXTOK = FlexTokConfig(
     remat="none",
     scan=False,
 )
-TEACHER = Denoiser(NETWORK, Linear(), Predict("velocity"))
 VOCABULARY: dict[str, Any] = {
     "network": NETWORK,
     "process": Linear(),
-    "denoiser": TEACHER,
-    "teacher": TEACHER,
     "denoiser": DENOISER,
     "teacher": DENOISER,
     "students": Students(DENOISER, (0, 0, 1)),
@@ -122,15 +119,15 @@ CODES = dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3))
 OWN: dict[str, dict[str, Any]] = {
     "proxy-task": {"tokenizer": dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3), pixels=PROXY)},
     "flextok-task": {"tokenizer": FLEXTOK},
-    "consistency-distillation-task": {"flow_map": data_map(TEACHER)},
+    "consistency-distillation-task": {"flow_map": data_map(DENOISER)},
     "distilled-decoding-task": {
         "teacher": WRITER,
         "tokenizer": CODES,
         "student": GPTStudentConfig(WRITER, SHAPE[-1]),
     },
-    "scm-task": {"flow_map": trig_map(TEACHER)},
-    "scd-task": {"flow_map": trig_map(TEACHER)},
-    "ctm-task": {"flow_map": jump_map(TEACHER), "last_layer": "outer/kernel"},
+    "scm-task": {"flow_map": trig_map(DENOISER)},
+    "scd-task": {"flow_map": trig_map(DENOISER)},
+    "ctm-task": {"flow_map": jump_map(DENOISER), "last_layer": "outer/kernel"},
     "latent-token-generator": {"sampler": InfillingSampler(2, 3)},
     "random": {"shapes": {"latent": (4, 3), "label": ()}},
     "meanflow-task": {"flow_map": FlowMap(TWO_TIMES, Linear())},
@@ -151,17 +148,18 @@ OWN: dict[str, dict[str, Any]] = {
 }
 # tasks that differ from a quick one in a term, compile two networks, or have tests of their own
 SLOW = (
-    "vavae-task",
-    "proxy-task",
-    "flextok-task",
+    "annealing-reflow-task",
     "consistency-task",
-    "truncated-task",
-    "scm-task",
+    "ddo-task",
     "distilled-decoding-task",
+    "f-distill-task",
+    "flextok-task",
+    "proxy-task",
+    "scm-task",
+    "score-matching-task",
+    "truncated-task",
+    "vavae-task",
 )
-SLOW = ("vavae-task", "proxy-task", "flextok-task", "consistency-task", "truncated-task", "scm-task")
-SLOW = ("vavae-task", "proxy-task", "flextok-task", "annealing-reflow-task")
-SLOW = ("vavae-task", "proxy-task", "flextok-task", "f-distill-task", "score-matching-task", "ddo-task")
 DIVIDED = ("multi-student-task",)  # whose batches hold the classes of one part after those of another
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
