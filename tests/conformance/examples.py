@@ -148,9 +148,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 # tasks that differ from a quick one in a term, compile two networks, or have tests of their own
 SLOW = (
-    "vavae-task",
-    "proxy-task",
-    "flextok-task",
+    "annealing-reflow-task",
     "consistency-task",
     "truncated-task",
     "scm-task",
@@ -160,6 +158,15 @@ SLOW = (
     "score-matching-task",
     "multi-student-task",
     "ddo-task",
+    "ddo-task",
+    "distilled-decoding-task",
+    "f-distill-task",
+    "flextok-task",
+    "proxy-task",
+    "scm-task",
+    "score-matching-task",
+    "truncated-task",
+    "vavae-task",
 )
 DIVIDED = ("multi-student-task",)  # whose batches hold the classes of one part after those of another
 TOKENIZERS = {
@@ -205,6 +212,9 @@ def frozen(kind: str) -> Mapping[str, Params]:
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """Everything a task may ask for, from (seed, step, row) alone: image, latent, noise, label, tokens, text, fakes.
+    """Everything a task may ask for, from (seed, step, row) alone: image, latent, noise, label, tokens, text."""
+
+    """Everything a task may ask for, from (seed, step, row) alone: image, latent, starting noise, label, fakes.
 
     Attributes:
       divided: the first half of a batch holds the first two classes, the second half the last.
