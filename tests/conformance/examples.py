@@ -206,6 +206,7 @@ def frozen(kind: str) -> Mapping[str, Params]:
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """Everything a task may ask for, from (seed, step, row) alone: image, latent, noise, label, tokens, text."""
+
     """Everything a task may ask for, from (seed, step, row) alone: image, latent, starting noise, label, fakes.
 
     Attributes:
