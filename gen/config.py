@@ -327,8 +327,6 @@ KINDS: dict[str, dict[str, str]] = {
         "perceptual": "gen.distill.distances:Perceptual",
         "meanflow-task": "gen.diffusion.meanflow:MeanFlowTask",
         "shortcut-task": "gen.diffusion.shortcut:ShortcutTask",
-        "kd-task": "gen.distill.kd:KDTask",
-        "dmd2-task": "gen.distill.dmd2:DMD2Task",
         "reflow-task": "gen.distill.rectified_flow:ReflowTask",
         "annealing-reflow-task": "gen.distill.slimflow:AnnealingReflowTask",
         "flow-guided-task": "gen.distill.slimflow:FlowGuidedTask",

@@ -28,18 +28,18 @@ from gen.diffusion.consistency_maps import data_map, trig_map
 from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.flowmap import AverageVelocity, Consistency, FlowMap, jump_map
 from gen.diffusion.process import EDM, Linear
-from gen.distill.gpt_student import GPTStudentConfig
 from gen.distill.discriminator import ApproximateR1
 from gen.distill.dmd2 import DMD2Task
 from gen.distill.f_distill import RatioBins
+from gen.distill.gpt_student import GPTStudentConfig
 from gen.errors import GenError
 from gen.features.vit import ViTConfig
 from gen.nn.adversarial import TokenHead
 from gen.nn.discriminators import PatchGAN
 from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
-from gen.tokenizers.binary import BinaryAutoencoderConfig
 from gen.sampling.router import Students
+from gen.tokenizers.binary import BinaryAutoencoderConfig
 from gen.tokenizers.flextok import FlexTokConfig, Pixels, euler_apg
 from gen.tokenizers.flowtok import FlowTokConfig, TextProjectorConfig
 from gen.tokenizers.kl_vae import KLVAEConfig
@@ -88,8 +88,6 @@ TEACHER = Denoiser(NETWORK, Linear(), Predict("velocity"))
 VOCABULARY: dict[str, Any] = {
     "network": NETWORK,
     "process": Linear(),
-    "denoiser": TEACHER,
-    "teacher": TEACHER,
     "denoiser": DENOISER,
     "teacher": DENOISER,
     "students": Students(DENOISER, (0, 0, 1)),
@@ -251,8 +249,7 @@ def rows(kind: str) -> Rows:
 def build(kind: str) -> tuple[Any, Any, Any]:
     """(task, data, frozen) in a fresh process."""
     KINDS["conformance"] = KINDS_HERE
-    return task(kind), Rows(), frozen(kind)
-    return task(kind), rows(kind), frozen()
+    return task(kind), rows(kind), frozen(kind)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,12 +6,12 @@ have and most start silent, so that the network begins as the one it is distille
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
 
-from gen.diffusion.backbones.backbone import BackboneConfig, Output
+from gen.diffusion.backbones.backbone import Output
 from gen.errors import GenError
 from gen.nn.conditions import Condition, Conditions
 from gen.nn.network import Cond
@@ -22,7 +22,7 @@ SCALE = "guidance"  # the condition
 
 
 @dataclasses.dataclass(frozen=True)
-class GuidedConfig(BackboneConfig):
+class GuidedConfig:
     """A backbone of two times, the second one of which is the guidance scale, given as the condition "guidance".
 
     Attributes:
@@ -35,6 +35,8 @@ class GuidedConfig(BackboneConfig):
     network: Any
     factor: float = 1000.0
     usual: float = 1.0
+
+    times: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.network.times != 2:
