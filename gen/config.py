@@ -102,6 +102,11 @@ KINDS: dict[str, dict[str, str]] = {
         "maskgit": "gen.autoregressive.maskgit:MaskGITConfig",
         "maskgit-skips": "gen.autoregressive.maskgit:MaskGITSkipConfig",
         "maskgen": "gen.autoregressive.maskgen:MaskGenConfig",
+        "rar": "gen.autoregressive.rar:RARConfig",
+        "var": "gen.autoregressive.var:VARConfig",
+        "flextok-ar": "gen.autoregressive.flextok_ar:FlexTokARConfig",
+        "instella-ar": "gen.autoregressive.instella_ar:InstellaARConfig",
+        "binary-diffusion": "gen.autoregressive.binary_diffusion:BinaryDiffusion",
     },
     "latent-token-model": {
         "mar": "gen.autoregressive.mar:MARConfig",
@@ -114,11 +119,6 @@ KINDS: dict[str, dict[str, str]] = {
     "caption-network": {
         "joint-trunk": "gen.autoregressive.joint:TrunkConfig",
         "caption": "gen.autoregressive.joint:TextConfig",
-        "rar": "gen.autoregressive.rar:RARConfig",
-        "var": "gen.autoregressive.var:VARConfig",
-        "flextok-ar": "gen.autoregressive.flextok_ar:FlexTokARConfig",
-        "instella-ar": "gen.autoregressive.instella_ar:InstellaARConfig",
-        "binary-diffusion": "gen.autoregressive.binary_diffusion:BinaryDiffusion",
     },
     "bit-network": {
         "binary-transformer": "gen.autoregressive.binary_transformer:BinaryTransformerConfig",
