@@ -201,33 +201,34 @@ class LatentTokenGenerator(LatentGenerator):
     """Keys and conditions -> continuous tokens -> inverse normaliser -> the tokenizer's image.
 
     Attributes:
-      model: the model of continuous tokens.
+      latent_model: the model of continuous tokens.
       sampler: draws its tokens.
       tokenizer: configuration of the tokenizer of these latents, or None: samples are then the latents.
 
     Raises GenError for a tokenizer of other latents, and for more steps than there are tokens.
     """
 
-    model: Any
-    sampler: InfillingSampler = InfillingSampler()
+    latent_model: Any
+    sampler: InfillingSampler
     tokenizer: Any = None
 
     def __post_init__(self) -> None:
-        if self.sampler.steps > self.model.length:
+        if self.sampler.steps > self.latent_model.length:
             raise GenError(
-                f"{self.sampler.steps} steps for {self.model.length} tokens; each step draws at least one: use fewer"
+                f"{self.sampler.steps} steps for {self.latent_model.length} tokens; each step draws at least one: use "
+                "fewer"
             )
         spec = None if self.tokenizer is None else self.tokenizer.spec
-        if spec is not None and (spec.kind, tuple(spec.shape)) != ("continuous", tuple(self.model.shape)):
+        if spec is not None and (spec.kind, tuple(spec.shape)) != ("continuous", tuple(self.latent_model.shape)):
             raise GenError(
-                f"the tokenizer has {spec.kind} {tuple(spec.shape)}, and the model draws latents {self.model.shape}; "
-                "give the tokenizer that it was trained on"
+                f"the tokenizer has {spec.kind} {tuple(spec.shape)}, and the model draws latents "
+                f"{self.latent_model.shape}; give the tokenizer that it was trained on"
             )
 
     @property
     def subject(self) -> Any:
         """Gives the model."""
-        return self.model
+        return self.latent_model
 
     @property
     def options(self) -> Any:
@@ -241,7 +242,7 @@ class LatentTokenGenerator(LatentGenerator):
 
     def latents(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """Gives the drawn latents (B, *shape) on the normalised scale that the model was trained on."""
-        model, sampler = self.model, self.sampler
+        model, sampler = self.latent_model, self.sampler
         grid = Respaced()(model.process, sampler.head_steps)
         shape = (fullest(model, sampler.steps), model.head.channels)
 

@@ -48,6 +48,9 @@ SYSTEMS: dict[str, str] = {
     "edm-vp": "gen.pretrained.edm:VP_IMPORTER",
     "edm-ve": "gen.pretrained.edm:VE_IMPORTER",
     "edm-iddpm": "gen.pretrained.edm:IDDPM_IMPORTER",
+    "rfpp": "gen.pretrained.rfpp:IMPORTER",
+    "slimflow": "gen.pretrained.slimflow:IMPORTER",
+    "dmd2": "gen.pretrained.dmd2:IMPORTER",
     "adm": "gen.pretrained.adm:IMPORTER",
     "adm-new-order": "gen.pretrained.adm:NEW_IMPORTER",
 }

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,19 @@ def test_every_member_has_an_example(family: str, tmp_path: Path) -> None:
     "kind", [pytest.param(k, marks=[pytest.mark.slow] if k in examples.SLOW else []) for k in KINDS["task"]]
 )
 def test_task(kind: str, tmp_path: Path) -> None:
-    check_task(examples.task(kind), examples.Rows(), examples.frozen(), tmp_path)
+    check_task(examples.task(kind), examples.rows(kind), examples.frozen(kind), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS["task"])
 def test_task_on_eight_devices(kind: str, tmp_path: Path) -> None:
     check_devices(f"tests.conformance.examples:build({kind})", tmp_path, steps=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", examples.DIVIDED)
+def test_students_on_devices_of_their_own(kind: str, tmp_path: Path) -> None:
+    check_devices(f"tests.conformance.examples:build({kind})", tmp_path, steps=6, meshes="students")
 
 
 @pytest.mark.parametrize("kind", KINDS["data"])
@@ -100,7 +107,7 @@ def _same(left: list[dict[str, np.ndarray]], right: list[dict[str, np.ndarray]])
 @pytest.mark.parametrize("kind", [*KINDS["tokenizer"], *examples.TOKENIZERS])
 def test_tokenizer(kind: str) -> None:
     """What `spec` promises is what encode and decode give; checked on shapes alone, for defaults may be large."""
-    tokenizer = examples.example(kind)
+    tokenizer = examples.SMALL.get(kind) or examples.example(kind)
     spec, params = tokenizer.spec, param_shapes(tokenizer)
     assert count(params) > 0
     assert tokenizer.last_layer in flatten(params)
@@ -185,15 +192,17 @@ def test_generator(kind: str) -> None:
     generator = examples.example(kind)
     params = {"net": Network(generator.network).init(jax.random.key(1))}
     keys = jax.vmap(jax.random.key)(jnp.arange(6))
-    label = jnp.arange(6, dtype=jnp.int32) % examples.CLASSES
+    rows = jax.random.normal(jax.random.key(2), (6, 1000))  # of every condition but the label
+    cond = {name: rows[:, : math.prod(c.shape)].reshape(6, *c.shape) for name, c in generator.conditions.items()}
+    cond["label"] = jnp.arange(6, dtype=jnp.int32) % examples.CLASSES
     run = jax.jit(generator)
-    images = run(params, keys, {"label": label})
+    images = run(params, keys, cond)
     assert images.shape == (6, *generator.shape)
     assert images.dtype == jnp.float32
     assert np.isfinite(images).all()
     assert generator.nfe is None or generator.nfe >= 1  # None: adaptive, measured by each call
-    np.testing.assert_array_equal(run(params, keys, {"label": label}), images)
+    np.testing.assert_array_equal(run(params, keys, cond), images)
     order = np.array([4, 0, 2])
-    some = run(params, keys[order], {"label": label[order]})
+    some = run(params, keys[order], {name: value[order] for name, value in cond.items()})
     np.testing.assert_allclose(some, np.asarray(images)[order], rtol=1e-5, atol=1e-5)
-    assert (np.abs(np.asarray(run(params, keys[::-1], {"label": label})) - np.asarray(images)) > 1e-3).any()
+    assert (np.abs(np.asarray(run(params, keys[::-1], cond)) - np.asarray(images)) > 1e-3).any()

@@ -1,5 +1,6 @@
 """FlowTok's sampling against official blocks: both ways to make its steps, and the guided calls at their own times."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -7,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gen
+from gen import cli
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.nn.network import param_shapes
 from gen.pretrained.flowtok import velocity_rules
+from gen.pretrained.readers import read_weights
 from gen.pretrained.rules import load
 from gen.sampling.guidance import ClassifierFree
 from gen.tokenizers.flowtok import SIGMA_MIN, FlowTokConfig, TextProjectorConfig
@@ -49,3 +53,24 @@ def test_sampling(fx: Fixture) -> None:
     found = made(params)
     fx.close(found, "result_step_in_dsigma")
     fx.close(found, "result_step_in_dt")
+
+
+@pytest.mark.parametrize("fx", fixtures("flowtok-training*"), ids=str)
+def test_from_file_to_latents(fx: Fixture, tmp_path: Path) -> None:
+    """File -> gen convert -> gen.load -> image latents of captions, and back into the file."""
+    given, run = fx.config, str(tmp_path / "run")
+    flags = ["--network.heads", str(given["num_heads"]), "--network.text_heads", str(given["textVAE"]["heads"])]
+    assert cli.main(["convert", str(fx.path / "weights.safetensors"), "--out", run, *flags]) == 0
+    loaded = gen.load(run)
+    text = jnp.asarray(fx.io["text_embedding"])
+    keys = jax.random.split(jax.random.key(0), len(text))
+    sample = jax.jit(lambda keys, text: loaded.generator(loaded.params, keys, {"text": text}))
+    made = np.asarray(sample(keys, text))
+    assert made.shape == (len(text), *loaded.generator.shape)
+    assert np.isfinite(made).all()
+    np.testing.assert_allclose(sample(keys[::-1], text[::-1]), made[::-1], rtol=1e-3, atol=1e-3)
+    assert cli.main(["convert", run, "--out", str(tmp_path / "back.safetensors")]) == 0
+    back = read_weights(tmp_path / "back.safetensors")
+    assert back.keys() == fx.weights.keys()
+    for name, array in fx.weights.items():
+        np.testing.assert_allclose(back[name], array, atol=1e-6, err_msg=name)

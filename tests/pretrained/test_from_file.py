@@ -1,5 +1,6 @@
 """Every system from its file to samples through the command line, and back; mismatches and hostile files refused."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import gen
 from gen import arrays
 from gen.autoregressive.gpt import GPTConfig
+from gen.autoregressive.mar import MARConfig
+from gen.autoregressive.maskgit import MaskGITConfig, MaskGITSkipConfig
 from gen.autoregressive.rar import RARConfig
 from gen.cli import main
 from gen.diffusion.backbones.aligned import AlignedConfig
@@ -26,6 +29,15 @@ ADM = DhariwalUNetConfig(
 )
 HEADS = ["--network.heads", "2"]
 GRID = ["--network.shape", "[2, 2]"]
+MASKED: dict[str, Any] = {
+    "shape": (6,),
+    "vocabulary": 8,
+    "num_classes": 5,
+    "width": 16,
+    "depth": 2,
+    "heads": 2,
+    "hidden": 32,
+}
 ADM_FLAGS = ["--network.size", "8", "--network.head_width", "32"]
 # system -> (a tiny network, flags for what its file does not tell)
 TINY: dict[str, tuple[Any, list[str]]] = {
@@ -40,10 +52,17 @@ TINY: dict[str, tuple[Any, list[str]]] = {
     "edm-vp": (SONG, []),
     "edm-ve": (SONG, []),
     "edm-iddpm": (CHAIN, []),
+    "dmd2": (dataclasses.replace(CHAIN, out_channels=3), []),
     "adm": (ADM, ADM_FLAGS),
     "adm-new-order": (ADM, ADM_FLAGS),
     "llamagen": (GPTConfig((2, 2), 8, 16, 1, 2, 24, num_classes=3), [*HEADS, *GRID]),
     "rar": (RARConfig((2, 2), 8, 16, 1, 2, 24, num_classes=3), GRID),
+    "maskgit": (MaskGITConfig(**MASKED, dropout=0.1), HEADS),
+    "maskgit-uvit": (MaskGITSkipConfig(**MASKED), HEADS),
+    "mar": (
+        MARConfig(shape=(4, 4, 2), num_classes=5, width=16, depth=1, heads=2, buffer=2, head_width=8, head_depth=1),
+        [*HEADS, "--network.channels", "2"],
+    ),
     "sd-vae": (VAE, ["--network.groups", "2"]),
     "sd-vae-old": (VAE, ["--network.groups", "2"]),
     "kl-vae": (VAE, ["--network.groups", "2"]),
@@ -53,8 +72,10 @@ ELSEWHERE = {
     "binary-autoencoder": "pretrained/test_tokenizer_files.py",
     "detok": "parity/test_detok.py",
     "flextok": "parity/test_flextok.py",
+    "flowtok": "parity/test_flowtok_sampling.py",
     "instella-tokenizer": "parity/test_instella_tokenizer.py",
     "llamagen-vq": "parity/test_vqgan.py",
+    "maskgen": "parity/test_maskgen.py",
     "maskgit-vqgan": "parity/test_vqgan.py",
     "rae": "parity/test_rae.py",
     "titok": "parity/test_titok.py",
@@ -62,7 +83,16 @@ ELSEWHERE = {
     "vitok": "parity/test_vitok.py",
 }
 FLAGS = {"repa": ["--network.encoder_depth", "1"]}
-ALIKE = ("sd-vae-old", "kl-vae", "edm-vp", "edm-ve", "adm-new-order", "repa")  # read by the code of others here
+ALIKE = (
+    "sd-vae-old",
+    "kl-vae",
+    "edm-vp",
+    "edm-ve",
+    "dmd2",
+    "adm-new-order",
+    "repa",
+    "maskgit-uvit",
+)  # read by the code of others here
 TOKENS = ("llamagen", "rar")  # joined with a tokenizer and sampled in test_token_files.py
 QUICK = ("edm",)  # the rest compile for some seconds each
 
