@@ -46,21 +46,23 @@ demo: $(VENV)/core.stamp
 QUICK := JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
 	XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 $$XLA_FLAGS"
 test: $(VENV)/dev.stamp
-	$(QUICK) $(BIN)/python -m pytest -n auto -m "not slow" --ignore=tests/parity
+	$(QUICK) $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --ignore=tests/parity
 
+# a slow test may take longer than the ten minutes after which one of the others counts as hung
+SLOW := -o faulthandler_timeout=7200
 test-all: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal $(SLOW)
 	$(MAKE) test-targets
 
 test-parity: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto tests/parity
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/parity
 
 test-peers: $(PEERS)/peers.stamp
-	$(PEERS)/bin/python -m pytest tests/peers
+	$(PEERS)/bin/python -m pytest $(SLOW) tests/peers
 
 # compiles presets for a TPU slice and an H200: minutes each; those that tests/targets/recorded.json holds
 test-targets: $(TARGETS)/targets.stamp
-	$(TARGETS)/bin/python -m pytest tests/targets
+	$(TARGETS)/bin/python -m pytest $(SLOW) tests/targets
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

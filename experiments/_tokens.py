@@ -63,6 +63,10 @@ def token_data(path: str, model: TokenModel) -> Any:
     cache = cache_of(path, model.kind)
     model.check_tokens(path, model.kind, cache.shape, getattr(cache, "vocabulary", None), None)
     expect(path, cache.source(), **wanted)
+    masks = [c.mask for c in model.conditions.values() if c.mask]
+    for mask in masks:  # a source takes features without a mask for whole ones
+        if not (Path(path) / f"{mask}.npy").exists():
+            raise GenError(f"{path} has no {mask}.npy, which says where its captions end; encode them with their mask")
     return cache
 
 

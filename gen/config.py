@@ -50,9 +50,13 @@ KINDS: dict[str, dict[str, str]] = {
         "ve": "gen.diffusion.process:VE",
         "edm": "gen.diffusion.process:EDM",
         "edm-family": "gen.diffusion.process:EDMFamily",
+        "cosine-logsnr": "gen.diffusion.cosine:Cosine",
     },
     "denoiser": {
         "denoiser": "gen.diffusion.denoiser:Denoiser",
+    },
+    "students": {
+        "students": "gen.sampling.router:Students",
     },
     "flow-map": {
         "flow-map": "gen.diffusion.flowmap:FlowMap",
@@ -67,6 +71,8 @@ KINDS: dict[str, dict[str, str]] = {
         "data-prediction": "gen.diffusion.consistency_maps:DataPrediction",
         "trig-precondition": "gen.diffusion.consistency_maps:TrigPrecondition",
         "trig-velocity": "gen.diffusion.consistency_maps:TrigVelocity",
+        "converted": "gen.diffusion.conversions:Converted",
+        "data-and-noise": "gen.diffusion.conversions:DataAndNoise",
     },
     "objective": {
         "velocity-matching": "gen.diffusion.objectives:VelocityMatching",
@@ -74,6 +80,8 @@ KINDS: dict[str, dict[str, str]] = {
         "edm-loss": "gen.diffusion.objectives:EDMLoss",
         "noise-matching": "gen.diffusion.transport:NoiseMatching",
         "time-sampler": "gen.diffusion.times:TimeSampler",
+        "u-shaped": "gen.distill.rectified_flow:UShaped",
+        "data-matching": "gen.diffusion.objectives:DataMatching",
         "min-snr-loss": "gen.diffusion.objectives:MinSNRLoss",
         "aligned-objective": "gen.diffusion.objectives:Aligned",
         "uncertain": "gen.diffusion.objectives:Uncertain",
@@ -90,6 +98,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "token-model": {
         "gpt": "gen.autoregressive.gpt:GPTConfig",
+        "gpt-student": "gen.distill.gpt_student:GPTStudentConfig",
         "maskgit": "gen.autoregressive.maskgit:MaskGITConfig",
         "maskgit-skips": "gen.autoregressive.maskgit:MaskGITSkipConfig",
         "maskgen": "gen.autoregressive.maskgen:MaskGenConfig",
@@ -106,6 +115,17 @@ KINDS: dict[str, dict[str, str]] = {
         "joint-trunk": "gen.autoregressive.joint:TrunkConfig",
         "caption": "gen.autoregressive.joint:TextConfig",
         "rar": "gen.autoregressive.rar:RARConfig",
+        "var": "gen.autoregressive.var:VARConfig",
+        "flextok-ar": "gen.autoregressive.flextok_ar:FlexTokARConfig",
+        "instella-ar": "gen.autoregressive.instella_ar:InstellaARConfig",
+        "binary-diffusion": "gen.autoregressive.binary_diffusion:BinaryDiffusion",
+    },
+    "bit-network": {
+        "binary-transformer": "gen.autoregressive.binary_transformer:BinaryTransformerConfig",
+        "instella-network": "gen.autoregressive.instella:InstellaDiffusionConfig",
+    },
+    "bit-process": {
+        "bernoulli": "gen.autoregressive.bernoulli:Bernoulli",
     },
     "scale-schedule": {
         "constant-scale": "gen.autoregressive.decoding:ConstantScale",
@@ -114,6 +134,9 @@ KINDS: dict[str, dict[str, str]] = {
         "ramp-scale": "gen.autoregressive.unmasking:RampScale",
         "risen-cosine-scale": "gen.autoregressive.unmasking:RisenCosineScale",
         "known-scale": "gen.autoregressive.infilling:KnownScale",
+    },
+    "conditioning": {
+        "guided": "gen.diffusion.backbones.guided:GuidedConfig",
     },
     "grid": {
         "uniform": "gen.sampling.grids:Uniform",
@@ -136,6 +159,8 @@ KINDS: dict[str, dict[str, str]] = {
         "unipc": "gen.sampling.multistep:UniPC",
         "euler-maruyama": "gen.sampling.sde:EulerMaruyama",
         "runge-kutta": "gen.sampling.runge_kutta:RungeKutta",
+        "anchored": "gen.sampling.student_solvers:Anchored",
+        "backstep": "gen.sampling.student_solvers:Backstep",
     },
     "adaptive": {
         "dopri5": "gen.sampling.adaptive:Dopri5",
@@ -143,6 +168,8 @@ KINDS: dict[str, dict[str, str]] = {
     "head": {
         "conv-head": "gen.nn.adversarial:ConvHead",
         "token-head": "gen.nn.adversarial:TokenHead",
+        "pooled-head": "gen.nn.adversarial:PooledHead",
+        "heads": "gen.nn.adversarial:Heads",
     },
     "discriminator": {
         "patchgan": "gen.nn.discriminators:PatchGAN",
@@ -150,6 +177,10 @@ KINDS: dict[str, dict[str, str]] = {
         "stylegan": "gen.nn.discriminators:StyleGAN",
         "token-discriminator": "gen.nn.token_discriminator:TokenDiscriminator",
         "encoder-tokens": "gen.tokenizers.losses:EncoderTokens",
+    },
+    "regulariser": {
+        "approximate-r1": "gen.distill.discriminator:ApproximateR1",
+        "ratio-bins": "gen.distill.f_distill:RatioBins",
     },
     "image-term": {
         "lpips": "gen.tokenizers.losses:LPIPS",
@@ -169,6 +200,7 @@ KINDS: dict[str, dict[str, str]] = {
         "diffusion-generator": "gen.sampling.generator:DiffusionGenerator",
         "adaptive-generator": "gen.sampling.adaptive:AdaptiveGenerator",
         "flow-map-generator": "gen.sampling.flowmaps:FlowMapGenerator",
+        "routed-generator": "gen.sampling.router:RoutedGenerator",
         "one-step-generator": "gen.sampling.generator:OneStepGenerator",
         "token-generator": "gen.autoregressive.generator:TokenGenerator",
         "latent-token-generator": "gen.autoregressive.infilling:LatentTokenGenerator",
@@ -177,12 +209,17 @@ KINDS: dict[str, dict[str, str]] = {
     "sampler": {
         "sampler": "gen.sampling.generator:Sampler",
         "few-steps": "gen.sampling.generator:FewSteps",
+        "noise-decoding": "gen.distill.noise_decoder:NoiseDecoding",
+        "routed": "gen.sampling.router:Routed",
         "flow-map-sampler": "gen.sampling.flowmaps:FlowMapSampler",
         "adaptive-sampler": "gen.sampling.adaptive:AdaptiveSampler",
         "token-sampler": "gen.autoregressive.sampler:TokenSampler",
         "masked-sampler": "gen.autoregressive.unmasking:MaskedSampler",
         "infilling-sampler": "gen.autoregressive.infilling:InfillingSampler",
         "flowtok-sampler": "gen.tokenizers.flowtok_sampling:FlowTokSampler",
+        "scale-sampler": "gen.autoregressive.scales:ScaleSampler",
+        "bit-sampler": "gen.autoregressive.bits:BitSampler",
+        "binary-sampler": "gen.autoregressive.binary_sampler:BinarySampler",
     },
     "tokenizer": {
         "titok": "gen.tokenizers.titok:TiTokConfig",
@@ -236,6 +273,8 @@ KINDS: dict[str, dict[str, str]] = {
         "bit-cache": "gen.data.caches:BitCache",
         "records": "gen.sampling.records:Records",
         "images": "gen.data.images:Images",
+        "alongside": "gen.data.alongside:Alongside",
+        "partitioned": "gen.data.partitioned:Partitioned",
         "arrays": "gen.data.images:Arrays",
         "zipped": "gen.data.images:Zipped",
         "latent-shards": "gen.pretrained.latent_shards:LatentShards",
@@ -265,6 +304,7 @@ KINDS: dict[str, dict[str, str]] = {
         "latent-token-task": "gen.autoregressive.train_latents:LatentTokenTask",
         "flowtok-task": "gen.tokenizers.flowtok_train:FlowTokTask",
         "kd-task": "gen.distill.kd:KDTask",
+        "distilled-decoding-task": "gen.distill.distilled_decoding:DistilledDecodingTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",
         "consistency-task": "gen.distill.consistency:ConsistencyTask",
         "consistency-distillation-task": "gen.distill.consistency:ConsistencyDistillationTask",
@@ -285,6 +325,20 @@ KINDS: dict[str, dict[str, str]] = {
         "norm": "gen.distill.distances:Norm",
         "pseudo-huber": "gen.distill.distances:PseudoHuber",
         "perceptual": "gen.distill.distances:Perceptual",
+        "meanflow-task": "gen.diffusion.meanflow:MeanFlowTask",
+        "shortcut-task": "gen.diffusion.shortcut:ShortcutTask",
+        "kd-task": "gen.distill.kd:KDTask",
+        "dmd2-task": "gen.distill.dmd2:DMD2Task",
+        "reflow-task": "gen.distill.rectified_flow:ReflowTask",
+        "annealing-reflow-task": "gen.distill.slimflow:AnnealingReflowTask",
+        "flow-guided-task": "gen.distill.slimflow:FlowGuidedTask",
+        "guided-task": "gen.distill.guided_distillation:GuidedTask",
+        "progressive-task": "gen.distill.progressive_distillation:ProgressiveTask",
+        "f-distill-task": "gen.distill.f_distill:FDistillTask",
+        "ladd-task": "gen.distill.ladd:LADDTask",
+        "score-matching-task": "gen.distill.multi_student:ScoreMatchingTask",
+        "ddo-task": "gen.finetune.ddo:DDOTask",
+        "multi-student-task": "gen.distill.multi_student:MultiStudentTask",
     },
 }
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gen.arrays import unflatten
+from gen.diffusion.denoiser import Denoiser
 from gen.features.inception import Inception
 from gen.metrics.onepass import traced_step
 from gen.metrics.sources import from_arrays
@@ -128,8 +129,9 @@ def _generators(config: RunConfig) -> dict[str, Any]:
         return {}
     if generator.nfe == 1:
         return {"one-step": generator}
-    one = {"one-step": OneStepGenerator(models["net"].config, tokenizer=config.tokenizer)} if "net" in models else {}
-    return {"sample": generator} | one
+    if "net" not in models or not isinstance(models["net"].config, Denoiser):
+        return {"sample": generator}
+    return {"sample": generator, "one-step": OneStepGenerator(models["net"].config, tokenizer=config.tokenizer)}
 
 
 def _sampling(kind: str, generator: Any, mesh: Mesh, artifacts: Mapping[str, Any]) -> Traced:

@@ -7,8 +7,8 @@ import gen
 from gen.cli import main
 from gen.data.sources import digits
 from gen.errors import GenError
-from gen.experiments import build, demo, presets
-from gen.files import write_json
+from gen.experiments import build, demo, demo_tokens, presets
+from gen.files import read_json, write_json
 
 
 def test_presets_are_found_and_need_what_they_say():
@@ -42,6 +42,19 @@ def test_killed_five_times_equals_undisturbed(tmp_path):
     from scripts.kill_demo import check
 
     assert check(5, 0, tmp_path) == []
+
+
+@pytest.mark.slow
+def test_digits_by_tokens(tmp_path, capsys):
+    out = tmp_path / "demo-tokens"
+    demo_tokens.run(out, smoke=True)
+    found = read_json(out / "scores" / "LlamaGen-token-by-token.json")["values"]
+    assert 0 < found["bits_per_image"] < 16 * np.log2(25) + 8
+    assert found["unigram_bits_per_image"] < 16 * np.log2(25) + 1
+    assert (out / "report.html").stat().st_size > 10_000
+    capsys.readouterr()
+    demo_tokens.run(out, smoke=True)
+    assert capsys.readouterr().out.count("done before") == 6
 
 
 @pytest.mark.slow

@@ -23,7 +23,6 @@ from gen.training.task import Model
 from tests.autoregressive.caches import token_cache
 from tests.conformance import examples
 from tests.conformance.tokenizers import Codebook
-from tests.training.conformance import same
 
 MINE = {name: p for name, p in presets().items() if p.module.rpartition(".")[2] in ("llamagen", "rar")}
 SMOKE = [name for name in MINE if name.endswith("-smoke")]
@@ -61,19 +60,16 @@ def codebook(folder: Path) -> Loaded:
 
 
 @pytest.mark.parametrize("name", [SMOKE[0], *(pytest.param(n, marks=pytest.mark.slow) for n in SMOKE[1:])])
-def test_smoke_presets_train_resume_and_sample(name: str, tmp_path: Path) -> None:
+def test_smoke_presets_train_and_sample(name: str, tmp_path: Path) -> None:
     tokenizer = codebook(tmp_path)
     cache = encode_images(tokenizer.tokenizer, tokenizer.params["tokenizer"], digits("train"), tmp_path / "c", label="")
     recipe = build(name, {"data": cache.path, "tokenizer": tokenizer})
-    config = override(recipe.config, [("stages.0.steps", "40"), ("engine.quiet", "true")])
-    arrays = {"frozen": recipe.frozen, "artifacts": recipe.artifacts}
-    whole = train(config, tmp_path / "whole", **arrays)
-    train(config, tmp_path / "run", stop_after=20, **arrays)
-    assert same(train(config, tmp_path / "run", **arrays).params, whole.params)
+    config = override(recipe.config, [("stages.0.steps", "20"), ("engine.quiet", "true")])
+    train(config, tmp_path / "run", frozen=recipe.frozen, artifacts=recipe.artifacts)
     loaded = gen.load(tmp_path / "run")
     images = loaded.sample(range(4))
     assert (images.shape, images.dtype) == ((4, 8, 8, 1), np.uint8)
-    np.testing.assert_array_equal(loaded.sample([2]), images[2:3])
+    np.testing.assert_array_equal(loaded.sample([2, 3, 0, 1]), images[[2, 3, 0, 1]])
 
 
 def test_tokens_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
@@ -88,5 +84,5 @@ def test_tokens_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
     with pytest.raises(GenError, match="is no cache of tokens; encode the images first"):
         build("llamagen-b", {"data": str(tmp_path)})
     rows = {"text": np.zeros((8, 120, 2048), np.float16)}
-    with pytest.raises(GenError, match="has no 'text_mask'"):
+    with pytest.raises(GenError, match="has no text_mask"):
         build("llamagen-t2i-xl", {"data": token_cache(tmp_path / "f", (16, 16), 16384, **rows)})

@@ -29,7 +29,7 @@ from gen.nn.rotary import axial_rotation, rotate_pairs
 from gen.nn.vit import Gated
 from gen.training.sharding import constrain
 
-__all__ = ["GPT", "SIZES", "GPTConfig", "gpt", "swiglu_hidden"]
+__all__ = ["GPT", "SIZES", "Block", "GPTConfig", "gpt", "rotation", "swiglu_hidden"]
 
 # name -> (depth, heads, width), section 3.1 of the paper and its code
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -233,7 +233,7 @@ class GPT(nnx.Module):
     def reading(self, cond: Cond, at: jax.Array | int, count: int, cache: KeyValues | None = None) -> Reading:
         """Says where `count` positions from `at` on stand, and where of the prefix they may look."""
         config = self.config
-        cos, sin = (jax.lax.dynamic_slice_in_dim(jnp.asarray(a), at, count) for a in _rotation(config))
+        cos, sin = (jax.lax.dynamic_slice_in_dim(jnp.asarray(a), at, count) for a in rotation(config))
         mask = None
         if config.text is not None:
             length = count if cache is None else cache["k"].shape[3]
@@ -263,8 +263,8 @@ class GPT(nnx.Module):
         return self.head(self.norm(x)).astype(jnp.float32)
 
 
-def _rotation(config: GPTConfig) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin (prefix + N, head_dim) of every position: zeros for the prefix, then rows and columns."""
+def rotation(config: GPTConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Gives cos and sin (prefix + N, head_dim) of every position: zeros for the prefix, then rows and columns."""
     table = axial_rotation(config.shape, config.width // config.heads, config.theta)
     cos, sin = (np.concatenate([np.zeros((config.prefix, a.shape[1]), a.dtype), a]) for a in table)
     return cos, sin

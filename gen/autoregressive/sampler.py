@@ -51,7 +51,7 @@ def write(
 
     cache, logits = model.prefill(params, cond, 2 * batch if guided else batch)
     last, written = jax.lax.scan(step, (cache, chosen(logits, 0)), jnp.arange(model.length - 1))
-    return jnp.concatenate([written.T, last[1]], axis=1)
+    return jnp.concatenate([jnp.swapaxes(written, 0, 1), last[1]], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from gen.errors import GenError
 
 __all__ = ["mesh_overrides", "override"]
 
-AXES = ("data", "fsdp", "tensor")  # as in gen.training.sharding, which imports jax
+AXES = ("data", "fsdp", "tensor", "student")  # as in gen.training.sharding, which imports jax
 
 
 def override(config: Any, assignments: Iterable[tuple[str, str]]) -> Any:

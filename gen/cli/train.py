@@ -249,9 +249,10 @@ def _store_pairs(preset: str, teacher: Path, folder: Path, count: int, multihost
     start(multihost)
     import numpy as np
 
+    from gen.distill.teacher_records import make_of
     from gen.nn.conditions import make_conditions
     from gen.runs import load
-    from gen.sampling.records import Solved, make_records
+    from gen.sampling.records import make_records
     from gen.training.sharding import make_mesh
 
     loaded = load(teacher)
@@ -259,7 +260,7 @@ def _store_pairs(preset: str, teacher: Path, folder: Path, count: int, multihost
     if any(model.times for model in loaded.config.exported().values()):
         raise GenError(f"{teacher} is a student of few steps itself; give a teacher that a solver samples")
     make_records(
-        Solved(generator),
+        make_of(generator),
         loaded.params,
         folder,
         count=count,

@@ -29,6 +29,7 @@ __all__ = [
     "Predict",
     "Reclocked",
     "drop",
+    "seen_under",
 ]
 
 Controls = Mapping[str, jax.Array]  # arrays of the network's `controls`, by name; without a batch axis
@@ -249,6 +250,14 @@ class Denoiser:
         return self if process == self.process else Reclocked(self, process)
 
 
+def seen_under(inner: Process, process: Process, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Gives x_t and t (B,) of `process` as `inner` has them at equal log-SNR; at its noisiest time for noisier ones."""
+    own = jnp.minimum(inner.time_of(process.logsnr(t)), inner.t_max)
+    # the ratio of the alphas (and of the sigmas), safe where either is 0
+    size, own_size = (jnp.hypot(p.alpha(u), p.sigma(u)) for p, u in ((process, t), (inner, own)))
+    return expand(own_size / size, x) * x, own
+
+
 @dataclasses.dataclass(frozen=True)
 class Reclocked:
     """A denoiser seen under another process by equal log-SNR: the two inputs are then equal up to a scale.
@@ -265,11 +274,8 @@ class Reclocked:
 
     def __call__(self, params: Params, x: jax.Array, t: jax.Array, cond: Cond, **kwargs: Any) -> Prediction:
         """Does what `Denoiser.__call__` says."""
-        t, inner = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1]), self.denoiser.process
-        own = jnp.minimum(inner.time_of(self.process.logsnr(t)), inner.t_max)
-        # the ratio of the alphas (and of the sigmas), safe where either is 0
-        size, own_size = (jnp.hypot(p.alpha(u), p.sigma(u)) for p, u in ((self.process, t), (inner, own)))
-        found = self.denoiser(params, expand(own_size / size, x) * x, own, cond, **kwargs)
+        t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
+        found = self.denoiser(params, *seen_under(self.denoiser.process, self.process, x, t), cond, **kwargs)
         return Prediction(found.denoised, x, t, found.extra, self.process, "x")
 
     def bind(self, params: Params, controls: Controls | None = None, per_step: Controls | None = None) -> Denoise:

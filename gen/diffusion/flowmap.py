@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from gen.config import check_choices
 from gen.diffusion.denoiser import Controls, Denoiser, EDMPrecondition, Predict
 from gen.diffusion.objectives import VelocityMatching
 from gen.diffusion.prediction import Prediction
@@ -66,30 +67,48 @@ class AverageVelocity:
     On s = t it is the velocity.
 
     Attributes:
-      second: the network's second time: the ``duration`` t - s (MeanFlow), or the ``end`` s.
-      scale: factor on both of the network's times.
+      second: the network's second time: the ``duration`` t - s (MeanFlow), the ``end`` s, or the ``halvings`` of the
+        whole time that make the duration, log2(1 / (t - s)) as a whole number (shortcut models, arXiv 2410.12557).
+      scale: factor on the duration, and on our clock where there is no `inner`.
+      inner: how the network sees x_t and the time, and how u comes out of it as a denoiser's velocity does: the
+        parameterization of a denoiser that the map starts from. None for a network that gives u on our clock.
+      finest: with halvings, how many of the shortest jumps make the whole; the velocity is asked as such a jump.
     """
 
-    second: Literal["duration", "end"] = "duration"
+    second: Literal["duration", "end", "halvings"] = "duration"
     scale: float = 1.0
+    inner: Any = None
+    finest: int = 128
 
     times: ClassVar[int] = 2
     anywhere: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.finest < 1 or self.finest & (self.finest - 1):
+            raise GenError(f"a finest grid of {self.finest} jumps is not reached by halving; give a power of two")
+
     @property
-    def diagonal(self) -> Predict:
+    def diagonal(self) -> Any:
         """Gives the meaning at s = t: the velocity."""
-        return Predict("velocity", scale=self.scale)
+        return Predict("velocity", scale=self.scale) if self.inner is None else self.inner
 
     def inputs(self, process: Process, x: jax.Array, t: jax.Array, s: jax.Array) -> Inputs:
         """Does what `TwoTimes.inputs` says."""
-        del process
-        return x, (self.scale * t, self.scale * (t - s if self.second == "duration" else s))
+        inner, first = self.diagonal.inputs(process, x, t)
+        match self.second:
+            case "duration":
+                second = self.scale * (t - s)
+            case "end":
+                (second,) = self.diagonal.inputs(process, x, jnp.maximum(s, process.t_min))[1]
+            case "halvings":
+                second = jnp.round(-jnp.log2(jnp.maximum(t - s, 1.0 / self.finest)))
+        return inner, (*first, second)
 
     def value(self, process: Process, raw: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
-        """Gives the mean velocity u, which is the raw output itself."""
-        del process, x, t
-        return raw
+        """Gives the mean velocity u, which the raw output means."""
+        u: jax.Array = self.diagonal.prediction(process, raw, x, t, {}).velocity
+        return u
 
     def end(self, process: Process, value: jax.Array, x: jax.Array, t: jax.Array, s: jax.Array) -> jax.Array:
         """Does what `TwoTimes.end` says."""

@@ -22,6 +22,7 @@ from gen.nn.network import Cond
 __all__ = [
     "Aligned",
     "DDPMLoss",
+    "DataMatching",
     "Draws",
     "EDMLoss",
     "Evaluate",
@@ -142,6 +143,30 @@ def cosine_similarity(a: jax.Array, b: jax.Array, eps: float = 1e-8) -> jax.Arra
     squares = jnp.square(a).sum(-1) * jnp.square(b).sum(-1)
     live = squares > eps**2
     return jnp.where(live, (a * b).sum(-1) * jax.lax.rsqrt(jnp.where(live, squares, 1.0)), 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataMatching:
+    """Mean |x_hat - x|^2 of the denoised data without a weight, as NVlabs/FastGen trains fake scores.
+
+    Attributes:
+      times: how times are drawn.
+    """
+
+    times: TimeSampler = TimeSampler()
+
+    taps: ClassVar[tuple[str, ...]] = ()
+    inputs: ClassVar[tuple[str, ...]] = ()
+
+    def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
+        time_key, eps_key = jax.random.split(key)
+        return Draws(self.times(time_key, process, x.shape[0]), jax.random.normal(eps_key, x.shape))
+
+    def loss(
+        self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws
+    ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+        losses = mean_over_data(jnp.square(evaluate(noised(process, x, draws), draws.t, cond).denoised - x))
+        return losses, {"mse": losses}
 
 
 @dataclasses.dataclass(frozen=True)

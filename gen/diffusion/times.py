@@ -37,9 +37,14 @@ class Levels:
         """Gives the (count,) float64 times."""
         return np.asarray(process.at(np.linspace(0.0, 1.0, self.count)))
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Gives the lowest and the highest index that is drawn."""
+        return int(self.low * self.count), min(int(self.high * self.count), self.count - 1)
+
     def __call__(self, key: jax.Array, process: Any, batch: int) -> jax.Array:
         """Gives (batch,) float32 times."""
-        first, last = int(self.low * self.count), min(int(self.high * self.count), self.count - 1)
+        first, last = self.ends
         index = jax.random.randint(key, (batch,), first, last + 1)
         return jnp.asarray(self.table(process), jnp.float32)[index]
 

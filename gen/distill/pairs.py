@@ -340,7 +340,7 @@ class ShrinkingPairs:
     def schedule(self, process: Any, step: int, steps: int) -> Mapping[str, np.ndarray]:
         """Does what `PairLaw.schedule` says: "left" () = 1 - p."""
         del process, steps
-        return {"left": np.float32(self.left(self.stage(step)))}
+        return {"left": np.asarray(self.left(self.stage(step)), np.float32)}
 
     def stage(self, step: int) -> int:
         """Gives the number of the stage, from 0."""

@@ -7,6 +7,7 @@ from gen.errors import GenError
 from gen.features.resize import resize
 from gen.features.vit import DEVIATION, MEAN, ViTConfig
 from gen.nn.network import Network, Params
+from gen.training.sharding import constrain
 
 __all__ = ["patch_features", "seen"]
 
@@ -54,4 +55,6 @@ def patch_features(
     """
     x = seen(images, tokens * network.patch, resampling=resampling, standardised=standardised)
     patches: jax.Array = Network(network).apply(params, x)["patches"]
-    return patches
+    # else XLA cuts their channels where weights are cut by "tensor", and computes wrong gradients of what is compared
+    # with them (jax 0.10, a mesh of all three axes; the devices test of VA-VAE shows it)
+    return constrain(patches)

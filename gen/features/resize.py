@@ -76,6 +76,12 @@ def _taps(
     return weights
 
 
+def _corners(size: int, out: int) -> np.ndarray:
+    """torch's bilinear with align_corners: the first and the last pixel stay where they are."""
+    source = np.linspace(0.0, size - 1.0, out)
+    return np.maximum(1.0 - np.abs(source[:, None] - np.arange(size)[None]), 0.0)
+
+
 def _cells(size: int, out: int) -> np.ndarray:
     """torch's adaptive average: means of the pixels that a cell touches; cells overlap where `out` does not divide."""
     index, cell = np.arange(size)[None], np.arange(out)[:, None]
@@ -98,6 +104,7 @@ METHODS: dict[str, Callable[[int, int], np.ndarray]] = {
     "pil-box": functools.partial(_stretched, _box, 0.5),
     "pil-nearest": _nearest,
     "torch-bilinear": functools.partial(_taps, _triangle, 1, True),
+    "torch-bilinear-corners": _corners,
     "torch-bicubic": functools.partial(_taps, cubic(-0.75), 2, True),
     "torch-area": _cells,
     "tf1-bilinear": functools.partial(_taps, _triangle, 1, False),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gen.errors import GenError
 from gen.nn.layers import layer_norm, linear
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "AdaptiveWeight",
     "ConvHead",
     "GANLoss",
+    "Heads",
+    "PooledHead",
     "TokenHead",
     "hinge_discriminator_loss",
     "lecam",
@@ -129,7 +132,7 @@ class ConvHead:
     groups: int = 32
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        """Makes the module, which takes (B, h, w, channels) to logits (B, positions)."""
+        """Makes the module, which takes (B, h, w, channels), or parts of its channels, to logits (B, positions)."""
         return _ConvHead(self, rngs)
 
 
@@ -161,8 +164,8 @@ class _ConvHead(nnx.Module):
             setattr(self, f"norm{i}", norm)
         self.out = linear(c, 1, rngs=rngs, init=torch_uniform)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.float32)
+    def __call__(self, *features: jax.Array) -> jax.Array:
+        x = _joined(features)
         for i in range(self.downs + 1):
             x = jax.nn.silu(getattr(self, f"norm{i}")(getattr(self, f"conv{i}")(x)))
         return self.out(x).reshape(x.shape[0], -1)
@@ -181,7 +184,7 @@ class TokenHead:
     hidden: int = 64
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        """Makes the module, which takes (B, ..., width) to logits (B, tokens)."""
+        """Makes the module, which takes (B, ..., width), or parts of its width, to logits (B, tokens)."""
         return _TokenHead(self, rngs)
 
 
@@ -190,5 +193,82 @@ class _TokenHead(nnx.Module):
         self.fc1 = linear(config.width, config.hidden, rngs=rngs, init=torch_uniform)
         self.fc2 = linear(config.hidden, 1, rngs=rngs, init=torch_uniform)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, *features: jax.Array) -> jax.Array:
+        x = _joined(features)
         return self.fc2(jax.nn.silu(self.fc1(layer_norm(x)))).reshape(x.shape[0], -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PooledHead:
+    """A light head on a feature map or on the tokens of a square image: one logit for the whole.
+
+    A convolution of 4x4 with stride 2 to half the channels, GroupNorm, LeakyReLU, a convolution of 1x1 to one logit,
+    and the mean over positions. It is the head on diffusion transformers of NVlabs/FastGen's LADD.
+
+    Attributes:
+      channels: of the features, even; groups of four share a norm.
+    """
+
+    channels: int
+
+    def __post_init__(self) -> None:
+        if self.channels < 2 or self.channels % 2:
+            raise GenError(f"a pooled head on {self.channels} channels; it halves them, so give an even number")
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        """Makes the module, which takes (B, h, w, channels) or (B, h w, channels) to logits (B, 1)."""
+        return _PooledHead(self, rngs)
+
+
+class _PooledHead(nnx.Module):
+    def __init__(self, config: PooledHead, rngs: nnx.Rngs) -> None:
+        c = config.channels // 2
+        self.conv = nnx.Conv(
+            2 * c, c, (4, 4), strides=2, padding=((1, 1), (1, 1)), kernel_init=torch_uniform, rngs=rngs
+        )
+        groups = math.gcd(c, max(1, c // 4))
+        self.norm = nnx.GroupNorm(c, num_groups=groups, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        self.out = linear(c, 1, rngs=rngs, init=torch_uniform)
+
+    def __call__(self, *features: jax.Array) -> jax.Array:
+        x = _joined(features)
+        if x.ndim == 3:
+            side = math.isqrt(x.shape[1])
+            if side**2 != x.shape[1]:
+                raise GenError(f"a pooled head on {x.shape[1]} tokens, which are no square image; use a token head")
+            x = x.reshape(x.shape[0], side, side, -1)
+        return self.out(jax.nn.leaky_relu(self.norm(self.conv(x)), 0.2)).mean((1, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """Several heads, one for each tapped feature, in the order of the taps: projected discriminators.
+
+    Attributes:
+      heads: configurations of the heads.
+    """
+
+    heads: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        if not self.heads:
+            raise GenError("a discriminator of no heads; give one for each tapped feature")
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        """Makes the module, which takes one feature for each head to logits (B, all positions)."""
+        return _Heads(self, rngs)
+
+
+class _Heads(nnx.Module):
+    def __init__(self, config: Heads, rngs: nnx.Rngs) -> None:
+        self.heads = nnx.Dict({f"head{i}": head.build(rngs) for i, head in enumerate(config.heads)})
+
+    def __call__(self, *features: jax.Array) -> jax.Array:
+        if len(features) != len(self.heads):
+            raise GenError(f"{len(features)} tapped features for {len(self.heads)} heads; give one head for each tap")
+        return jnp.concatenate([self.heads[f"head{i}"](x) for i, x in enumerate(features)], axis=-1)
+
+
+def _joined(features: tuple[jax.Array, ...]) -> jax.Array:
+    """Features (B, ..., c_i) of one size as one float32 array."""
+    return jnp.concatenate([x.astype(jnp.float32) for x in features], axis=-1)

@@ -2,8 +2,9 @@
 
 The form is chosen when a program is lowered for its device (`jax.lax.platform_dependent`), not while it is traced:
 cuDNN's fused kernel on NVIDIA GPUs and the flash kernel on TPUs where their conditions hold, explicit products with a
-hand-written gradient on TPUs otherwise, and plain explicit products everywhere else, for a trained bias, and under
-`gen.nn.forward_mode`: the other forms have no Jacobian-vector product.
+hand-written gradient on TPUs otherwise, and plain explicit products everywhere else, for a trained bias, for a single
+query over a cache, whose heads lie as these products want them, and under `gen.nn.forward_mode`: the other forms have
+no Jacobian-vector product.
 """
 
 import functools
@@ -56,7 +57,7 @@ def attention(
     if causal:
         earlier = jnp.tri(q.shape[-3], k.shape[-3], dtype=bool)
         mask = earlier if mask is None else mask & earlier
-    if bias is not None or in_forward_mode():
+    if bias is not None or in_forward_mode() or q.shape[-3] == 1:
         return _products(q, k, v, mask, bias, scale)
     arrays = [x.reshape(-1, *x.shape[-3:]) for x in (q, k, v)]
     mask, given = (_flat_mask(m, q.shape[:-3]) for m in (mask, given))

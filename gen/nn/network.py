@@ -13,7 +13,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-__all__ = ["Buffer", "Cond", "Network", "NetworkConfig", "Params", "Projected", "count", "param_shapes", "tree_copy"]
+__all__ = [
+    "Buffer",
+    "Cond",
+    "Network",
+    "NetworkConfig",
+    "Params",
+    "Projected",
+    "Stacked",
+    "count",
+    "param_shapes",
+    "tree_copy",
+]
 
 Params = Mapping[str, Any]  # nested plain dict of arrays; stacked blocks hold their layers on axis 0
 Cond = Mapping[str, jax.Array]  # conditioning by name: label (B,) int32, text (B, T, D), ...
@@ -90,6 +101,43 @@ class Network:
     def module(self, params: Params) -> Any:
         """Gives the NNX module holding `params` (live arrays or tracers)."""
         return nnx.merge(_structure(self.config).graphdef, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stacked:
+    """Several networks of one configuration, whose arrays lie on a leading axis. It is called one network at a time.
+
+    Attributes:
+      network: the configuration of each.
+      count: how many.
+    """
+
+    network: Any
+    count: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Gives the shape of one input, channels last."""
+        shape: tuple[int, ...] = self.network.shape
+        return shape
+
+    @property
+    def conditions(self) -> Any:
+        """Gives what each is conditioned on."""
+        return self.network.conditions
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        """Gives the module of all of them, each drawn with a key of its own."""
+        config = self.network
+
+        @nnx.split_rngs(splits=self.count)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def make(rngs: nnx.Rngs) -> nnx.Module:
+            module: nnx.Module = config.build(rngs)
+            return module
+
+        module: nnx.Module = make(rngs)
+        return module
 
 
 @dataclasses.dataclass(frozen=True)

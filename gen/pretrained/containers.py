@@ -44,6 +44,8 @@ def choose(content: Any, key: str | None, path: Path) -> tuple[State, str]:
     if not isinstance(content, dict):
         raise GenError(f"{path} holds a {type(content).__name__}, not a state dict; save model.state_dict() instead")
     entries = _entries(content)
+    if key is None and (zipped := _zipped(entries, content, path)) is not None:
+        return zipped
     entry = key if key in entries else _default(entries, content, key, path)
     state = _plain(_arrays(entries[entry] if entry else _tensors(content), path), path)
     averages = sorted({part for name in state if (part := _averaged_part(name))})
@@ -124,6 +126,42 @@ def _default(entries: Mapping[str, Any], content: dict[Any, Any], key: str | Non
     if len(raw) > 1:
         raise GenError(f"{path} holds weights under {_listed(sorted(raw))}; say which with --key")
     return raw[0]
+
+
+def _zipped(entries: Mapping[str, Any], content: dict[Any, Any], path: Path) -> tuple[State, str] | None:
+    """The raw weights with an average in place that is a list in the order of the parameters, and where that stood.
+
+    Buffers are not averaged and are passed over, by their shapes. None where there is no such list, or where it could
+    be laid over the weights in more than one way.
+    """
+    lists = [(str(name), value) for name, value in content.items() if _is_average(str(name)) and _unnamed(value)]
+    raw = [place for place in _RAW if place in entries]
+    if len(lists) != 1 or len(raw) != 1 or any(_is_average(place) for place in entries):
+        return None
+    name, value = lists[0]
+    numbered = _arrays({str(i): item for i, item in enumerate(_listed_tensors(value))}, path)
+    weights, averages = _plain(_arrays(entries[raw[0]], path), path), list(numbered.values())
+    names = list(weights)
+    forwards, backwards = _matched(names, weights, averages), _matched(names[::-1], weights, averages[::-1])
+    if forwards is None or backwards is None or forwards != backwards[::-1]:
+        return None
+    return weights | dict(zip(forwards, averages, strict=True)), name
+
+
+def _matched(names: list[str], weights: State, averages: list[np.ndarray]) -> list[str] | None:
+    """The names that arrays of these shapes have, in this order; None where they do not follow one another so."""
+    found: list[str] = []
+    for name in names:
+        if len(found) < len(averages) and weights[name].shape == averages[len(found)].shape:
+            found.append(name)
+    return found if len(found) == len(averages) else None
+
+
+def _listed_tensors(value: Any) -> list[Any]:
+    """The first list of tensors in an entry for which `_unnamed` holds."""
+    if isinstance(value, dict):
+        return next(found for inner in value.values() if (found := _listed_tensors(inner)))
+    return list(value) if _unnamed(value) else []
 
 
 def _unnamed(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from gen.autoregressive.flextok_ar import FlexTokARConfig
 from gen.errors import GenError
 from gen.pretrained import sdvae, towers
 from gen.pretrained.rules import Arrays, Importer, Rule, Rules, Transform, depth_of, joined, linear
@@ -11,7 +12,7 @@ from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.quantizers.fsq import FSQ
 from gen.tokenizers.trunk import Tower
 
-__all__ = ["IMPORTER", "config", "decoder_rules", "encoder_rules", "rules"]
+__all__ = ["IMPORTER", "ar_embedding_rules", "config", "decoder_rules", "encoder_rules", "rules"]
 
 _FIRST, _ENCODER, _DECODER = "vae.vae.", "encoder.module_dict.", "decoder.module_dict."
 
@@ -166,3 +167,20 @@ IMPORTER = Importer(
     generator=None,
     role="tokenizer",
 )
+
+
+def ar_embedding_rules(config: FlexTokARConfig, ours: str = "embed/") -> list[Rule]:
+    """Gives the rules of what an autoregressive model reads; the names of its trunk stand in no public code.
+
+    Args:
+      ours: what stands before our names.
+    """
+    rows = [
+        Rule("embedding.weight", f"{ours}tokens/embedding"),
+        Rule("sos_token_embed", f"{ours}start", _START),
+        Rule("positional_embedding", f"{ours}positions"),
+    ]
+    return [*rows, Rule("cls_embedding.weight", f"{ours}label/embedding")] if config.num_classes else rows
+
+
+_START = Transform(lambda a: a[0, 0], lambda a: (a[None, None],))  # (1, 1, D) <-> (D,)

@@ -1,12 +1,36 @@
-"""VAR's multi-scale tokenizer under the names of its file (``vae_ch160v4096z32.pth``)."""
+"""VAR's tokenizer and transformers under the names of their files (``vae_ch160v4096z32.pth``, ``var_d16.pth``)."""
 
+import numpy as np
+
+from gen.autoregressive.generator import TokenGenerator
+from gen.autoregressive.scales import ScaleSampler
+from gen.autoregressive.var import VARConfig
 from gen.errors import GenError
-from gen.pretrained.rules import Arrays, Importer, Rule, Rules, convolution, depth_of
+from gen.pretrained.rules import (
+    Arrays,
+    Computed,
+    Importer,
+    Rule,
+    Rules,
+    Transform,
+    convolution,
+    depth_of,
+    linear,
+)
 from gen.pretrained.towers import VAR, tower_mult, tower_rules
 from gen.tokenizers.quantizers.residual import Residual
 from gen.tokenizers.var_vqvae import SCALES, VARVQVAEConfig
 
-__all__ = ["VQVAE_IMPORTER", "config", "quantizer_rules", "rules"]
+__all__ = [
+    "IMPORTER",
+    "VQVAE_IMPORTER",
+    "config",
+    "generator",
+    "network",
+    "quantizer_rules",
+    "rules",
+    "transformer_rules",
+]
 
 _HITS = "ema_vocab_hit_SV"
 
@@ -80,4 +104,102 @@ VQVAE_IMPORTER = Importer(
     rules,
     None,
     role="tokenizer",
+)
+
+
+_FIRST = Transform(lambda a: a[0], lambda a: (a[None],))  # (1, N, D) <-> (N, D)
+_HEADS = Transform(lambda a: a[0, :, 0, 0], lambda a: (a[None, :, None, None],))  # (1, H, 1, 1) <-> (H,)
+_TABLE = Transform(lambda a: a[0, 0], lambda a: (a[None, None],))  # (1, 1, 6, D) <-> (6, D)
+
+
+def transformer_rules(config: VARConfig) -> Rules:
+    """Gives the table of official names of a transformer."""
+    rows: list[Rule | Computed] = [
+        Rule("class_emb.weight", "label/embedding"),
+        Rule("pos_start", "start", _FIRST),
+        Rule("pos_1LC", "positions", _FIRST),
+        Rule("lvl_embed.weight", "levels"),
+        *linear("word_embed", "enter"),
+        *linear("blocks.{i}.attn.mat_qkv", "blocks/attn/qkv", bias=False),
+        Rule("blocks.{i}.attn.q_bias", "blocks/attn/q_bias"),
+        Rule("blocks.{i}.attn.v_bias", "blocks/attn/v_bias"),
+        *(Computed(f"blocks.{i}.attn.zero_k_bias", np.zeros(config.width, np.float32)) for i in range(config.depth)),
+        *linear("blocks.{i}.attn.proj", "blocks/attn/proj"),
+        *linear("blocks.{i}.ffn.fc1", "blocks/mlp/fc1"),
+        *linear("blocks.{i}.ffn.fc2", "blocks/mlp/fc2"),
+        *linear("head_nm.ada_lin.1", "head_modulation"),
+        *linear("head", "head"),
+    ]
+    if config.normed:
+        rows.append(Rule("blocks.{i}.attn.scale_mul_1H11", "blocks/attn/log_scale", _HEADS))
+    if config.shared:
+        return [*rows, Rule("blocks.{i}.ada_gss", "blocks/table", _TABLE), *linear("shared_ada_lin.1", "modulation")]
+    return [*rows, *linear("blocks.{i}.ada_lin.1", "blocks/modulation")]
+
+
+def network(
+    weights: Arrays,
+    *,
+    heads: int | None = None,
+    scales: tuple[int, ...] | None = None,
+    strength: float = 0.5,
+    convolutions: int = 4,
+    cosine: bool = False,
+    eps: float = 1e-6,
+) -> VARConfig:
+    """Gives the configuration of a transformer's state dict, from its names and shapes.
+
+    Args:
+      heads: of its attention where that is not normed; by default one for 64 channels.
+      scales: sides of its token maps; by default the published ones of as many tokens.
+      strength, convolutions, cosine: of the quantizer of its tokenizer.
+      eps: of its norms.
+
+    Raises GenError when a needed array is missing or not shaped as in VAR, or the scales are not known.
+    """
+    try:
+        rows, width = weights["class_emb.weight"].shape
+        vocabulary, code_width = weights["head.weight"].shape[0], weights["word_embed.weight"].shape[1]
+        tokens, maps = weights["pos_1LC"].shape[1], weights["lvl_embed.weight"].shape[0]
+        hidden = weights["blocks.0.ffn.fc1.weight"].shape[0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise GenError(f"this is not VAR's transformer: {error} is missing or misshaped; give its file") from None
+    factors = weights.get("blocks.0.attn.scale_mul_1H11")
+    if scales is None:
+        scales = next((s for s in SCALES.values() if _tokens(s) == (tokens, maps)), None)
+    if scales is None or _tokens(scales) != (tokens, maps):
+        raise GenError(
+            f"the transformer has {tokens} tokens in {maps} maps, which are not the scales {scales or 'published'}; "
+            "give --network.scales"
+        )
+    return VARConfig(
+        Residual(vocabulary, code_width, scales, cosine, strength, convolutions),
+        num_classes=rows - 1,
+        width=width,
+        depth=depth_of(weights, "blocks.{i}.attn.mat_qkv.weight"),
+        heads=(heads or max(width // 64, 1)) if factors is None else factors.shape[1],
+        hidden=hidden,
+        normed=factors is not None,
+        shared="shared_ada_lin.1.weight" in weights,
+        eps=eps,
+    )
+
+
+def generator(config: VARConfig) -> TokenGenerator:
+    """Gives the sampler of the published scores; it needs the tokenizer, which has a file of its own."""
+    return TokenGenerator(config, ScaleSampler())
+
+
+def _tokens(scales: tuple[int, ...]) -> tuple[int, int]:
+    return sum(side**2 for side in scales), len(scales)
+
+
+# which scale a token belongs to, and the mask that follows from it, are stored as well
+IMPORTER = Importer(
+    "var",
+    ("pos_1LC", "lvl_embed.weight", "word_embed.weight", "blocks.0.attn.mat_qkv.weight"),
+    network,
+    transformer_rules,
+    generator,
+    ("lvl_1L", "attn_bias_for_masking"),
 )

@@ -29,16 +29,22 @@ from gen.config import PLACE, fingerprint
 from gen.data import loader
 from gen.data.sources import ArraySource
 from gen.data.stores import load_arrays
+from gen.diffusion.conversions import rectified
+from gen.diffusion.denoiser import Denoiser
 from gen.errors import GenError
 from gen.files import read_json, write_json
 from gen.nn.network import Cond
 from gen.sampling.generator import DiffusionGenerator, GeneratorParams
+from gen.sampling.grids import Grid
+from gen.sampling.integrate import Problem, integrate
 from gen.sampling.noise import prior
+from gen.sampling.solvers import Euler
 from gen.training.indexed import ArrayWriter, Elsewhere, Writer, agreed, run_indexed, sample_keys
 
-__all__ = ["ARRAYS", "Make", "Records", "Solved", "make_records"]
+__all__ = ["ARRAYS", "Inverted", "Make", "Records", "Solved", "make_records"]
 
 ARRAYS = ("noise", "sample", "path", "tokens")
+_NEAREST = 1e-3  # the first time of an inversion
 SEED = 1  # `gen sample` draws with seed 0: no record shares its noise with a sample
 _HEAD = "records.json"
 _AGAIN = "make records of the teacher: gen distill PRESET --teacher RUN --pairs N"
@@ -89,6 +95,37 @@ class Solved:
         states = own.sampler(*given, guide=params.get("guide"), trajectory=True)
         states = jnp.concatenate([noise[None], states])
         return {"noise": noise, "sample": states[-1], "path": jnp.moveaxis(states[np.asarray(self.points)], 0, 1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Inverted:
+    """The noise from which a teacher's flow comes to given data: ``noise``; the data, ``latent``, are kept beside it.
+
+    The data are rows of the condition "latent", on the scale that the teacher was trained on. Euler's method follows
+    the linear flow backwards, from just above clean data to pure noise (2-rectified flow++, arXiv 2405.20320); the
+    noise is stored as the teacher's solver would take it.
+
+    Attributes:
+      denoiser: the teacher's.
+      steps: network calls; 128 in the paper.
+    """
+
+    denoiser: Denoiser
+    steps: int = 128
+
+    @property
+    def identity(self) -> str:
+        """Does what `Make.identity` says."""
+        return f"inverted {fingerprint(self.denoiser)} steps {self.steps}"
+
+    def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> dict[str, jax.Array]:
+        """Does what `Make.__call__` says; no noise is drawn."""
+        del keys
+        flow, own, x = rectified(self.denoiser), self.denoiser.process, cond["latent"]
+        times = np.append(_NEAREST, np.arange(1, self.steps + 1) / self.steps)
+        kept = {name: value for name, value in cond.items() if name != "latent"}
+        problem = Problem(flow.bind(params["net"]), x, Grid(times, flow.process), lambda i: x, kept)
+        return {"noise": float(own.sigma(np.float64(own.t_max))) * integrate(Euler(), problem)}
 
 
 def make_records(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from gen.errors import GenError
 from gen.nn.network import Cond, Params, param_shapes
 from gen.tokenizers.base import Gaussian, TokenizerSpec
 
-__all__ = ["CodeVectors"]
+__all__ = ["CodeVectors", "code_table"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,3 +74,18 @@ class CodeVectors:
 def _shape(tokenizer: Any) -> tuple[int, ...]:
     ids = jax.ShapeDtypeStruct((1, *tokenizer.spec.shape), jnp.uint8 if tokenizer.spec.kind == "bits" else jnp.int32)
     return tuple(jax.eval_shape(tokenizer.embed, param_shapes(tokenizer), ids).shape[1:])
+
+
+def code_table(tokenizer: Any, params: Params) -> jax.Array:
+    """Gives the code vectors (V, width) float32 of all ids of a tokenizer of tokens.
+
+    Raises GenError for a tokenizer of other latents, and for one of several scales, whose codes are sums.
+    """
+    spec = tokenizer.spec
+    if spec.kind != "tokens" or spec.scales:
+        what = f"{spec.kind} of {len(spec.scales)} scales" if spec.scales else spec.kind
+        raise GenError(f"a table of codes is asked of a tokenizer of {what}; give one of tokens on one scale")
+    rows = -(-spec.vocabulary // math.prod(spec.shape))
+    ids = jnp.arange(rows * math.prod(spec.shape), dtype=jnp.int32) % spec.vocabulary
+    codes: jax.Array = tokenizer.embed(params, ids.reshape(rows, *spec.shape))
+    return codes.reshape(-1, spec.width)[: spec.vocabulary]

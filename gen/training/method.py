@@ -17,7 +17,7 @@ from gen.training.optim import OptimConfig
 from gen.training.part import Part, begin, warm_start
 from gen.training.task import Batch, Frozen, Metrics, Model, Program, Schedule, State
 
-__all__ = ["PICTURES", "FlowMapMethod", "Method", "StudentMethod", "given", "signed"]
+__all__ = ["PICTURES", "FlowMapMethod", "Method", "StudentMethod", "given", "pictures", "signed"]
 
 PICTURES = 8  # samples in a preview; their seeds 0 to 7 keep noise and condition through the run
 
@@ -185,15 +185,22 @@ class Method(abc.ABC):
                 )
 
     def preview(self, state: State, frozen: Frozen, key: jax.Array, generator: Any) -> Mapping[str, jax.Array]:
-        """Gives samples of the exported network, clipped; equal keys give equal noise.
+        """Gives samples of the exported network (`pictures`)."""
+        return pictures(generator, {**frozen, **self.export(state)}, key)
 
-        None for a model whose conditions have no default, such as text.
-        """
-        if generator is None or not has_defaults(generator.conditions):
-            return {}
-        cond = {k: jnp.asarray(v) for k, v in make_conditions(generator.conditions, range(PICTURES)).items()}
-        images = generator({**frozen, **self.export(state)}, jax.random.split(key, PICTURES), cond)
-        return {"samples": jnp.clip(images, -1.0, 1.0)}
+
+def pictures(generator: Any, params: Mapping[str, Any], key: jax.Array) -> Mapping[str, jax.Array]:
+    """Gives `PICTURES` samples, clipped; equal keys give equal noise.
+
+    None where there is no generator, and for a model whose conditions have no default, such as text.
+
+    Args:
+      params: the arrays that the generator needs, by role.
+    """
+    if generator is None or not has_defaults(generator.conditions):
+        return {}
+    cond = {k: jnp.asarray(v) for k, v in make_conditions(generator.conditions, range(PICTURES)).items()}
+    return {"samples": jnp.clip(generator(params, jax.random.split(key, PICTURES), cond), -1.0, 1.0)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

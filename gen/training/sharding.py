@@ -31,7 +31,8 @@ __all__ = [
     "spec",
 ]
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("student", "data", "fsdp", "tensor")
+STUDENTS = "students"  # arrays whose path has this name hold several students on axis 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +44,20 @@ class MeshConfig:
       fsdp: parts into which parameters, optimiser state and averages are cut; also splits the batch.
       tensor: parts into which weights and the work on them are cut; does not split the batch.
       shard_from: arrays with fewer elements are kept whole on every device.
+      student: groups of devices for the students of one run (`gen.distill.multi_student`), each with its own rows of
+        the batch; a mesh has this axis only where there are several.
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
     shard_from: int = 2**16
+    student: int = 1
 
 
 def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
     """Axis sizes for a number of devices. Raises GenError unless their product is that number."""
-    sizes = {axis: getattr(config, axis) for axis in AXES}
+    sizes = {axis: getattr(config, axis) for axis in AXES if axis != "student" or config.student != 1}
     text = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
     if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
         raise GenError(f"mesh {text} is not valid; axes are positive, at most one is -1 (the rest of the devices)")
@@ -67,12 +71,12 @@ def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:
-    """Gives the mesh over `devices`, by default all devices of all processes, Auto axes ("data", "fsdp", "tensor").
+    """Gives the mesh over `devices`, by default all devices of all processes, with Auto axes named as in `AXES`.
 
     Raises GenError when the axes do not multiply to the number of devices.
     """
     sizes = mesh_sizes(config, jax.device_count() if devices is None else len(devices))
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
 
 
 def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int], shard_from: int = 2**16) -> P:
@@ -83,6 +87,8 @@ def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int], shard_from
     by "fsdp" as well (jax 0.10, a mesh of all three axes; the devices test of a transformer shows it).
     The layer axis of stacked blocks (axis 0 of arrays whose path names "blocks") is never cut: a scan slices it.
     Small arrays stay whole. Optimiser moments and averages have the shapes of their parameters, hence their layout.
+    Arrays of several students are cut by "student" along their first axis, whatever their size; the rule holds for the
+    others.
 
     Args:
       path: the array's path in the tree (`gen.arrays.flatten`).
@@ -90,12 +96,25 @@ def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int], shard_from
       sizes: mesh axis sizes by name.
       shard_from: number of elements below which an array is kept whole.
     """
-    names, best = _cut(path, shape, sizes, shard_from)
-    return (
-        P(*((names[0] if len(names) == 1 else names) if i == best else None for i in range(len(shape))))
-        if names
-        else P()
-    )
+    cuts = _cuts(path, shape, sizes, shard_from)
+    return P(*(_one(cuts.get(i, ())) for i in range(len(shape)))) if cuts else P()
+
+
+def _one(names: tuple[str, ...]) -> Any:
+    """Mesh axes as a partition of one array axis."""
+    return names[0] if len(names) == 1 else names or None
+
+
+def _cuts(path: str, shape: tuple[int, ...], sizes: Mapping[str, int], shard_from: int) -> dict[int, tuple[str, ...]]:
+    """The mesh axes by the array axis that they cut."""
+    if STUDENTS not in path.split("/"):
+        names, best = _cut(path, shape, sizes, shard_from)
+        return {best: names} if names else {}
+    students = sizes.get("student", 1)
+    if students > 1 and shape[0] % students:
+        raise GenError(f"{shape[0]} students do not divide over a mesh of student={students}; choose a divisor")
+    names, best = _cut(path, shape[1:], sizes, shard_from)
+    return ({0: ("student",)} if students > 1 else {}) | ({best + 1: names} if names else {})
 
 
 def _cut(path: str, shape: tuple[int, ...], sizes: Mapping[str, int], shard_from: int) -> tuple[tuple[str, ...], int]:
@@ -126,8 +145,7 @@ def bytes_per_device(tree: Any, sizes: Mapping[str, int], shard_from: int = 2**1
     """
     total = 0
     for path, leaf in flatten(tree).items():
-        names, _ = _cut(path, leaf.shape, sizes, shard_from)
-        parts = math.prod(sizes[name] for name in names)
+        parts = _parts(path, leaf.shape, sizes, shard_from)
         total += leaf.size * leaf.dtype.itemsize // parts
     return total
 
@@ -138,20 +156,26 @@ def cut_parts(tree: Any, sizes: Mapping[str, int], shard_from: int = 2**16) -> d
     """
     parts: dict[tuple[int, ...], int] = {}
     for path, leaf in flatten(tree).items():
-        names, _ = _cut(path, leaf.shape, sizes, shard_from)
-        if names:
-            parts[tuple(leaf.shape)] = math.prod(sizes[name] for name in names)
+        count = _parts(path, leaf.shape, sizes, shard_from)
+        if count > 1:
+            parts[tuple(leaf.shape)] = count
     return parts
+
+
+def _parts(path: str, shape: tuple[int, ...], sizes: Mapping[str, int], shard_from: int) -> int:
+    """The number of parts into which the rule cuts an array."""
+    cuts = _cuts(path, shape, sizes, shard_from)
+    return math.prod(sizes[name] for names in cuts.values() for name in names)
 
 
 def batch_parts(sizes: Mapping[str, int]) -> int:
     """Gives the number of parts into which a global batch is cut over devices."""
-    return math.prod(sizes[axis] for axis in axes.BATCH_AXES)
+    return math.prod(sizes[axis] for axis in ("student", *axes.BATCH_AXES) if axis in sizes)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Axis 0 over the data and fsdp axes, the rest whole."""
-    return NamedSharding(mesh, P(axes.BATCH_AXES))
+    """Axis 0 over the data and fsdp axes, and outside of them that of students; the rest whole."""
+    return NamedSharding(mesh, P(tuple(axis for axis in ("student", *axes.BATCH_AXES) if axis in mesh.shape)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -23,23 +23,35 @@ from gen.config import KINDS, config_class
 from gen.data.caches import seal, seal_bits, seal_tokens
 from gen.data.sources import Digits
 from gen.diffusion.backbones.dit import DiTConfig
+from gen.diffusion.backbones.guided import GuidedConfig
 from gen.diffusion.consistency_maps import data_map, trig_map
 from gen.diffusion.denoiser import Denoiser, Predict
-from gen.diffusion.flowmap import Consistency, FlowMap, jump_map
+from gen.diffusion.flowmap import AverageVelocity, Consistency, FlowMap, jump_map
 from gen.diffusion.process import EDM, Linear
+from gen.distill.discriminator import ApproximateR1
+from gen.distill.dmd2 import DMD2Task
+from gen.distill.f_distill import RatioBins
+from gen.distill.gpt_student import GPTStudentConfig
 from gen.errors import GenError
 from gen.features.vit import ViTConfig
+from gen.nn.adversarial import TokenHead
 from gen.nn.discriminators import PatchGAN
 from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
+from gen.sampling.router import Students
+from gen.tokenizers.binary import BinaryAutoencoderConfig
 from gen.tokenizers.flextok import FlexTokConfig, Pixels, euler_apg
 from gen.tokenizers.flowtok import FlowTokConfig, TextProjectorConfig
 from gen.tokenizers.kl_vae import KLVAEConfig
 from gen.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
+from gen.tokenizers.quantizers.binary import Binary
 from gen.tokenizers.quantizers.fsq import FSQ
+from gen.tokenizers.quantizers.residual import Residual
 from gen.tokenizers.quantizers.vq import VQ
 from gen.tokenizers.titok import TiTokConfig, Tower
+from gen.tokenizers.var_vqvae import VARVQVAEConfig
 from gen.tokenizers.vavae import VisionFoundation
+from gen.tokenizers.vqgan import VQGANConfig
 from gen.training.optim import OptimConfig
 from tests.conformance.tokenizers import Codebook
 from tests.data import files
@@ -47,6 +59,8 @@ from tests.distill.tiny import Tiny
 
 SHAPE, CLASSES = (4, 3), 3
 NETWORK = Tiny(channels=SHAPE[-1], classes=CLASSES)
+TWO_TIMES = dataclasses.replace(NETWORK, times=2)
+DENOISER = Denoiser(NETWORK, Linear(), Predict("velocity"))
 # A large epsilon: Adam would blow up the rounding of gradients that are zero in exact arithmetic.
 OPTIM = OptimConfig(lr=1e-3, eps=1e-2)
 TOKENIZER = TiTokConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
@@ -74,8 +88,9 @@ TEACHER = Denoiser(NETWORK, Linear(), Predict("velocity"))
 VOCABULARY: dict[str, Any] = {
     "network": NETWORK,
     "process": Linear(),
-    "denoiser": TEACHER,
-    "teacher": TEACHER,
+    "denoiser": DENOISER,
+    "teacher": DENOISER,
+    "students": Students(DENOISER, (0, 0, 1)),
     "flow_map": FlowMap(NETWORK, EDM(), Consistency()),
     "tokenizer": TOKENIZER,
     "discrete": Codebook(),
@@ -91,23 +106,61 @@ VOCABULARY: dict[str, Any] = {
 }
 ENCODER = ViTConfig(size=4, patch=1, width=8, depth=1, heads=1, hidden=8)
 PROXY = MaskGITVQGANConfig((8, 8, 1), 4, (1, 1, 1), 1, VQ(8, 3), groups=2)
+# tokenizers whose own example, of published size, takes long to trace; their presets have tests of their own
+SMALL: dict[str, Any] = {
+    "kl-vae": KLVAEConfig((8, 8, 1), 4, (1, 2), 1, 3, 3, groups=2),
+    "vqgan": VQGANConfig((8, 8, 1), VQ(16, 3, normalize=True), 8, (1, 2), (2, 1), 1, 4, groups=4),
+    "var-vqvae": VARVQVAEConfig((8, 8, 1), Residual(16, 3, (1, 2, 4)), 8, (1, 2), (), 1, 4, groups=4),
+    "binary-autoencoder": BinaryAutoencoderConfig((8, 8, 1), Binary(6), 8, (1, 2), 1, 1, 8, (1,), groups=4),
+    "maskgit-vqgan": PROXY,
+    "flextok": FLEXTOK,
+}
+CODES = dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3))
 # words that mean something else to one kind
 OWN: dict[str, dict[str, Any]] = {
     "proxy-task": {"tokenizer": dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3), pixels=PROXY)},
     "flextok-task": {"tokenizer": FLEXTOK},
     "consistency-distillation-task": {"flow_map": data_map(TEACHER)},
+    "distilled-decoding-task": {
+        "teacher": WRITER,
+        "tokenizer": CODES,
+        "student": GPTStudentConfig(WRITER, SHAPE[-1]),
+    },
     "scm-task": {"flow_map": trig_map(TEACHER)},
     "scd-task": {"flow_map": trig_map(TEACHER)},
     "ctm-task": {"flow_map": jump_map(TEACHER), "last_layer": "outer/kernel"},
     "latent-token-generator": {"sampler": InfillingSampler(2, 3)},
     "random": {"shapes": {"latent": (4, 3), "label": ()}},
+    "meanflow-task": {"flow_map": FlowMap(TWO_TIMES, Linear())},
+    "shortcut-task": {"flow_map": FlowMap(TWO_TIMES, Linear(), AverageVelocity("halvings"))},
+    "guided-task": {"student": Denoiser(GuidedConfig(TWO_TIMES), Linear(), Predict("velocity"))},
+    "f-distill-task": {"head": TokenHead(16, 8), "taps": ("hidden",), "bins": RatioBins()},
+    "ladd-task": {"head": TokenHead(16, 8), "taps": ("hidden",), "r1": ApproximateR1()},
+    "multi-student-task": {
+        "task": DMD2Task(teacher=DENOISER, optim=OPTIM, fake_optim=OPTIM, ratio=3),
+        "partition": (0, 0, 1),
+    },
+    "alongside": {"data": Digits("train"), "other": Digits("test")},
+    "partitioned": {"data": Digits("train"), "partition": (0,) * 5 + (1,) * 5},
     "vavae-task": {
         "tokenizer": KLVAEConfig((8, 8, 1), 4, (1, 2), 1, 3, 3, groups=2, middle_attention=False),
         "alignment": VisionFoundation(ENCODER),
     },
 }
 # tasks that differ from a quick one in a term, compile two networks, or have tests of their own
+SLOW = (
+    "vavae-task",
+    "proxy-task",
+    "flextok-task",
+    "consistency-task",
+    "truncated-task",
+    "scm-task",
+    "distilled-decoding-task",
+)
 SLOW = ("vavae-task", "proxy-task", "flextok-task", "consistency-task", "truncated-task", "scm-task")
+SLOW = ("vavae-task", "proxy-task", "flextok-task", "annealing-reflow-task")
+SLOW = ("vavae-task", "proxy-task", "flextok-task", "f-distill-task", "score-matching-task", "ddo-task")
+DIVIDED = ("multi-student-task",)  # whose batches hold the classes of one part after those of another
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
     "toy-drawn": "tests.conformance.tokenizers:Drawn",
@@ -128,9 +181,9 @@ def required(cls: type) -> list[str]:
 
 def example(kind: str, **words: Any) -> Any:
     """The example of a registered kind; `words` add to the vocabulary. KeyError names the word that is missing."""
-    cls = config_class(kind)
-    known = VOCABULARY | OWN.get(kind, {}) | words
-    return cls(**{name: known[name] for name in required(cls)})
+    cls, own = config_class(kind), OWN.get(kind, {})
+    known = VOCABULARY | own | words
+    return cls(**{name: known[name] for name in dict.fromkeys((*required(cls), *own))})
 
 
 def task(kind: str) -> Any:
@@ -141,15 +194,24 @@ def task(kind: str) -> Any:
 
 
 @functools.cache
-def frozen() -> Mapping[str, Params]:
-    """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a 2D tokenizer's codes."""
-    networks = {"teacher": NETWORK, "encoder": ENCODER, "proxy": PROXY}
-    return {role: Network(config).init(jax.random.key(7)) for role, config in networks.items()}
+def frozen(kind: str) -> Mapping[str, Params]:
+    """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a tokenizer's codes."""
+    teacher = WRITER if kind == "distilled-decoding-task" else NETWORK
+    networks = {"teacher": teacher, "encoder": ENCODER, "proxy": PROXY, "tokenizer": CODES}
+    return {role: jax.jit(Network(config).init)(jax.random.key(7)) for role, config in networks.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """Everything a task may ask for, from (seed, step, row) alone: image, latent, noise, label, tokens, text."""
+
+    """Everything a task may ask for, from (seed, step, row) alone: image, latent, starting noise, label, fakes.
+
+    Attributes:
+      divided: the first half of a batch holds the first two classes, the second half the last.
+    """
+
+    divided: bool = False
 
     def batches(
         self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1
@@ -167,6 +229,11 @@ class Rows:
                 "tokens": rng.integers(0, 8, (batch, 2, 2)).astype(np.int32),
                 "text": rng.normal(size=(batch, SHAPE[0], 8)).astype(np.float32),
             }
+            label = np.arange(batch, dtype=np.int32) % CLASSES
+            if self.divided:
+                label = np.where(np.arange(batch) < batch // 2, label % 2, 2).astype(np.int32)
+            rows = {"image": image, "latent": latent, "noise": noise, "label": label}
+            rows |= {"fake_latent": noise, "fake_label": label}
             yield {name: value[part] for name, value in rows.items()}
             step += 1
 
@@ -174,10 +241,15 @@ class Rows:
         return "rows"
 
 
+def rows(kind: str) -> Rows:
+    """Data for the example of a task."""
+    return Rows(kind in DIVIDED)
+
+
 def build(kind: str) -> tuple[Any, Any, Any]:
     """(task, data, frozen) in a fresh process."""
     KINDS["conformance"] = KINDS_HERE
-    return task(kind), Rows(), frozen()
+    return task(kind), rows(kind), frozen(kind)
 
 
 @dataclasses.dataclass(frozen=True)

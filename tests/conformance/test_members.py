@@ -50,13 +50,19 @@ def test_every_member_has_an_example(family: str, tmp_path: Path) -> None:
     "kind", [pytest.param(k, marks=[pytest.mark.slow] if k in examples.SLOW else []) for k in KINDS["task"]]
 )
 def test_task(kind: str, tmp_path: Path) -> None:
-    check_task(examples.task(kind), examples.Rows(), examples.frozen(), tmp_path)
+    check_task(examples.task(kind), examples.rows(kind), examples.frozen(kind), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS["task"])
 def test_task_on_eight_devices(kind: str, tmp_path: Path) -> None:
     check_devices(f"tests.conformance.examples:build({kind})", tmp_path, steps=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", examples.DIVIDED)
+def test_students_on_devices_of_their_own(kind: str, tmp_path: Path) -> None:
+    check_devices(f"tests.conformance.examples:build({kind})", tmp_path, steps=6, meshes="students")
 
 
 @pytest.mark.parametrize("kind", KINDS["data"])
@@ -101,7 +107,7 @@ def _same(left: list[dict[str, np.ndarray]], right: list[dict[str, np.ndarray]])
 @pytest.mark.parametrize("kind", [*KINDS["tokenizer"], *examples.TOKENIZERS])
 def test_tokenizer(kind: str) -> None:
     """What `spec` promises is what encode and decode give; checked on shapes alone, for defaults may be large."""
-    tokenizer = examples.example(kind)
+    tokenizer = examples.SMALL.get(kind) or examples.example(kind)
     spec, params = tokenizer.spec, param_shapes(tokenizer)
     assert count(params) > 0
     assert tokenizer.last_layer in flatten(params)

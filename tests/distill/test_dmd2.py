@@ -14,7 +14,7 @@ from gen.diffusion.objectives import noised
 from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import EDM, Linear
 from gen.diffusion.times import Levels
-from gen.distill.dmd2 import DMD2Task, backward_simulation, matching_gradient, matching_loss, sample_norm
+from gen.distill.dmd2 import DMD2Draws, DMD2Task, backward_simulation, matching_gradient, matching_loss, sample_norm
 from gen.distill.kd import KDTask
 from gen.errors import GenError
 from gen.nn.adversarial import ConvHead, TokenHead, logistic_discriminator_loss, logistic_generator_loss
@@ -138,7 +138,9 @@ def test_student_loss_carries_both_terms_and_leaves_the_scores_alone() -> None:
 
     def direct(student: dict) -> jax.Array:
         x = TASK.generate(student, cond, draws)
-        return TASK.matching_term(x, params, fake, cond, draws) + TASK.gan_weight * TASK.gan_term(x, fake, cond, draws)
+        matched, _ = TASK.matching(jax.lax.stop_gradient(x), params, fake, cond, draws, {})
+        gan = TASK.gan_loss(fake["net"], fake["head"], x, cond, draws.gan_student)
+        return matching_loss(x, matched) + TASK.gan_weight * gan
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), grads, jax.jit(jax.grad(direct))(params)
@@ -160,10 +162,10 @@ def test_fake_score_loss_is_the_native_objective_on_generated_data() -> None:
     params, data = teacher(), batch()
     x, cond = data["latent"], {"label": data["label"]}
     draws = task.draw(jax.random.key(1), x)
-    loss, _ = task.fake_score_loss({"net": params}, x, cond, x, cond, draws)
+    loss, _ = task.fake_score_loss({"net": params}, params, x, cond, x, cond, draws)
     prediction: Prediction = DENOISER(params, noised(Linear(), x, draws.fake), draws.fake.t, cond)
     np.testing.assert_allclose(loss, jnp.square(prediction.velocity - (draws.fake.eps - x)).mean(), rtol=1e-5)
-    grad = jax.grad(lambda x: task.fake_score_loss({"net": params}, x, cond, x, cond, draws)[0])(x)
+    grad = jax.grad(lambda x: task.fake_score_loss({"net": params}, params, x, cond, x, cond, draws)[0])(x)
     np.testing.assert_array_equal(grad, 0.0)  # generated data is given
 
 
@@ -246,7 +248,7 @@ def test_student_of_the_previous_stage_is_taken_over_and_copied() -> None:
 
 def test_pixel_batches_are_scaled() -> None:
     image = jnp.asarray([[[0.0], [255.0]]]).astype(jnp.uint8)
-    real, *_ = TASK._draws({"image": image, "label": jnp.zeros(1, jnp.int32)}, jax.random.key(0))
+    _, real, *_ = TASK._draws({"image": image, "label": jnp.zeros(1, jnp.int32)}, jax.random.key(0))
     np.testing.assert_allclose(real, [[[-1.0], [1.0]]])
 
 
@@ -312,11 +314,79 @@ class Stranger(Tiny):
         ({"times": (0.5, 1.0)}, "must decrease"),
         ({"taps": ()}, "both `head` and `taps`"),
         ({"ratio": 0}, "ratio is 0"),
+        ({"features": "students"}, "features"),
+        ({"regression": 1.0, "times": (1.0, 0.5)}, "one-step students"),
     ],
 )
 def test_bad_configurations_are_named(change: dict, words: str) -> None:
     with pytest.raises(GenError, match=words):
         dataclasses.replace(TASK, **change)
+
+
+def test_regression_on_stored_pairs_is_added() -> None:
+    """DMD's loss; the pairs keep their own conditions, which the generated samples shuffle."""
+    task = dataclasses.replace(TASK, head=None, taps=(), regression=2.0)
+    frozen, data = {"teacher": teacher()}, batch() | {"noise": jax.random.normal(jax.random.key(4), (8, 4, 3))}
+    state = task.init(jax.random.key(0), frozen, None)
+    _, metrics = jax.jit(task.programs["student"])(state, frozen, data, task.inputs(0, 1), jax.random.key(1))
+    x = DENOISER(frozen["teacher"], data["noise"], jnp.float32(1.0), {"label": data["label"]}).denoised
+    np.testing.assert_allclose(metrics["student/regression"], 0.5 * jnp.square(x - data["latent"]).mean(), rtol=1e-4)
+    total = metrics["student/dm_loss"] + 2.0 * metrics["student/regression"]
+    np.testing.assert_allclose(metrics["student/loss"], total, rtol=1e-5)
+    with pytest.raises(GenError, match="hold no 'noise': DMD's regression"):
+        task.check({name: np.asarray(value) for name, value in batch().items()})
+    task.check({name: np.asarray(value) for name, value in data.items()})
+
+
+def test_a_term_of_images_may_stand_in_for_the_squared_error() -> None:
+    task = dataclasses.replace(TASK, head=None, taps=(), regression=1.0, regression_term=Doubled())
+    params, data = teacher(), batch()
+    noise = jax.random.normal(jax.random.key(4), (8, 4, 3))
+    x = DENOISER(params, noise, jnp.float32(1.0), {"label": data["label"]}).denoised
+    found = task.pair_loss(params, noise, data["latent"], {"label": data["label"]}, {"doubled": jnp.float32(2.0)})
+    np.testing.assert_allclose(found, 3.0 * 2.0 * jnp.abs(x - data["latent"]).mean(), rtol=1e-5)
+    with pytest.raises(GenError, match="the frozen role 'doubled'"):
+        task.init(jax.random.key(0), {"teacher": params}, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubled:
+    """A distance of images with a network of one number."""
+
+    name = "doubled"
+    weight = 3.0
+
+    def __call__(self, params: jax.Array, images: jax.Array, made: jax.Array) -> jax.Array:
+        return params * jnp.abs(images - made).mean((1, 2))
+
+
+def test_the_discriminator_may_look_through_the_teacher() -> None:
+    """Its loss then leaves the fake score alone, and trains it where the features are its own."""
+    params, data = teacher(), batch()
+    fake = {"net": teacher(5), "head": Network(TASK.head).init(jax.random.key(3))}
+    x, cond = data["latent"], {"label": data["label"]}
+    for features, moved in (("teacher", False), ("fake", True)):
+        task = dataclasses.replace(TASK, features=features, head_weight=1.0)
+        d = task.draw(jax.random.key(1), x)
+
+        def judged(fake: dict, task: DMD2Task = task, d: DMD2Draws = d) -> jax.Array:
+            both = (x, cond, d.gan_fake), (x[::-1], cond, d.gan_real)
+            return task.head_loss(*task.seen(params, fake), *both)[0]
+
+        grads = jax.grad(judged)(fake)
+        assert bool(jnp.abs(grads["net"]["inner"]["kernel"]).max() > 0) == moved
+        assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(grads["head"]["fc2"]))
+
+
+def test_a_stage_goes_on_with_the_fake_score_and_its_head() -> None:
+    frozen = {"teacher": teacher()}
+    first = dataclasses.replace(TASK, head=None, taps=())
+    state = first.init(jax.random.key(0), frozen, None)
+    moved = dataclasses.replace(state, params=state.params | {"fake_score": {"net": teacher(9)}})
+    second = TASK.init(jax.random.key(1), frozen, moved)
+    jax.tree.map(np.testing.assert_array_equal, second.params["fake_score"]["net"], teacher(9))
+    third = TASK.init(jax.random.key(2), frozen, second)
+    jax.tree.map(np.testing.assert_array_equal, third.params["fake_score"], second.params["fake_score"])
 
 
 def test_missing_teacher_is_named() -> None:

@@ -21,11 +21,12 @@ from gen.diffusion.train import DenoiserTask
 from gen.nn.network import Params
 from gen.sampling.generator import FewSteps, Sampler
 from gen.sampling.grids import Uniform
-from gen.sampling.solvers import Euler
+from gen.sampling.noise import unit_noise
+from gen.sampling.solvers import Euler, Heun
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
 
-__all__ = ["DENOISER", "Plane", "batch", "check_toy", "data", "distance", "mmd", "sample", "teacher", "train"]
+__all__ = ["DENOISER", "Plane", "batch", "check_toy", "data", "distance", "mmd", "pairs", "sample", "teacher", "train"]
 
 BLOBS, CLASSES = 8, 2
 
@@ -101,19 +102,37 @@ def batch(step: jax.Array | int, count: int = 256) -> dict[str, jax.Array]:
     return {"latent": data(jax.random.fold_in(jax.random.key(11), step), label), "label": label}
 
 
-def train(task: Any, frozen: Mapping[str, Any], steps: int, *, count: int = 256, previous: Any = None) -> Any:
+@functools.partial(jax.jit, static_argnums=1)
+def pairs(step: jax.Array | int, count: int = 256) -> dict[str, jax.Array]:
+    """Gives a batch of noise and what the toy teacher's solver makes of it, as "latent"."""
+    label = jnp.arange(count, dtype=jnp.int32) % CLASSES
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(13), step), count)
+    made = Sampler(Heun(), Uniform(), 8)(DENOISER, teacher(), keys, (1, 2), {"label": label})
+    return {"latent": made, "noise": unit_noise(keys, (1, 2)), "label": label}
+
+
+def train(
+    task: Any,
+    frozen: Mapping[str, Any],
+    steps: int,
+    *,
+    count: int = 256,
+    previous: Any = None,
+    rows: Callable[..., Mapping[str, jax.Array]] = batch,
+) -> Any:
     """Gives the state after `steps` steps of a task, as the engine would run them.
 
     A task of one program runs as one loop on the device.
 
     Args:
       previous: the state of a stage before.
+      rows: the batch of a step: `batch` or `pairs`.
     """
     state = jax.jit(task.init)(jax.random.key(0), frozen, previous)
     programs = {name: jax.jit(program) for name, program in task.programs.items()}
 
     def update(program: Any, state: Any, step: Any, schedule: Any) -> Any:
-        return program(state, frozen, batch(step, count), schedule, jax.random.fold_in(jax.random.key(7), step))[0]
+        return program(state, frozen, rows(step, count), schedule, jax.random.fold_in(jax.random.key(7), step))[0]
 
     if len(programs) > 1:
         for step in range(steps):
@@ -181,6 +200,7 @@ def check_toy(
     count: int = 256,
     frozen: Callable[[Params], Mapping[str, Any]] = lambda params: {"teacher": params},
     previous: Any = None,
+    rows: Callable[..., Mapping[str, jax.Array]] = batch,
 ) -> Any:
     """Holds that a student of the toy teacher is nearer to the data than the teacher at four Euler steps.
 
@@ -190,11 +210,12 @@ def check_toy(
       sampler: how the student is sampled; None for the times that it was trained for.
       frozen: the frozen arrays, from the teacher's parameters.
       previous: the state of a stage before.
+      rows: see `train`.
 
     Returns:
       The state after training.
     """
-    state = train(task, frozen(teacher()), steps, count=count, previous=previous)
+    state = train(task, frozen(teacher()), steps, count=count, previous=previous, rows=rows)
     found = distance(sample(task.models(), task.export(state), sampler or FewSteps()))
     limit = teacher_distance(4)
     assert found < limit, f"the student is {found:.4f} from the data; the teacher at 4 Euler steps is {limit:.4f}"

@@ -40,6 +40,14 @@ def test_everything_is_on_the_page_and_nothing_is_fetched(tmp_path):
     assert html == _page().html()  # the same page every time
 
 
+def test_a_wide_table_is_a_list_on_a_phone():
+    """Every cell says its column there, for the head is gone; a narrow table stays one."""
+    html = Report("x").table(["run", "FID", "IS", "recall"], [["a", 1.5, 2.0, 0.25]]).table(["a", "b"], [[1, 2]]).html()
+    assert html.count('<table class="wide">') == 1
+    assert [*re.findall('data-column="(.*?)"', html)] == ["run", "FID", "IS", "recall", "a", "b"]
+    assert "table.wide td::before { content: attr(data-column)" in html
+
+
 def test_drawings_take_the_page_s_colour_and_do_not_clash():
     html = _page().html()
     drawings = re.findall(r"<svg.*?</svg>", html, re.S)

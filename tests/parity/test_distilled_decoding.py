@@ -11,10 +11,14 @@ from gen.autoregressive.decoding import mix, top_k
 from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import EDM, Linear
 from gen.distill.code_flow import CodeDenoiser, code_weights, flow_to_codes, log_density
+from gen.distill.distilled_decoding import answered, nearest, perturbed, sampled, spliced
+from gen.nn.network import Network
+from gen.pretrained.distilled_decoding import GPT_IMPORTER
 from gen.sampling.solvers import Euler, Heun
 from tests.parity.conftest import Fixture, fixtures
 
 TRAJECTORIES, SCORES = fixtures("dd1-trajectory*"), fixtures("dd2-conditional-score*")
+STUDENTS = fixtures("dd1-llamagen-forward*")
 
 
 def logs(probabilities: Any) -> jax.Array:
@@ -104,3 +108,37 @@ def test_conditional_score(fx: Fixture) -> None:
         edm = CodeDenoiser(EDM(), log_p, codes)(jnp.asarray(io["edm_x"]), jnp.asarray(io["edm_sigma"]), {}, 0, ())[0]
         fx.close(edm.denoised, "edm_denoised")
         fx.close(edm.score, "edm_score")
+
+
+def student_options(fx: Fixture) -> dict[str, Any]:
+    """What shapes do not tell."""
+    side = round(fx.config["block_size"] ** 0.5)
+    dropped = fx.config.get("class_dropout_prob", 0.1) > 0
+    return {"heads": fx.config["n_head"], "shape": (side, side), "null_class": dropped}
+
+
+@pytest.mark.parametrize("fx", STUDENTS, ids=str)
+def test_student_of_llamagen(fx: Fixture) -> None:
+    config, params, _ = GPT_IMPORTER.load(fx.weights, GPT_IMPORTER.infer(fx.weights, **student_options(fx)))
+    saved = GPT_IMPORTER.save(config, params)
+    assert saved.keys() == fx.weights.keys()
+    for name, array in fx.weights.items():
+        np.testing.assert_array_equal(saved[name], array, err_msg=name, strict=True)
+    io, codes, net = fx.io, jnp.asarray(fx.io["codebook"]), Network(config)
+    known, cond = jnp.asarray(io["t"]), {"label": jnp.asarray(io["label"])}
+    noise, data = jnp.asarray(io["noise"]), codes[io["data_ids"]]
+    x = perturbed(data, noise, known)
+    fx.close(x, "x_t")
+    logits, vectors = net(params, x, known, cond)
+    fx.close(logits, "logits")
+    fx.close(vectors, "tokens")
+    fx.close(nearest(codes, x), "nearest_ids")
+    split = int(io["split_t"])
+    ids, kept = answered(x, known, logits, vectors, codes)
+    fx.close(kept, "final_tokens")
+    fx.close(ids, np.argmax(io["final_logits"], axis=-1).astype(np.int32))
+    fx.close(spliced(ids, kept, codes, split), "final_sequence")
+    starts = tuple(int(name.removeprefix("sample_after_t")) for name in io if name.startswith("sample_after_t"))
+    for number in range(len(starts)):
+        made = sampled(lambda x, t: net(params, x, t, cond), noise, codes, starts[: number + 1], split)
+        fx.close(made, f"sample_after_t{starts[number]}")

@@ -9,17 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gen.arrays import flatten
+from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig
 from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, EDMPrecondition, Predict
 from gen.diffusion.objectives import DDPMLoss, Draws, EDMLoss
 from gen.diffusion.process import EDM
 from gen.diffusion.times import Levels
-from gen.distill.dmd2 import DMD2Draws, DMD2Task, backward_simulation, matching_gradient, sample_norm
+from gen.distill.dmd2 import DMD2Draws, DMD2Task, backward_simulation, matching_gradient, matching_loss, sample_norm
 from gen.nn.adversarial import ConvHead
+from gen.nn.network import param_shapes
+from gen.pretrained import dmd2, edm
+from gen.pretrained.rules import load, save
 from gen.sampling.guidance import ClassifierFree
 from tests.parity.conftest import Fixture, fixtures
+from tests.parity.test_edm_unet import label_of
 from tests.parity.toys import Toy, nchw, nhwc, official, ours
 
+BOTTLENECK = {"rtol": 1e-4, "atol": 0.0}
 LOSS, ARRAY = {"rtol": 1e-4, "atol": 0.0}, {"rtol": 1e-3, "atol": 0.0}  # the READMEs' tolerances
 
 
@@ -78,10 +85,12 @@ def check_generator_turn(fx: Fixture, task: DMD2Task, nets: dict[str, Any], cond
     fx.close(nchw(real), "dm_pred_real", **ARRAY)
     fx.close(nchw(fake), "dm_pred_fake", **ARRAY)
     fx.close(nchw(matching_gradient(x, real, fake)), "dm_grad", **ARRAY)
-    loss, gradient = jax.value_and_grad(task.matching_term)(x, nets["teacher"], nets["fake"], cond, d)
+    matched, _ = task.matching(x, nets["teacher"], nets["fake"], cond, d, {})
+    loss, gradient = jax.value_and_grad(matching_loss)(x, matched)
     fx.close(loss, "loss_dm", **LOSS)
     fx.close(nchw(gradient), "dloss_dm_dx", **ARRAY)
-    gan, gan_gradient = jax.value_and_grad(task.gan_term)(x, nets["fake"], cond, d)
+    seen = task.seen(nets["teacher"], nets["fake"])
+    gan, gan_gradient = jax.value_and_grad(task.gan_loss, argnums=2)(*seen, x, cond, d.gan_student)
     fx.close(gan, "loss_gen_cls", **LOSS)
     if "dloss_gen_cls_dx" in fx.io:
         fx.close(nchw(gan_gradient), "dloss_gen_cls_dx", **ARRAY)
@@ -103,7 +112,7 @@ def check_guidance_turn(
 ) -> None:
     """Fake score's loss, discriminator's loss and probabilities, total and all gradients."""
     (total, aux), grads = jax.value_and_grad(task.fake_score_loss, has_aux=True)(
-        nets["fake"], x, cond, real, real_cond, d
+        nets["fake"], nets["teacher"], x, cond, real, real_cond, d
     )
     weight = fx.config.get("cls_loss_weight", fx.config.get("guidance_cls_loss_weight"))
     assert task.head_weight == weight
@@ -111,7 +120,7 @@ def check_guidance_turn(
     fx.close(aux.metrics["fake_loss"], "loss_fake", **LOSS)
     fx.close(aux.metrics["head_loss"], "loss_guidance_cls", **LOSS)
     for kind, image_, c, gan in (("real", real, real_cond, d.gan_real), ("fake", x, cond, d.gan_fake)):
-        logits = task.logits(nets["fake"], image_, c, gan)
+        logits = task.logits(*task.seen(nets["teacher"], nets["fake"]), image_, c, gan)
         fx.close(jax.nn.sigmoid(logits)[:, 0], f"prob_{kind}", **ARRAY)
         if f"logits_{kind}" in fx.io:
             fx.close(logits, f"logits_{kind}", **ARRAY)
@@ -223,6 +232,45 @@ def test_noise_prediction(fx: Fixture) -> None:
     fx.close(nchw(pred), "fake_x0_pred", **ARRAY)
     real_cond = {"y": jnp.asarray(fx.io["real_text_emb"]), "null": cond["null"]}
     check_guidance_turn(fx, task, nets, x, cond, image(fx, "real_latent"), real_cond, d)
+
+
+@pytest.mark.parametrize("fx", fixtures("dmd2-critic-network*"), ids=str)
+def test_bottleneck_and_head(fx: Fixture) -> None:
+    """The discriminator on the fake score of the published model; the file holds the encoder alone."""
+    c, prefix = fx.config, "net.model."
+    network = DhariwalUNetConfig(
+        size=c["img_resolution"],
+        num_classes=c["label_dim"],
+        width=c["model_channels"],
+        mult=tuple(c["channel_mult"]),
+        emb=c["channel_mult_emb"],
+        blocks=c["num_blocks"],
+        attention=tuple(c["attn_resolutions"]),
+    )
+    net = {name: value for name, value in fx.weights.items() if name.startswith("net.")}
+    shapes = flatten(param_shapes(network))
+    decoder = {path: np.zeros(s.shape, s.dtype) for path, s in shapes.items() if path.startswith("dec/")}
+    rules = [rule for rule in edm.rules(network, prefix) if _of_encoder(rule)]
+    params, _ = load(rules, net, param_shapes(network), fresh=decoder)
+    branch = {name: value for name, value in fx.weights.items() if name.startswith("cls_pred_branch.")}
+    channels = next(iter(branch.values())).shape[0]
+    downs = sum(value.ndim == 4 for value in branch.values()) - 2
+    head = ConvHead(channels, branch[f"cls_pred_branch.{3 * downs}.weight"].shape[-1], downs, c["head_groups"])
+    table = dmd2.head_rules(head)
+    arrays, _ = load(table, branch, param_shapes(head))
+    assert all(np.array_equal(value, branch[name]) for name, value in save(table, arrays).items())
+    denoiser = Denoiser(network, EDM(sigma_data=c["sigma_data"]), EDMPrecondition())
+    last = [row.name for row in network.plans[0] if row.kind == "block"][-1]
+    task = DMD2Task(teacher=denoiser, times=(80.0,), head=head, taps=(f"enc.{last}",))
+    given = image(fx, "x"), jnp.asarray(fx.io["sigma"]), {"label": label_of(fx.io["label_onehot"])}
+    run = jax.jit(lambda *given: (denoiser.features(params, *given, task.taps), task.judged(params, arrays, *given)))
+    found, logit = run(*given)
+    fx.close(nchw(found[task.taps[0]]), "bottleneck", **BOTTLENECK)
+    fx.close(logit, "logit", **BOTTLENECK)
+
+
+def _of_encoder(rule: Any) -> bool:
+    return not rule.official.startswith(("net.model.dec.", "net.model.out_"))
 
 
 def check_simulation(fx: Fixture, task: DMD2Task, student: Any, cond: Any, d: DMD2Draws, k: int) -> None:

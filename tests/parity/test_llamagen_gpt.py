@@ -10,7 +10,7 @@ import pytest
 from gen.autoregressive.base import cross_entropy
 from gen.autoregressive.blocks import Reading, run_causal
 from gen.autoregressive.decoding import ConstantScale, mix
-from gen.autoregressive.gpt import GPTConfig, _rotation, swiglu_hidden
+from gen.autoregressive.gpt import GPTConfig, rotation, swiglu_hidden
 from gen.autoregressive.sampler import both, write
 from gen.nn.rotary import rotate_pairs
 from gen.pretrained.llamagen import IMPORTER
@@ -53,7 +53,7 @@ def test_names_and_configuration(fx: Fixture) -> None:
 @pytest.mark.parametrize("fx", CLASSES, ids=str)
 def test_forward(fx: Fixture) -> None:
     config, params = loaded(fx)
-    cos, sin = _rotation(config)
+    cos, sin = rotation(config)
     fx.close(np.stack([cos[:, ::2], sin[:, ::2]], axis=-1), "freqs_cis")
     fx.close(rotate_pairs(jnp.asarray(fx.io["rope_in"]), cos, sin), "rope_out")
     tokens, cond = jnp.asarray(fx.io["idx"]), {"label": jnp.asarray(fx.io["cond_idx"])}

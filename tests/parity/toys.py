@@ -59,10 +59,11 @@ class _Toy(nnx.Module):
         emb = jnp.tanh(emb)
         h = jax.nn.silu(self.conv_in(x) + emb[:, None, None])
         mid = jax.nn.silu(self.conv_mid(nnx.avg_pool(h, (2, 2), (2, 2))))
+        features = {name: value for name, value in {"h": h, "mid": mid}.items() if name in taps}
         if stop:
-            return x, {"mid": mid}
+            return x, features
         up = self.conv_up(jnp.repeat(jnp.repeat(mid, 2, axis=1), 2, axis=2))
-        return self.conv_out(jax.nn.silu(h + up)), {"mid": mid} if "mid" in taps else {}
+        return self.conv_out(jax.nn.silu(h + up)), features
 
     def null(self, cond: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
         """The unconditional embedding travels in the condition."""
@@ -107,3 +108,19 @@ def official(params: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
             leaf, value = "weight", value.transpose(3, 2, 0, 1)
         out[prefix + ".".join([*names, "weight" if leaf == "scale" else leaf])] = value
     return out
+
+
+def walk(solver: Any, problem: Any) -> Any:
+    """The states after each step, by a loop in Python: a network that is compiled once serves every solver."""
+    columns = dict(solver.rows(problem.grid))
+    i = np.asarray(columns.pop("i", np.arange(problem.grid.steps)))
+    state, found = solver.start(problem), []
+    for row, step in enumerate(i):
+        ends = {"first": row == 0 or i[row - 1] != step, "last": row + 1 == len(i) or i[row + 1] != step}
+        values = {name: jnp.asarray(column[row], jnp.float32) for name, column in columns.items()}
+        state = solver.step(
+            problem, state, values | {"i": jnp.int32(step)} | {k: jnp.asarray(v) for k, v in ends.items()}
+        )
+        if ends["last"]:
+            found.append(state.x)
+    return jnp.stack(found)

@@ -81,6 +81,28 @@ def test_two_readings_are_refused_by_name(content: Any, message: str) -> None:
         choose(content, None, Path("x.pt"))
 
 
+class Late:
+    """An array that is read when asked for."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        self.value = value
+
+    def array(self) -> np.ndarray:
+        return self.value
+
+
+def test_an_average_without_names_is_laid_over_the_parameters_in_order() -> None:
+    """As torch_ema stores it (SlimFlow's files): buffers have no average, and what fits twice is refused."""
+    listed = {"decay": 0.999, "num_updates": 7, "shadow_params": [Late(array) for array in EMA.values()]}
+    found, said = choose({"model": {"module.sigmas": np.zeros(5), **RAW}, "ema": listed}, None, Path("x.pt"))
+    assert (said, list(found)) == ("ema", ["sigmas", *RAW])
+    assert all((found[name] == EMA[name]).all() for name in RAW)
+    raw, _ = choose({"model": RAW, "ema": listed}, "model", Path("x.pt"))
+    assert all((raw[name] == RAW[name]).all() for name in RAW)
+    with pytest.raises(GenError, match="as a list without names"):
+        choose({"model": {**RAW, "c.bias": np.zeros(3)}, "ema": listed}, None, Path("x.pt"))
+
+
 def test_an_unknown_key_names_those_that_are_there() -> None:
     with pytest.raises(GenError, match="no weights under 'emma'; it has ema_model, model"):
         choose(under("model.", RAW) | under("ema_model.", EMA), "emma", Path("x.pt"))

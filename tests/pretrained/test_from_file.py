@@ -1,5 +1,6 @@
 """Every system from its file to samples through the command line, and back; mismatches and hostile files refused."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ TINY: dict[str, tuple[Any, list[str]]] = {
     "edm-vp": (SONG, []),
     "edm-ve": (SONG, []),
     "edm-iddpm": (CHAIN, []),
+    "dmd2": (dataclasses.replace(CHAIN, out_channels=3), []),
     "adm": (ADM, ADM_FLAGS),
     "adm-new-order": (ADM, ADM_FLAGS),
     "llamagen": (GPTConfig((2, 2), 8, 16, 1, 2, 24, num_classes=3), [*HEADS, *GRID]),
@@ -86,6 +88,7 @@ ALIKE = (
     "kl-vae",
     "edm-vp",
     "edm-ve",
+    "dmd2",
     "adm-new-order",
     "repa",
     "maskgit-uvit",

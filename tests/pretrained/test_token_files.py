@@ -33,7 +33,8 @@ def tokenizer_run(folder: Path, codes: int = 8) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("name", [TOKENS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in TOKENS[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TOKENS)
 def test_from_file_to_images(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = dataclasses.replace(TINY[name][0], shape=(4,))
     arrays.write(tmp_path / "a.safetensors", official(name, config))

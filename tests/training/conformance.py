@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ import numpy as np
 
 from gen.config import from_json, to_json
 from gen.nn.network import tree_copy
+from gen.training.checkpoints import latest_step
 from gen.training.engine import Hook, train
 from gen.training.run import EngineConfig, RunConfig
 from gen.training.sharding import MeshConfig
@@ -60,7 +62,8 @@ def check_task(
     with compilations() as compiled:
         marks: list[int] = []
         hook = Hook(1, lambda stage, step, state, frozen: marks.append(len(compiled)))
-        whole = run(task, data, frozen, outdir / "whole", batch=batch, steps=steps, hooks=(hook,))
+        engine = {"batch": batch, "steps": steps, "checkpoint_every": half}
+        whole = run(task, data, frozen, outdir / "whole", hooks=(hook,), **engine)
     order = [task.select(step) for step in range(steps)]
     warm = max(order.index(name) for name in set(order)) + 1  # every program has run
     assert set(order) == set(task.programs), f"{steps} steps reach {set(order)} of {set(task.programs)}"
@@ -68,8 +71,9 @@ def check_task(
     assert marks[warm] == marks[steps - 1], f"compiled again after step {warm + 1}: {compiled[marks[warm] :]}"
     assert same(jax.device_get(dict(frozen)), before), "a frozen array changed"
 
-    run(task, data, frozen, outdir / "resumed", batch=batch, steps=steps, stop_after=half)
-    resumed = run(task, data, frozen, outdir / "resumed", batch=batch, steps=steps)
+    shutil.copytree(outdir / "whole", outdir / "resumed", ignore=shutil.ignore_patterns(str(steps)))
+    assert latest_step(outdir / "resumed") == half
+    resumed = run(task, data, frozen, outdir / "resumed", **engine)
     assert same(resumed, whole), "resumed differs from undisturbed"
 
     for path, leaf in jax.tree_util.tree_leaves_with_path((whole.params, whole.ema, whole.aux)):
@@ -77,8 +81,8 @@ def check_task(
         assert all(isinstance(name, str) for name in names), f"{path} has a key that is not a string"
         assert np.isfinite(np.asarray(leaf)).all(), f"{jax.tree_util.keystr(path)} is not finite"
     _check_steps(task, data, frozen, whole, batch, steps)
-    key = jax.random.key(0)
-    for images in task.preview(whole, frozen, key, None).values():
+    previews = jax.eval_shape(lambda state, key: task.preview(state, frozen, key, None), whole, jax.random.key(0))
+    for images in previews.values():
         assert images.ndim == 4
         assert images.shape[-1] in (1, 3)
     exported = task.export(whole)
@@ -129,10 +133,15 @@ class compilations:
         self.open = False  # listeners cannot be taken out one by one
 
 
-MESHES = (MeshConfig(data=8), MeshConfig(fsdp=8, data=1), MeshConfig(data=2, fsdp=2, tensor=2))
+MESHES = {
+    "one": (MeshConfig(data=8), MeshConfig(fsdp=8, data=1), MeshConfig(data=2, fsdp=2, tensor=2)),
+    "students": (MeshConfig(data=4, student=2), MeshConfig(data=1, fsdp=2, tensor=2, student=2)),
+}
 
 
-def check_devices(build: str, outdir: Path, *, batch: int = 8, steps: int = 4, rtol: float = 1e-5) -> None:
+def check_devices(
+    build: str, outdir: Path, *, batch: int = 8, steps: int = 4, rtol: float = 1e-5, meshes: str = "one"
+) -> None:
     """Asserts that 8 simulated devices (data, fsdp, tensor axes) train as one does, within rounding.
 
     Args:
@@ -140,23 +149,23 @@ def check_devices(build: str, outdir: Path, *, batch: int = 8, steps: int = 4, r
         process too.
       outdir: scratch folder.
       batch, steps: a multiple of 8; enough steps to reach every program.
-      rtol: of each logged metric and of parameters, relative to their largest entry.
+      rtol: of each logged metric, over all steps, and of parameters, relative to their largest entry.
+      meshes: which of `MESHES`.
     """
     script = "import sys; from tests.training.conformance import _on_devices; _on_devices(*sys.argv[1:])"
-    command = [sys.executable, "-c", script, build, str(outdir), str(batch), str(steps)]
+    command = [sys.executable, "-c", script, build, str(outdir), str(batch), str(steps), meshes]
     done = subprocess.run(command, env=os.environ | devices(8), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     task, data, frozen = _build(build)
     one = run(task, data, frozen, outdir / "one", batch=batch, steps=steps, quiet=True)
     wanted = dict(_numbers(one, outdir / "one"))
-    for index in range(len(MESHES)):
+    for index, mesh in enumerate(MESHES[meshes]):
         with np.load(outdir / f"mesh{index}.npz") as found:
             assert set(found.files) == set(wanted)
             for name, value in wanted.items():
-                # a metric may be the mean of signed terms that cancel, such as logits: their rounding stays
-                scale = max(np.abs(value).max(initial=0.0), 1e-6 if np.ndim(value) else 1e-2)
+                scale = max(np.abs(value).max(initial=0.0), 1e-6)
                 error = np.abs(found[name] - value).max(initial=0.0) / scale
-                assert error <= rtol, f"mesh {MESHES[index]}: {name} is off by {error:.1e} of {scale:.1e}"
+                assert error <= rtol, f"mesh {mesh}: {name} is off by {error:.1e} of {scale:.1e}"
 
 
 def _build(build: str) -> Any:
@@ -165,9 +174,9 @@ def _build(build: str) -> Any:
     return getattr(importlib.import_module(module), function)(*([argument] if argument else []))
 
 
-def _on_devices(build: str, outdir: str, batch: str, steps: str) -> None:
+def _on_devices(build: str, outdir: str, batch: str, steps: str, meshes: str) -> None:
     task, data, frozen = _build(build)
-    for index, mesh in enumerate(MESHES):
+    for index, mesh in enumerate(MESHES[meshes]):
         mesh = dataclasses.replace(mesh, shard_from=1)
         folder = Path(outdir) / f"run{index}"
         state = run(task, data, frozen, folder, batch=int(batch), steps=int(steps), mesh=mesh)
@@ -175,10 +184,16 @@ def _on_devices(build: str, outdir: str, batch: str, steps: str) -> None:
 
 
 def _numbers(state: State, folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Weights, averages and the logged metrics by name, a metric at all its steps as one array.
+
+    One step's value may be a mean of signed terms that cancel, such as logits, with the rounding of the terms.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.ema)):
         yield jax.tree_util.keystr(path).replace("/", "_"), np.asarray(leaf, np.float64)
+    metrics: dict[str, list[float]] = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        for name, value in record.items():
+        for name, value in json.loads(line).items():
             if isinstance(value, float) and name not in ("seconds", "images_per_second"):
-                yield f"{record['step']} {name}".replace("/", "_"), np.asarray(value)
+                metrics.setdefault(name.replace("/", "_"), []).append(value)
+    for name, values in metrics.items():
+        yield f"metric {name}", np.asarray(values)

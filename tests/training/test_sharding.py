@@ -41,6 +41,22 @@ def test_rule() -> None:
     assert spec("w", (6, 9), {"data": 1, "fsdp": 3, "tensor": 1}, 1) == P(None, "fsdp")
 
 
+def test_students_are_cut_along_their_axis() -> None:
+    """Whatever their size; the rule holds for each, and a mesh without the axis keeps them side by side."""
+    sizes = {"student": 2, **SIZES}
+    assert spec("params/students/w", (4, 64, 256), sizes, 1) == P("student", None, ("tensor", "fsdp"))
+    assert spec("params/students/blocks/w", (2, 512, 64, 256), sizes, 1) == P("student", None, None, ("tensor", "fsdp"))
+    assert spec("params/students/bias", (4, 3), sizes, 2**16) == P("student", None)
+    assert spec("params/students/updates", (4,), sizes) == P("student")
+    assert spec("params/students/w", (4, 64, 256), SIZES, 1) == P(None, None, ("tensor", "fsdp"))
+    tree = {"students": {"w": jax.ShapeDtypeStruct((4, 64, 256), jnp.float32)}}
+    assert bytes_per_device(tree, sizes, 16) == 4 * 64 * 256 * 4 // 16
+    assert microbatch_count(64, 2, sizes) == 2
+    assert mesh_sizes(MeshConfig(student=4), 8) == {"student": 4, "data": 2, "fsdp": 1, "tensor": 1}
+    with pytest.raises(GenError, match="3 students do not divide over a mesh of student=2"):
+        spec("params/students/w", (3, 4), sizes)
+
+
 def test_bytes_per_device_follows_the_rule() -> None:
     tree = {"w": jax.ShapeDtypeStruct((64, 256), jnp.float32), "b": jax.ShapeDtypeStruct((3,), jnp.float32)}
     assert bytes_per_device(tree, SIZES, 16) == 64 * 256 * 4 // 8 + 12

@@ -139,6 +139,23 @@ class ResidualModule(nnx.Module):
         maps = [shrink(total, side) for total, side in zip(self.sums(ids), scales, strict=False)]
         return jnp.concatenate([m.reshape(len(m), -1, self.config.width) for m in maps], axis=1)
 
+    def grow(self, total: jax.Array, ids: jax.Array, scale: int) -> tuple[jax.Array, jax.Array | None]:
+        """Adds one map to the sum of the coarser ones, as a generator does that decides map after map.
+
+        Args:
+          total: (B, N, N, width), zeros before the first map.
+          ids: (B, tokens of the map).
+          scale: which map it is, from 0.
+
+        Returns:
+          the new sum; what a next-scale model reads at the next map, (B, tokens of that, width), None after the last.
+        """
+        scales = self.config.scales
+        total = total + self._filled(ids.reshape(len(ids), scales[scale], scales[scale]), scale)
+        if scale + 1 == len(scales):
+            return total, None
+        return total, shrink(total, scales[scale + 1]).reshape(len(ids), -1, self.config.width)
+
     def __call__(self, z: jax.Array, keys: jax.Array | None = None) -> Quantized:
         """Gives the token maps of features z (B, N, N, width), N the last scale; `keys` are not needed."""
         del keys

@@ -1,0 +1,115 @@
+"""Distilled Decoding: an autoregressive teacher in one or two calls (Liu et al. 2024, arXiv 2412.17153).
+
+Data are records of the teacher: noise and the tokens that its probabilities make of it (``--pairs N``), drawn with the
+teacher's own guidance and filters; no real images are needed. The authors' trainer is not public: settings of the paper
+preset are of common use, and the loss of the vectors is a squared error where theirs looks at decoded images.
+
+Expected (ImageNet-256, FID of 50k random classes against the authors' statistics; official README):
+
+| | one call | two calls | of the teacher |
+|---|---|---|---|
+| LlamaGen-B | 15.50 | 11.17 (80 tokens kept) | - |
+| LlamaGen-L | 11.35 | 7.58 (80 tokens kept, codes up to 130) | 4.11 |
+
+Not reproduced here yet. On the digits teacher of ``gen demo --tokens``: see docs/distillers.md.
+"""
+
+from typing import Any
+
+from gen.autoregressive.gpt import GPTConfig
+from gen.data.loader import expect
+from gen.distill.distilled_decoding import DistilledDecodingTask
+from gen.distill.gpt_student import GPTStudentConfig
+from gen.distill.noise_decoder import NoiseDecoding
+from gen.errors import GenError
+from gen.experiments import Recipe
+from gen.experiments._students import student_recipe
+from gen.runs import Loaded
+from gen.sampling.records import Records
+from gen.training.ema import Constant
+from gen.training.optim import OptimConfig
+from gen.training.run import EngineConfig
+from gen.training.task import Stage
+
+__all__ = ["PRESETS"]
+
+
+def _decoder(teacher: Loaded) -> GPTConfig:
+    """The teacher's model. Raises GenError for another than LlamaGen's."""
+    model = teacher.generator.subject
+    if not isinstance(model, GPTConfig):
+        raise GenError(f"{teacher.path} is a {type(model).__name__}; distilled decoding takes a LlamaGen: give its run")
+    return model
+
+
+def _recipe(
+    name: str,
+    teacher: Loaded,
+    data: str,
+    starts: tuple[int, ...],
+    split: int,
+    *,
+    steps: int,
+    batch: int,
+    engine: EngineConfig | None = None,
+    **settings: Any,
+) -> Recipe:
+    model, tokenizer, records = _decoder(teacher), teacher.tokenizer, Records(data, teacher.origin)
+    student = GPTStudentConfig(model, tokenizer.spec.width)
+    expect(data, records.source(), noise=student.shape, tokens=tuple(model.shape))
+    task = DistilledDecodingTask(teacher=model, tokenizer=tokenizer, student=student, starts=starts, **settings)
+    return student_recipe(
+        name,
+        teacher,
+        (Stage("regression", task, steps, batch, records),),
+        sampler=NoiseDecoding(starts, split),
+        frozen={"tokenizer": (teacher.origin, teacher.params["tokenizer"])},
+        engine=engine,
+    )
+
+
+def distilled_decoding(teacher: Loaded, data: str, *, updates: int = 3000, batch: int = 128) -> Recipe:
+    """Any LlamaGen: Distilled Decoding in two calls, minutes on a laptop for digits (data: records of the teacher)."""
+    kept = _decoder(teacher).length // 4
+    optim = OptimConfig(2e-3, betas=(0.9, 0.99), schedule="cosine", warmup=50, final=0.01, clip=1.0)
+    return _recipe(
+        "distilled-decoding",
+        teacher,
+        data,
+        (0, kept),
+        2 * kept,
+        steps=updates,
+        batch=batch,
+        optim=optim,
+        emas=(Constant(0.99, warmup=True),),
+    )
+
+
+def distilled_decoding_imagenet(teacher: Loaded, data: str) -> Recipe:
+    """Distilled Decoding on ImageNet-256 in two calls, 80 tokens kept (teacher: LlamaGen-L; data: 1M records)."""
+    optim = OptimConfig(1e-4, betas=(0.9, 0.95), warmup=1000, clip=1.0)
+    engine = EngineConfig(checkpoint_every=5000, log_every=100)
+    return _recipe(
+        "distilled-decoding-imagenet",
+        teacher,
+        data,
+        (0, 80),
+        130,
+        steps=200_000,
+        batch=512,
+        engine=engine,
+        optim=optim,
+        emas=(Constant(0.9999),),
+    )
+
+
+def distilled_decoding_smoke(teacher: Loaded, data: str) -> Recipe:
+    """Any LlamaGen: Distilled Decoding for a few steps, which checks the path and not the quality."""
+    return distilled_decoding(teacher, data, updates=20, batch=32)
+
+
+PRESETS = {
+    "distilled-decoding": distilled_decoding,
+    "distilled-decoding-imagenet": distilled_decoding_imagenet,
+    "distilled-decoding-smoke": distilled_decoding_smoke,
+}

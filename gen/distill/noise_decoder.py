@@ -1,0 +1,153 @@
+"""Noise to tokens: what a token model's own randomness makes of noise, kept as records, and the student that says it.
+
+Both read the noise of a sample as one normal vector for each token, in the space of the code vectors.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from gen.autoregressive.decoding import filtered
+from gen.autoregressive.generator import TokenGenerator
+from gen.autoregressive.sampler import TokenSampler, write
+from gen.config import fingerprint
+from gen.distill.code_flow import flow_to_codes
+from gen.distill.distilled_decoding import sampled
+from gen.errors import GenError
+from gen.nn.network import Cond, Network
+from gen.sampling.generator import GeneratorParams, LatentGenerator, changes, decode
+from gen.sampling.noise import unit_noise
+from gen.tokenizers.code_vectors import code_table
+from gen.training.task import Model
+
+__all__ = ["FlowedTokens", "NoiseDecoder", "NoiseDecoding"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowedTokens:
+    """A `gen.sampling.records.Make`: ``noise`` (B, N, D) and the ``tokens`` that a teacher's probabilities make of it.
+
+    Token i is where the flow of the teacher's (guided, filtered) distribution takes noise i, and the next one's
+    distribution follows from it (arXiv 2412.17153, sec. 4).
+
+    Attributes:
+      generator: the teacher, which writes token by token, with its sampler and tokenizer.
+      steps: of Euler's method along each flow.
+
+    Raises GenError for a teacher that draws otherwise, or without its tokenizer.
+    """
+
+    generator: TokenGenerator
+    steps: int = 100
+
+    def __post_init__(self) -> None:
+        sampler = self.generator.sampler
+        if not isinstance(sampler, TokenSampler):
+            raise GenError(f"{type(sampler).__name__} does not write token by token; give a teacher that does")
+        if self.generator.tokenizer is None:
+            raise GenError("flows end in code vectors, and this teacher has no tokenizer; train it with --tokenizer")
+
+    @property
+    def identity(self) -> str:
+        """Does what `gen.sampling.records.Make.identity` says."""
+        return f"flowed {fingerprint(self.generator)} in {self.steps} steps"
+
+    def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> Mapping[str, jax.Array]:
+        """Does what `gen.sampling.records.Make.__call__` says."""
+        model, sampler = self.generator.model, self.generator.sampler
+        codes = code_table(self.generator.tokenizer, params["tokenizer"])
+        noise = unit_noise(keys, (model.length, codes.shape[1]))
+
+        def pick(logits: jax.Array, at: Any) -> jax.Array:
+            kept = filtered(logits, temperature=sampler.temperature, k=sampler.top_k, p=sampler.top_p)
+            own = jax.lax.dynamic_slice_in_dim(noise, at, 1, axis=1)
+            ids, _ = flow_to_codes(jax.nn.log_softmax(kept), codes, own, self.steps)
+            return ids
+
+        ids = write(model, params["net"], cond, len(keys), pick, sampler.guidance)
+        return {"noise": noise, "tokens": model.stored(ids)}
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseDecoding:
+    """How a student of Distilled Decoding is sampled.
+
+    Attributes:
+      starts: for each network call how many tokens it keeps of the one before; the first keeps none.
+      split: the position from which on the vectors are taken instead of the likeliest code.
+      decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
+    """
+
+    starts: tuple[int, ...] = (0,)
+    split: int = 0
+    decoding: Any = None
+
+    def __post_init__(self) -> None:
+        if self.starts[:1] != (0,) or list(self.starts) != sorted(set(self.starts)) or self.split < 0:
+            raise GenError(f"starts {self.starts}, split {self.split}; expected numbers rising from 0, and 0 or more")
+
+    def changed(self, **settings: Any) -> "NoiseDecoding":
+        """Gives this sampler where nothing is given but its own number of calls as ``steps``."""
+        if changes(None, settings) not in ({}, {"steps": len(self.starts)}):
+            raise GenError("a student of noise and tokens has its own calls; change sampler.starts and sampler.split")
+        return self
+
+    def generator(self, models: Mapping[str, Model], tokenizer: Any) -> "NoiseDecoder":
+        """Gives the Generator of the student ``net`` of a run."""
+        return NoiseDecoder(models["net"].config, self, tokenizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseDecoder(LatentGenerator):
+    """Noise -> all tokens, in one call or a few -> the tokenizer's image; a `gen.sampling.generator.Generator`.
+
+    Attributes:
+      student: configuration of the network.
+      sampler: the calls.
+      tokenizer: configuration of the teacher's tokenizer.
+
+    Raises GenError without a tokenizer, or for calls that keep more tokens than there are.
+    """
+
+    student: Any
+    sampler: NoiseDecoding = NoiseDecoding()
+    tokenizer: Any = None
+
+    def __post_init__(self) -> None:
+        if self.tokenizer is None:
+            raise GenError("this student makes code vectors, which only its tokenizer decodes; give one")
+        if self.sampler.starts[-1] >= self.student.shape[0]:
+            raise GenError(f"starts {self.sampler.starts} of {self.student.shape[0]} tokens; keep fewer")
+
+    @property
+    def subject(self) -> Any:
+        """Gives the configuration of the network."""
+        return self.student
+
+    @property
+    def network(self) -> Any:
+        """Gives the same: the student's configuration is its network's."""
+        return self.student
+
+    @property
+    def options(self) -> Any:
+        """Gives settings of the tokenizer's decoder, as the sampler states them."""
+        return self.sampler.decoding
+
+    @property
+    def nfe(self) -> int:
+        """Gives the network calls per sample."""
+        return len(self.sampler.starts)
+
+    def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
+        """Does what `gen.sampling.generator.Generator.__call__` says."""
+        codes, net = code_table(self.tokenizer, params["tokenizer"]), Network(self.student)
+        noise = unit_noise(keys, self.student.shape)
+        vectors = sampled(
+            lambda x, known: net(params["net"], x, known, cond), noise, codes, self.sampler.starts, self.sampler.split
+        )
+        spec = self.tokenizer.spec
+        shaped = vectors.reshape(len(keys), *spec.shape, codes.shape[1])
+        return decode(self.tokenizer, params, shaped, keys=keys, cond=cond, options=self.options)

@@ -1,0 +1,144 @@
+"""DDO: a likelihood model as its own discriminator (Zheng et al. 2025, arXiv 2503.01103).
+
+A model is tuned against its frozen self, the reference, which also made the generated samples. The discriminator is
+d(x) = sigmoid(log p_theta(x) - log p_ref(x)), and its loss trains theta alone: likelihood rises on real data and falls
+on what the reference makes. After a short round the best theta is the next reference (self-play).
+
+For a diffusion model log p is minus its native loss, summed over the data and at one time and noise that all four
+evaluations share; the expectation over both is taken outside of the log-sigmoid.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.objectives import Draws
+from gen.errors import GenError
+from gen.nn.network import Cond, Params
+from gen.training.method import Method, given
+from gen.training.part import Aux, Part
+from gen.training.task import Batch, Frozen, Metrics, Model, Schedule, State
+
+__all__ = ["FAKE", "DDOTask", "ddo_losses", "quantised"]
+
+FAKE = "fake_"  # before the names of a batch's arrays that the reference made
+
+
+def ddo_losses(real: jax.Array, fake: jax.Array, alpha: float, beta: float) -> tuple[jax.Array, jax.Array]:
+    """Gives -log sigmoid(beta r(real)) and -alpha log sigmoid(-beta r(fake)), each (B,).
+
+    Args:
+      real, fake: (B,) log ratios r = log p_theta - log p_ref, of real data and of the reference's samples.
+    """
+    return jax.nn.softplus(-beta * real), alpha * jax.nn.softplus(beta * fake)
+
+
+def quantised(x: jax.Array) -> jax.Array:
+    """Gives images (B, H, W, C) in [-1, 1] on the 256 levels of stored ones, which real images have."""
+    return jnp.clip(jnp.round((x + 1.0) * 127.5), 0.0, 255.0) / 127.5 - 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DDOTask(Method):
+    """Tunes ``net`` from the frozen ``teacher``, which is the reference.
+
+    Batches hold real data and conditions by name, and what the reference made under the same names after ``fake_``
+    (`gen.data.alongside.Alongside`). Train in float32: differences of nearly equal losses are lost in half precision.
+
+    Attributes:
+      teacher: the reference's Denoiser.
+      alpha: weight of the generated samples.
+      beta: temperature; it scales like one over the numbers in a sample.
+      objective: whose loss is -log p / the numbers in a sample; None for the denoiser's own. A learned uncertainty is
+        left out.
+    """
+
+    teacher: Denoiser = given("teacher")
+    alpha: float = 1.0
+    beta: float = 0.02
+    objective: Any = None
+
+    def __post_init__(self) -> None:
+        if self.alpha <= 0.0 or self.beta <= 0.0:
+            raise GenError(f"DDO with alpha {self.alpha} and beta {self.beta}; give positive numbers")
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Gives the only part, the network."""
+        return (Part("net", self.teacher.network, self.optim, self.emas),)
+
+    def models(self) -> Mapping[str, Model]:
+        """Gives the denoiser as ``net``."""
+        return {"net": Model(self.teacher)}
+
+    def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
+        """Gives the reference's parameters, or those of the previous stage."""
+        del key
+        if "teacher" not in frozen:
+            raise GenError(f"DDO needs the frozen role 'teacher', its reference; got {', '.join(frozen) or 'none'}")
+        return {"net": frozen["teacher"] if previous is None else previous.params["net"]}
+
+    def check(self, row: Mapping[str, np.ndarray]) -> None:
+        """Checks what `Method.check` does, for the real data and for the reference's samples."""
+        super().check(row)
+        made = {name.removeprefix(FAKE): value for name, value in row.items() if name.startswith(FAKE)}
+        if not made:
+            raise GenError(
+                "the data hold nothing that the reference made; give its records beside the real data (gen distill ddo "
+                "--teacher RUN --pairs N)"
+            )
+        super().check(made)
+
+    def log_likelihood(self, params: Params, x: jax.Array, cond: Cond, draws: Draws) -> jax.Array:
+        """Gives log p (B,) of x (B, ...) up to a constant, at the times and noises of `draws`."""
+        denoiser = self.teacher
+        objective = self.objective or denoiser.objective
+        losses, _ = objective.loss(
+            lambda x_t, t, c: denoiser(params, x_t, t, c, taps=objective.taps), denoiser.process, x, cond, draws
+        )
+        return -losses * np.prod(x.shape[1:])
+
+    def loss(
+        self,
+        params: Params,
+        reference: Params,
+        real: tuple[jax.Array, Cond],
+        fake: tuple[jax.Array, Cond],
+        draws: Draws,
+    ) -> tuple[jax.Array, Aux]:
+        """Gives the loss on real data and the reference's samples, each with its conditions, under the same draws."""
+        on_real, on_fake = (
+            self.log_likelihood(params, *data, draws)
+            - jax.lax.stop_gradient(self.log_likelihood(reference, *data, draws))
+            for data in (real, fake)
+        )
+        losses = ddo_losses(on_real, on_fake, self.alpha, self.beta)
+        terms = {
+            "loss_real": losses[0].mean(),
+            "loss_fake": losses[1].mean(),
+            "ratio_real": on_real.mean(),
+            "ratio_fake": on_fake.mean(),
+            "right": 0.5 * ((on_real > 0.0).mean() + (on_fake < 0.0).mean()),
+        }
+        return (losses[0] + losses[1]).mean(), Aux(terms)
+
+    def update(
+        self, state: State, frozen: Frozen, batch: Batch, schedule: Schedule, key: jax.Array
+    ) -> tuple[State, Metrics]:
+        """Makes one step against the reference."""
+        made = {name.removeprefix(FAKE): value for name, value in batch.items() if name.startswith(FAKE)}
+        x, y = self.data(batch), self.data(made)
+        if "image" in batch and "image" not in made:
+            y = quantised(y)
+        objective = self.objective or self.teacher.objective
+        draws = objective.draw(key, self.teacher.process, x)
+        data = ((x, self.cond(batch)), (y, self.cond(made)), draws)
+        state, metrics, _ = self.parts[0].update(
+            state, lambda p, d: self.loss(p, frozen["teacher"], *d), data, schedule
+        )
+        return state, metrics

@@ -1,0 +1,139 @@
+"""Distilled Decoding on a toy writer: records of noise and tokens, a student of two calls, and what is refused."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen.autoregressive.decoding import ConstantScale
+from gen.autoregressive.gpt import GPTConfig
+from gen.autoregressive.sampler import TokenSampler
+from gen.config import KINDS
+from gen.distill.distilled_decoding import DistilledDecodingTask, distillation_loss
+from gen.distill.gpt_student import GPTStudentConfig
+from gen.distill.noise_decoder import FlowedTokens, NoiseDecoder, NoiseDecoding
+from gen.distill.teacher_records import make_of
+from gen.errors import GenError
+from gen.experiments.distilled_decoding import distilled_decoding
+from gen.nn.conditions import make_conditions
+from gen.nn.network import Network
+from gen.runs import Loaded, load
+from gen.sampling.generator import Sampler
+from gen.sampling.records import Records, Solved, make_records
+from gen.tokenizers.code_vectors import code_table
+from gen.training.engine import train
+from gen.training.run import RunConfig
+from gen.training.task import Model
+from tests.conformance.examples import NETWORK, TOKENIZERS, VOCABULARY, WRITER
+from tests.conformance.tokenizers import Codebook
+
+ROWS = 24
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kinds() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(KINDS, "test", TOKENIZERS)
+        yield
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Loaded:
+    """A toy LlamaGen of the toy tokenizer's tokens, with random weights that say something."""
+    tokenizer = Codebook()
+    spec = tokenizer.spec
+    model = dataclasses.replace(WRITER, shape=tuple(spec.shape), vocabulary=spec.vocabulary)
+    params = jax.tree.map(
+        lambda v: v + 0.3 * jax.random.normal(jax.random.key(v.size), v.shape), model.net.init(jax.random.key(0))
+    )
+    config = RunConfig(
+        "writer", sampler=TokenSampler(ConstantScale(1.5)), tokenizer=tokenizer, models={"net": Model(model)}
+    )
+    made = {"net": params, "tokenizer": Network(tokenizer).init(jax.random.key(1))}
+    return Loaded(Path("writer"), config, made, "ema", 1)
+
+
+@pytest.fixture(scope="module")
+def records(teacher: Loaded, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("records") / "pairs"
+    generator = teacher.generator
+    cond = make_conditions(generator.conditions, np.arange(ROWS))
+    make_records(make_of(generator), teacher.params, folder, count=ROWS, maker=teacher.origin, cond=cond, batch=ROWS)
+    return str(folder)
+
+
+def test_tokens_follow_from_noise_as_the_teacher_says(teacher: Loaded, records: str) -> None:
+    """The first token's share is its probability; with the noise it is where the flow ends."""
+    rows = Records(records, teacher.origin).source()
+    noise, tokens = (np.stack([rows[i][name] for i in range(ROWS)]) for name in ("noise", "tokens"))
+    model, codes = teacher.generator.model, code_table(teacher.tokenizer, teacher.params["tokenizer"])
+    assert noise.shape == (ROWS, model.length, codes.shape[1])
+    assert tokens.shape == (ROWS, *model.shape)
+    assert len({tuple(row.ravel()) for row in tokens}) > 1
+    assert 0 <= tokens.min() <= tokens.max() < model.vocabulary
+
+
+def test_a_student_trains_on_them_and_makes_images(teacher: Loaded, records: str, tmp_path: Path) -> None:
+    recipe = distilled_decoding(teacher, records, updates=3, batch=8)
+    engine = dataclasses.replace(recipe.config.engine, quiet=True, log_every=1)
+    train(dataclasses.replace(recipe.config, engine=engine), tmp_path, frozen=recipe.frozen, artifacts=recipe.artifacts)
+    student = load(tmp_path)
+    assert student.generator.nfe == 2
+    images = student.sample([0, 1], labels=[0, 1])
+    assert images.shape == (2, *teacher.tokenizer.spec.image)
+    np.testing.assert_array_equal(student.sample([1], labels=[1])[0], images[1])
+
+
+def test_only_tokens_that_are_asked_count() -> None:
+    rng = np.random.default_rng(0)
+    codes = jnp.asarray(rng.normal(size=(5, 2)), jnp.float32)
+    logits, vectors = (jnp.asarray(rng.normal(size=(2, 4, n)), jnp.float32) for n in (5, 2))
+    ids, known = jnp.asarray(rng.integers(0, 5, (2, 4))), jnp.asarray([0, 3])
+    losses, terms = distillation_loss(logits, vectors, ids, codes, known, 2.0)
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    said = [-log_p[0, np.arange(4), ids[0]].mean(), -log_p[1, 3, ids[1, 3]]]
+    off = [np.square(vectors[0] - codes[ids[0]]).mean(), np.square(vectors[1, 3] - codes[ids[1, 3]]).mean()]
+    np.testing.assert_allclose(terms["cross_entropy"], said, rtol=1e-5)
+    np.testing.assert_allclose(losses, np.asarray(said) + 2.0 * np.asarray(off), rtol=1e-5)
+
+
+def _task(teacher: Loaded, **changes: Any) -> DistilledDecodingTask:
+    model, tokenizer = teacher.generator.model, teacher.tokenizer
+    student = GPTStudentConfig(model, tokenizer.spec.width)
+    return DistilledDecodingTask(**({"teacher": model, "tokenizer": tokenizer, "student": student} | changes))
+
+
+def test_refusals(teacher: Loaded, records: str) -> None:
+    model, other = teacher.generator.model, GPTStudentConfig(WRITER, 7)
+    with pytest.raises(GenError, match=r"a student of .* vectors of 7, and a teacher of"):
+        _task(teacher, student=other)
+    with pytest.raises(GenError, match=r"starts \(99,\) of .* tokens"):
+        _task(teacher, starts=(99,))
+    with pytest.raises(GenError, match=r"no noise; this student needs noise .* make records of the teacher"):
+        _task(teacher).check({"tokens": np.zeros((1, *model.shape), np.int32), "label": np.zeros(1, np.int32)})
+    with pytest.raises(GenError, match="needs the frozen role 'tokenizer'"):
+        _task(teacher).init(jax.random.key(0), {"teacher": teacher.params["net"]}, None)
+    with pytest.raises(GenError, match="flows end in code vectors, and this teacher has no tokenizer"):
+        FlowedTokens(dataclasses.replace(teacher.generator, tokenizer=None))
+    with pytest.raises(GenError, match="expected numbers rising from 0"):
+        NoiseDecoding((1, 2))
+    with pytest.raises(GenError, match="makes code vectors, which only its tokenizer decodes"):
+        NoiseDecoder(GPTStudentConfig(model, 2))
+    with pytest.raises(GenError, match="keep fewer"):
+        NoiseDecoder(GPTStudentConfig(model, 2), NoiseDecoding((0, 50)), teacher.tokenizer)
+    with pytest.raises(GenError, match=r"has its own calls; change sampler\.starts"):
+        NoiseDecoding().changed(guidance=2.0)
+    with pytest.raises(GenError, match="has no published form"):
+        GPTStudentConfig(GPTConfig((2, 2), 8, 16, 1, 2, 16, num_classes=0, text=(3, 4)))
+    flow = RunConfig("flow", sampler=Sampler(steps=2), models={"net": Model(VOCABULARY["denoiser"])})
+    denoiser = Loaded(Path("flow"), flow, {"net": Network(NETWORK).init(jax.random.key(0))}, "ema", 1)
+    assert isinstance(make_of(denoiser.generator), Solved)
+    with pytest.raises(GenError, match="flow is a Denoiser; distilled decoding takes a LlamaGen"):
+        distilled_decoding(denoiser, records)
+    with pytest.raises(GenError, match="this student's teacher is other"):
+        Records(records, "other").source()

@@ -1,0 +1,115 @@
+"""The experiments with token maps and with bits: planned at full size; the toys train on digits, resume and sample."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import gen
+from gen import cli
+from gen.cli.estimates import planned
+from gen.config import from_json, to_json
+from gen.data.sources import digits
+from gen.errors import GenError
+from gen.experiments import build, find
+from gen.nn.network import count, param_shapes
+from gen.runs import Loaded
+from gen.tokenizers.encode import encode_images
+from gen.training.engine import train
+from gen.training.run import RunConfig
+from tests.training.conformance import same
+
+COUNTS = {
+    "var-d16": 310_283_520,
+    "var-d20": 600_917_136,
+    "var-d24": 1_033_399_360,
+    "var-d30": 2_010_020_356,
+    "var-d36-512": 2_353_893_904,
+    "var-one-gpu": 133_186_960,
+    "instella-diffusion": 1_292_517_440,
+    "instella-ar": 877_176_896,
+    "instella-one-gpu": None,
+    "binary-diffusion-churches": None,
+    "binary-diffusion-imagenet": None,
+    "flextok-ar": None,
+}
+# the toy, the tokenizer's toy, and the published system whose names it has
+TOYS = [
+    ("var-smoke", "var-vqvae-smoke", "var"),
+    ("binary-diffusion-smoke", "binary-ae-smoke", "binary-diffusion"),
+    ("instella-diffusion-smoke", "instella-smoke", None),
+    ("instella-ar-smoke", "instella-smoke", None),
+    ("flextok-ar-smoke", "flextok-smoke", None),
+]
+
+
+FAST = ("instella-ar", "binary-diffusion-imagenet")  # the rest trace for half a minute together
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in COUNTS])
+def test_full_size_presets(name: str) -> None:
+    """Planned on random data, without a tokenizer's run."""
+    config = planned(name, {"data": None}).config
+    assert from_json(to_json(config)) == config
+    assert config.name == name
+    found = count(param_shapes(config.stages[0].task.model))
+    assert found == (COUNTS[name] or found)
+    assert config.generator().nfe >= 10
+
+
+def short(config: RunConfig, steps: int) -> RunConfig:
+    """The run with a stage of so many steps of eight rows."""
+    (stage,) = config.stages
+    stage = dataclasses.replace(stage, steps=steps, batch=8)
+    return dataclasses.replace(config, stages=(stage,), engine=dataclasses.replace(config.engine, quiet=True))
+
+
+def encoded(tokenizer: str, folder: Path) -> tuple[Loaded, str]:
+    """A barely trained tokenizer of digits, and a cache of its tokens."""
+    recipe = build(tokenizer, {})
+    train(short(recipe.config, 2), folder / "tokenizer", frozen=recipe.frozen)
+    loaded = gen.load(folder / "tokenizer")
+    cache = encode_images(loaded.tokenizer, loaded.params["tokenizer"], digits("test"), folder / "cache", batch=128)
+    return loaded, cache.path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "tokenizer", "system"), TOYS)
+def test_toys_train_resume_sample_and_convert(
+    name: str, tokenizer: str, system: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded, data = encoded(tokenizer, tmp_path)
+    recipe = build(name, {"data": data, "tokenizer": loaded})
+    config, given = short(recipe.config, 4), {"frozen": recipe.frozen, "artifacts": recipe.artifacts}
+    whole = train(config, tmp_path / "whole", **given)
+    train(config, tmp_path / "run", **given, stop_after=3)
+    assert same(train(config, tmp_path / "run", **given), whole)
+    run = gen.load(tmp_path / "run")
+    images = run.sample([0, 1, 2])
+    assert images.shape == (3, 8, 8, 1)
+    np.testing.assert_array_equal(run.sample([2, 0]), images[[2, 0]])
+    other = dataclasses.replace(loaded, params=jax.tree.map(lambda a: np.asarray(a) + 1, dict(loaded.params)))
+    with pytest.raises(GenError, match="was encoded by another tokenizer"):
+        build(name, {"data": data, "tokenizer": other})
+    if system is not None:
+        _check_files(run, system, tmp_path)
+
+
+def _check_files(run: Loaded, system: str, folder: Path) -> None:
+    """gen convert writes the run under official names and reads it back as the same model."""
+    file, back = str(folder / "model.safetensors"), str(folder / "back")
+    assert cli.main(["convert", str(run.path), "--system", system, "--out", file]) == 0
+    assert cli.main(["convert", file, "--out", back]) == 0
+    again = gen.load(back)
+    subject = run.generator.subject
+    assert again.generator.subject == subject
+    assert same(again.params["net"], run.params["net"])
+
+
+@pytest.mark.parametrize("name", ["var-d16", "var-smoke"])
+def test_var_needs_its_tokenizer(name: str, tmp_path: Path) -> None:
+    assert "data" in find(name).required
+    with pytest.raises(GenError, match="tokenizer"):
+        build(name, {"data": str(tmp_path)})
