@@ -150,18 +150,11 @@ OWN: dict[str, dict[str, Any]] = {
 SLOW = (
     "annealing-reflow-task",
     "consistency-task",
-    "truncated-task",
-    "scm-task",
-    "annealing-reflow-task",
-    "distilled-decoding-task",
-    "f-distill-task",
-    "score-matching-task",
-    "multi-student-task",
-    "ddo-task",
     "ddo-task",
     "distilled-decoding-task",
     "f-distill-task",
     "flextok-task",
+    "multi-student-task",
     "proxy-task",
     "scm-task",
     "score-matching-task",
@@ -212,9 +205,6 @@ def frozen(kind: str) -> Mapping[str, Params]:
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """Everything a task may ask for, from (seed, step, row) alone: image, latent, noise, label, tokens, text, fakes.
-    """Everything a task may ask for, from (seed, step, row) alone: image, latent, noise, label, tokens, text."""
-
-    """Everything a task may ask for, from (seed, step, row) alone: image, latent, starting noise, label, fakes.
 
     Attributes:
       divided: the first half of a batch holds the first two classes, the second half the last.
