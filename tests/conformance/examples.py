@@ -148,18 +148,18 @@ OWN: dict[str, dict[str, Any]] = {
 }
 # tasks that differ from a quick one in a term, compile two networks, or have tests of their own
 SLOW = (
-    "vavae-task",
-    "proxy-task",
-    "flextok-task",
-    "consistency-task",
-    "truncated-task",
-    "scm-task",
     "annealing-reflow-task",
+    "consistency-task",
+    "ddo-task",
     "distilled-decoding-task",
     "f-distill-task",
-    "score-matching-task",
+    "flextok-task",
     "multi-student-task",
-    "ddo-task",
+    "proxy-task",
+    "scm-task",
+    "score-matching-task",
+    "truncated-task",
+    "vavae-task",
 )
 DIVIDED = ("multi-student-task",)  # whose batches hold the classes of one part after those of another
 TOKENIZERS = {

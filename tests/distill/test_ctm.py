@@ -80,6 +80,7 @@ def test_jumps_from_the_data_end_stay_and_have_finite_gradients() -> None:
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 def test_the_student_starts_as_the_teachers_denoiser() -> None:
     """The toy's second time begins without a say, as DiT's does."""
     task = dataclasses.replace(TASK, teacher=toy2d.DENOISER, flow_map=jump_map(toy2d.DENOISER))

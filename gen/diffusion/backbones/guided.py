@@ -6,7 +6,7 @@ have and most start silent, so that the network begins as the one it is distille
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 from flax import nnx
@@ -36,8 +36,6 @@ class GuidedConfig:
     factor: float = 1000.0
     usual: float = 1.0
 
-    times: ClassVar[int] = 1
-
     def __post_init__(self) -> None:
         if self.network.times != 2:
             raise GenError(f"a guided network of {self.network.times} time; its own times are 2, the scale is one")
@@ -56,6 +54,11 @@ class GuidedConfig:
     def num_classes(self) -> int:
         """Gives the backbone's number of classes."""
         return int(self.network.num_classes)
+
+    @property
+    def times(self) -> int:
+        """Gives the number of times that it is called with."""
+        return 1
 
     @property
     def null_class(self) -> bool:
