@@ -48,7 +48,7 @@ COUNTS = {
     "progressive-cifar10-gpu": 55_733_891,
 }
 BIG = (*COUNTS, "guided-imagenet64", "meanflow-xl2", "meanflow-b4", "shortcut-b2")
-QUICK = ("slimflow-cifar10", "meanflow-b4")  # the rest trace large networks for some seconds each
+QUICK = ("meanflow-b4",)  # the rest trace large networks for some seconds each
 TINY = Denoiser(
     DiTConfig((4, 4), 1, 2, 16, 1, 2, num_classes=3, remat="none", scan=False), Linear(), Predict("velocity")
 )
