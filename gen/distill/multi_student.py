@@ -111,7 +111,7 @@ class MultiStudentTask:
         """Does what `gen.training.task.Task.init` says, for all students at once."""
         keys = jax.random.split(key, self.count)
         several = previous is not None and GROUP in previous.params
-        before = _opened(previous, self.count) if several else previous
+        before = _opened(previous, self.count) if previous is not None and several else previous
         begun = jax.vmap(self.task.init, in_axes=(0, None, 0 if several else None), axis_size=self.count)(
             keys, frozen, before
         )

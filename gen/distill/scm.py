@@ -178,6 +178,7 @@ class SCMTask(FlowMapMethod):
         x_t = a * x + s * eps
         velocity = self.velocity(frozen, x, eps, x_t, t, {name: v for name, v in cond.items() if name != "dropout"})
         found = self.derivative(params, x_t, t, velocity, cond)
+        assert found.tangent is not None  # `derivative` asks for one
         g = jax.lax.stop_gradient(tangent(found.value, found.tangent, velocity, x_t, t, r))
         error = squared_error(found.value / self.flow_map.process.sigma_data, normalised(g, self.c, self.scaling))
         return error, jnp.linalg.norm(g.reshape(g.shape[0], -1), axis=1)
@@ -201,8 +202,9 @@ class SCMTask(FlowMapMethod):
         weight = state.params["weight"]
 
         def student(params: Params, data: Any) -> tuple[jax.Array, Aux]:
-            error, norms = self.errors(params, frozen, *data, schedule["r"])
-            return self.loss(error, weight, data[2]), Aux({"tangent": norms.mean()}, out=jax.lax.stop_gradient(error))
+            x, cond, t, eps = data
+            error, norms = self.errors(params, frozen, x, cond, t, eps, schedule["r"])
+            return self.loss(error, weight, t), Aux({"tangent": norms.mean()}, out=jax.lax.stop_gradient(error))
 
         state, metrics, error = self.student_part.update(state, student, data, schedule)
         state, more, _ = self.weight_part.update(

@@ -112,18 +112,18 @@ class DDOTask(Method):
         draws: Draws,
     ) -> tuple[jax.Array, Aux]:
         """Gives the loss on real data and the reference's samples, each with its conditions, under the same draws."""
-        ratios = [
+        on_real, on_fake = (
             self.log_likelihood(params, *data, draws)
             - jax.lax.stop_gradient(self.log_likelihood(reference, *data, draws))
             for data in (real, fake)
-        ]
-        losses = ddo_losses(*ratios, self.alpha, self.beta)
+        )
+        losses = ddo_losses(on_real, on_fake, self.alpha, self.beta)
         terms = {
             "loss_real": losses[0].mean(),
             "loss_fake": losses[1].mean(),
-            "ratio_real": ratios[0].mean(),
-            "ratio_fake": ratios[1].mean(),
-            "right": 0.5 * ((ratios[0] > 0.0).mean() + (ratios[1] < 0.0).mean()),
+            "ratio_real": on_real.mean(),
+            "ratio_fake": on_fake.mean(),
+            "right": 0.5 * ((on_real > 0.0).mean() + (on_fake < 0.0).mean()),
         }
         return (losses[0] + losses[1]).mean(), Aux(terms)
 

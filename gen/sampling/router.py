@@ -134,6 +134,11 @@ class RoutedGenerator(LatentGenerator):
         return calls
 
     @property
+    def subject(self) -> Students:
+        """Gives the networks of all students, and who makes which class."""
+        return self.students
+
+    @property
     def network(self) -> Any:
         """Gives the networks of all students."""
         return self.students.network

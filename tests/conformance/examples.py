@@ -154,6 +154,7 @@ SLOW = (
     "distilled-decoding-task",
     "f-distill-task",
     "flextok-task",
+    "multi-student-task",
     "proxy-task",
     "scm-task",
     "score-matching-task",
@@ -203,9 +204,7 @@ def frozen(kind: str) -> Mapping[str, Params]:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Everything a task may ask for, from (seed, step, row) alone: image, latent, noise, label, tokens, text."""
-
-    """Everything a task may ask for, from (seed, step, row) alone: image, latent, starting noise, label, fakes.
+    """Everything a task may ask for, from (seed, step, row) alone: image, latent, noise, label, tokens, text, fakes.
 
     Attributes:
       divided: the first half of a batch holds the first two classes, the second half the last.
@@ -221,19 +220,19 @@ class Rows:
             rng = np.random.default_rng((seed, step))
             latent, noise = rng.normal(size=(2, batch, *SHAPE)).astype(np.float32)
             image = rng.integers(0, 256, (batch, 8, 8, 1), np.uint8)
+            label = np.arange(batch, dtype=np.int32) % CLASSES
+            if self.divided:
+                label = np.where(np.arange(batch) < batch // 2, label % 2, 2).astype(np.int32)
             rows = {
                 "image": image,
                 "latent": latent,
                 "noise": noise,
-                "label": np.arange(batch, dtype=np.int32) % CLASSES,
+                "label": label,
                 "tokens": rng.integers(0, 8, (batch, 2, 2)).astype(np.int32),
                 "text": rng.normal(size=(batch, SHAPE[0], 8)).astype(np.float32),
+                "fake_latent": noise,
+                "fake_label": label,
             }
-            label = np.arange(batch, dtype=np.int32) % CLASSES
-            if self.divided:
-                label = np.where(np.arange(batch) < batch // 2, label % 2, 2).astype(np.int32)
-            rows = {"image": image, "latent": latent, "noise": noise, "label": label}
-            rows |= {"fake_latent": noise, "fake_label": label}
             yield {name: value[part] for name, value in rows.items()}
             step += 1
 
@@ -249,8 +248,7 @@ def rows(kind: str) -> Rows:
 def build(kind: str) -> tuple[Any, Any, Any]:
     """(task, data, frozen) in a fresh process."""
     KINDS["conformance"] = KINDS_HERE
-    return task(kind), Rows(), frozen(kind)
-    return task(kind), rows(kind), frozen()
+    return task(kind), rows(kind), frozen(kind)
 
 
 @dataclasses.dataclass(frozen=True)

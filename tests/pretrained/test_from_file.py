@@ -53,6 +53,8 @@ TINY: dict[str, tuple[Any, list[str]]] = {
     "edm-ve": (SONG, []),
     "edm-iddpm": (CHAIN, []),
     "dmd2": (dataclasses.replace(CHAIN, out_channels=3), []),
+    "rfpp": (SONG, []),
+    "slimflow": (SongUNetConfig(8, width=16, mult=(1, 2), blocks=1, attention=(4,)), ["--network.size", "8"]),
     "adm": (ADM, ADM_FLAGS),
     "adm-new-order": (ADM, ADM_FLAGS),
     "llamagen": (GPTConfig((2, 2), 8, 16, 1, 2, 24, num_classes=3), [*HEADS, *GRID]),
@@ -84,14 +86,15 @@ ELSEWHERE = {
 }
 FLAGS = {"repa": ["--network.encoder_depth", "1"]}
 ALIKE = (
-    "sd-vae-old",
-    "kl-vae",
-    "edm-vp",
-    "edm-ve",
-    "dmd2",
     "adm-new-order",
-    "repa",
+    "dmd2",
+    "edm-ve",
+    "edm-vp",
+    "kl-vae",
     "maskgit-uvit",
+    "repa",
+    "rfpp",
+    "sd-vae-old",
 )  # read by the code of others here
 TOKENS = ("llamagen", "rar")  # joined with a tokenizer and sampled in test_token_files.py
 QUICK = ("edm",)  # the rest compile for some seconds each

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from gen.diffusion.backbones.backbone import BackboneConfig, Output
+from gen.diffusion.backbones.backbone import Output
 from gen.errors import GenError
 from gen.nn.conditions import Condition, Conditions
 from gen.nn.network import Cond
@@ -22,7 +22,7 @@ SCALE = "guidance"  # the condition
 
 
 @dataclasses.dataclass(frozen=True)
-class GuidedConfig(BackboneConfig):
+class GuidedConfig:
     """A backbone of two times, the second one of which is the guidance scale, given as the condition "guidance".
 
     Attributes:
@@ -54,6 +54,11 @@ class GuidedConfig(BackboneConfig):
     def num_classes(self) -> int:
         """Gives the backbone's number of classes."""
         return int(self.network.num_classes)
+
+    @property
+    def times(self) -> int:
+        """Gives the number of times that it is called with."""
+        return 1
 
     @property
     def null_class(self) -> bool:
