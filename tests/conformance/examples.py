@@ -154,6 +154,7 @@ SLOW = (
     "distilled-decoding-task",
     "f-distill-task",
     "flextok-task",
+    "flowtok-task",
     "multi-student-task",
     "proxy-task",
     "scm-task",
