@@ -156,7 +156,7 @@ def binary_diffusion_smoke(data: str, tokenizer: Loaded | None = None) -> Recipe
     )
     return token_recipe(
         "binary-diffusion-smoke",
-        BinaryDiffusion(network, levels=16, gamma=0.0),
+        BinaryDiffusion(network, levels=64, gamma=0.0),
         data,
         tokenizer,
         sampler=BinarySampler(steps=16, guidance=1.5 if network.num_classes else 1.0),

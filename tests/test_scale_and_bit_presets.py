@@ -11,14 +11,18 @@ import gen
 from gen import cli
 from gen.cli.estimates import planned
 from gen.config import from_json, to_json
-from gen.data.sources import digits
+from gen.data.sources import Digits, digits
 from gen.errors import GenError
-from gen.experiments import build, find
+from gen.experiments import Recipe, build, find
 from gen.nn.network import count, param_shapes
 from gen.runs import Loaded
 from gen.tokenizers.encode import encode_images
+from gen.tokenizers.quantizers.residual import Residual
+from gen.tokenizers.train import TokenizerTask
+from gen.tokenizers.var_vqvae import VARVQVAEConfig
 from gen.training.engine import train
 from gen.training.run import RunConfig
+from gen.training.task import Stage
 from tests.training.conformance import same
 
 COUNTS = {
@@ -35,9 +39,10 @@ COUNTS = {
     "binary-diffusion-imagenet": None,
     "flextok-ar": None,
 }
+MAPS = VARVQVAEConfig((8, 8, 1), Residual(32, 4, (1, 2, 4)), 8, (1, 2), blocks=1, inner=4, groups=4)
 # the toy, the tokenizer's toy, and the published system whose names it has
 TOYS = [
-    ("var-smoke", "var-vqvae-smoke", "var"),
+    ("var-smoke", "", "var"),
     ("binary-diffusion-smoke", "binary-ae-smoke", "binary-diffusion"),
     ("instella-diffusion-smoke", "instella-smoke", None),
     ("instella-ar-smoke", "instella-smoke", None),
@@ -67,8 +72,9 @@ def short(config: RunConfig, steps: int) -> RunConfig:
 
 
 def encoded(tokenizer: str, folder: Path) -> tuple[Loaded, str]:
-    """A barely trained tokenizer of digits, and a cache of its tokens."""
-    recipe = build(tokenizer, {})
+    """A barely trained tokenizer of digits, a preset's or `MAPS`, and a cache of its tokens."""
+    stage = Stage("tokenizer", TokenizerTask(MAPS), 2, 8, Digits("train"))
+    recipe = build(tokenizer, {}) if tokenizer else Recipe(RunConfig("maps", (stage,)))
     train(short(recipe.config, 2), folder / "tokenizer", frozen=recipe.frozen)
     loaded = gen.load(folder / "tokenizer")
     cache = encode_images(loaded.tokenizer, loaded.params["tokenizer"], digits("test"), folder / "cache", batch=128)
@@ -94,18 +100,18 @@ def test_toys_train_resume_sample_and_convert(
     with pytest.raises(GenError, match="was encoded by another tokenizer"):
         build(name, {"data": data, "tokenizer": other})
     if system is not None:
-        _check_files(run, system, tmp_path)
+        _check_files(run, images, system, tmp_path)
 
 
-def _check_files(run: Loaded, system: str, folder: Path) -> None:
-    """gen convert writes the run under official names and reads it back as the same model."""
+def _check_files(run: Loaded, images: np.ndarray, system: str, folder: Path) -> None:
+    """gen convert writes the run under official names; read back with its tokenizer it makes the same images."""
     file, back = str(folder / "model.safetensors"), str(folder / "back")
     assert cli.main(["convert", str(run.path), "--system", system, "--out", file]) == 0
-    assert cli.main(["convert", file, "--out", back]) == 0
+    assert cli.main(["convert", file, "--out", back, "--vae", str(folder / "tokenizer")]) == 0
     again = gen.load(back)
-    subject = run.generator.subject
-    assert again.generator.subject == subject
+    assert again.generator == run.generator
     assert same(again.params["net"], run.params["net"])
+    np.testing.assert_array_equal(again.sample([0, 1, 2]), images)
 
 
 @pytest.mark.parametrize("name", ["var-d16", "var-smoke"])

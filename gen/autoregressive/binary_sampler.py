@@ -93,7 +93,7 @@ class BinarySampler(TokenSamplerConfig):
       rule: see `denoise_bits`.
       guidance: scale w of classifier-free guidance; 1 for none. (Official scales count from 0: w - 1.)
       temperature: divides the guided outputs of the network.
-      power: the times are (1 - i / steps)^power, for a model without levels.
+      power: the times are (1 - i / steps)^power; of a model of levels, those that are nearest below.
       decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
     """
 
@@ -132,18 +132,15 @@ class BinarySampler(TokenSamplerConfig):
     def times(self, model: BinaryDiffusion) -> np.ndarray:
         """Gives the times of the steps, (steps,) float64, falling from 1.
 
-        Raises GenError for more steps than the model has levels, and for a power of times that it has not.
+        Raises GenError for more steps than the model has levels.
         """
         if model.levels is None:
             return np.asarray((1.0 - np.arange(self.steps) / self.steps) ** self.power)
-        if self.steps > model.levels or self.power != 1.0:
-            raise GenError(
-                f"{self.steps} steps with power {self.power} along {model.levels} levels; give at most as many steps "
-                "as there are levels, and power 1"
-            )
-        if self.steps in (1, model.levels):
+        if self.steps > model.levels:
+            raise GenError(f"{self.steps} steps along {model.levels} levels; give at most as many steps as levels")
+        if self.steps == 1 or (self.steps == model.levels and self.power == 1.0):
             return np.arange(model.levels, model.levels - self.steps, -1) / model.levels
-        spread = np.linspace(0.0, 1.0, self.steps)  # cut to integers as the official code does
+        spread = np.linspace(0.0, 1.0, self.steps) ** self.power  # cut to integers as the official code does
         return (1 + (spread * (model.levels - 1)).astype(int))[::-1] / model.levels
 
     def tokens(self, model: Any, params: GeneratorParams, keys: jax.Array, cond: Cond, tokenizer: Any) -> jax.Array:

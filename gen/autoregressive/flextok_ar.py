@@ -78,6 +78,8 @@ class FlexTokARConfig(CachedModel):
     def __post_init__(self) -> None:
         if self.width % self.heads or self.width % 4:
             raise GenError(f"width {self.width} divides not into {self.heads} heads and 4 parts; change one of them")
+        if len(self.shape) != 1:
+            raise GenError(f"tokens {tuple(self.shape)} are no row; give those of a tokenizer of ordered tokens")
 
     def build(self, rngs: nnx.Rngs) -> "FlexTokAR":
         """Gives the module with freshly drawn parameters."""

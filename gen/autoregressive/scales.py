@@ -95,7 +95,9 @@ class ScaleSampler(TokenSamplerConfig):
     def tokens(self, model: Any, params: GeneratorParams, keys: jax.Array, cond: Cond, tokenizer: Any) -> jax.Array:
         """Does what `TokenSamplerConfig.tokens` says. Raises GenError without a tokenizer, whose codes it reads."""
         if tokenizer is None:
-            raise GenError("VAR reads code vectors while it draws; give its tokenizer (--tokenizer RUN)")
+            raise GenError(
+                "VAR reads code vectors while it draws; give its tokenizer (gen convert FILE --vae TOKENIZER)"
+            )
 
         def pick(logits: jax.Array, scale: Any) -> jax.Array:
             return drawn(keys, filtered(logits, k=self.top_k, p=self.top_p), scale)

@@ -15,6 +15,7 @@ from gen.pretrained.readers import read_weights
 from gen.pretrained.systems import locate
 from gen.runs import load
 from gen.sampling.generator import DiffusionGenerator
+from gen.tokenizers.var_vqvae import VARVQVAEConfig
 
 __all__ = ["Decoder", "join", "join_tokens", "read_decoder", "read_normalizer"]
 
@@ -134,6 +135,8 @@ def join_tokens(generator: Any, decoder: Decoder) -> TokenGenerator:
         )
     if len(tokenizer.spec.shape) == len(generator.latent) == 2 and not tokenizer.spec.scales:
         tokenizer = _sized(tokenizer, generator.latent)
+    elif isinstance(tokenizer, VARVQVAEConfig) and generator.model.scales:
+        tokenizer = tokenizer.scaled(generator.model.scales)
     return dataclasses.replace(generator, tokenizer=tokenizer)
 
 

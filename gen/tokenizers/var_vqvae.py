@@ -53,6 +53,14 @@ class VARVQVAEConfig(VQGANConfig):
         shape = (quantizer.tokens,)
         return TokenizerSpec("tokens", shape, self.image, quantizer.vocabulary, quantizer.width, scales)
 
+    def scaled(self, scales: tuple[int, ...]) -> "VARVQVAEConfig":
+        """Gives the same network with as many other scales, for images of the size that they are of."""
+        if len(scales) != len(self.quantizer.scales):
+            raise GenError(f"scales {scales} for {len(self.quantizer.scales)} maps; give the tokenizer of these scales")
+        side = scales[-1] * self.factor
+        quantizer = dataclasses.replace(self.quantizer, scales=tuple(scales))
+        return dataclasses.replace(self, image=(side, side, self.image[2]), quantizer=quantizer)
+
     def inputs(self, params: Params, ids: jax.Array) -> jax.Array:
         """Says what a next-scale model reads of ids (B, tokens): see `gen.tokenizers.quantizers.residual`."""
         quantizer: Params = params["quantizer"]

@@ -10,6 +10,7 @@ import pytest
 
 from gen.autoregressive.decoding import ConstantScale, LinearScale, drawn, filtered, mix
 from gen.autoregressive.generator import TokenGenerator
+from gen.autoregressive.likelihood import bits_per_image
 from gen.autoregressive.scales import ScaleSampler
 from gen.autoregressive.train import TokenTask
 from gen.autoregressive.var import VARConfig, var
@@ -62,7 +63,7 @@ def test_cached_sampling_is_full_recomputation(params: dict[str, Any], sampled: 
     ids = sampled(keys, label)
 
     @jax.jit
-    def again(ids: jax.Array) -> jax.Array:
+    def again(ids: jax.Array) -> Any:
         cond = {"label": label, **MODEL.forced({"tokenizer": params["tokenizer"]}, ids)}
         own, null = (MODEL.logits(params["net"], ids, c) for c in (cond, MODEL.null(params["net"], cond)))
         found = []
@@ -70,9 +71,13 @@ def test_cached_sampling_is_full_recomputation(params: dict[str, Any], sampled: 
             part = slice(sum(MODEL.groups[:i]), sum(MODEL.groups[: i + 1]))
             kept = filtered(mix(own[:, part], null[:, part], float(w)), k=SAMPLER.top_k, p=SAMPLER.top_p)
             found.append(drawn(keys, kept, i))
-        return jnp.concatenate(found, axis=1)
+        bits = bits_per_image(MODEL, params, ids, {"label": label})
+        said = jnp.take_along_axis(jax.nn.log_softmax(own), ids[..., None], axis=-1).sum((1, 2)) / -jnp.log(2.0)
+        return jnp.concatenate(found, axis=1), bits, said
 
-    np.testing.assert_array_equal(ids, again(ids))
+    found, bits, said = again(ids)
+    np.testing.assert_array_equal(ids, found)
+    np.testing.assert_allclose(bits, said, rtol=1e-5)
     assert len(np.unique(ids)) > 3
 
 
@@ -96,6 +101,9 @@ def test_refusals(params: dict[str, Any]) -> None:
     tokens = jnp.zeros((1, *MODEL.shape), jnp.int32)
     with pytest.raises(GenError, match="frozen role 'tokenizer'"):
         MODEL.forced({}, tokens)
+    assert TOKENIZER.scaled((1, 2, 5)).spec.image == (10, 10, 1)
+    with pytest.raises(GenError, match="for 3 maps"):
+        TOKENIZER.scaled((1, 2))
     with pytest.raises(GenError, match="give its tokenizer"):
         TokenGenerator(MODEL, SAMPLER).tokens(params, jax.random.split(jax.random.key(0), 1), {"label": jnp.zeros(1)})
     other = dataclasses.replace(CODES, scales=(1, 3))

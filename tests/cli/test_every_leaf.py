@@ -18,11 +18,23 @@ from gen.nn.network import param_shapes
 from gen.runs import Loaded
 from gen.training.checks import check_run
 from gen.training.run import RunConfig
-from tests.autoregressive.caches import token_cache
+from tests.autoregressive.caches import bit_cache, token_cache
 from tests.test_edm_presets import image_zip
 from tests.test_teacher_presets import cached
 
-SMOKE = sorted(n for n in presets() if n.endswith("-smoke") and "student" not in n and "cifar10-t" not in n)
+# toys whose data are neither images, latents nor a grid of tokens; tested where there is time
+ROWS = {
+    "flextok-ar-smoke": lambda folder: token_cache(folder, (16,)),
+    "binary-diffusion-smoke": lambda folder: bit_cache(folder, (2, 2, 6)),
+    "instella-diffusion-smoke": bit_cache,
+    "instella-ar-smoke": bit_cache,
+}
+SMOKE = sorted(
+    n
+    for n, p in presets().items()
+    if n.endswith("-smoke") and "student" not in n and "cifar10-t" not in n and "tokenizer" not in p.required
+)
+SMOKE = [pytest.param(n, marks=pytest.mark.slow) if n in ROWS else n for n in SMOKE]
 TOKENS = ("llamagen", "rar")  # experiments whose data are tokens
 # settings that name a thing outside the configuration, or say how a run is carried out and never what is built
 OUTSIDE = ("engine.", "name", "frozen.", ".data.", ".name")
@@ -30,7 +42,9 @@ OUTSIDE = ("engine.", "name", "frozen.", ".data.", ".name")
 
 def recipe(name: str, folder: Path) -> Any:
     inputs = {}
-    if "data" in find(name).required:
+    if name in ROWS:
+        inputs["data"] = ROWS[name](folder / "cache")
+    elif "data" in find(name).required:
         tokens = find(name).module.rpartition(".")[2] in TOKENS
         cache = {"encoder_0": np.zeros((4, 64, 16), np.float16)}
         inputs["data"] = token_cache(folder / "cache") if tokens else cached(folder / "cache", **cache)
