@@ -146,7 +146,9 @@ _SHOWN = ("frechet_distance", "recall")
 def plan(outdir: str | Path, budget: Budget, seed: int) -> Plan:
     """The demo's steps."""
     takes = {"tokenizer": "tokenizer", "tokens": "tokens"}
-    writer = functools.partial(_model, "demo-writer", MODEL, TokenSampler(ConstantScale(1.0)), budget.writer, seed)
+    writer = functools.partial(
+        _model, "demo-writer", MODEL, TokenSampler(ConstantScale(1.2), top_p=0.95), budget.writer, seed
+    )
     masked = MaskedSampler(8, 4.0, annealed=False)
     unmasker = functools.partial(_model, "demo-unmasker", MASKED, masked, budget.unmasker, seed)
     steps = (
