@@ -18,15 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen.diffusion.backbones.dit import DiTConfig
+from gen.diffusion.consistency_maps import data_map, trig_map
 from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.flowmap import jump_map
 from gen.diffusion.meanflow import MeanFlowTask, average_map
 from gen.diffusion.process import Linear
 from gen.diffusion.shortcut import ShortcutTask
 from gen.diffusion.train import DenoiserTask
+from gen.distill.consistency import ConsistencyDistillationTask, ConsistencyTask
+from gen.distill.ctm import CTMTask
 from gen.distill.guided_distillation import GuidedTask, guided_student
 from gen.distill.kd import KDTask
+from gen.distill.pairs import Fixed, GridPairs, ShrinkingPairs
 from gen.distill.progressive_distillation import ProgressiveTask
 from gen.distill.rectified_flow import ReflowTask
+from gen.distill.scm import SCDTask, SCMTask
 from gen.distill.slimflow import FlowGuidedTask
 from gen.sampling.guidance import ClassifierFree
 from gen.training.ema import Constant
@@ -42,6 +48,13 @@ TASKS: Mapping[str, Any] = {
     "meanflow, guided teacher": MeanFlowTask(flow_map=average_map(TEACHER), **GUIDED),
     "shortcut": ShortcutTask(flow_map=average_map(TEACHER, "halvings"), **SHARED),
     "shortcut, guided teacher": ShortcutTask(flow_map=average_map(TEACHER, "halvings"), every=2, **GUIDED),
+    "consistency distillation": ConsistencyDistillationTask(
+        flow_map=data_map(TEACHER), teacher=TEACHER, pairs=GridPairs(Fixed(18)), weight="uniform", **SHARED
+    ),
+    "easy consistency tuning": ConsistencyTask(flow_map=data_map(TEACHER), pairs=ShrinkingPairs(), **SHARED),
+    "sct": SCMTask(flow_map=trig_map(TEACHER), **SHARED),
+    "scd": SCDTask(flow_map=trig_map(TEACHER), teacher=TEACHER, **SHARED),
+    "ctm": CTMTask(flow_map=jump_map(TEACHER), teacher=TEACHER, last_layer="final/kernel", **SHARED),
     "kd": KDTask(teacher=TEACHER, **SHARED),
     "reflow": ReflowTask(teacher=TEACHER, **SHARED),
     "slimflow, second stage": FlowGuidedTask(teacher=TEACHER, **SHARED),

@@ -9,23 +9,51 @@ import numpy as np
 
 from gen.data.caches import Cache
 from gen.data.images import Images
-from gen.data.random import RANDOM
+from gen.data.random import RANDOM, Random
 from gen.errors import GenError
 from gen.experiments import Recipe, build, find
 from gen.runs import Loaded
 from gen.sampling.generator import FewSteps
+from gen.sampling.guidance import ClassifierFree
 from gen.sampling.records import Records
+from gen.training.ema import Constant
+from gen.training.optim import OptimConfig
 from gen.training.run import EngineConfig, RunConfig
 from gen.training.task import Stage
 
-__all__ = ["student_data", "student_network", "student_recipe", "student_times"]
+__all__ = [
+    "falling",
+    "guidance_of",
+    "like_teacher",
+    "student_data",
+    "student_network",
+    "student_recipe",
+    "student_times",
+]
+
+
+def falling(lr: float, *, warmup: int = 20, average: float = 0.98) -> dict[str, Any]:
+    """Gives optimiser and average of a student that is trained for a minute: settings ``optim`` and ``emas``."""
+    optim = OptimConfig(lr, betas=(0.9, 0.99), schedule="cosine", warmup=warmup, final=0.05, clip=1.0)
+    return {"optim": optim, "emas": (Constant(average, warmup=True),)}
+
+
+def guidance_of(teacher: Loaded) -> Any:
+    """Gives the guidance that a teacher is sampled with; none where its sampler knows none."""
+    return getattr(teacher.config.sampler, "guidance", ClassifierFree())
+
+
+def like_teacher(teacher: Loaded, student: Any = None) -> Any:
+    """Gives the teacher's Denoiser, with the network configuration `student` where that is given."""
+    return teacher.denoiser if student is None else dataclasses.replace(teacher.denoiser, network=student)
 
 
 def student_data(data: str | None, teacher: Loaded) -> Any:
     """Gives what a student is trained on.
 
     Args:
-      data: teacher records, a latent cache, or images; None for what the teacher itself was trained on.
+      data: teacher records, a latent cache, or images; ``random`` for arrays of the teacher's shapes, to plan a run;
+        None for what the teacher itself was trained on.
 
     Raises GenError where none is given and the teacher's run does not say (published weights).
     """
@@ -33,6 +61,10 @@ def student_data(data: str | None, teacher: Loaded) -> Any:
         if not teacher.config.stages:
             raise GenError(f"{teacher.path} does not say what it was trained on; add --data DATA")
         return teacher.config.stages[-1].data
+    if data == RANDOM:
+        network = teacher.denoiser.network
+        label = {"label": ()} if "label" in network.conditions else {}
+        return Random({"latent": network.shape, "noise": network.shape, **label})
     if (Path(data) / "records.json").exists():
         return Records(data, teacher.origin)
     if (Path(data) / "cache.json").exists():

@@ -51,7 +51,11 @@ __all__ = ["CALLS", "HEAD", "METHODS", "Budget", "run", "table"]
 
 CALLS = (1, 2, 4)  # at which students are scored, where they have them
 TEACHER_STEPS = (1, 2, 4, 8, 16, 25, 50)  # of the teacher's solver
-METHODS = ("kd", "dmd2")
+METHODS = (
+    "kd", "dmd", "dmd2", "f-distill", "ladd", "multi-student", "reflow", "rfpp", "slimflow", "progressive-distillation",
+    "guided-distillation", "consistency-distillation", "consistency-training", "ict", "ect", "tcm", "sct", "scd", "ctm",
+    "meanflow", "shortcut",
+)  # fmt: skip
 _TIMES = "training.json"
 
 

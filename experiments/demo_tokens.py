@@ -74,11 +74,11 @@ SMOKE = Budget(tokenizer=60, writer=40, unmasker=40, count=300, sets=1)
 
 TOWER = Tower(width=64, depth=1, heads=8)
 TOKENIZER = TiTokConfig(
-    (8, 8, 1), patch=4, tokens=16, channels=None, encoder=TOWER, decoder=TOWER, quantizer=FSQ((5, 5)), scan=False
+    (8, 8, 1), patch=4, tokens=16, channels=None, encoder=TOWER, decoder=TOWER, quantizer=FSQ((8, 6, 5)), scan=False
 )
-MODEL = GPTConfig((16,), 25, 64, 2, 4, 192, num_classes=CLASSES, dropout=0.2, scan=False)
+MODEL = GPTConfig((16,), 240, 64, 2, 4, 192, num_classes=CLASSES, dropout=0.1, scan=False)
 MASKED = MaskGITConfig(
-    shape=(16,), vocabulary=25, num_classes=CLASSES, width=64, depth=3, heads=4, hidden=256, scan=False
+    shape=(16,), vocabulary=240, num_classes=CLASSES, width=64, depth=3, heads=4, hidden=256, scan=False
 )
 
 
@@ -150,7 +150,7 @@ def plan(outdir: str | Path, budget: Budget, seed: int) -> Plan:
     masked = MaskedSampler(8, 4.0, annealed=False)
     unmasker = functools.partial(_model, "demo-unmasker", MASKED, masked, budget.unmasker, seed)
     steps = (
-        Train("tokenizer", functools.partial(_tokenizer, budget, seed), about="8x8 pixels to 16 tokens of 25"),
+        Train("tokenizer", functools.partial(_tokenizer, budget, seed), about="8x8 pixels to 16 tokens of 240"),
         Encode("tokens", "tokenizer", Digits("train"), about="the training images, encoded once"),
         Encode("heldout", "tokenizer", Digits("test"), about="the held-out images, for bits per image"),
         Train("writer", writer, takes, about="a Llama decoder that writes token by token"),

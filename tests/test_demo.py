@@ -49,8 +49,8 @@ def test_digits_by_tokens(tmp_path, capsys):
     out = tmp_path / "demo-tokens"
     demo_tokens.run(out, smoke=True)
     found = read_json(out / "scores" / "LlamaGen-token-by-token.json")["values"]
-    assert 0 < found["bits_per_image"] < 16 * np.log2(25) + 8
-    assert found["unigram_bits_per_image"] < 16 * np.log2(25) + 1
+    assert 0 < found["bits_per_image"] < 16 * np.log2(240) + 8
+    assert found["unigram_bits_per_image"] < 16 * np.log2(240) + 1
     assert (out / "report.html").stat().st_size > 10_000
     capsys.readouterr()
     demo_tokens.run(out, smoke=True)

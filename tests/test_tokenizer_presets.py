@@ -25,7 +25,7 @@ from gen.training.run import RunConfig
 from tests.test_edm_presets import image_zip
 from tests.training.conformance import same
 
-FILES = ("vavae", "rae", "detok", "vitok", "flowtok", "binary_latents")
+FILES = ("vavae", "rae", "detok", "vitok", "flowtok", "binary_latents", "vqgan")
 MINE = {
     name: p
     for name, p in presets().items()
@@ -39,6 +39,9 @@ COUNTS = {
     "vavae-f16d32-long": 69_836_067,
     "vavae-ldm-f16d32": 69_836_067,
     "instella-tokenizer": 427_754_560,
+    "llamagen-vq16": 71_883_403,
+    "llamagen-vq8": 70_109_835,
+    "var-vqvae": 108_948_355 + 10 * 4096,  # and the running hits of the codes at each scale
 }
 ENCODERS = ("dinov2", "mae", "dinov2-with-registers-base")
 ENCODER = ViTConfig(size=16, patch=4, width=8, depth=1, heads=1, hidden=8)

@@ -129,12 +129,12 @@ class Partitioned:
     def batches(self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1) -> Iterator[Record]:
         """Endless batches of all parts, each shuffled for itself; this process's slice, from global step `start`.
 
-        A batch of one row for each process is a sample of the data, undivided.
+        A batch of fewer rows than there are parts is a sample of the data, undivided.
 
         Raises GenError where parts and processes do not divide the batch, and for a part of too few records.
         """
         source, parts = self.source(), self.parts
-        if batch == processes:
+        if batch < parts:
             return loader.batches(source, batch=batch, seed=seed, start=start, process=process, processes=processes)
         if batch % parts or max(parts, processes) % min(parts, processes):
             raise GenError(

@@ -339,7 +339,14 @@ class FlowMap:
 def jump_map(denoiser: Denoiser) -> FlowMap:
     """Gives the flow map that starts as a denoiser: its network with a second time, its parameterization as the g of a
     `Jump`.
+
+    Raises GenError for a network that cannot take two times.
     """
+    if "times" not in {field.name for field in dataclasses.fields(denoiser.network)}:
+        raise GenError(
+            f"{type(denoiser.network).__name__} takes one time and a flow map's network two; give a student of another "
+            "family, or a method that needs one time"
+        )
     network = dataclasses.replace(denoiser.network, times=2)
     return FlowMap(network, denoiser.process, Jump(denoiser.parameterization))
 

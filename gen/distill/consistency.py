@@ -37,6 +37,7 @@ Weight = Literal[
     "uniform", "snr", "snr+1", "karras", "truncated-snr", "inverse-gap", "inverse-root-gap", "c-out", "c-out-squared"
 ]
 Solver = Literal["euler", "heun"]
+_LEAST = 1e-6  # stands for t = 0 in networks that see its logarithm
 
 
 def weighting(weight: Weight, level: jax.Array, gap: jax.Array, data: float) -> jax.Array:
@@ -141,7 +142,7 @@ class ConsistencyTask(FlowMapMethod):
     def f(self, params: Params, x: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
         """Gives the consistency function at x_t; at t = 0 it is x_t."""
         end = jnp.float32(self.flow_map.process.t_min)
-        jumped = self.flow_map(params, x, jnp.maximum(t, 1e-6), end, cond)
+        jumped = self.flow_map(params, x, jnp.maximum(t, _LEAST), end, cond)
         return jnp.where(expand(t > 0.0, x), jumped, x)
 
     def earlier(self, frozen: Frozen, x: jax.Array, x_t: jax.Array, eps: jax.Array, times: Pair, cond: Cond) -> Any:
@@ -246,7 +247,7 @@ class ConsistencyDistillationTask(ConsistencyTask):
             found: jax.Array = prediction.velocity
             return found
 
-        return ode_step(velocity, x_t, times.t, jnp.maximum(times.r, 1e-6), self.solver)
+        return ode_step(velocity, x_t, times.t, jnp.maximum(times.r, _LEAST), self.solver)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

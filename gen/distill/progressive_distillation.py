@@ -15,6 +15,7 @@ import numpy as np
 from gen.diffusion.backbones.guided import SCALE
 from gen.diffusion.objectives import mean_over_data
 from gen.diffusion.process import expand
+from gen.distill.rectified_flow import expect_alike
 from gen.errors import GenError
 from gen.nn.conditions import Conditions
 from gen.nn.network import Cond, Params, tree_copy
@@ -100,6 +101,12 @@ class ScaleMethod(StudentMethod):
         super().__post_init__()
         if self.scales[0] > self.scales[1]:
             raise GenError(f"guidance scales from {self.scales[0]:g} to {self.scales[1]:g}; give the lower one first")
+        if self.denoiser.process != self.teacher.process:
+            raise GenError(
+                f"the student's process is {self.denoiser.process}, the teacher's {self.teacher.process}; a student "
+                "that follows its teacher's steps needs the same"
+            )
+        expect_alike(self.teacher, self.denoiser)
 
     def models(self) -> Mapping[str, Model]:
         """Gives the student, which a solver samples."""

@@ -30,6 +30,7 @@ __all__ = [
     "PairMethod",
     "ReflowTask",
     "UShaped",
+    "expect_alike",
     "pseudo_huber",
     "straightness",
     "u_shaped_times",
@@ -96,6 +97,15 @@ def straightness(trajectory: jax.Array, times: np.ndarray) -> jax.Array:
     return mean_over_data(jnp.square(velocities - straight).mean(0))
 
 
+def expect_alike(teacher: Denoiser, student: Denoiser) -> None:
+    """Raises GenError for a student of other data than its teacher's."""
+    if teacher.network.shape != student.network.shape:
+        raise GenError(
+            f"the teacher makes {teacher.network.shape} and the student {student.network.shape}; give the student the "
+            "size and channels of its teacher"
+        )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairMethod(StudentMethod):
     """A `StudentMethod` on pairs of noise and what the teacher's solver made of it (`gen.sampling.records`).
@@ -122,6 +132,7 @@ class PairMethod(StudentMethod):
                 f"the student's process is {type(self.denoiser.process).__name__}; straight paths are those of the "
                 "linear process: leave the student out, or give it that"
             )
+        expect_alike(self.teacher, self.denoiser)
         if self.flip and len(self.shape) != 3:
             raise GenError(f"data {self.shape} cannot be mirrored; set flip to false")
 

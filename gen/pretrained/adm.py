@@ -7,6 +7,7 @@ The order of q, k, v and heads in the attention's projection is told by no file:
 new one (system adm-new-order), all others the old one (adm).
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -33,16 +34,21 @@ _SIZES: dict[tuple[float, ...], int] = {
     (0.5, 1, 1, 2, 2, 4, 4): 512,
 }
 _ATTENTION_1D = Transform(lambda a: a.transpose(2, 1, 0)[None], lambda a: (a[0].transpose(2, 1, 0),))
+_ATTENTION_2D = Transform(lambda a: a.transpose(2, 3, 1, 0), lambda a: (a.transpose(3, 2, 0, 1),))
 
 
-def rules(config: DhariwalUNetConfig, *, new_order: bool = False) -> Rules:
-    """Gives the table of official names for a configuration.
+def rules(config: DhariwalUNetConfig, *, new_order: bool = False, planar: bool = False) -> Rules:
+    """Gives the table of official names for a configuration; those of a second time are CTM's.
 
     Args:
+      planar: the attention's projections are stored as convolutions over a plane instead of a line.
       new_order: the projection's channels are ordered by q, k, v before heads (``use_new_attention_order``) instead of
         heads before q, k, v.
     """
-    table: list[Rule] = [*linear("time_embed.0", "map/layer0"), *linear("time_embed.2", "map/layer1")]
+    table: list[Rule] = []
+    for s in ("", "_s")[: config.times]:
+        table += [*linear(f"time_embed{s}.0", f"map/layer0{s}"), *linear(f"time_embed{s}.2", f"map/layer1{s}")]
+    form = _Form(new_order, planar)
     if config.num_classes:
         table.append(Rule("label_emb.weight", "map/label/kernel", SAME))
     encoder, decoder = config.plans
@@ -53,14 +59,14 @@ def rules(config: DhariwalUNetConfig, *, new_order: bool = False) -> Rules:
         if row.kind == "conv":
             table += convolution(f"{name}.0{'.op' if row.down else ''}", f"enc/{row.name}")
         else:
-            table += _block(config, row, f"enc/{row.name}", f"{name}.0", f"{name}.1", new_order)
+            table += _block(config, row, f"enc/{row.name}", f"{name}.0", f"{name}.1", form)
     number, place = -1, 0
     for row in decoder:
         ours = f"dec/{row.name}"
         if row.name.endswith("_in0"):
-            table += _block(config, row, ours, "middle_block.0", "middle_block.1", new_order)
+            table += _block(config, row, ours, "middle_block.0", "middle_block.1", form)
         elif row.name.endswith("_in1"):
-            table += _block(config, row, ours, "middle_block.2", "", new_order)
+            table += _block(config, row, ours, "middle_block.2", "", form)
         elif row.kind == "norm":
             table += _norm("out.0", ours)
         elif row.kind == "out":
@@ -70,11 +76,11 @@ def rules(config: DhariwalUNetConfig, *, new_order: bool = False) -> Rules:
         elif row.kind == "conv":  # the last part of the block before
             table += convolution(f"output_blocks.{number}.{place}.conv", ours)
         elif row.up:  # likewise
-            table += _block(config, row, ours, f"output_blocks.{number}.{place}", "", new_order)
+            table += _block(config, row, ours, f"output_blocks.{number}.{place}", "", form)
         else:
             number, place = number + 1, 2 if _heads(config, row) else 1
             name = f"output_blocks.{number}"
-            table += _block(config, row, ours, f"{name}.0", f"{name}.1", new_order)
+            table += _block(config, row, ours, f"{name}.0", f"{name}.1", form)
     return table
 
 
@@ -87,38 +93,52 @@ def _norm(official: str, ours: str) -> list[Rule]:
 
 
 def _block(
-    config: DhariwalUNetConfig, row: Layer, ours: str, residual: str, attention: str, new_order: bool
+    config: DhariwalUNetConfig, row: Layer, ours: str, residual: str, attention: str, form: "_Form"
 ) -> list[Rule]:
     table = [*_norm(f"{residual}.in_layers.0", f"{ours}/norm0"), *_norm(f"{residual}.out_layers.0", f"{ours}/norm1")]
     table += convolution(f"{residual}.in_layers.2", f"{ours}/conv0")
-    table += linear(f"{residual}.emb_layers.1", f"{ours}/affine")
+    for s in ("", "_s")[: config.times]:
+        table += linear(f"{residual}.emb_layers{s}.1", f"{ours}/affine{s}")
     table += convolution(f"{residual}.out_layers.3", f"{ours}/conv1")
     if row.inputs != row.outputs:
         table += convolution(f"{residual}.skip_connection", f"{ours}/skip")
     heads = _heads(config, row)
     if heads:
         table += _norm(f"{attention}.norm", f"{ours}/norm2")
-        table.append(Rule(f"{attention}.qkv.weight", f"{ours}/qkv/kernel", _qkv(heads, new_order, kernel=True)))
-        table.append(Rule(f"{attention}.qkv.bias", f"{ours}/qkv/bias", _qkv(heads, new_order, kernel=False)))
-        table.append(Rule(f"{attention}.proj_out.weight", f"{ours}/proj/kernel", _ATTENTION_1D))
+        table.append(Rule(f"{attention}.qkv.weight", f"{ours}/qkv/kernel", _qkv(heads, form, kernel=True)))
+        table.append(Rule(f"{attention}.qkv.bias", f"{ours}/qkv/bias", _qkv(heads, form, kernel=False)))
+        table.append(Rule(f"{attention}.proj_out.weight", f"{ours}/proj/kernel", form.projection))
         table.append(Rule(f"{attention}.proj_out.bias", f"{ours}/proj/bias"))
     return table
 
 
-def _qkv(heads: int, new_order: bool, *, kernel: bool) -> Transform:
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """How the attention's projections are stored; see `rules`."""
+
+    new_order: bool
+    planar: bool
+
+    @property
+    def projection(self) -> Transform:
+        """Brings a kernel of size 1 into our layout."""
+        return _ATTENTION_2D if self.planar else _ATTENTION_1D
+
+
+def _qkv(heads: int, form: _Form, *, kernel: bool) -> Transform:
     """Official rows to ours, which are ordered by head, then channel, then q, k, v."""
 
     def load(a: np.ndarray) -> np.ndarray:
-        parts = (3, heads, -1) if new_order else (heads, 3, -1)
-        order = (1, 2, 0) if new_order else (0, 2, 1)
+        parts = (3, heads, -1) if form.new_order else (heads, 3, -1)
+        order = (1, 2, 0) if form.new_order else (0, 2, 1)
         a = a.reshape(*parts, *a.shape[1:])
         a = a.transpose(*order, *range(3, a.ndim)).reshape(-1, *a.shape[3:])
-        return _ATTENTION_1D.load(a) if kernel else a
+        return form.projection.load(a) if kernel else a
 
     def save(a: np.ndarray) -> tuple[np.ndarray, ...]:
-        a = _ATTENTION_1D.save(a)[0] if kernel else a
+        a = form.projection.save(a)[0] if kernel else a
         a = a.reshape(heads, -1, 3, *a.shape[1:])
-        order = (2, 0, 1) if new_order else (0, 2, 1)
+        order = (2, 0, 1) if form.new_order else (0, 2, 1)
         return (a.transpose(*order, *range(3, a.ndim)).reshape(-1, *a.shape[3:]),)
 
     return Transform(load, save)
@@ -181,6 +201,7 @@ def _config(weights: Arrays, size: int | None, head_width: int, heads: int | Non
         heads=heads,
         groups=32,
         adaptive=adaptive,
+        times=2 if "time_embed_s.0.weight" in weights else 1,
         resample="pooling" if pooled else "convolution" if plain else "blocks",
     )
 

@@ -139,22 +139,21 @@ def _zipped(entries: Mapping[str, Any], content: dict[Any, Any], path: Path) -> 
     if len(lists) != 1 or len(raw) != 1 or any(_is_average(place) for place in entries):
         return None
     name, value = lists[0]
-    numbered = _arrays({str(i): item for i, item in enumerate(_listed_tensors(value))}, path)
-    weights, averages = _plain(_arrays(entries[raw[0]], path), path), list(numbered.values())
-    names = list(weights)
-    forwards, backwards = _matched(names, weights, averages), _matched(names[::-1], weights, averages[::-1])
+    averages, weights = _listed_tensors(value), _plain(_arrays(entries[raw[0]], path), path)
+    shapes, names = [tuple(item.shape) for item in averages], list(weights)
+    forwards, backwards = _matched(names, weights, shapes), _matched(names[::-1], weights, shapes[::-1])
     if forwards is None or backwards is None or forwards != backwards[::-1]:
         return None
-    return weights | dict(zip(forwards, averages, strict=True)), name
+    return weights | _arrays(dict(zip(forwards, averages, strict=True)), path), name
 
 
-def _matched(names: list[str], weights: State, averages: list[np.ndarray]) -> list[str] | None:
-    """The names that arrays of these shapes have, in this order; None where they do not follow one another so."""
+def _matched(names: list[str], weights: State, shapes: list[tuple[int, ...]]) -> list[str] | None:
+    """The names whose arrays have these shapes, in this order; None where they do not follow one another so."""
     found: list[str] = []
     for name in names:
-        if len(found) < len(averages) and weights[name].shape == averages[len(found)].shape:
+        if len(found) < len(shapes) and weights[name].shape == shapes[len(found)]:
             found.append(name)
-    return found if len(found) == len(averages) else None
+    return found if len(found) == len(shapes) else None
 
 
 def _listed_tensors(value: Any) -> list[Any]:

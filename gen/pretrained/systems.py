@@ -53,6 +53,11 @@ SYSTEMS: dict[str, str] = {
     "dmd2": "gen.pretrained.dmd2:IMPORTER",
     "adm": "gen.pretrained.adm:IMPORTER",
     "adm-new-order": "gen.pretrained.adm:NEW_IMPORTER",
+    "consistency-adm": "gen.pretrained.consistency:IMPORTER",
+    "edm-adm": "gen.pretrained.consistency:TEACHER_IMPORTER",
+    "ect": "gen.pretrained.consistency:ECT_IMPORTER",
+    "ctm": "gen.pretrained.ctm:IMPORTER",
+    "ctm-cifar10": "gen.pretrained.ctm:CIFAR_IMPORTER",
 }
 
 

@@ -122,13 +122,13 @@ def test_refusals(params: Any) -> None:
 
 
 @pytest.mark.slow
-def test_smoke_preset_learns_resumes_and_samples(tmp_path: Path) -> None:
+def test_smoke_preset_learns_digits(tmp_path: Path) -> None:
     import gen
     from gen import cli
     from tests.autoregressive.test_maskgit import _agreement
 
     out = str(tmp_path / "mar")
-    words = ["train", "mar-smoke", "--out", out, "--engine.quiet", "true", "--stages.0.steps"]
+    words = ["train", "mar-smoke", "--outdir", out, "--engine.quiet", "true", "--stages.0.steps"]
     assert cli.main([*words, "1200"]) == 0
     images = gen.load(out).sample(range(100), [i % 10 for i in range(100)])
     assert images.shape == (100, 8, 8, 1)

@@ -95,7 +95,7 @@ def test_smoke_presets_learn_captions(kind: str, tmp_path: Path) -> None:
 
     run, out = str(tmp_path / "tokenizer"), tmp_path / "cache"
     tokenizer = "titok-smoke" if kind == "vq" else "detok-smoke"
-    assert cli.main(["train", tokenizer, "--out", run, "--engine.quiet", "true"]) == 0
+    assert cli.main(["train", tokenizer, "--outdir", run, "--engine.quiet", "true"]) == 0
     label = digits("train").arrays["label"]
     rng = np.random.default_rng(0)
     prompts = rng.normal(size=(10, 4, 8)).astype(np.float32)
@@ -103,7 +103,16 @@ def test_smoke_presets_learn_captions(kind: str, tmp_path: Path) -> None:
     np.savez(rows, image=digits("train").arrays["image"], prompt=prompts[label], pooled=prompts[label].mean(1))
     _encode(run, rows, out)
     np.savez(out / "empty.npz", prompt=np.zeros((4, 8), np.float32), pooled=np.zeros(8, np.float32))
-    words = ["train", f"maskgen-{kind}-smoke", "--data", str(out), "--tokenizer", run, "--out", str(tmp_path / "run")]
+    words = [
+        "train",
+        f"maskgen-{kind}-smoke",
+        "--data",
+        str(out),
+        "--tokenizer",
+        run,
+        "--outdir",
+        str(tmp_path / "run"),
+    ]
     assert cli.main([*words, "--engine.quiet", "true"]) == 0
     loaded = gen.load(tmp_path / "run")
     asked = np.arange(100) % 10

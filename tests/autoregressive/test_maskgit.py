@@ -47,13 +47,12 @@ def test_refusals() -> None:
 
 
 @pytest.mark.slow
-def test_smoke_preset_learns_resumes_and_samples(tmp_path: Path) -> None:
+def test_smoke_preset_learns_digits(tmp_path: Path) -> None:
     """Digits -> TiTok's tokens -> a MaskGIT that makes digits of the class that is asked for."""
     run, tokens = _digits(tmp_path)
     out = str(tmp_path / "maskgit")
-    words = ["train", "maskgit-smoke", "--data", tokens, "--tokenizer", run, "--out", out, "--engine.quiet", "true"]
-    _main([*words, "--stages.0.steps", "200"])
-    _main([*words, "--stages.0.steps", "600"])
+    words = ["train", "maskgit-smoke", "--data", tokens, "--tokenizer", run, "--outdir", out, "--engine.quiet", "true"]
+    _main(words)
     loaded = _load(out)
     images = loaded.sample(range(100), [i % 10 for i in range(100)])
     assert images.shape == (100, 8, 8, 1)
@@ -63,7 +62,7 @@ def test_smoke_preset_learns_resumes_and_samples(tmp_path: Path) -> None:
 def _digits(folder: Path) -> tuple[str, str]:
     """A tokenizer's run, and the digits as its tokens."""
     run, tokens = str(folder / "titok"), str(folder / "tokens")
-    _main(["train", "titok-smoke", "--out", run, "--engine.quiet", "true"])
+    _main(["train", "titok-smoke", "--outdir", run, "--engine.quiet", "true"])
     _main(["encode", run, "--data", "digits:train", "--out", tokens])
     return run, tokens
 

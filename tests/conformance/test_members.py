@@ -190,7 +190,7 @@ def test_a_decoder_that_samples_draws_for_each_image_alone(tmp_path: Path) -> No
 def test_generator(kind: str) -> None:
     """Sample i is a function of key i and condition i alone, and finite."""
     generator = examples.example(kind)
-    params = {"net": Network(generator.network).init(jax.random.key(1))}
+    params = {role: Network(network).init(jax.random.key(1)) for role, network in generator.networks.items()}
     keys = jax.vmap(jax.random.key)(jnp.arange(6))
     rows = jax.random.normal(jax.random.key(2), (6, 1000))  # of every condition but the label
     cond = {name: rows[:, : math.prod(c.shape)].reshape(6, *c.shape) for name, c in generator.conditions.items()}

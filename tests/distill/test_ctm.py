@@ -80,6 +80,7 @@ def test_jumps_from_the_data_end_stay_and_have_finite_gradients() -> None:
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 def test_the_student_starts_as_the_teachers_denoiser() -> None:
     """The toy's second time begins without a say, as DiT's does."""
     task = dataclasses.replace(TASK, teacher=toy2d.DENOISER, flow_map=jump_map(toy2d.DENOISER))
@@ -123,8 +124,7 @@ def test_missing_teachers_and_layers_are_named() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jumps", [(1.0, 0.0), (1.0, 0.5, 0.0)])
-def test_a_student_is_nearer_than_four_steps_of_its_teacher(jumps: tuple[float, ...]) -> None:
+def test_a_students_one_step_is_nearer_than_four_of_its_teacher() -> None:
     task = CTMTask(
         flow_map=jump_map(toy2d.DENOISER),
         teacher=toy2d.DENOISER,
@@ -136,4 +136,4 @@ def test_a_student_is_nearer_than_four_steps_of_its_teacher(jumps: tuple[float, 
         optim=OptimConfig(2e-3, schedule="cosine", clip=1.0),
         emas=(Constant(0.98, warmup=True),),
     )
-    toy2d.check_toy(task, 2000, sampler=FlowMapSampler(jumps))
+    toy2d.check_toy(task, 1000, sampler=FlowMapSampler())

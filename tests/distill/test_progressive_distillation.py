@@ -74,6 +74,10 @@ def test_what_does_not_fit_is_refused() -> None:
         ProgressiveTask(teacher=TEACHER, steps=0)
     with pytest.raises(GenError, match="give the lower one first"):
         ProgressiveTask(teacher=TEACHER, scales=(2.0, 1.0))
+    with pytest.raises(GenError, match="that follows its teacher's steps needs the same"):
+        ProgressiveTask(teacher=TEACHER, student=Denoiser(Tiny(), VP()))
+    with pytest.raises(GenError, match=r"teacher makes \(4, 3\) and the student \(8, 3\)"):
+        ProgressiveTask(teacher=TEACHER, student=Denoiser(Tiny(size=(8,)), Linear()))
     task = ProgressiveTask(teacher=TEACHER, student=guided_student(TEACHER))
     with pytest.raises(GenError, match="put a stage of guided distillation before"):
         task.init(jax.random.key(0), {"teacher": TEACHER.net.init(jax.random.key(0))}, None)

@@ -82,6 +82,8 @@ def test_what_does_not_fit_is_refused() -> None:
         ReflowTask(teacher=own).check(row)
     with pytest.raises(GenError, match="student's process is EDM; straight paths"):
         ReflowTask(teacher=own, student=Denoiser(Tiny(), EDM(), Predict("x")))
+    with pytest.raises(GenError, match=r"teacher makes \(4, 3\) and the student \(8, 3\)"):
+        ReflowTask(teacher=own, student=Denoiser(Tiny(size=(8,)), Linear()))
     with pytest.raises(GenError, match="cannot be mirrored"):
         ReflowTask(teacher=own, flip=True)
     with pytest.raises(GenError, match="no images to be compared"):

@@ -26,7 +26,7 @@ def task(name: str = "linear", **settings: Any) -> SCDTask:
     return SCDTask(flow_map=trig_map(TEACHERS[name]), teacher=TEACHERS[name], optim=OptimConfig(1e-3), **settings)
 
 
-@pytest.mark.parametrize("name", TEACHERS)
+@pytest.mark.parametrize("name", ["linear", pytest.param("edm", marks=pytest.mark.slow)])
 def test_the_tangent_is_the_change_of_f_along_the_flow(name: str) -> None:
     """cos t df/dt, by differences along the teacher's velocity."""
     scd, params, cond = task(name), teacher(3), {"label": batch()["label"]}

@@ -139,8 +139,8 @@ def train(
             state = update(programs[task.select(step)], state, step, task.inputs(step, steps))
         return state
     (program,) = task.programs.values()
-    rows = [{k: np.asarray(v) for k, v in task.inputs(step, steps).items()} for step in range(steps)]
-    schedules = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    inputs = [{k: np.asarray(v) for k, v in task.inputs(step, steps).items()} for step in range(steps)]
+    schedules = {name: np.stack([given[name] for given in inputs]) for name in inputs[0]}
 
     @jax.jit
     def run(state: Any) -> Any:

@@ -85,7 +85,7 @@ class Late:
     """An array that is read when asked for."""
 
     def __init__(self, value: np.ndarray) -> None:
-        self.value = value
+        self.value, self.shape = value, value.shape
 
     def array(self) -> np.ndarray:
         return self.value

@@ -53,6 +53,8 @@ TINY: dict[str, tuple[Any, list[str]]] = {
     "edm-ve": (SONG, []),
     "edm-iddpm": (CHAIN, []),
     "dmd2": (dataclasses.replace(CHAIN, out_channels=3), []),
+    "rfpp": (SONG, []),
+    "slimflow": (SongUNetConfig(8, width=16, mult=(1, 2), blocks=1, attention=(4,)), ["--network.size", "8"]),
     "adm": (ADM, ADM_FLAGS),
     "adm-new-order": (ADM, ADM_FLAGS),
     "llamagen": (GPTConfig((2, 2), 8, 16, 1, 2, 24, num_classes=3), [*HEADS, *GRID]),
@@ -84,16 +86,18 @@ ELSEWHERE = {
 }
 FLAGS = {"repa": ["--network.encoder_depth", "1"]}
 ALIKE = (
-    "sd-vae-old",
-    "kl-vae",
-    "edm-vp",
-    "edm-ve",
-    "dmd2",
     "adm-new-order",
-    "repa",
+    "dmd2",
+    "edm-ve",
+    "edm-vp",
+    "kl-vae",
     "maskgit-uvit",
+    "repa",
+    "rfpp",
+    "sd-vae-old",
 )  # read by the code of others here
 TOKENS = ("llamagen", "rar")  # joined with a tokenizer and sampled in test_token_files.py
+ONE_STEP = ("dmd2",)
 QUICK = ("edm",)  # the rest compile for some seconds each
 
 
@@ -156,7 +160,8 @@ def test_from_file_to_samples(name: str, tmp_path: Path, capsys: pytest.CaptureF
     assert main(arguments(name, tmp_path / "a.safetensors", tmp_path / "run")) == 0
     loaded = gen.load(tmp_path / "run")
     out = tmp_path / "x.npz"
-    assert main(["sample", str(tmp_path / "run"), "--seeds", "0-2", "--steps", "3", "--out", str(out)]) == 0
+    steps = "1" if name in ONE_STEP else "3"
+    assert main(["sample", str(tmp_path / "run"), "--seeds", "0-2", "--steps", steps, "--out", str(out)]) == 0
     assert "network calls per image" in capsys.readouterr().out
     with np.load(out) as file:
         assert file["arr_0"].shape == (3, *loaded.generator.shape)

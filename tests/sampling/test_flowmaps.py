@@ -21,7 +21,7 @@ from tests.sampling.mixture import keys
 def sampled(flow_map, shape, times=None, gamma=0.0):
     """The generator of samples of a shape."""
     network = dataclasses.replace(flow_map.network, size=shape[:-1], channels=shape[-1])
-    sampler = FlowMapSampler(times, gamma)
+    sampler = FlowMapSampler(times, gamma=gamma)
     return sampler.generator({"net": Model(dataclasses.replace(flow_map, network=network))}, None)
 
 
@@ -59,9 +59,20 @@ def test_consistency_models_noise_their_samples_afresh():
     assert tiny.ends.tolist() == [1.0, 0.0]
 
 
+def test_images_are_clipped_before_they_are_noised_again():
+    flow_map = FlowMap(Tiny(), EDM(), Consistency())
+    net = params(flow_map) | {"outer": {"kernel": jnp.zeros((16, 3)), "bias": jnp.full(3, 9.0)}}
+    cond = {"label": jnp.arange(4) % 3}
+    sampler = FlowMapSampler((80.0, 5.0, 0.002), gamma=1.0, clip=True)
+    network = dataclasses.replace(flow_map.network, size=(2,))
+    made = sampler.generator({"net": Model(dataclasses.replace(flow_map, network=network))}, None)
+    np.testing.assert_array_equal(made({"net": net}, keys(4), cond), 1.0)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda f: FlowMapSampler((80.0, 1.0, 0.002), clip=True).generator({"net": Model(f)}, None), "that can be cl"),
         (lambda f: sampled(f, (3,), (1.0, 2.0, 0.002)), "at least two, falling from noise to data"),
         (lambda f: sampled(f, (3,), (90.0, 0.002)), "expected times within 0 and 80 of EDM"),
         (lambda f: sampled(f, (3,), gamma=1.5), "gamma 1.5; expected a number between 0"),

@@ -6,7 +6,7 @@ have and most start silent, so that the network begins as the one it is distille
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 from flax import nnx
@@ -35,8 +35,6 @@ class GuidedConfig:
     network: Any
     factor: float = 1000.0
     usual: float = 1.0
-
-    times: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.network.times != 2:
