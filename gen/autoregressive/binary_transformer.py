@@ -105,12 +105,13 @@ class BinaryTransformer(nnx.Module):
         self.config, width, bits = config, config.width, config.shape[-1]
         self.bits = nnx.Param(_INIT(rngs.params(), (bits, width), jnp.float32))
         self.positions = nnx.Param(jnp.asarray(sincos_positions(config.shape[:2], width)))
-        self.time1, self.time2 = (linear(width, width, init=_INIT, rngs=rngs) for _ in range(2))
+        self.time1, self.time2 = (linear(width, width, rngs=rngs) for _ in range(2))
         if config.num_classes:
-            self.label = nnx.Embed(config.num_classes, width, embedding_init=_INIT, rngs=rngs)
+            normal = nnx.initializers.normal(1.0)
+            self.label = nnx.Embed(config.num_classes, width, embedding_init=normal, rngs=rngs)
         self.blocks = stack(lambda rngs: _Block(config, rngs), config.depth, rngs)
         self.norm = normed("layer", width, _EPS, rngs)
-        self.head = linear(width, bits, init=_INIT, rngs=rngs)
+        self.head = linear(width, bits, rngs=rngs)
 
     def null(self, cond: Cond) -> Cond:
         """Gives the label num_classes, whose token is not looked at; or a caption without real tokens, in whose place
