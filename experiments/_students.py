@@ -9,7 +9,7 @@ import numpy as np
 
 from gen.data.caches import Cache
 from gen.data.images import Images
-from gen.data.random import RANDOM
+from gen.data.random import RANDOM, Random
 from gen.errors import GenError
 from gen.experiments import Recipe, build, find
 from gen.runs import Loaded
@@ -52,7 +52,8 @@ def student_data(data: str | None, teacher: Loaded) -> Any:
     """Gives what a student is trained on.
 
     Args:
-      data: teacher records, a latent cache, or images; None for what the teacher itself was trained on.
+      data: teacher records, a latent cache, or images; ``random`` for arrays of the teacher's shapes, to plan a run;
+        None for what the teacher itself was trained on.
 
     Raises GenError where none is given and the teacher's run does not say (published weights).
     """
@@ -60,6 +61,10 @@ def student_data(data: str | None, teacher: Loaded) -> Any:
         if not teacher.config.stages:
             raise GenError(f"{teacher.path} does not say what it was trained on; add --data DATA")
         return teacher.config.stages[-1].data
+    if data == RANDOM:
+        network = teacher.denoiser.network
+        label = {"label": ()} if "label" in network.conditions else {}
+        return Random({"latent": network.shape, "noise": network.shape, **label})
     if (Path(data) / "records.json").exists():
         return Records(data, teacher.origin)
     if (Path(data) / "cache.json").exists():

@@ -324,7 +324,7 @@ def _page(names: tuple[str, ...], budget: Budget, held: ImageSet, made: Made) ->
     page.section("Samples").pictures(samples, "The same seeds and classes throughout.")
     page.section("Protocol").protocol(made[f"{names[0]}-scores"]["samples"].protocol)
     minutes = sum(made.seconds.values()) / 60
-    return page.text(f"All steps together took {minutes:.0f} minutes.")
+    return page.text(f"All steps together took {minutes:.0f} minutes by the clock.")
 
 
 def main(

@@ -54,9 +54,9 @@ def consistency_distillation(
     student: Any = None,
     calls: int = 1,
     *,
-    steps: int = 1000,
+    steps: int = 2000,
     batch: int = 128,
-    points: int = 9,
+    points: int = 8,
 ) -> Recipe:
     """Consistency distillation of any teacher, minutes on a laptop for the digits (data: latents or images)."""
     task = ConsistencyDistillationTask(
@@ -64,9 +64,9 @@ def consistency_distillation(
         flow_map=consistency_map(like_teacher(teacher, student)),
         guidance=guidance_of(teacher),
         pairs=GridPairs(Fixed(points)),
-        distance=Norm(),
+        distance=PseudoHuber(0.03),
         weight="uniform",
-        **falling(1e-3),
+        **falling(2e-3),
     )
     return _student("consistency-distillation", teacher, task, steps, batch, data, calls)
 

@@ -14,11 +14,13 @@ import dataclasses
 from typing import Any
 
 from gen.distill.dmd2 import DMD2Task
+from gen.distill.kd import KDTask
 from gen.distill.multi_student import ScoreMatchingTask
 from gen.experiments import Recipe
 from gen.experiments._heads import bottleneck_head
 from gen.experiments._students import student_data, student_recipe, student_times
 from gen.runs import Loaded
+from gen.sampling.records import Records
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
 from gen.training.run import EngineConfig
@@ -57,14 +59,27 @@ def other(teacher: Loaded, student: Any) -> Any:
     return None if student is None else dataclasses.replace(teacher.denoiser, network=student)
 
 
-def learned_first(teacher: Loaded, student: Any, source: Any, updates: int, batch: int) -> tuple[Stage, ...]:
-    """Gives the stage in which another network than the teacher's learns its scores; none for the teacher's own."""
-    if student is None:
-        return ()
-    optim = OptimConfig(2e-3, betas=(0.9, 0.99), schedule="cosine", warmup=50, final=0.01, clip=1.0)
-    times = student_times(teacher.denoiser.process, 1)
-    task = ScoreMatchingTask(teacher=teacher.denoiser, student=other(teacher, student), times=times, optim=optim)
-    return (Stage("scores", task, updates, batch, source),)
+def learned_first(
+    teacher: Loaded, student: Any, source: Any, updates: int, batch: int, *, calls: int = 1
+) -> tuple[Stage, ...]:
+    """Gives the stages that a student begins with, before the method's own.
+
+    Another network than the teacher's learns its scores; where the data are stored pairs of the teacher, students of
+    one call learn them by regression (a third of the updates), as the one-step SDXL of DMD2 did.
+    """
+    optim = OptimConfig(2e-3, betas=(0.9, 0.99), schedule="cosine", warmup=20, final=0.05, clip=1.0)
+    settings: dict[str, Any] = {
+        "teacher": teacher.denoiser,
+        "student": other(teacher, student),
+        "times": student_times(teacher.denoiser.process, calls),
+        "optim": optim,
+    }
+    stages = []
+    if student is not None:
+        stages.append(Stage("scores", ScoreMatchingTask(**settings), 2 * updates, batch, source))
+    if isinstance(source, Records) and calls == 1:
+        stages.append(Stage("regression", KDTask(**settings), max(1, updates // 3), batch, source))
+    return tuple(stages)
 
 
 def official(teacher: Loaded, lr: float, **changes: Any) -> DMD2Task:
@@ -85,10 +100,10 @@ def dmd2(
     batch: int = 128,
     **changes: Any,
 ) -> Recipe:
-    """Any teacher: DMD2 with a discriminator, minutes on a laptop for the demo's (data: the teacher's by default)."""
+    """Any teacher: DMD2 with a discriminator, minutes on a laptop for the demo's (data: as the teacher's, or pairs)."""
     source = student_data(data, teacher)
     task = DMD2Task(**laptop(teacher, student, calls, **bottleneck_head(teacher.denoiser) | changes))
-    first = learned_first(teacher, student, source, 2 * updates, batch)
+    first = learned_first(teacher, student, source, updates, batch, calls=calls)
     return student_recipe("dmd2", teacher, (*first, Stage("matching", task, updates, batch, source)))
 
 

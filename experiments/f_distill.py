@@ -34,10 +34,10 @@ def f_distill(
     batch: int = 128,
     **changes: Any,
 ) -> Recipe:
-    """Any teacher: f-distill with the js divergence, minutes on a laptop for the demo's."""
+    """Any teacher: f-distill with js, minutes on a laptop for the demo's (data: the teacher's, or its pairs)."""
     source = student_data(data, teacher)
     task = FDistillTask(**laptop(teacher, student, calls, **every_block(teacher.denoiser) | changes))
-    first = learned_first(teacher, student, source, 2 * updates, batch)
+    first = learned_first(teacher, student, source, updates, batch, calls=calls)
     return student_recipe("f-distill", teacher, (*first, Stage("matching", task, updates, batch, source)))
 
 

@@ -17,7 +17,7 @@ from gen.distill.guided_distillation import GuidedTask, guided_student
 from gen.distill.progressive_distillation import ProgressiveTask
 from gen.errors import GenError
 from gen.experiments import Recipe
-from gen.experiments._students import student_data, student_recipe
+from gen.experiments._students import guidance_of, student_data, student_recipe
 from gen.runs import Loaded
 from gen.sampling.generator import Sampler
 from gen.sampling.grids import Uniform
@@ -83,7 +83,7 @@ def guided_distillation(
     batch: int = 128,
 ) -> Recipe:
     """Any guided teacher: one network for all guidance scales, then halved, minutes on a laptop for the demo's."""
-    source, usual = student_data(data, teacher), teacher.config.sampler.guidance.scale
+    source, usual = student_data(data, teacher), getattr(guidance_of(teacher), "scale", 1.0)
     student = guided_student(teacher.denoiser, factor=1.0, usual=usual)
     shared: dict[str, Any] = {"teacher": teacher.denoiser, "student": student, "scales": (1.0, 2.0), "optim": LAPTOP}
     stages = (

@@ -25,7 +25,8 @@ def kd(teacher: Loaded, data: str, student: Any = None, *, updates: int = 3000, 
     times = student_times(teacher.denoiser.process, 1)
     emas, source = (Constant(0.99, warmup=True),), student_data(data, teacher)
     task = KDTask(teacher=teacher.denoiser, student=other(teacher, student), times=times, optim=optim, emas=emas)
-    first = learned_first(teacher, student, source, updates, batch)
+    begun = learned_first(teacher, student, source, updates, batch)
+    first = [stage for stage in begun if stage.name == "scores"]  # regression is this very method
     return student_recipe("kd", teacher, (*first, Stage("regression", task, updates, batch, source)))
 
 

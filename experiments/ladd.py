@@ -34,7 +34,7 @@ def ladd(
     batch: int = 128,
     **changes: Any,
 ) -> Recipe:
-    """Any teacher: LADD, minutes on a laptop for the demo's (data: its samples, or its own data by default)."""
+    """Any teacher: LADD, minutes on a laptop for the demo's (data: the teacher's, or better its pairs)."""
     source = student_data(data, teacher)
     settings: dict[str, Any] = {
         "student": other(teacher, student),
@@ -45,7 +45,7 @@ def ladd(
         "r1": ApproximateR1(10.0),
     }
     task = LADDTask(teacher=teacher.denoiser, **(settings | every_block(teacher.denoiser) | changes))
-    first = learned_first(teacher, student, source, updates, batch)
+    first = learned_first(teacher, student, source, updates, batch, calls=calls)
     return student_recipe("ladd", teacher, (*first, Stage("adversarial", task, updates, batch, source)))
 
 

@@ -22,7 +22,7 @@ from gen.diffusion.shortcut import ShortcutTask
 from gen.diffusion.times import TimeSampler
 from gen.experiments import Recipe
 from gen.experiments._latents import adamw, latents
-from gen.experiments._students import student_data, student_recipe, student_times
+from gen.experiments._students import guidance_of, student_data, student_recipe, student_times
 from gen.runs import Loaded
 from gen.sampling.flowmaps import FlowMapSampler
 from gen.tokenizers.encode import expect_maker
@@ -44,7 +44,7 @@ def meanflow(
     task = MeanFlowTask(
         flow_map=average_map(teacher.denoiser),
         teacher=teacher.denoiser,
-        guidance=teacher.config.sampler.guidance,
+        guidance=guidance_of(teacher),
         dropout=0.0,
         times=TimeSampler(),
         instant=0.25,
@@ -62,7 +62,7 @@ def shortcut(
     task = ShortcutTask(
         flow_map=average_map(teacher.denoiser, "halvings"),
         teacher=teacher.denoiser,
-        guidance=teacher.config.sampler.guidance,
+        guidance=guidance_of(teacher),
         dropout=0.0,
         every=2,
         biased=True,

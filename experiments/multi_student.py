@@ -92,7 +92,7 @@ def multi_student(
         "matching": (DMD2Task(**laptop(teacher, student)), updates),
         "adversarial": (DMD2Task(**laptop(teacher, student, **head)), max(1, updates // 4)),
     }
-    matched = learned_first(teacher, student, student_data(data, teacher), 2 * updates, students * batch)
+    matched = learned_first(teacher, student, student_data(data, teacher), updates, students * batch)
     return _recipe("multi-student", teacher, data, students, batch, stages, way=way, matched=matched)
 
 

@@ -26,6 +26,7 @@ from gen.distill.rectified_flow import ReflowTask, UShaped, straightness
 from gen.errors import GenError
 from gen.experiments import Recipe
 from gen.experiments._students import student_data, student_recipe
+from gen.experiments._tokenizers import perceptual
 from gen.files import read_json
 from gen.metrics.report import Report
 from gen.plan import Made, Plan
@@ -37,7 +38,7 @@ from gen.sampling.records import Inverted, Records, make_records
 from gen.sampling.solvers import Euler, Heun
 from gen.sampling.student_solvers import Anchored
 from gen.steps import MakeRecords, Train
-from gen.tokenizers.losses import LPIPS, frozen_terms
+from gen.tokenizers.losses import frozen_terms
 from gen.training.ema import Constant
 from gen.training.method import signed
 from gen.training.optim import OptimConfig
@@ -87,14 +88,14 @@ def rfpp(teacher: Loaded, data: str, calls: int = 1, *, updates: int = 3000, bat
 def _images(
     name: str, teacher: Loaded, data: str, *, lr: float, warmup: int, batch: int, updates: int, over_time: bool
 ) -> Recipe:
-    """The whole recipe, on images; perceptual distances need the weights of LPIPS."""
-    lpips = LPIPS()
-    frozen, origins = frozen_terms([lpips])
+    """The whole recipe, on images, with LPIPS where its weights are on this machine."""
+    terms = perceptual(1.0)
+    frozen, origins = frozen_terms(terms)
     task = ReflowTask(
         teacher=teacher.denoiser,
         law=UShaped(),
         distance="huber",
-        perceptual=lpips,
+        perceptual=next(iter(terms), None),
         over_time=over_time,
         optim=OptimConfig(lr, warmup=warmup),
         emas=(Constant(0.9999),),

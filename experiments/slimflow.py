@@ -19,9 +19,10 @@ from gen.distill.slimflow import AnnealingReflowTask, FlowGuidedTask
 from gen.errors import GenError
 from gen.experiments import Recipe
 from gen.experiments._students import student_data, student_recipe
+from gen.experiments._tokenizers import perceptual
 from gen.pretrained.slimflow import denoiser
 from gen.runs import Loaded
-from gen.tokenizers.losses import LPIPS, frozen_terms
+from gen.tokenizers.losses import frozen_terms
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
 from gen.training.run import EngineConfig
@@ -84,8 +85,8 @@ def slimflow(
 def _cifar10(
     name: str, teacher: Loaded, data: str, *, steps: tuple[int, int], batch: int, average: float, horizon: int
 ) -> Recipe:
-    found, lpips = student_data(data, teacher), LPIPS()
-    frozen, origins = frozen_terms([lpips])
+    found, terms = student_data(data, teacher), perceptual(1.0)
+    frozen, origins = frozen_terms(terms)
     shared: dict[str, Any] = {
         "teacher": teacher.denoiser,
         "student": denoiser(SMALL),
@@ -93,7 +94,9 @@ def _cifar10(
         "emas": (Constant(average, warmup=True),),
     }
     first = AnnealingReflowTask(**shared, horizon=horizon, optim=OptimConfig(2e-4, warmup=steps[0] // 160, clip=1.0))
-    second = FlowGuidedTask(**shared, squared=0.0, perceptual=lpips, optim=OptimConfig(2e-4, clip=1.0))
+    second = FlowGuidedTask(
+        **shared, squared=0.0 if terms else 1.0, perceptual=next(iter(terms), None), optim=OptimConfig(2e-4, clip=1.0)
+    )
     stages = (
         Stage("annealing", first, steps[0], batch, found),
         Stage("distillation", second, steps[1], batch, found),

@@ -47,6 +47,8 @@ COUNTS = {
     "progressive-cifar10": 55_733_891,
     "progressive-cifar10-gpu": 55_733_891,
 }
+BIG = (*COUNTS, "guided-imagenet64", "meanflow-xl2", "meanflow-b4", "shortcut-b2")
+QUICK = ("meanflow-b4",)  # the rest trace large networks for some seconds each
 TINY = Denoiser(
     DiTConfig((4, 4), 1, 2, 16, 1, 2, num_classes=3, remat="none", scan=False), Linear(), Predict("velocity")
 )
@@ -72,7 +74,9 @@ def _lpips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_lpips")
-@pytest.mark.parametrize("name", [*COUNTS, "guided-imagenet64", "meanflow-xl2", "meanflow-b4", "shortcut-b2"])
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BIG]
+)
 def test_full_size_presets(name: str, tmp_path: Path) -> None:
     inputs: dict[str, Any] = {"data": str(tmp_path)}
     if "teacher" in MINE[name].required:
@@ -93,8 +97,7 @@ def test_full_size_presets(name: str, tmp_path: Path) -> None:
 
 def test_every_preset_is_here() -> None:
     tried = {"reflow", "rfpp", "slimflow", "meanflow", "shortcut", "progressive-distillation", "guided-distillation"}
-    full = {*COUNTS, "guided-imagenet64", "meanflow-xl2", "meanflow-b4", "shortcut-b2"}
-    assert set(MINE) == tried | full | {name for name in MINE if name.endswith("-smoke")}
+    assert set(MINE) == tried | set(BIG) | {name for name in MINE if name.endswith("-smoke")}
 
 
 @pytest.mark.parametrize("calls", [1, 4])

@@ -86,10 +86,11 @@ def test_a_student_of_another_network_learns_scores_first(tmp_path: Path) -> Non
     (tmp_path / "records.json").touch()
     teacher = loaded(TEACHER, SAMPLER)
     small = dataclasses.replace(TEACHER.network, width=32, depth=1)
-    for name, calls in (("dmd2", 2), ("multi-student", None)):
-        more = {} if calls is None else {"calls": calls}
+    names = [stage.name for stage in PRESETS["dmd2"](teacher, str(tmp_path)).config.stages]
+    assert names == ["regression", "matching"]  # the data are pairs
+    for name, more, first in (("dmd2", {"calls": 2}, "matching"), ("multi-student", {}, "regression")):
         config = PRESETS[name](teacher, str(tmp_path), student=small, **more).config
-        assert config.stages[0].name == "scores"
+        assert [stage.name for stage in config.stages[:2]] == ["scores", first]
         *_, state = abstract_states(config.stages, {"teacher": teacher.params["net"]})
         student = state.params["students"]["student"] if name == "multi-student" else state.params["student"]
         assert count(student) == count(param_shapes(small)) * (2 if name == "multi-student" else 1)

@@ -147,7 +147,8 @@ class Report:
         for row in rows:
             if len(row) != len(columns):
                 raise GenError(f"a table row of {len(row)} cells under {len(columns)} columns; expected equally many")
-        cells = [[(_cell(value), _is_number(value)) for value in row] for row in rows]
+        # one that is missing stands where the numbers of its column do
+        cells = [[(_cell(value), value is None or _is_number(value)) for value in row] for row in rows]
         self.blocks.append(
             {"kind": "table", "columns": list(columns), "rows": cells, "caption": caption, "protocol": []}
         )

@@ -9,12 +9,13 @@ from gen.cli.overrides import mesh_overrides
 from gen.errors import GenError
 
 
-def test_a_mesh_is_three_settings() -> None:
+def test_a_mesh_is_four_settings() -> None:
     assert mesh_overrides(None) == ()
     assert dict(mesh_overrides("fsdp=4, data=8")) == {
         "engine.mesh.data": "8",
         "engine.mesh.fsdp": "4",
         "engine.mesh.tensor": "1",
+        "engine.mesh.student": "1",
     }
 
 

@@ -124,8 +124,7 @@ def test_missing_teachers_and_layers_are_named() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jumps", [(1.0, 0.0), (1.0, 0.5, 0.0)])
-def test_a_student_is_nearer_than_four_steps_of_its_teacher(jumps: tuple[float, ...]) -> None:
+def test_a_students_one_step_is_nearer_than_four_of_its_teacher() -> None:
     task = CTMTask(
         flow_map=jump_map(toy2d.DENOISER),
         teacher=toy2d.DENOISER,
@@ -137,4 +136,4 @@ def test_a_student_is_nearer_than_four_steps_of_its_teacher(jumps: tuple[float, 
         optim=OptimConfig(2e-3, schedule="cosine", clip=1.0),
         emas=(Constant(0.98, warmup=True),),
     )
-    toy2d.check_toy(task, 2000, sampler=FlowMapSampler(jumps))
+    toy2d.check_toy(task, 1000, sampler=FlowMapSampler())

@@ -119,10 +119,10 @@ def test_backward_simulation_stops_where_told_and_renoises_to_the_next_time() ->
 
 def test_convolutional_head_gives_one_logit_and_every_layer_counts() -> None:
     head = Network(ConvHead(channels=8, kernel=2, downs=2, groups=2))
-    params = head.init(jax.random.key(0))
+    params = jax.jit(head.init)(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (3, 8, 8, 8))
-    assert head(params, x).shape == (3, 1)
-    grads = jax.grad(lambda p: jnp.square(head(p, x)).sum())(params)
+    assert jax.eval_shape(head, params, x).shape == (3, 1)
+    grads = jax.jit(jax.grad(lambda p: jnp.square(head(p, x)).sum()))(params)
     assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(grads))
 
 

@@ -117,24 +117,23 @@ def test_a_decoder_is_tuned_on_a_fixed_encoder_and_its_statistics() -> None:
     """Two stages: the second trains one parameter on ids whose averages stay."""
     first = TokenizerTask(Codebook(), optim=OPTIM)
     batch = {"image": digits("train").gather(np.arange(8))["image"]}
-    state = first.init(jax.random.key(0), {}, None)
-    moved, metrics = first.update(state, {}, batch, first.inputs(0, 1), jax.random.key(1))
+    state = jax.jit(first.init)(jax.random.key(0), {}, None)
+    moved, metrics = jax.jit(first.update)(state, {}, batch, first.inputs(0, 1), jax.random.key(1))
     assert (moved.params["tokenizer"]["used"] != state.params["tokenizer"]["used"]).any()
     assert 0 < float(metrics["codebook_usage"]) <= 1
     assert "commitment" in metrics
     second = dataclasses.replace(first, train=("scale",))
-    tuned, _ = second.update(
-        second.init(jax.random.key(1), {}, moved), {}, batch, second.inputs(0, 1), jax.random.key(1)
-    )
+    start = jax.jit(second.init)(jax.random.key(1), {}, moved)
+    tuned, _ = jax.jit(second.update)(start, {}, batch, second.inputs(0, 1), jax.random.key(1))
     np.testing.assert_array_equal(tuned.params["tokenizer"]["used"], moved.params["tokenizer"]["used"])
     assert float(tuned.params["tokenizer"]["scale"]) != float(moved.params["tokenizer"]["scale"])
 
 
 def test_a_second_stage_takes_over_both_parts() -> None:
     plain = TokenizerTask(TOKENIZER, optim=OPTIM)
-    first = plain.init(jax.random.key(0), {}, None)
-    second = TASK.init(jax.random.key(1), {}, first)
-    third = TASK.init(jax.random.key(2), {}, second)
+    first = jax.jit(plain.init)(jax.random.key(0), {}, None)
+    second = jax.jit(TASK.init)(jax.random.key(1), {}, first)
+    third = jax.jit(TASK.init)(jax.random.key(2), {}, second)
     jax.tree.map(np.testing.assert_array_equal, second.params["tokenizer"], first.params["tokenizer"])
     jax.tree.map(np.testing.assert_array_equal, third.params, second.params)
 
@@ -155,7 +154,7 @@ def test_a_discriminator_may_look_through_a_frozen_network() -> None:
     with pytest.raises(GenError, match="frozen role 'eyes'"):
         task.init(jax.random.key(0), {}, None)
     frozen = {"eyes": jnp.float32(2.0)}
-    state = task.init(jax.random.key(0), frozen, None)
+    state = jax.jit(task.init)(jax.random.key(0), frozen, None)
     batch = {"image": digits("train").gather(np.arange(4))["image"]}
     new, metrics = jax.jit(task.update_both)(state, frozen, batch, task.inputs(0, 1), jax.random.key(1))
     assert np.isfinite(list(map(float, metrics.values()))).all()

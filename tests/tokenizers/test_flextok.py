@@ -18,10 +18,14 @@ from tests.conformance.examples import FLEXTOK
 
 def drawn(config: Any, seed: int = 0) -> Any:
     """Parameters none of which is zero: a fresh decoder gives back its noise, whatever the tokens."""
-    shapes, leaves = jax.tree.flatten(param_shapes(config))[::-1], []
-    for i, leaf in enumerate(shapes[1]):
-        leaves.append(0.3 * jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), leaf.shape))
-    return jax.tree.unflatten(shapes[0], leaves)
+
+    @jax.jit
+    def draw(key: jax.Array) -> Any:
+        leaves, tree = jax.tree.flatten(param_shapes(config))
+        keys = [jax.random.fold_in(key, i) for i in range(len(leaves))]
+        return tree.unflatten([0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+
+    return draw(jax.random.key(seed))
 
 
 def test_any_numbers_of_tokens_decode_in_one_batch() -> None:
@@ -85,13 +89,19 @@ def test_loss() -> None:
 
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (value, aux), grads = step(params, draws)
-    codes, t, eps = FLEXTOK.encode(params, images).codes, draws.flow.t, draws.flow.eps
-    registers = flow.net.apply(params["decoder"], codes, draws.keep, method="condition")["registers"]
-    registers = jnp.where(draws.dropped[:, None, None], params["decoder"]["unconditional"], registers)
-    mixed = t[:, None, None, None] * eps + (1 - t[:, None, None, None]) * images
-    velocity = flow.net(params["decoder"], mixed, (1000.0 * t,), {"registers": registers})[0]
-    np.testing.assert_allclose(value, jnp.square(velocity - (eps - images)).mean(), rtol=1e-4)
-    np.testing.assert_array_equal(aux.out, FLEXTOK.encode(params, images).ids)
+
+    @jax.jit
+    def expected(params: Any, draws: FlexTokDraws) -> Any:
+        encoded, t, eps = FLEXTOK.encode(params, images), draws.flow.t, draws.flow.eps
+        registers = flow.net.apply(params["decoder"], encoded.codes, draws.keep, method="condition")["registers"]
+        registers = jnp.where(draws.dropped[:, None, None], params["decoder"]["unconditional"], registers)
+        mixed = t[:, None, None, None] * eps + (1 - t[:, None, None, None]) * images
+        velocity = flow.net(params["decoder"], mixed, (1000.0 * t,), {"registers": registers})[0]
+        return jnp.square(velocity - (eps - images)).mean(), encoded.ids
+
+    error, ids = expected(params, draws)
+    np.testing.assert_allclose(value, error, rtol=1e-4)
+    np.testing.assert_array_equal(aux.out, ids)
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads["encoder"])) > 0
     _, none = step(params, dataclasses.replace(draws, dropped=jnp.ones(4, bool)))
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(none["encoder"])) == 0

@@ -31,7 +31,7 @@ def test_an_encoder_of_patches_of_16_sees_the_image_itself() -> None:
 
 
 def test_noise_is_each_sample_s_own_and_the_encoder_has_no_gradient() -> None:
-    params = Network(SMALL).init(jax.random.key(0))
+    params = jax.jit(Network(SMALL).init)(jax.random.key(0))
     images = jax.random.uniform(jax.random.key(1), (3, 12, 12, 3), minval=-1.0)
     training, keys = LatentNoise(0.8), jax.random.split(jax.random.key(2), 3)
     draws = training.draw(SMALL, keys)
@@ -46,7 +46,7 @@ def test_noise_is_each_sample_s_own_and_the_encoder_has_no_gradient() -> None:
     gradient = jax.jit(jax.grad(loss))(params)
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient["encoder"]))
     assert np.asarray(gradient["decoder"]["head"]["kernel"]).any()
-    clean = SMALL.encode(params, images)
+    clean = jax.jit(SMALL.encode)(params, images)
     np.testing.assert_array_equal(clean.sample(keys), clean.mode())
     noise = training.latents(clean, draws) - clean.mode()
     np.testing.assert_allclose(noise, 0.8 * draws.level * draws.noise, atol=1e-5)

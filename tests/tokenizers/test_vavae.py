@@ -67,7 +67,7 @@ def test_refusals() -> None:
     with pytest.raises(GenError, match="all are at least 0"):
         dataclasses.replace(TASK.alignment, weight=-1.0)
     frozen = examples.frozen()
-    params = TASK.start(jax.random.key(0), frozen, None)["tokenizer"]
+    params = jax.eval_shape(lambda: TASK.start(jax.random.key(0), frozen, None))["tokenizer"]
     lost = dataclasses.replace(TASK, alignment=dataclasses.replace(TASK.alignment, layer="encoder/last"))
     rows = Rows(jnp.zeros((2, 8, 8, 1)), jax.random.split(jax.random.key(0), 2))
     with pytest.raises(GenError, match="no parameter 'encoder/last' to compare gradients at"):

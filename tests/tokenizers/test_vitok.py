@@ -36,14 +36,15 @@ def test_videos() -> None:
     assert config.spec.image == (4, 8, 8, 3)
     with pytest.raises(GenError, match=r"takes videos \(4, 8, 8, 3\), and the data are images"):
         _ = config.spec.picture
-    params = Network(config).init(jax.random.key(0))
+    params = jax.jit(Network(config).init)(jax.random.key(0))
     videos = jax.random.uniform(jax.random.key(1), (2, *config.image), minval=-1.0)
-    posterior = config.encode(params, videos)
+    encode = jax.jit(config.encode)
+    posterior = encode(params, videos)
     assert posterior.mean.shape == (2, 2, 2, 2, 5)
-    decoded = config.decode(params, posterior.mode())
+    decoded = jax.jit(config.decode)(params, posterior.mode())
     assert (decoded.shape, decoded.dtype) == (videos.shape, jnp.float32)
     # a token sees its own frames through the embedding, and all others through attention
-    moved = config.encode(params, videos.at[:, 2:].set(0.0)).mean
+    moved = encode(params, videos.at[:, 2:].set(0.0)).mean
     assert (np.abs(moved - posterior.mean).max(axis=(2, 3, 4)) > 1e-4).all()
     assert position_table((2, 3, 4), 24, "3d").shape == (24, 24)
     released = vitok("S-B/4x16", image=(24, 256, 256, 3))

@@ -56,11 +56,6 @@ class GuidedConfig:
         return int(self.network.num_classes)
 
     @property
-    def times(self) -> int:
-        """Gives the number of times that it is called with."""
-        return 1
-
-    @property
     def null_class(self) -> bool:
         """Tells whether the backbone has an unconditional input."""
         return bool(self.network.null_class)
