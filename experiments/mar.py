@@ -97,8 +97,9 @@ def mar_smoke(data: str | None = None) -> Recipe:
         depth=2,
         heads=4,
         buffer=4,
-        head_width=128,
-        head_depth=3,
+        head_width=96,
+        head_depth=2,
+        times=2,
         dropout=0.0,
         scan=False,
     )

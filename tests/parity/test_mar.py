@@ -198,6 +198,7 @@ def test_generation(fx: Fixture) -> None:
         starts[k][:, own] = io[f"gen{k}_start"][rows]
         noises[k][:, :, own] = io[f"gen{k}_step_noise"][:, rows]
         places.append(np.sort(positions, axis=1))
+    halves = 1 if given["cfg"] == 1.0 else 2  # without guidance there is no second half
     guidance = KnownScale(given["cfg"], constant=given["cfg_schedule"] == "constant")
     fx.close(np.float32(guidance.scales(config.length, counts[1:])), "gen_cfg_per_iteration")
     cond = {"label": jnp.asarray(io["label"])}
@@ -218,15 +219,21 @@ def test_generation(fx: Fixture) -> None:
             guidance=guidance,
         )
         before = jnp.concatenate([jnp.zeros_like(path[:1]), path[:-1]])
-        both = {"label": jnp.concatenate([cond["label"], jnp.full_like(cond["label"], config.num_classes)])}
+        null = jnp.full_like(cond["label"], config.num_classes)
+        seen = {"label": jnp.concatenate([cond["label"], null][:halves])}
         z = [
-            config.z(params, jnp.tile(tokens, (2, 1, 1)), jnp.tile(masked_first(jnp.asarray(orders), m), (2, 1)), both)
+            config.z(
+                params,
+                jnp.tile(tokens, (halves, 1, 1)),
+                jnp.tile(masked_first(jnp.asarray(orders), m), (halves, 1)),
+                seen,
+            )
             for tokens, m in zip(before, counts[:-1], strict=True)
         ]
         return path[-1], jnp.stack(z)
 
     tokens, z = found(params)
     for k, rows in enumerate(places):
-        both = np.concatenate([rows, rows])[..., None]
-        fx.close(np.take_along_axis(np.asarray(z[k]), both, axis=1).reshape(-1, config.width), f"gen{k}_z")
+        known = np.concatenate([rows] * halves)[..., None]
+        fx.close(np.take_along_axis(np.asarray(z[k]), known, axis=1).reshape(-1, config.width), f"gen{k}_z")
     fx.close(nchw(config.stored(tokens)), "gen_latent")

@@ -42,7 +42,7 @@ def test_forward(fx: Fixture) -> None:
     _, params, report = IMPORTER.load(fx.weights, config)
     assert len(report.matched) == len(fx.weights)
     check_round_trip(IMPORTER, fx.weights, config, params)
-    cond = {"prompt": io["text"], "pooled": io["text_pooled"][:, 0], "aesthetic": io["aesthetic_score"]}
+    cond = {"prompt": io["text"], "pooled": io["text_pooled"][:, 0], "aesthetic": io.get("aesthetic_score")}
     cond = {name: jnp.asarray(cond[name]) for name in config.conditions}
 
     @jax.jit
