@@ -14,10 +14,7 @@ from gen.diffusion.objectives import Draws
 from gen.diffusion.process import EDM, VP, Linear
 from gen.diffusion.shortcut import ShortcutTask, bootstrap_halvings
 from gen.errors import GenError
-from gen.sampling.flowmaps import FlowMapSampler
 from gen.sampling.guidance import ClassifierFree
-from gen.training.ema import Constant
-from gen.training.optim import OptimConfig
 from tests.distill import toy2d
 from tests.distill.tiny import Tiny
 
@@ -109,32 +106,3 @@ def test_what_does_not_fit_is_refused() -> None:
     }.items():
         with pytest.raises(GenError, match=message):
             make()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("teacher", [None, toy2d.DENOISER], ids=["scratch", "teacher"])
-def test_meanflow_of_the_toy(teacher: Denoiser | None) -> None:
-    task = MeanFlowTask(
-        flow_map=average_map(toy2d.DENOISER),
-        teacher=teacher,
-        dropout=0.0,
-        instant=0.5,
-        optim=OptimConfig(2e-3, schedule="cosine", clip=1.0),
-        emas=(Constant(0.99, warmup=True),),
-    )
-    frozen = (lambda params: {"teacher": params}) if teacher else lambda params: {}
-    toy2d.check_toy(task, 6000, sampler=FlowMapSampler(), frozen=frozen)
-
-
-@pytest.mark.slow
-def test_shortcut_of_the_toy() -> None:
-    task = ShortcutTask(
-        flow_map=average_map(toy2d.DENOISER, "halvings"),
-        teacher=toy2d.DENOISER,
-        dropout=0.0,
-        every=2,
-        biased=True,
-        optim=OptimConfig(2e-3, schedule="cosine", clip=1.0),
-        emas=(Constant(0.99, warmup=True),),
-    )
-    toy2d.check_toy(task, 6000, sampler=FlowMapSampler())
