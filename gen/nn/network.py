@@ -47,6 +47,27 @@ class Projected(nnx.Param[jax.Array]):
         return value
 
 
+class _Stream(nnx.RngStream):
+    """The keys of `nnx.RngStream`, without its search for the sharding of a traced counter.
+
+    That search composes an error message from all that was traced so far, for every key: three quarters of the time
+    that tracing the initialisation of a large network takes.
+    """
+
+    def __call__(self) -> jax.Array:
+        """Gives the next key."""
+        count = self.count.get_value()
+        self.count.set_value(count + 1)
+        return jax.random.fold_in(self.key.get_value(), count)
+
+
+def _rngs(key: jax.Array) -> Any:
+    """What a module draws its parameters from."""
+    rngs: Any = nnx.Rngs(params=key)
+    rngs.params = _Stream(key, tag="params")
+    return rngs
+
+
 class NetworkConfig(Protocol):
     """What a network's configuration offers: a frozen dataclass that builds its module."""
 
@@ -67,7 +88,7 @@ class Network:
 
     def init(self, key: jax.Array) -> Params:
         """Gives freshly drawn parameters and buffers as one nested plain dict of float32 arrays."""
-        module = self.config.build(nnx.Rngs(params=key))
+        module = self.config.build(_rngs(key))
         return nnx.to_pure_dict(nnx.state(module, (nnx.Param, Buffer)))
 
     @property
@@ -159,7 +180,7 @@ class _Structure:
 
 @functools.cache
 def _structure(config: Any) -> _Structure:
-    module = nnx.eval_shape(lambda: config.build(nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: config.build(_rngs(jax.random.key(0))))
 
     def variables(kind: type) -> dict[str, Any]:
         return {"/".join(map(str, path)): value for path, value in nnx.to_flat_state(nnx.state(module, kind))}
