@@ -1,6 +1,6 @@
 """Own kinds: Python files of a user's own whose classes stand in the configuration of a run.
 
-Such a file adds rows to `gen.config.KINDS` and is imported when it is named: by ``gen train FILE.py:PRESET``, by
+Such a file adds rows to `gen.kinds.KINDS` and is imported when it is named: by ``gen train FILE.py:PRESET``, by
 ``--module FILE``, or by `import_file` in Python. A run whose configuration holds its kinds records the file's path and
 SHA-256 in ``modules.json``; a later process imports the file for that run only if its bytes are the recorded ones.
 
@@ -20,9 +20,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gen.config import KINDS, installed, kind_of, kinds, suggest
+from gen.config import installed, kind_of, kinds, suggest
 from gen.errors import GenError
 from gen.files import read_json, reading, write_json
+from gen.kinds import KINDS
 
 __all__ = ["accept", "admit", "import_file", "not_python", "record", "recorded", "where", "write_record"]
 

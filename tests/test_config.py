@@ -8,13 +8,14 @@ from collections.abc import Callable
 import pytest
 
 from gen import config
-from gen.config import KINDS, config_class, fingerprint, from_json, kind_of, kinds, to_json
+from gen.config import config_class, fingerprint, from_json, kind_of, kinds, to_json
 from gen.data.sources import Digits
 from gen.diffusion.ddpm import DDPM
 from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.process import Linear
 from gen.diffusion.train import DenoiserTask
 from gen.errors import GenError
+from gen.kinds import KINDS
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.sampling.guidance import ClassifierFree
 from gen.training.checks import check_run

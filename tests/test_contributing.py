@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen import config
+from gen import config, kinds
 from gen.data.sources import Digits, digits
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.denoiser import Denoiser
@@ -39,12 +39,12 @@ PAGES = {m[1]: m[0] for m in re.finditer(r"^## How to add an? (\w+)$.*?(?=^## |\
 @pytest.fixture
 def page(monkeypatch, request):
     """The code of one page as a module, its KINDS row in force for the test."""
-    for family in config.KINDS:
-        monkeypatch.setitem(config.KINDS, family, dict(config.KINDS[family]))
+    for family in kinds.KINDS:
+        monkeypatch.setitem(kinds.KINDS, family, dict(kinds.KINDS[family]))
     monkeypatch.setitem(MEASURES, "confidence", None)  # taken out again after the test
     module = types.ModuleType(f"contributing_{request.param}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    module.KINDS = config.KINDS
+    module.KINDS = kinds.KINDS
     exec(compile(code_of(request.param), f"CONTRIBUTING.md, {request.param}", "exec"), module.__dict__)
     return module
 

@@ -27,6 +27,7 @@ FLOORS = (
     ("own",),
     ("files",),
     ("config",),
+    ("kinds",),
     ("progress",),
     ("errors",),
 )

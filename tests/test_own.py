@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import gen
-from gen import config, own
+from gen import config, kinds, own
 from gen.cli import main
 from gen.errors import GenError
 from gen.experiments import find
@@ -23,7 +23,7 @@ from gen.training.run import RunConfig, load_config, settle_config
 DOCS = Path(__file__).parents[1] / "docs"
 SOLVER = """
 import dataclasses
-from gen.config import KINDS
+from gen.kinds import KINDS
 
 @dataclasses.dataclass(frozen=True)
 class Mine:
@@ -36,7 +36,7 @@ KINDS["solver"]["mine"] = f"{__name__}:Mine"
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process that has met no own file."""
-    before = {family: dict(rows) for family, rows in config.KINDS.items()}
+    before = {family: dict(rows) for family, rows in kinds.KINDS.items()}
     monkeypatch.setattr(own, "_imported", {})
     monkeypatch.setattr(own, "_accepted", set())
     yield
@@ -48,9 +48,9 @@ def forget(rows: dict[str, dict[str, str]] | None = None) -> None:
     own._imported.clear()
     own._accepted.clear()
     if rows is None:
-        rows = {f: {k: t for k, t in r.items() if not t.startswith("gen_own_")} for f, r in config.KINDS.items()}
-    config.KINDS.clear()
-    config.KINDS.update(rows)
+        rows = {f: {k: t for k, t in r.items() if not t.startswith("gen_own_")} for f, r in kinds.KINDS.items()}
+    kinds.KINDS.clear()
+    kinds.KINDS.update(rows)
 
 
 def code(page: str) -> str:

@@ -8,11 +8,12 @@ import pytest
 
 import gen
 from gen.cli.overrides import override
-from gen.config import KINDS, from_json, to_json
+from gen.config import from_json, to_json
 from gen.data.random import RANDOM
 from gen.data.sources import digits
 from gen.errors import GenError
 from gen.experiments import build, presets
+from gen.kinds import KINDS
 from gen.nn.network import Network, count
 from gen.runs import Loaded
 from gen.tokenizers.encode import encode_images

@@ -24,9 +24,10 @@ def listing(what: Annotated[str, tyro.conf.Positional, flag("WHAT")] = "all", /)
       what: presets, a family of building blocks, protocols or measures of gen evaluate, a file, or all.
     """
     from gen.cli.tables import print_table
-    from gen.config import KINDS, members, suggest
+    from gen.config import members, suggest
     from gen.errors import GenError
     from gen.experiments import file_kinds, file_presets, is_file, presets
+    from gen.kinds import KINDS
 
     tables = ("presets", "protocols", "measures")
     own = is_file(what)

@@ -31,9 +31,10 @@ from gen.cli import main
 from gen.cli.flags import Sampling
 from gen.cli.opening import open_run
 from gen.cli.sample import parse_labels
-from gen.config import KINDS, config_class, to_json
+from gen.config import config_class, to_json
 from gen.diffusion.denoiser import Denoiser
 from gen.errors import GenError
+from gen.kinds import KINDS
 from gen.metrics.protocol import Result
 from gen.nn.network import Network, param_shapes
 from gen.sampling.generate import quantise

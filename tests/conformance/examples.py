@@ -19,7 +19,7 @@ from gen.autoregressive.gpt import GPTConfig
 from gen.autoregressive.infilling import InfillingSampler
 from gen.autoregressive.mar import MARConfig
 from gen.autoregressive.sampler import TokenSampler
-from gen.config import KINDS, config_class
+from gen.config import config_class
 from gen.data.caches import seal, seal_bits, seal_tokens
 from gen.data.sources import Digits
 from gen.diffusion.backbones.dit import DiTConfig
@@ -34,6 +34,7 @@ from gen.distill.f_distill import RatioBins
 from gen.distill.gpt_student import GPTStudentConfig
 from gen.errors import GenError
 from gen.features.vit import ViTConfig
+from gen.kinds import KINDS
 from gen.nn.adversarial import TokenHead
 from gen.nn.discriminators import PatchGAN
 from gen.nn.network import Network, Params

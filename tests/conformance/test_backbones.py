@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.config import KINDS
 from gen.diffusion.backbones.aligned import AlignedConfig
 from gen.diffusion.backbones.ascan import AsCANConfig
 from gen.diffusion.backbones.dit import DiTConfig
@@ -17,6 +16,7 @@ from gen.diffusion.backbones.edm2_unet import EDM2Config
 from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig, SongUNetConfig
 from gen.diffusion.backbones.lamamba import LaMambaConfig
 from gen.diffusion.backbones.lightningdit import LightningDiTConfig
+from gen.kinds import KINDS
 from gen.nn.forward_mode import forward_mode
 from gen.nn.network import Network, param_shapes
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from gen.arrays import flatten
-from gen.config import KINDS, from_json, to_json
+from gen.config import from_json, to_json
 from gen.data.sources import ArraySource
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.process import Linear
 from gen.errors import GenError
+from gen.kinds import KINDS
 from gen.nn.conditions import make_conditions
 from gen.nn.network import Network, count, param_shapes
 from gen.runs import Loaded

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from gen.arrays import flatten
-from gen.config import KINDS, from_json, to_json
+from gen.config import from_json, to_json
+from gen.kinds import KINDS
 from gen.nn.network import Network
 from tests.conformance import examples
 

@@ -10,13 +10,13 @@ from flax import nnx
 
 import gen
 from gen.cli import main
-from gen.config import KINDS
 from gen.data.images import Arrays
 from gen.diffusion.backbones.backbone import BackboneConfig
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.process import Linear
 from gen.diffusion.train import DenoiserTask
 from gen.errors import GenError
+from gen.kinds import KINDS
 from gen.nn.conditions import Condition
 from gen.sampling.generator import Sampler
 from gen.sampling.guidance import ClassifierFree

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.config import KINDS
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.denoiser import Denoiser, Predict
 from gen.diffusion.objectives import Draws
 from gen.diffusion.process import Linear
 from gen.diffusion.train import DenoiserTask
 from gen.errors import GenError
+from gen.kinds import KINDS
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.training.ema import Constant, PowerFunction
 from gen.training.optim import OptimConfig

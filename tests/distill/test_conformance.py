@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from gen.config import KINDS
 from gen.distill.kd import KDTask
+from gen.kinds import KINDS
 from gen.sampling.generator import FewSteps, OneStepGenerator
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig

@@ -13,13 +13,13 @@ import pytest
 from gen.autoregressive.decoding import ConstantScale
 from gen.autoregressive.gpt import GPTConfig
 from gen.autoregressive.sampler import TokenSampler
-from gen.config import KINDS
 from gen.distill.distilled_decoding import DistilledDecodingTask, distillation_loss
 from gen.distill.gpt_student import GPTStudentConfig
 from gen.distill.noise_decoder import FlowedTokens, NoiseDecoder, NoiseDecoding
 from gen.distill.teacher_records import make_of
 from gen.errors import GenError
 from gen.experiments.distilled_decoding import distilled_decoding
+from gen.kinds import KINDS
 from gen.nn.conditions import make_conditions
 from gen.nn.network import Network
 from gen.runs import Loaded, load

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from gen.config import KINDS, config_class, from_json, to_json
+from gen.config import config_class, from_json, to_json
 from gen.diffusion.ddpm import DDPM
 from gen.diffusion.process import EDM, VE, VP, EDMFamily, Linear, Trigonometric
 from gen.errors import GenError
+from gen.kinds import KINDS
 from gen.sampling.grids import (
     ChainLevels,
     Explicit,

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.config import KINDS, config_class, from_json, to_json
+from gen.config import config_class, from_json, to_json
 from gen.diffusion.ddpm import DDPM
 from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import EDM, VP, Linear, Trigonometric
 from gen.errors import GenError
+from gen.kinds import KINDS
 from gen.sampling.grids import Explicit, Grid, Karras, Respaced, Uniform, inversion
 from gen.sampling.integrate import Problem, integrate, nfe, states
 from gen.sampling.multistep import DPMSolver, UniPC

@@ -1,6 +1,6 @@
 import pytest
 
-from gen.config import KINDS
+from gen.kinds import KINDS
 from tests.training import scripts
 
 

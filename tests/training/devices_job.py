@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from gen.config import KINDS
 from gen.data.caches import seal
 from gen.data.images import Images
 from gen.experiments import demo
+from gen.kinds import KINDS
 from gen.nn.network import Network
 from gen.tokenizers.encode import tokenizer_identity
 from gen.training.engine import Hook, train

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gen.config import KINDS
+from gen.kinds import KINDS
 from gen.training.engine import Hook, Interrupted, train
 from gen.training.program import enable_compile_cache
 from gen.training.run import EngineConfig, RunConfig
