@@ -66,7 +66,6 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "token-model": {
         "gpt": "gen.autoregressive.gpt:GPTConfig",
-        "gpt-student": "gen.distill.gpt_student:GPTStudentConfig",
         "maskgit": "gen.autoregressive.maskgit:MaskGITConfig",
         "maskgit-skips": "gen.autoregressive.maskgit:MaskGITSkipConfig",
         "maskgen": "gen.autoregressive.maskgen:MaskGenConfig",
@@ -75,6 +74,9 @@ KINDS: dict[str, dict[str, str]] = {
         "flextok-ar": "gen.autoregressive.flextok_ar:FlexTokARConfig",
         "instella-ar": "gen.autoregressive.instella_ar:InstellaARConfig",
         "binary-diffusion": "gen.autoregressive.binary_diffusion:BinaryDiffusion",
+    },
+    "token-student": {
+        "gpt-student": "gen.distill.gpt_student:GPTStudentConfig",
     },
     "latent-token-model": {
         "mar": "gen.autoregressive.mar:MARConfig",
@@ -173,6 +175,7 @@ KINDS: dict[str, dict[str, str]] = {
         "token-generator": "gen.autoregressive.generator:TokenGenerator",
         "latent-token-generator": "gen.autoregressive.infilling:LatentTokenGenerator",
         "flowtok-generator": "gen.tokenizers.flowtok_sampling:FlowTokGenerator",
+        "noise-decoder": "gen.distill.noise_decoder:NoiseDecoder",
     },
     "sampler": {
         "sampler": "gen.sampling.generator:Sampler",

@@ -32,6 +32,7 @@ from gen.distill.discriminator import ApproximateR1
 from gen.distill.dmd2 import DMD2Task
 from gen.distill.f_distill import RatioBins
 from gen.distill.gpt_student import GPTStudentConfig
+from gen.distill.noise_decoder import NoiseDecoding
 from gen.errors import GenError
 from gen.features.vit import ViTConfig
 from gen.kinds import KINDS
@@ -129,6 +130,8 @@ OWN: dict[str, dict[str, Any]] = {
     "scm-task": {"flow_map": trig_map(DENOISER)},
     "scd-task": {"flow_map": trig_map(DENOISER)},
     "ctm-task": {"flow_map": jump_map(DENOISER), "last_layer": "outer/kernel"},
+    "noise-decoder": {"student": GPTStudentConfig(WRITER, SHAPE[-1]), "tokenizer": CODES, "sampler": NoiseDecoding()},
+    "gpt-student": {"of": WRITER, "channels": SHAPE[-1]},
     "latent-token-generator": {"sampler": InfillingSampler(2, 3)},
     "random": {"shapes": {"latent": (4, 3), "label": ()}},
     "meanflow-task": {"flow_map": FlowMap(TWO_TIMES, Linear())},
