@@ -18,6 +18,7 @@ from typing import Any
 
 from gen.autoregressive.gpt import GPTConfig
 from gen.data.loader import expect
+from gen.data.random import RANDOM, Random
 from gen.distill.distilled_decoding import DistilledDecodingTask
 from gen.distill.gpt_student import GPTStudentConfig
 from gen.distill.noise_decoder import NoiseDecoding
@@ -54,8 +55,10 @@ def _recipe(
     engine: EngineConfig | None = None,
     **settings: Any,
 ) -> Recipe:
-    model, tokenizer, records = _decoder(teacher), teacher.tokenizer, Records(data, teacher.origin)
+    model, tokenizer = _decoder(teacher), teacher.tokenizer
     student = GPTStudentConfig(model, tokenizer.spec.width)
+    random = Random({"noise": student.shape, "tokens": tuple(model.shape), "label": ()})
+    records = random if data == RANDOM else Records(data, teacher.origin)
     expect(data, records.source(), noise=student.shape, tokens=tuple(model.shape))
     task = DistilledDecodingTask(teacher=model, tokenizer=tokenizer, student=student, starts=starts, **settings)
     return student_recipe(

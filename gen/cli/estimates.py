@@ -24,7 +24,7 @@ def planned(
 
     Args:
       inputs: by name, None where not given: the path of the data, random where the preset needs some; run folders, or
-        presets of runs, of which the shapes are taken. A teacher that needs a tokenizer takes the one that is given.
+        presets of runs, of which the shapes are taken. A teacher that takes a tokenizer has the one that is given.
       overrides, short: as for `gen.cli.opening.prepare`.
     """
     from gen.data.random import RANDOM
@@ -49,7 +49,7 @@ def _run(what: str, inputs: Mapping[str, str | None]) -> Any:
     from gen.runs import planned as run_of
 
     row = find(what)
-    recipe = planned(what, {name: inputs.get(name) for name in ("tokenizer",) if name in row.required})
+    recipe = planned(what, {name: inputs.get(name) for name in ("tokenizer",) if name in row.required + row.optional})
     return run_of(recipe.config, recipe.frozen, recipe.artifacts)
 
 

@@ -9,7 +9,10 @@ import pytest
 
 import gen
 from gen import arrays
+from gen.autoregressive.binary_diffusion import BinaryDiffusion
 from gen.autoregressive.gpt import GPTConfig
+from gen.autoregressive.instella import InstellaDiffusionConfig
+from gen.autoregressive.instella_ar import InstellaARConfig
 from gen.autoregressive.mar import MARConfig
 from gen.autoregressive.maskgit import MaskGITConfig, MaskGITSkipConfig
 from gen.autoregressive.rar import RARConfig
@@ -19,6 +22,7 @@ from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig, SongUNetConfig
 from gen.pretrained.readers import read_weights
 from gen.pretrained.systems import SYSTEMS
+from tests.pretrained.test_consistency import NETWORKS
 from tests.pretrained.test_decoder import DIT, EDM2, LAMAMBA, LIGHT, VAE, official
 from tests.pretrained.test_readers import HOSTILE, torch_zip
 
@@ -69,8 +73,19 @@ TINY: dict[str, tuple[Any, list[str]]] = {
     "sd-vae-old": (VAE, ["--network.groups", "2"]),
     "kl-vae": (VAE, ["--network.groups", "2"]),
 }
-# tokenizers whose files go there and back in tests of their own
+INSTELLA: dict[str, Any] = {"shape": (4, 3), "width": 16, "depth": 2, "heads": 2, "text": (3, 5)}
+TINY |= {
+    "instella-ar": (InstellaARConfig(**INSTELLA), ["--network.text_tokens", "3"]),
+    "instella-diffusion": (
+        BinaryDiffusion(InstellaDiffusionConfig(**INSTELLA), target="flip", times="logit-normal"),
+        ["--network.text_tokens", "3"],
+    ),
+}
+TINY |= {n: (c, ["--network.head_width", "32"] if "adm" in n or n == "ctm" else []) for n, c in NETWORKS.items()}
+# systems whose files go there and back in tests of their own
 ELSEWHERE = {
+    "binary-diffusion": "test_scale_and_bit_presets.py",
+    "var": "test_scale_and_bit_presets.py",
     "binary-autoencoder": "pretrained/test_tokenizer_files.py",
     "detok": "parity/test_detok.py",
     "flextok": "parity/test_flextok.py",
@@ -86,7 +101,10 @@ ELSEWHERE = {
 }
 FLAGS = {"repa": ["--network.encoder_depth", "1"]}
 ALIKE = (
+    *NETWORKS,
     "adm-new-order",
+    "instella-ar",
+    "instella-diffusion",
     "dmd2",
     "edm-ve",
     "edm-vp",
@@ -97,6 +115,7 @@ ALIKE = (
     "sd-vae-old",
 )  # read by the code of others here
 TOKENS = ("llamagen", "rar")  # joined with a tokenizer and sampled in test_token_files.py
+CAPTIONED = ("instella-ar", "instella-diffusion")  # sampled with captions in test_bits.py
 ONE_STEP = ("dmd2",)
 QUICK = ("edm",)  # the rest compile for some seconds each
 
@@ -152,7 +171,7 @@ def test_other_tensors_are_refused_by_name(name: str, tmp_path: Path, capsys: py
     [
         name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
         for name, (config, _) in TINY.items()
-        if config is not VAE and name not in TOKENS
+        if config is not VAE and name not in (*TOKENS, *CAPTIONED)
     ],
 )
 def test_from_file_to_samples(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

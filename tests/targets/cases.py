@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 
 from gen.experiments import presets
+from gen.experiments.compare_distillers import METHODS
 
 __all__ = ["CASES", "Case", "expected_traffic", "sized"]
 
@@ -155,6 +156,46 @@ _CASES = [
     _pair("progressive-cifar10", "v5e:2x4", "data=8", 16, alone=64, cut=False, teacher="edm-cifar10"),
     _pair("progressive-cifar10-gpu", "v5e:2x4", "data=8", 16, alone=64, cut=False, teacher="edm-cifar10"),
     _pair("guided-imagenet64", "v5e:2x4", "data=1,fsdp=8", 8, alone=32, cut=False, teacher="edm-imagenet64"),
+    _pair("cd-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10"),
+    _pair("cd-cifar10-gpu", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10"),
+    _pair("ct-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False),
+    _pair("ict-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False),
+    _pair("ect-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10"),
+    _pair("ect-cifar10-gpu", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10"),
+    _pair("tcm-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10"),
+    _pair("ctm-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10-cond"),
+    _pair("ctm-cifar10-gpu", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10-cond"),
+    _pair("ddo-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10-cond"),
+    _pair("dmd2-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10-cond"),
+    _pair("f-distill-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10-cond"),
+    _pair("kd-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10-cond"),
+    _pair("multi-student-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10-cond"),
+    _pair("sct-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10"),
+    _pair("scd-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10"),
+    _pair("scd-cifar10-gpu", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10"),
+    _pair("cd-imagenet64", "v5e:2x4", "data=1,fsdp=8", 4, alone=16, cut=False, teacher="edm-imagenet64"),
+    _pair("ct-imagenet64", "v5e:2x4", "data=1,fsdp=8", 4, alone=16, cut=False),
+    _pair("ict-imagenet64", "v5e:2x4", "data=1,fsdp=8", 4, alone=16, cut=False),
+    _pair("ctm-imagenet64", "v5e:2x4", "data=1,fsdp=8", 4, alone=16, cut=False, teacher="edm-imagenet64"),
+    _pair("dmd2-imagenet64", "v5e:2x4", "data=1,fsdp=8", 4, alone=16, cut=False, teacher="edm-imagenet64"),
+    _pair("dmd2-imagenet64-scratch", "v5e:2x4", "data=1,fsdp=8", 4, alone=16, cut=False, teacher="edm-imagenet64"),
+    _pair("f-distill-imagenet64", "v5e:2x4", "data=1,fsdp=8", 4, alone=16, cut=False, teacher="edm-imagenet64"),
+    _pair("multi-student-imagenet64", "v5e:2x4", "data=1,fsdp=8", 4, alone=16, cut=False, teacher="edm-imagenet64"),
+    _pair(
+        "multi-student-imagenet64-small", "v5e:2x4", "data=1,fsdp=8", 4, alone=16, cut=False, teacher="edm-imagenet64"
+    ),
+    _pair("scd-imagenet64", "v5e:2x4", "data=1,fsdp=8", 4, alone=16, cut=False, teacher="edm-imagenet64"),
+    _pair("ladd-imagenet256", "v5e:2x4", "data=1,fsdp=8", 8, alone=32, cut=False, teacher="dit-xl2"),
+    _pair(
+        "distilled-decoding-imagenet",
+        "v5e:2x4",
+        "data=1,fsdp=8",
+        16,
+        alone=64,
+        cut=False,
+        teacher="llamagen-l",
+        tokenizer="llamagen-vq16",
+    ),
     _pair("cifar10-tokenizer", "v5e:2x2", "data=4", 64),
     _pair("cifar10-teacher", "v5e:2x2", "data=4", 64, tokenizer="cifar10-tokenizer"),
     _pair("cifar10-student", "v5e:2x2", "data=4", 64, teacher="cifar10-teacher", tokenizer="cifar10-tokenizer"),
@@ -162,9 +203,14 @@ _CASES = [
 CASES = [case for pair in _CASES for case in pair]
 
 
+# presets that take any teacher, whose size is the teacher's
+ANY = (*METHODS, "ddo", "distilled-decoding")
+
+
 def sized() -> list[str]:
-    """The presets that are meant for accelerators: all but the toys and what the demo trains on a laptop."""
-    return [name for name, row in presets().items() if "smoke" not in name and not str(row.module).endswith(".demo")]
+    """The presets that are meant for accelerators: all but the toys, what the demo trains on a laptop, and methods."""
+    rows = {name: str(row.module) for name, row in presets().items() if "smoke" not in name and name not in ANY}
+    return [name for name, module in rows.items() if not module.endswith(".demo")]
 
 
 def expected_traffic(parameters: int, blocks: int, sizes: Mapping[str, int]) -> float:
