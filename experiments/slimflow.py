@@ -22,6 +22,10 @@ from gen.experiments._students import student_data, student_recipe
 from gen.experiments._tokenizers import perceptual
 from gen.pretrained.slimflow import denoiser
 from gen.runs import Loaded
+from gen.sampling.generator import Sampler
+from gen.sampling.grids import Uniform
+from gen.sampling.guidance import ClassifierFree
+from gen.sampling.solvers import Euler
 from gen.tokenizers.losses import frozen_terms
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
@@ -30,6 +34,8 @@ from gen.training.task import Stage
 
 __all__ = ["PRESETS", "SMALL", "slimmer"]
 
+# of both stages: the first trains a flow, which a solver samples
+ONE_STEP = Sampler(Euler(), Uniform(), 1, ClassifierFree(1.0))
 # the published 15.7M student of 32 px images
 SMALL = SongUNetConfig(32, width=96, mult=(1, 2, 2), blocks=2, attention=(16,), dropout=0.15)
 
@@ -79,7 +85,7 @@ def slimflow(
         Stage("annealing", first, annealing, batch, found),
         Stage("distillation", second, distillation, batch, found),
     )
-    return student_recipe("slimflow", teacher, stages)
+    return student_recipe("slimflow", teacher, stages, sampler=ONE_STEP)
 
 
 def _cifar10(
@@ -103,7 +109,7 @@ def _cifar10(
     )
     further = {role: (origins[role], arrays) for role, arrays in frozen.items()}
     engine = EngineConfig(checkpoint_every=2000, log_every=100, preview_every=10_000)
-    return student_recipe(name, teacher, stages, frozen=further, engine=engine)
+    return student_recipe(name, teacher, stages, sampler=ONE_STEP, frozen=further, engine=engine)
 
 
 def slimflow_cifar10(teacher: Loaded, data: str) -> Recipe:

@@ -45,14 +45,12 @@ def evaluate(
 ) -> None:
     """Scores a run, or images, against real images: a table, a JSON file with the protocol, and a page.
 
-    A run makes its images meanwhile, as many as the reference holds, 50,000 at most. A score means something beside
-    others of one protocol only: --protocol keeps to one that papers use, and refuses what departs from it. Interrupted,
-    the same command goes on.
+    A run makes its images meanwhile, as many as the reference holds, 50,000 at most. --protocol keeps to
+    one that papers use, and refuses what departs from it. Interrupted, the same command goes on.
 
     Examples:
       gen evaluate runs/demo/student
       gen evaluate runs/mine --reference photos.zip --measures kid vendi
-      gen evaluate samples/ --protocol adm-imagenet256 --quantiser truncate --reference imagenet256.npz
       gen evaluate samples/ --reference photos/ --extractor clip:vit-b-32 --captions captions.txt
       gen evaluate runs/llamagen --measures likelihood --heldout tokens-of-val/
       gen evaluate runs/big --reference big.npz --part 2/4 --out big.json     the last of the four jobs merges all

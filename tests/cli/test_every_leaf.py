@@ -12,6 +12,7 @@ from gen.cli.info import leaves
 from gen.cli.opening import prepare
 from gen.cli.overrides import override
 from gen.config import config_class, from_json, to_json
+from gen.data.caches import seal
 from gen.errors import GenError
 from gen.experiments import build, find, presets
 from gen.nn.network import param_shapes
@@ -22,20 +23,42 @@ from tests.autoregressive.caches import bit_cache, token_cache
 from tests.test_edm_presets import image_zip
 from tests.test_teacher_presets import cached
 
+
+def captioned(cache: str) -> str:
+    """The cache with the features of the empty caption beside it."""
+    np.savez(Path(cache) / "empty.npz", prompt=np.zeros((4, 6)), pooled=np.zeros(6))
+    return cache
+
+
+def captions(rows: int) -> dict[str, np.ndarray]:
+    """Features of captions."""
+    return {"prompt": np.zeros((rows, 4, 6), np.float16), "pooled": np.zeros((rows, 6), np.float16)}
+
+
+def latent_rows(folder: Path) -> str:
+    """A cache of sixteen tokens of four numbers, with captions."""
+    folder.mkdir(parents=True)
+    for name, rows in {"latent": np.ones((4, 16, 4), np.float32), **captions(4)}.items():
+        np.save(folder / f"{name}.npy", rows)
+    return seal(folder, tokenizer="none", data="none").path
+
+
 # toys whose data are neither images, latents nor a grid of tokens; tested where there is time
 ROWS = {
     "flextok-ar-smoke": lambda folder: token_cache(folder, (16,)),
     "binary-diffusion-smoke": lambda folder: bit_cache(folder, (2, 2, 6)),
+    "maskgen-vq-smoke": lambda folder: captioned(token_cache(folder, (16,), **captions(8))),
+    "maskgen-kl-smoke": lambda folder: captioned(latent_rows(folder)),
     "instella-diffusion-smoke": bit_cache,
     "instella-ar-smoke": bit_cache,
 }
 SMOKE = sorted(
     n
     for n, p in presets().items()
-    if n.endswith("-smoke") and "student" not in n and "cifar10-t" not in n and "tokenizer" not in p.required
+    if n.endswith("-smoke") and "cifar10-t" not in n and not {"tokenizer", "teacher"} & set(p.required)
 )
 SMOKE = [pytest.param(n, marks=pytest.mark.slow) if n in ROWS else n for n in SMOKE]
-TOKENS = ("llamagen", "rar")  # experiments whose data are tokens
+TOKENS = ("llamagen", "rar", "maskgit")  # experiments whose data are tokens
 # settings that name a thing outside the configuration, or say how a run is carried out and never what is built
 OUTSIDE = ("engine.", "name", "frozen.", ".data.", ".name")
 
@@ -104,6 +127,7 @@ def test_an_override_reaches_everything_or_is_refused(name: str, built: bool, tm
         (role, trained), *_ = ((role, model.config) for role, model in config.stages[-1].task.models().items())
         network = trained if role == "tokenizer" else trained.network
         try:
+            config.generator(config.stages[0])  # what a run asks before its first step
             if built:
                 param_shapes(network)
         except GenError:

@@ -1,13 +1,15 @@
 """Teachers of the combination matrix: one of every family of networks, tiny, with random weights."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from gen.data.random import Random
+from gen.data import loader
+from gen.data.sources import ArraySource
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.backbones.edm2_unet import EDM2Config
 from gen.diffusion.backbones.edm_unet import SongUNetConfig
@@ -54,10 +56,31 @@ TEACHERS: dict[str, Denoiser] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class MatrixRows:
+    """Random latents with every class in turn, from (seed, step, row) alone."""
+
+    shape: tuple[int, ...]
+
+    def source(self) -> ArraySource:
+        rng = np.random.default_rng(0)
+        latent = rng.normal(size=(ROWS, *self.shape)).astype(np.float32)
+        return ArraySource(latent=latent, label=np.arange(ROWS, dtype=np.int32) % CLASSES)
+
+    def batches(
+        self, *, batch: int, seed: int, start: int, process: int = 0, processes: int = 1
+    ) -> Iterator[dict[str, np.ndarray]]:
+        given = {"batch": batch, "seed": seed, "start": start, "process": process, "processes": processes}
+        return loader.batches(self.source(), **given)
+
+    def identity(self) -> str:
+        return f"matrix rows {self.shape}"
+
+
 def teacher(title: str) -> Loaded:
     """A run of that teacher, as `gen.load` would give it; its weights are random."""
     denoiser = TEACHERS[title]
-    data = Random({"latent": denoiser.network.shape, "label": ()})
+    data = MatrixRows(tuple(denoiser.network.shape))
     stage = Stage("teacher", DenoiserTask(denoiser), 1, 4, data)
     config = RunConfig("teacher", (stage,), sampler=Sampler(Euler(), steps=4))
     return Loaded(Path("teacher"), config, {"net": denoiser.net.init(jax.random.key(0))}, "ema", 1)

@@ -10,6 +10,7 @@ import pytest
 
 from gen.errors import GenError
 from gen.experiments.compare_distillers import METHODS
+from gen.kinds import KINDS
 from gen.runs import load
 from gen.training.engine import train
 from tests.distill.matrix import TEACHERS, recipe, teacher
@@ -17,6 +18,11 @@ from tests.distill.matrix import TEACHERS, recipe, teacher
 # (method, teacher) that are refused, with what the message says
 REFUSED: dict[tuple[str, str], str] = {}
 PAIRS = [(method, title) for method in METHODS for title in TEACHERS]
+
+
+@pytest.fixture(autouse=True)
+def _kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "test-matrix", {"matrix-rows": "tests.distill.matrix:MatrixRows"})
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ TASK: VAVAETask = dataclasses.replace(examples.task("vavae-task"), gan_start=4)
 
 @pytest.mark.slow  # parity compares these gradients too
 def test_the_term_pulls_the_encoder_alone() -> None:
-    frozen = examples.frozen()
+    frozen = examples.frozen("vavae-task")
     params = TASK.start(jax.random.key(0), frozen, None)["tokenizer"]
     images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1), minval=-1.0)
     rows = Rows(images, jax.random.split(jax.random.key(2), 4))
@@ -42,7 +42,7 @@ def test_the_term_pulls_the_encoder_alone() -> None:
 @pytest.mark.slow
 def test_the_projection_learns_and_is_not_exported() -> None:
     """It moves in every step of the tokenizer, before there is a discriminator as well."""
-    frozen = examples.frozen()
+    frozen = examples.frozen("vavae-task")
     state = TASK.init(jax.random.key(0), frozen, None)
     (batch,) = [next(Digits("train").batches(batch=4, seed=0, start=0))]
     schedule = TASK.inputs(0, 8)
@@ -66,7 +66,7 @@ def test_refusals() -> None:
         dataclasses.replace(TASK, tokenizer=TiTokConfig((8, 8, 1), 4, 4))
     with pytest.raises(GenError, match="all are at least 0"):
         dataclasses.replace(TASK.alignment, weight=-1.0)
-    frozen = examples.frozen()
+    frozen = examples.frozen("vavae-task")
     params = jax.eval_shape(lambda: TASK.start(jax.random.key(0), frozen, None))["tokenizer"]
     lost = dataclasses.replace(TASK, alignment=dataclasses.replace(TASK.alignment, layer="encoder/last"))
     rows = Rows(jnp.zeros((2, 8, 8, 1)), jax.random.split(jax.random.key(0), 2))
