@@ -204,15 +204,16 @@ def distill(
     multihost: Multihost = ALONE,
     overrides: Overrides = (),
 ) -> None:
-    """Trains a student of a teacher run: METHOD is a preset that takes a teacher, and has its size and conditions.
+    """Trains a student of a teacher run by a method, such as dmd2, reflow or meanflow: a preset that takes a teacher.
 
-    The student is a copy of the teacher, or has another network with --student. Students that regress on stored pairs
-    (starting noise and where the teacher's solver takes it) read them from --data; --pairs makes them first, in
-    OUTDIR/pairs.
+    Size, conditions and process are the teacher's. The student is a copy of it, or has another network with --student.
+    Methods that regress on stored pairs (starting noise and where the teacher's solver takes it) read them from --data;
+    --pairs makes them first, in OUTDIR/pairs.
 
     Examples:
-      gen distill demo-student --teacher runs/demo/teacher --pairs 8192 --outdir runs/student
-      gen distill demo-student --teacher runs/demo/teacher --data runs/student/pairs --outdir runs/student2 --seed 1
+      gen distill dmd2 --teacher runs/demo/teacher
+      gen distill reflow --teacher runs/demo/teacher --pairs 8192 --calls 2 --outdir runs/student
+      gen distill dmd2 --teacher runs/demo/teacher --data runs/student/pairs --outdir runs/student2 --seed 1
       gen distill demo-student --teacher runs/demo/teacher --pairs 8192 --monitor digits.npz --monitor-every 500
 
     Args:
