@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gen.config import suggest
-from gen.diffusion.backbones.backbone import Backbone, Call, Output
+from gen.diffusion.backbones.backbone import Backbone, Call, Output, WrappedConfig
 from gen.errors import GenError
 from gen.nn.conditions import Conditions
 from gen.nn.layers import linear
@@ -20,7 +20,7 @@ __all__ = ["AlignedConfig", "AlignedNetwork", "Projector"]
 
 
 @dataclasses.dataclass(frozen=True)
-class AlignedConfig:
+class AlignedConfig(WrappedConfig):
     """A backbone and its projectors.
 
     Attributes:
@@ -40,45 +40,9 @@ class AlignedConfig:
             raise GenError("no encoder to align with; give the widths of their features, or leave the projectors out")
 
     @property
-    def classes_at(self) -> str:
-        """Gives the path of the backbone's number of classes."""
-        return f"network.{self.network.classes_at}"
-
-    @property
-    def size(self) -> Any:
-        """Gives the backbone's size."""
-        return self.network.size
-
-    @property
-    def channels(self) -> int:
-        """Gives the backbone's channels."""
-        return int(self.network.channels)
-
-    @property
-    def num_classes(self) -> int:
-        """Gives the backbone's num classes."""
-        return int(self.network.num_classes)
-
-    @property
     def times(self) -> int:
         """Gives the backbone's times."""
         return int(self.network.times)
-
-    @property
-    def null_class(self) -> bool:
-        """Gives the backbone's null class."""
-        return bool(self.network.null_class)
-
-    @property
-    def dropout(self) -> float:
-        """Gives the backbone's dropout."""
-        return float(self.network.dropout)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Gives the backbone's shape."""
-        shape: tuple[int, ...] = self.network.shape
-        return shape
 
     @property
     def width(self) -> int:

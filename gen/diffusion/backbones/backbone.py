@@ -22,6 +22,7 @@ __all__ = [
     "Output",
     "UNetBackbone",
     "UNetConfig",
+    "WrappedConfig",
     "branch_factors",
     "scaled",
 ]
@@ -75,6 +76,52 @@ class BackboneConfig:
     def conditions(self) -> Conditions:
         """Gives what the network is conditioned on beside its times."""
         return label(self.num_classes)
+
+
+class WrappedConfig:
+    """What a configuration around another backbone's shows of it, as `BackboneConfig` has it.
+
+    Attributes:
+      network: the backbone's configuration.
+    """
+
+    network: Any
+
+    @property
+    def size(self) -> Any:
+        """Gives the backbone's size."""
+        return self.network.size
+
+    @property
+    def channels(self) -> int:
+        """Gives the backbone's channels."""
+        return int(self.network.channels)
+
+    @property
+    def num_classes(self) -> int:
+        """Gives the backbone's number of classes."""
+        return int(self.network.num_classes)
+
+    @property
+    def null_class(self) -> bool:
+        """Tells whether the backbone has an unconditional input."""
+        return bool(self.network.null_class)
+
+    @property
+    def dropout(self) -> float:
+        """Gives the backbone's dropout."""
+        return float(self.network.dropout)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Gives the backbone's shape."""
+        shape: tuple[int, ...] = self.network.shape
+        return shape
+
+    @property
+    def classes_at(self) -> str:
+        """Gives the path of the backbone's number of classes."""
+        return f"network.{self.network.classes_at}"
 
 
 class UNetConfig(BackboneConfig):

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from gen.diffusion.backbones.backbone import Output
+from gen.diffusion.backbones.backbone import Output, WrappedConfig
 from gen.errors import GenError
 from gen.nn.conditions import Condition, Conditions
 from gen.nn.network import Cond
@@ -22,7 +22,7 @@ SCALE = "guidance"  # the condition
 
 
 @dataclasses.dataclass(frozen=True)
-class GuidedConfig:
+class GuidedConfig(WrappedConfig):
     """A backbone of two times, the second one of which is the guidance scale, given as the condition "guidance".
 
     Attributes:
@@ -39,42 +39,6 @@ class GuidedConfig:
     def __post_init__(self) -> None:
         if self.network.times != 2:
             raise GenError(f"a guided network of {self.network.times} time; its own times are 2, the scale is one")
-
-    @property
-    def size(self) -> Any:
-        """Gives the backbone's size."""
-        return self.network.size
-
-    @property
-    def channels(self) -> int:
-        """Gives the backbone's channels."""
-        return int(self.network.channels)
-
-    @property
-    def num_classes(self) -> int:
-        """Gives the backbone's number of classes."""
-        return int(self.network.num_classes)
-
-    @property
-    def null_class(self) -> bool:
-        """Tells whether the backbone has an unconditional input."""
-        return bool(self.network.null_class)
-
-    @property
-    def dropout(self) -> float:
-        """Gives the backbone's dropout."""
-        return float(self.network.dropout)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Gives the backbone's shape."""
-        shape: tuple[int, ...] = self.network.shape
-        return shape
-
-    @property
-    def classes_at(self) -> str:
-        """Gives the path of the backbone's number of classes."""
-        return f"network.{self.network.classes_at}"
 
     @property
     def conditions(self) -> Conditions:
