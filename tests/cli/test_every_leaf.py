@@ -127,7 +127,8 @@ def test_an_override_reaches_everything_or_is_refused(name: str, built: bool, tm
         (role, trained), *_ = ((role, model.config) for role, model in config.stages[-1].task.models().items())
         network = trained if role == "tokenizer" else trained.network
         try:
-            config.generator(config.stages[0])  # what a run asks before its first step
+            if role != "tokenizer":
+                config.generator(config.stages[0])  # what a run asks before its first step
             if built:
                 param_shapes(network)
         except GenError:
