@@ -1,26 +1,21 @@
 """Sampling of models that write tokens of bits, one token at a time."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from gen.autoregressive.base import CachedModel
-from gen.autoregressive.decoding import ConstantScale
-from gen.autoregressive.generator import TokenGenerator, TokenSamplerConfig
-from gen.autoregressive.sampler import write
+from gen.autoregressive.sampler import WritingSampler, write
 from gen.errors import GenError
 from gen.nn.network import Cond
-from gen.sampling.generator import GeneratorParams, changes
-from gen.training.task import Model
+from gen.sampling.generator import GeneratorParams
 
 __all__ = ["BitSampler"]
 
 
 @dataclasses.dataclass(frozen=True)
-class BitSampler(TokenSamplerConfig):
+class BitSampler(WritingSampler):
     """How a model is sampled that writes one token of bits at a time: each bit by its own probability.
 
     Attributes:
@@ -29,30 +24,12 @@ class BitSampler(TokenSamplerConfig):
       decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
     """
 
-    guidance: Any = ConstantScale()
     temperature: float = 1.0
     decoding: Any = None
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
             raise GenError(f"temperature {self.temperature} is negative; give a number from 0 on")
-
-    def changed(self, **settings: Any) -> "BitSampler":
-        """Gives this sampler with another ``guidance``; a number is its scale. Raises GenError for steps, solver or
-        grid, which the number of tokens decides.
-        """
-        given = changes(self.guidance, settings)
-        if set(given) - {"guidance"}:
-            raise GenError("this model writes token by token; leave out steps, solver and grid")
-        return dataclasses.replace(self, **given)
-
-    def generator(self, models: Mapping[str, Model], tokenizer: Any) -> TokenGenerator:
-        """Gives the Generator of the token model ``net`` of a run."""
-        return TokenGenerator(models["net"].config, self, tokenizer)
-
-    def calls(self, model: CachedModel) -> int:
-        """Gives one call for each token."""
-        return model.length
 
     def tokens(self, model: Any, params: GeneratorParams, keys: jax.Array, cond: Cond, tokenizer: Any) -> jax.Array:
         """Does what `TokenSamplerConfig.tokens` says."""

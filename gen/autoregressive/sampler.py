@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from gen.nn.network import Cond, Params
 from gen.sampling.generator import GeneratorParams, changes
 from gen.training.task import Model
 
-__all__ = ["TokenSampler", "both", "write"]
+__all__ = ["TokenSampler", "WritingSampler", "both", "write"]
 
 
 def both(model: Any, params: Params, cond: Cond) -> Cond:
@@ -55,31 +55,16 @@ def write(
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenSampler(TokenSamplerConfig):
-    """How a model is sampled that writes one token at a time.
+class WritingSampler(TokenSamplerConfig):
+    """What the samplers share of models that write one token, or the bits of one position, at a time.
 
     Attributes:
       guidance: the scale of classifier-free guidance by token (`gen.autoregressive.decoding.ScaleSchedule`).
-      temperature: divides the guided logits.
-      top_k: how many of the likeliest tokens may be drawn; 0 for all.
-      top_p: probability of the likeliest tokens that may be drawn; 1 for all.
-      decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
     """
 
     guidance: Any = ConstantScale()
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    decoding: Any = None
 
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 <= self.top_p <= 1:
-            raise GenError(
-                f"temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}; expected numbers from 0 on, "
-                "and top_p up to 1"
-            )
-
-    def changed(self, **settings: Any) -> "TokenSampler":
+    def changed(self, **settings: Any) -> Self:
         """Gives this sampler with another ``guidance``; a number is its scale. Raises GenError for steps, solver or
         grid, which the number of tokens decides.
         """
@@ -95,6 +80,31 @@ class TokenSampler(TokenSamplerConfig):
     def calls(self, model: CachedModel) -> int:
         """Gives one call for each token."""
         return model.length
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSampler(WritingSampler):
+    """How a model is sampled that writes one token at a time.
+
+    Attributes:
+      guidance: the scale of classifier-free guidance by token (`gen.autoregressive.decoding.ScaleSchedule`).
+      temperature: divides the guided logits.
+      top_k: how many of the likeliest tokens may be drawn; 0 for all.
+      top_p: probability of the likeliest tokens that may be drawn; 1 for all.
+      decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    decoding: Any = None
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 <= self.top_p <= 1:
+            raise GenError(
+                f"temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}; expected numbers from 0 on, "
+                "and top_p up to 1"
+            )
 
     def tokens(self, model: Any, params: GeneratorParams, keys: jax.Array, cond: Cond, tokenizer: Any) -> jax.Array:
         """Does what `TokenSamplerConfig.tokens` says."""
