@@ -13,6 +13,7 @@ from gen.data.random import RANDOM, Random
 from gen.errors import GenError
 from gen.experiments import Recipe, build, find
 from gen.runs import Loaded
+from gen.sampling.flowmaps import FlowMapSampler
 from gen.sampling.generator import FewSteps
 from gen.sampling.guidance import ClassifierFree
 from gen.sampling.records import Records
@@ -24,6 +25,7 @@ from gen.training.task import Stage
 __all__ = [
     "falling",
     "guidance_of",
+    "jumping_student",
     "like_teacher",
     "student_data",
     "student_network",
@@ -102,6 +104,14 @@ def student_recipe(
     arrays = {"teacher": teacher.params["net"]} | {role: arrays for role, (_, arrays) in further.items()}
     kept = {role: teacher.params[role] for role in ("tokenizer", "normalizer") if role in teacher.params}
     return Recipe(config, frozen=arrays, artifacts=kept)
+
+
+def jumping_student(
+    name: str, teacher: Loaded, task: Any, steps: int, batch: int, data: str | None, calls: int
+) -> Recipe:
+    """Gives the recipe of one stage of a student that jumps to the data, `calls` times with fresh noise between."""
+    stage = Stage("student", task, steps, batch, student_data(data, teacher))
+    return student_recipe(name, teacher, (stage,), sampler=FlowMapSampler(steps=calls, gamma=1.0))
 
 
 def student_network(preset: str, teacher: Loaded) -> Any:

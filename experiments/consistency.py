@@ -29,7 +29,7 @@ from gen.distill.consistency import ConsistencyDistillationTask, ConsistencyTask
 from gen.distill.distances import Norm, Perceptual, PseudoHuber
 from gen.distill.pairs import Doubling, Fixed, GridPairs, LogLevels, Progressive, ShrinkingPairs
 from gen.experiments import Recipe
-from gen.experiments._students import falling, guidance_of, like_teacher, student_data, student_recipe
+from gen.experiments._students import falling, guidance_of, jumping_student, like_teacher, student_data, student_recipe
 from gen.experiments.edm import ADM64, CIFAR
 from gen.runs import Loaded
 from gen.sampling.flowmaps import FlowMapSampler
@@ -68,7 +68,7 @@ def consistency_distillation(
         weight="uniform",
         **falling(2e-3),
     )
-    return _student("consistency-distillation", teacher, task, steps, batch, data, calls)
+    return jumping_student("consistency-distillation", teacher, task, steps, batch, data, calls)
 
 
 def consistency_training(
@@ -89,7 +89,7 @@ def consistency_training(
         target_decay=0.9,
         **falling(1e-3),
     )
-    return _student("consistency-training", teacher, task, steps, batch, data, calls)
+    return jumping_student("consistency-training", teacher, task, steps, batch, data, calls)
 
 
 def ict(
@@ -108,7 +108,7 @@ def ict(
         distance=PseudoHuber(0.06),
         **falling(1e-3),
     )
-    return _student("ict", teacher, task, steps, batch, data, calls)
+    return jumping_student("ict", teacher, task, steps, batch, data, calls)
 
 
 def ect(
@@ -125,7 +125,7 @@ def ect(
     task = ConsistencyTask(
         flow_map=data_map(like_teacher(teacher, student)), pairs=pairs, distance=PseudoHuber(0.06), **falling(1e-3)
     )
-    return _student("ect", teacher, task, steps, batch, data, calls)
+    return jumping_student("ect", teacher, task, steps, batch, data, calls)
 
 
 def tcm(
@@ -149,11 +149,6 @@ def tcm(
         Stage("truncated", task, steps - steps // 2, batch, stage.data),
     )
     return dataclasses.replace(first, config=dataclasses.replace(first.config, name="tcm", stages=stages))
-
-
-def _student(name: str, teacher: Loaded, task: Any, steps: int, batch: int, data: str | None, calls: int) -> Recipe:
-    stage = Stage("student", task, steps, batch, student_data(data, teacher))
-    return student_recipe(name, teacher, (stage,), sampler=FlowMapSampler(steps=calls, gamma=1.0))
 
 
 def perceptual() -> tuple[Any, dict[str, tuple[str, Any]]]:

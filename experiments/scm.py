@@ -23,7 +23,7 @@ from gen.diffusion.consistency_maps import trig_map
 from gen.distill.pairs import LogLevels
 from gen.distill.scm import SCDTask, SCMTask
 from gen.experiments import Recipe
-from gen.experiments._students import falling, guidance_of, like_teacher, student_data, student_recipe
+from gen.experiments._students import falling, guidance_of, jumping_student, like_teacher, student_data, student_recipe
 from gen.experiments.consistency import LONG
 from gen.runs import Loaded
 from gen.sampling.flowmaps import FlowMapSampler
@@ -45,7 +45,7 @@ def scd(
 ) -> Recipe:
     """Continuous-time consistency distillation of any teacher, minutes on a laptop for the digits."""
     task = SCDTask(teacher=teacher.denoiser, guidance=guidance_of(teacher), **_laptop(teacher, student, steps))
-    return _student("scd", teacher, task, steps, batch, data, calls)
+    return jumping_student("scd", teacher, task, steps, batch, data, calls)
 
 
 def sct(
@@ -58,7 +58,7 @@ def sct(
     batch: int = 128,
 ) -> Recipe:
     """Continuous-time consistency training from any teacher's weights, minutes on a laptop for the digits."""
-    return _student("sct", teacher, SCMTask(**_laptop(teacher, student, steps)), steps, batch, data, calls)
+    return jumping_student("sct", teacher, SCMTask(**_laptop(teacher, student, steps)), steps, batch, data, calls)
 
 
 def _laptop(teacher: Loaded, student: Any, steps: int) -> dict[str, Any]:
@@ -69,11 +69,6 @@ def _laptop(teacher: Loaded, student: Any, steps: int) -> dict[str, Any]:
         "weight_optim": OptimConfig(1e-2),
         **falling(1e-3),
     }
-
-
-def _student(name: str, teacher: Loaded, task: Any, steps: int, batch: int, data: str | None, calls: int) -> Recipe:
-    stage = Stage("student", task, steps, batch, student_data(data, teacher))
-    return student_recipe(name, teacher, (stage,), sampler=FlowMapSampler(steps=calls, gamma=1.0))
 
 
 RADAM = OptimConfig(1e-4, betas=(0.9, 0.99), rectified=True)
