@@ -20,12 +20,13 @@ __all__ = ["AdaptTask"]
 
 @dataclasses.dataclass(frozen=True)
 class AdaptTask(DenoiserTask):
-    """Trains ``net`` as an adapter of the frozen ``teacher``; `denoiser` is the teacher's, with its new classes or size.
+    """Trains ``net`` as an adapter of the frozen ``teacher``.
 
     Checkpoints hold the adapter alone. The run keeps the teacher's arrays as an artifact, once, and a loaded run has
     merged weights: a plain network.
 
     Attributes:
+      denoiser: the teacher's, with the classes or the size that are wanted.
       adapter: what is trained (`gen.finetune.difffit.DiffFit`, `gen.finetune.lora.LoRA`).
       shift, scale: bring latents that another normaliser has scaled to the teacher's scale, channel by channel:
         x scale + shift; () where they are on it.
