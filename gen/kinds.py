@@ -166,6 +166,10 @@ KINDS: dict[str, dict[str, str]] = {
         "clip-denoised": "gen.sampling.guidance:Clip",
         "chained": "gen.sampling.guidance:Chained",
     },
+    "adapter": {
+        "difffit": "gen.finetune.difffit:DiffFit",
+        "lora": "gen.finetune.lora:LoRA",
+    },
     "generator": {
         "diffusion-generator": "gen.sampling.generator:DiffusionGenerator",
         "adaptive-generator": "gen.sampling.adaptive:AdaptiveGenerator",
@@ -294,6 +298,7 @@ KINDS: dict[str, dict[str, str]] = {
         "ladd-task": "gen.distill.ladd:LADDTask",
         "score-matching-task": "gen.distill.multi_student:ScoreMatchingTask",
         "ddo-task": "gen.finetune.ddo:DDOTask",
+        "adapt-task": "gen.finetune.adapt:AdaptTask",
         "multi-student-task": "gen.distill.multi_student:MultiStudentTask",
     },
     "pair-law": {

@@ -239,7 +239,7 @@ def load(path: str | Path, *, weights: Weights = "ema", step: int | None = None)
         _, stage, state = load_run(path, step)
         if weights == "raw":
             state = dataclasses.replace(state, ema={})
-        params |= dict(stage.task.export(state))
+        params = dict(stage.task.opened({**params, **stage.task.export(state)}))
         loaded = Loaded(path, config, params, "ema" if state.ema else "raw", step)
     _check_shapes(loaded)
     return loaded
@@ -252,7 +252,8 @@ def planned(config: RunConfig, frozen: Mapping[str, Any], artifacts: Mapping[str
       frozen, artifacts: arrays or shapes by role, as the run would be trained with them.
     """
     *_, state = abstract_states(config.stages, frozen)
-    params = {**artifacts, **jax.eval_shape(config.stages[-1].task.export, state)}
+    task = config.stages[-1].task
+    params = jax.eval_shape(lambda kept, state: task.opened({**kept, **task.export(state)}), dict(artifacts), state)
     return Loaded(Path(config.name), config, params, "ema" if state.ema else "raw", config.steps)
 
 

@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sample": ("gen.cli.sample:sample", "make images with a run: PNG folder, grid, npz or zip"),
     "evaluate": ("gen.cli.evaluate:evaluate", "score a run, a folder of images or an npz"),
     "compare": ("gen.cli.compare:compare", "scores of several evaluations side by side, under one protocol"),
+    "ratios": ("gen.cli.ratios:ratios", "distances over those of held-out images, in several feature spaces"),
     "reference": ("gen.cli.reference:reference", "statistics of real images, or published ones, for evaluate"),
     "reconstruct": ("gen.cli.tokenizers:reconstruct", "images through a tokenizer and back, with PSNR"),
     "encode": ("gen.cli.tokenizers:encode", "images to a cache of latents for training"),

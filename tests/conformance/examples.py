@@ -35,6 +35,7 @@ from gen.distill.gpt_student import GPTStudentConfig
 from gen.distill.noise_decoder import NoiseDecoding
 from gen.errors import GenError
 from gen.features.vit import ViTConfig
+from gen.finetune.difffit import DiffFit
 from gen.kinds import KINDS
 from gen.nn.adversarial import TokenHead
 from gen.nn.discriminators import PatchGAN
@@ -143,6 +144,7 @@ OWN: dict[str, dict[str, Any]] = {
         "task": DMD2Task(teacher=DENOISER, optim=OPTIM, fake_optim=OPTIM, ratio=3),
         "partition": (0, 0, 1),
     },
+    "adapt-task": {"adapter": DiffFit(scales=("inner",))},
     "alongside": {"data": Digits("train"), "other": Digits("test")},
     "partitioned": {"data": Digits("train"), "partition": (0,) * 5 + (1,) * 5},
     "vavae-task": {
@@ -152,6 +154,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 # tasks that differ from a quick one in a term, compile two networks, or have tests of their own
 SLOW = (
+    "adapt-task",
     "annealing-reflow-task",
     "consistency-task",
     "ddo-task",
