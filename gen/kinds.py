@@ -77,6 +77,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "token-student": {
         "gpt-student": "gen.distill.gpt_student:GPTStudentConfig",
+        "var-student": "gen.distill.var_student:VARStudentConfig",
     },
     "latent-token-model": {
         "mar": "gen.autoregressive.mar:MARConfig",

@@ -146,7 +146,7 @@ class DistilledDecodingTask(Method):
         for role in ("teacher", "tokenizer"):
             if role not in frozen:
                 raise GenError(f"distilled decoding needs the frozen role '{role}'; got {', '.join(frozen) or 'none'}")
-        source = frozen["teacher"] if previous is None else previous.params["student"]
+        source = self.student.begun(frozen["teacher"]) if previous is None else previous.params["student"]
         return {"student": warm_start(self.student, key, source)}
 
     def check(self, row: Mapping[str, np.ndarray]) -> None:

@@ -19,6 +19,7 @@ from gen.autoregressive.gpt import GPTConfig
 from gen.autoregressive.infilling import InfillingSampler
 from gen.autoregressive.mar import MARConfig
 from gen.autoregressive.sampler import TokenSampler
+from gen.autoregressive.var import VARConfig
 from gen.config import config_class
 from gen.data.caches import seal, seal_bits, seal_tokens
 from gen.data.sources import Digits
@@ -132,6 +133,7 @@ OWN: dict[str, dict[str, Any]] = {
     "ctm-task": {"flow_map": jump_map(DENOISER), "last_layer": "outer/kernel"},
     "noise-decoder": {"student": GPTStudentConfig(WRITER, SHAPE[-1]), "tokenizer": CODES, "sampler": NoiseDecoding()},
     "gpt-student": {"of": WRITER, "channels": SHAPE[-1]},
+    "var-student": {"of": VARConfig(Residual(8, SHAPE[-1], (1, 2)), CLASSES, 16, 1, 2, 32, scan=False)},
     "latent-token-generator": {"sampler": InfillingSampler(2, 3)},
     "random": {"shapes": {"latent": (4, 3), "label": ()}},
     "meanflow-task": {"flow_map": FlowMap(TWO_TIMES, Linear())},

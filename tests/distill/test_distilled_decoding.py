@@ -13,12 +13,15 @@ import pytest
 from gen.autoregressive.decoding import ConstantScale
 from gen.autoregressive.gpt import GPTConfig
 from gen.autoregressive.sampler import TokenSampler
+from gen.autoregressive.scales import ScaleSampler
+from gen.autoregressive.var import VARConfig
 from gen.distill.distilled_decoding import DistilledDecodingTask, distillation_loss
 from gen.distill.gpt_student import GPTStudentConfig
 from gen.distill.noise_decoder import FlowedTokens, NoiseDecoder, NoiseDecoding
 from gen.distill.teacher_records import make_of
+from gen.distill.var_student import VARStudentConfig
 from gen.errors import GenError
-from gen.experiments.distilled_decoding import distilled_decoding
+from gen.experiments.distilled_decoding import distilled_decoding, student_of
 from gen.kinds import KINDS
 from gen.nn.conditions import make_conditions
 from gen.nn.network import Network
@@ -26,10 +29,11 @@ from gen.runs import Loaded, load
 from gen.sampling.generator import Sampler
 from gen.sampling.records import Records, Solved, make_records
 from gen.tokenizers.code_vectors import code_table
+from gen.tokenizers.quantizers.residual import Residual
 from gen.training.engine import train
 from gen.training.run import RunConfig
 from gen.training.task import Model
-from tests.conformance.examples import NETWORK, TOKENIZERS, VOCABULARY, WRITER
+from tests.conformance.examples import CLASSES, NETWORK, SMALL, TOKENIZERS, VOCABULARY, WRITER
 from tests.conformance.tokenizers import Codebook
 
 ROWS = 24
@@ -89,6 +93,49 @@ def test_a_student_trains_on_them_and_makes_images(teacher: Loaded, records: str
     np.testing.assert_array_equal(student.sample([1], labels=[1])[0], images[1])
 
 
+def pyramid() -> Loaded:
+    """A toy VAR of three maps, with random weights that say something."""
+    tokenizer = SMALL["var-vqvae"]
+    model = VARConfig(tokenizer.quantizer, CLASSES, 16, 2, 2, 32, scan=False)
+    params = jax.tree.map(
+        lambda v: v + 0.3 * jax.random.normal(jax.random.key(v.size), v.shape), model.net.init(jax.random.key(0))
+    )
+    config = RunConfig("pyramid", sampler=ScaleSampler(), tokenizer=tokenizer, models={"net": Model(model)})
+    made = {"net": params, "tokenizer": Network(tokenizer).init(jax.random.key(1))}
+    return Loaded(Path("pyramid"), config, made, "ema", 1)
+
+
+@pytest.mark.slow
+def test_a_student_of_maps_trains_on_its_teachers_records(tmp_path: Path) -> None:
+    teacher, folder = pyramid(), tmp_path / "pairs"
+    generator = teacher.generator
+    cond = make_conditions(generator.conditions, np.arange(ROWS))
+    make_records(make_of(generator), teacher.params, folder, count=ROWS, maker=teacher.origin, cond=cond, batch=ROWS)
+    recipe = distilled_decoding(teacher, str(folder), updates=3, batch=8)
+    engine = dataclasses.replace(recipe.config.engine, quiet=True, log_every=1)
+    out = tmp_path / "run"
+    train(dataclasses.replace(recipe.config, engine=engine), out, frozen=recipe.frozen, artifacts=recipe.artifacts)
+    student = load(out)
+    assert student.generator.nfe == 2
+    assert student.generator.sampler.starts == (0, 1)  # the first of the three maps
+    images = student.sample([0, 1], labels=[0, 1])
+    np.testing.assert_array_equal(student.sample([1], labels=[1])[0], images[1])
+
+
+def test_a_student_of_maps_starts_as_its_teacher() -> None:
+    """The class token keeps its place and level; blocks and heads are the teacher's."""
+    teacher = pyramid()
+    task = _task(teacher, student=student_of(teacher))
+    frozen = {"teacher": teacher.params["net"], "tokenizer": teacher.params["tokenizer"]}
+    begun, own = task.start(jax.random.key(2), frozen, None)["student"], teacher.params["net"]
+    for name in ("positions", "levels"):
+        np.testing.assert_array_equal(begun[name][1:], own[name])
+        np.testing.assert_array_equal(begun[name][0], own[name][0])
+    for name in ("label", "enter", "head", "start"):
+        jax.tree.map(np.testing.assert_array_equal, begun[name], own[name])
+    jax.tree.map(np.testing.assert_array_equal, begun["blocks"]["attn"], own["blocks"]["attn"])
+
+
 def test_only_tokens_that_are_asked_count() -> None:
     rng = np.random.default_rng(0)
     codes = jnp.asarray(rng.normal(size=(5, 2)), jnp.float32)
@@ -104,7 +151,7 @@ def test_only_tokens_that_are_asked_count() -> None:
 
 def _task(teacher: Loaded, **changes: Any) -> DistilledDecodingTask:
     model, tokenizer = teacher.generator.model, teacher.tokenizer
-    student = GPTStudentConfig(model, tokenizer.spec.width)
+    student = changes.get("student") or GPTStudentConfig(model, tokenizer.spec.width)
     return DistilledDecodingTask(**({"teacher": model, "tokenizer": tokenizer, "student": student} | changes))
 
 
@@ -128,12 +175,14 @@ def test_refusals(teacher: Loaded, records: str) -> None:
         NoiseDecoder(GPTStudentConfig(model, 2), NoiseDecoding((0, 50)), teacher.tokenizer)
     with pytest.raises(GenError, match=r"has its own calls; change sampler\.starts"):
         NoiseDecoding().changed(guidance=2.0)
+    with pytest.raises(GenError, match="begin with side 2; a student's begin with 1"):
+        VARStudentConfig(VARConfig(Residual(8, 3, (2, 4)), CLASSES, 16, 1, 2, 32))
     with pytest.raises(GenError, match="has no published form"):
         GPTStudentConfig(GPTConfig((2, 2), 8, 16, 1, 2, 16, num_classes=0, text=(3, 4)))
     flow = RunConfig("flow", sampler=Sampler(steps=2), models={"net": Model(VOCABULARY["denoiser"])})
     denoiser = Loaded(Path("flow"), flow, {"net": Network(NETWORK).init(jax.random.key(0))}, "ema", 1)
     assert isinstance(make_of(denoiser.generator), Solved)
-    with pytest.raises(GenError, match="flow is a Denoiser; distilled decoding takes a LlamaGen"):
+    with pytest.raises(GenError, match="flow is a Denoiser; distilled decoding takes a LlamaGen or a VAR"):
         distilled_decoding(denoiser, records)
     with pytest.raises(GenError, match="this student's teacher is other"):
         Records(records, "other").source()

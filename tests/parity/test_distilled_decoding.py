@@ -12,13 +12,15 @@ from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import EDM, Linear
 from gen.distill.code_flow import CodeDenoiser, code_weights, flow_to_codes, log_density
 from gen.distill.distilled_decoding import answered, nearest, perturbed, sampled, spliced
-from gen.nn.network import Network
-from gen.pretrained.distilled_decoding import GPT_IMPORTER
+from gen.nn.network import Network, param_shapes
+from gen.pretrained.distilled_decoding import GPT_IMPORTER, VAR_IMPORTER
+from gen.pretrained.rules import load
+from gen.pretrained.var import quantizer_rules
 from gen.sampling.solvers import Euler, Heun
 from tests.parity.conftest import Fixture, fixtures
 
 TRAJECTORIES, SCORES = fixtures("dd1-trajectory*"), fixtures("dd2-conditional-score*")
-STUDENTS = fixtures("dd1-llamagen-forward*")
+STUDENTS, VAR_STUDENTS = fixtures("dd1-llamagen-forward*"), fixtures("dd1-var-forward*")
 
 
 def logs(probabilities: Any) -> jax.Array:
@@ -142,3 +144,57 @@ def test_student_of_llamagen(fx: Fixture) -> None:
     for number in range(len(starts)):
         made = sampled(lambda x, t: net(params, x, t, cond), noise, codes, starts[: number + 1], split)
         fx.close(made, f"sample_after_t{starts[number]}")
+
+
+def var_student(fx: Fixture) -> tuple[Any, Any, dict[str, np.ndarray]]:
+    """The student, its parameters, and the quantizer's arrays that stand beside them."""
+    given, quantizer = fx.config["dd"], fx.config["quantizer"]
+    own = {name: a for name, a in fx.weights.items() if not name.startswith("vae_quantize.")}
+    options = {
+        "heads": given["num_heads"],
+        "scales": tuple(given["patch_nums"]),
+        "strength": quantizer["quant_resi"],
+        "convolutions": quantizer["share_quant_resi"],
+        "cosine": quantizer["using_znorm"],
+        "eps": given["norm_eps"],
+    }
+    config, params, _ = VAR_IMPORTER.load(own, VAR_IMPORTER.infer(own, **options))
+    saved = VAR_IMPORTER.save(config, params)
+    for name in saved:
+        np.testing.assert_array_equal(saved[name], own[name], err_msg=name, strict=True)
+    assert set(own) - set(saved) <= set(VAR_IMPORTER.ignore)
+    return config, params, {name: a for name, a in fx.weights.items() if name not in own}
+
+
+@pytest.mark.parametrize("fx", VAR_STUDENTS, ids=str)
+def test_student_of_var(fx: Fixture) -> None:
+    config, params, beside = var_student(fx)
+    quantizer = config.of.quantizer
+    shapes = param_shapes(quantizer)
+    hits = {"hits": np.zeros(shapes["hits"].shape, np.float32)}  # of training alone
+    codebook = load(quantizer_rules(quantizer, "vae_quantize.", ""), beside, shapes, fresh=hits)[0]
+    codes, io, net = jnp.asarray(codebook["embedding"]), fx.io, Network(config)
+    groups = np.cumsum([0, *config.of.groups])  # the fixture counts scales
+    known, cond = jnp.asarray(groups[io["t"]], jnp.int32), {"label": jnp.asarray(io["label"])}
+    np.testing.assert_array_equal(known, io["noise_idx"] - 1)
+    fx.close(np.asarray(net.module(params).mask()).astype(np.int32), "attn_allowed")
+    noise, data = jnp.asarray(io["noise"]), codes[io["data_ids"]]
+    fx.close(data, "data")
+    x = perturbed(data, noise, known)
+    fx.close(x, "x_t")
+    logits, vectors = net(params, x, known, cond)
+    fx.close(logits, "logits")
+    fx.close(vectors, "tokens")
+    split = int(groups[int(io["split_t"])])
+    ids, kept = answered(x, known, logits, vectors, codes)
+    fx.close(kept, "final_tokens")
+    fx.close(ids, np.argmax(io["final_logits"], axis=-1).astype(np.int32))
+    fx.close(spliced(ids, kept, codes, split), "final_sequence")
+    scales = [int(name.removeprefix("sample_after_t")) for name in io if name.startswith("sample_after_t")]
+    made = noise
+    for number in range(len(scales)):
+        starts = tuple(int(groups[t]) for t in scales[: number + 1])
+        made = sampled(lambda x, t: net(params, x, t, cond), noise, codes, starts, split)
+        fx.close(made, f"sample_after_t{scales[number]}")
+    latents = Network(quantizer).apply(codebook, made, method="together")
+    fx.close(jnp.moveaxis(latents, -1, 1), "sample_f_hat")
