@@ -113,7 +113,7 @@ def run(
     if paired:
         steps.append(MakeRecords("pairs", "teacher", budget.pairs, about="noise and what the teacher makes of it"))
     scores = functools.partial(_scores, judge, budget)
-    options = dataclasses.asdict(budget) | {"reference": judge.real.identity}
+    options = {"count": budget.count, "sets": budget.sets, "reference": judge.real.identity}
     steps.append(Evaluate("teacher-scores", scores, {"teacher": "teacher"}, options, about="the teacher by steps"))
     for name, preset in presets.items():
         takes = {"teacher": "teacher"} | ({"pairs": "pairs"} if name in paired else {})
@@ -313,12 +313,17 @@ def main(
     methods: str = ",".join(METHODS),
     reference: str = "",
     seed: int = 0,
+    updates: int | None = None,
     redo: str = "",
 ) -> None:
-    """Compares distillers of the run TEACHER; METHODS are presets, separated by commas, and so are those to REDO."""
+    """Compares distillers of the run TEACHER.
+
+    METHODS are presets, separated by commas, and so are those to REDO. UPDATES shortens every stage to so many.
+    """
     names, again = tuple(methods.split(",")), tuple(filter(None, redo.split(",")))
     try:
-        made = run(teacher, outdir, methods=names, reference=reference, seed=seed, redo=again)
+        budget = Budget(updates=updates)
+        made = run(teacher, outdir, methods=names, reference=reference, budget=budget, seed=seed, redo=again)
     except GenError as error:
         raise SystemExit(f"error: {error}") from None
     for row in [HEAD, ["---"] * len(HEAD), *table(names, made)]:

@@ -276,6 +276,7 @@ KINDS: dict[str, dict[str, str]] = {
         "latent-token-task": "gen.autoregressive.train_latents:LatentTokenTask",
         "flowtok-task": "gen.tokenizers.flowtok_train:FlowTokTask",
         "kd-task": "gen.distill.kd:KDTask",
+        "conditional-score-task": "gen.distill.conditional_score:ConditionalScoreTask",
         "distilled-decoding-task": "gen.distill.distilled_decoding:DistilledDecodingTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",
         "consistency-task": "gen.distill.consistency:ConsistencyTask",
@@ -295,6 +296,7 @@ KINDS: dict[str, dict[str, str]] = {
         "ladd-task": "gen.distill.ladd:LADDTask",
         "score-matching-task": "gen.distill.multi_student:ScoreMatchingTask",
         "ddo-task": "gen.finetune.ddo:DDOTask",
+        "token-ddo-task": "gen.finetune.ddo:TokenDDOTask",
         "multi-student-task": "gen.distill.multi_student:MultiStudentTask",
     },
     "pair-law": {

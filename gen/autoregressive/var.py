@@ -114,6 +114,14 @@ class VARConfig(TokenModel):
         found: jax.Array = self.net.apply(params, cond["inputs"], cond)
         return found
 
+    def before(self, params: Params, tokens: jax.Array, cond: Cond) -> jax.Array:
+        """Gives what the blocks say of each token, (B, N, width), from the maps before its own; arguments as of
+        `logits`.
+        """
+        del tokens
+        found: jax.Array = self.net.apply(params, cond["inputs"], cond, method="before")
+        return found
+
     def draw(self, key: jax.Array, tokens: jax.Array, schedule: Schedule) -> Draws:
         """Gives the base's draws and ``kept`` (B, depth, 2), factors on the branches: 0 or 1 / (1 - rate)."""
         base_key, path_key = jax.random.split(key)
@@ -307,13 +315,18 @@ class VAR(nnx.Module):
           inputs: (B, tokens after the first map, width of codes), of `Residual.inputs`.
           cond: "label" (B,) int32; "kept", see `run`, where branches are dropped.
         """
+        return self.logits(self.before(inputs, cond), self.condition(cond["label"])[0])
+
+    def before(self, inputs: jax.Array, cond: Cond) -> jax.Array:
+        """Gives what the blocks say of each token (B, tokens, width) from the coarser maps."""
         config = self.config
         expected = (config.shape[0] - config.groups[0], config.quantizer.width)
         if inputs.shape[1:] != expected:
             raise GenError(f"inputs are {inputs.shape}; the scales {config.scales} take (B, *{expected})")
         c, given = self.condition(cond["label"])
         x = jnp.concatenate([self.first(c), self.later(inputs, config.groups[0])], axis=1)
-        return self.logits(self.run(x, given, mask=self.mask(), kept=cond.get("kept")).x, c)
+        found: jax.Array = self.run(x, given, mask=self.mask(), kept=cond.get("kept")).x
+        return found
 
     def mask(self) -> jax.Array:
         """Tells where each token may look, (tokens, tokens) bool: at its own map and at the coarser ones."""

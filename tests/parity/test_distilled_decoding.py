@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from gen.autoregressive.decoding import mix, top_k
+from gen.diffusion.objectives import Draws, VelocityMatching, noised
 from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import EDM, Linear
 from gen.distill.code_flow import CodeDenoiser, code_weights, flow_to_codes, log_density
 from gen.distill.distilled_decoding import answered, nearest, perturbed, sampled, spliced
+from gen.distill.dmd2 import matching_gradient, matching_loss
 from gen.nn.network import Network, param_shapes
 from gen.pretrained.distilled_decoding import GPT_IMPORTER, VAR_IMPORTER
 from gen.pretrained.rules import load
@@ -107,6 +109,23 @@ def test_conditional_score(fx: Fixture) -> None:
             fx.close(prediction.velocity, f"velocity{ending}")
             fx.close(log_density(process, log_p, codes, x, t), f"log_density{ending}")
         log_p = jax.nn.log_softmax(guided)
+        q, noise, fake_mean = (jnp.asarray(io[name]) for name in ("q", "noise", "fake_mean"))
+        draws = Draws(t, noise)
+        fx.close(noised(process, q, draws), "x_t")
+        exact: Prediction = CodeDenoiser(process, log_p, codes)(x, t, {}, 0, ())[0]
+        fake = Prediction(fake_mean, x, t, {}, process, "x")
+        fx.close(fake.score, "fake_score")
+        fx.close(fake.score - exact.score, "csd_grad_raw")
+        fx.close(fake_mean - exact.denoised, "csd_grad_wrt_q_weight_sigma2_over_alpha")
+        gradient = matching_gradient(q, exact.denoised, fake_mean)
+        fx.close(gradient, "dmd_normalised_grad")
+        fx.close(matching_loss(q, gradient), "dmd_loss")
+        fx.close(jax.grad(matching_loss)(q, gradient) * q.size, "dmd_normalised_grad")
+        fx.close(fake.velocity, "guidance_pred_velocity")
+        fx.close(noise - q, "guidance_target_velocity")
+        losses, _ = VelocityMatching().loss(lambda x_t, t, c: fake, process, q, {}, draws)
+        fx.close(losses.mean(), "guidance_fm_loss")
+        fx.close(q + jnp.asarray(io["edm_sigma"])[..., None] * noise, "edm_x")
         edm = CodeDenoiser(EDM(), log_p, codes)(jnp.asarray(io["edm_x"]), jnp.asarray(io["edm_sigma"]), {}, 0, ())[0]
         fx.close(edm.denoised, "edm_denoised")
         fx.close(edm.score, "edm_score")
