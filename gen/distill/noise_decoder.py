@@ -118,9 +118,9 @@ class NoiseDecoder(LatentGenerator):
     Attributes:
       student: configuration of the network.
       sampler: the calls.
-      tokenizer: configuration of the teacher's tokenizer.
+      tokenizer: configuration of the teacher's tokenizer; without one nothing can be made, for both read its codes.
 
-    Raises GenError without a tokenizer, or for calls that keep more tokens than there are.
+    Raises GenError for calls that keep more tokens than there are.
     """
 
     student: Any
@@ -128,8 +128,6 @@ class NoiseDecoder(LatentGenerator):
     tokenizer: Any = None
 
     def __post_init__(self) -> None:
-        if self.tokenizer is None:
-            raise GenError("this student makes code vectors, which only its tokenizer decodes; give one")
         if self.sampler.starts[-1] >= self.student.shape[0]:
             raise GenError(f"starts {self.sampler.starts} of {self.student.shape[0]} tokens; keep fewer")
 
@@ -144,6 +142,11 @@ class NoiseDecoder(LatentGenerator):
         return self.student
 
     @property
+    def model(self) -> Any:
+        """Gives the teacher's model, whose tokens the student makes."""
+        return self.student.of
+
+    @property
     def options(self) -> Any:
         """Gives settings of the tokenizer's decoder, as the sampler states them."""
         return self.sampler.decoding
@@ -154,7 +157,12 @@ class NoiseDecoder(LatentGenerator):
         return len(self.sampler.starts)
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
-        """Does what `gen.sampling.generator.Generator.__call__` says."""
+        """Does what `gen.sampling.generator.Generator.__call__` says. Raises GenError without a tokenizer."""
+        if self.tokenizer is None:
+            raise GenError(
+                "this student makes code vectors, which only its teacher's tokenizer decodes; give it (gen convert "
+                "FILE --vae TOKENIZER)"
+            )
         codes, net = code_table(self.tokenizer, params["tokenizer"]), Network(self.student)
         noise = unit_noise(keys, self.student.shape)
         vectors = sampled(

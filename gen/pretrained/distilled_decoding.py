@@ -3,6 +3,7 @@
 import dataclasses
 
 from gen.distill.gpt_student import GPTStudentConfig
+from gen.distill.noise_decoder import NoiseDecoder, NoiseDecoding
 from gen.distill.var_student import VARStudentConfig
 from gen.errors import GenError
 from gen.pretrained.llamagen import gpt_config, gpt_rules
@@ -10,7 +11,7 @@ from gen.pretrained.rules import Arrays, Importer, Rule, Rules, linear
 from gen.pretrained.var import network, transformer_rules
 from gen.tokenizers.var_vqvae import SCALES
 
-__all__ = ["GPT_IMPORTER", "VAR_IMPORTER", "config", "rules", "var_config", "var_rules"]
+__all__ = ["GPT_IMPORTER", "VAR_IMPORTER", "config", "generator", "rules", "var_config", "var_generator", "var_rules"]
 
 _HEAD = "final_layer_conti"
 _ADDED = (  # of both students
@@ -59,12 +60,25 @@ def config(
     return GPTStudentConfig(gpt_config(like, heads=heads, shape=shape, null_class=null_class), channels)
 
 
+def generator(config: GPTStudentConfig) -> NoiseDecoder:
+    """Gives the two calls of the published LlamaGen-B student, which keep 80 of 256 tokens; it needs the tokenizer."""
+    kept = max(1, config.of.length * 80 // 256)
+    return NoiseDecoder(config, NoiseDecoding((0, kept), kept))
+
+
 GPT_IMPORTER = Importer(
     "llamagen-dd",
-    (f"{_HEAD}.scale_shift_table", "tok_embeddings.bias", "layers.0.attention.wqkv.weight", "n_d_embed.weight"),
+    (
+        "tok_embeddings.weight",
+        "layers.0.attention.wqkv.weight",
+        "layers.0.feed_forward.w3.weight",
+        "output.weight",
+        "n_d_embed.weight",
+        f"{_HEAD}.scale_shift_table",
+    ),
     config,
     rules,
-    None,
+    generator,
     ("freqs_cis",),
 )
 
@@ -103,11 +117,25 @@ def var_config(
     return VARStudentConfig(dataclasses.replace(inner, quantizer=quantizer))
 
 
+def var_generator(config: VARStudentConfig) -> NoiseDecoder:
+    """Gives the two calls of the published students, which keep 5 of 10 maps (d16) or 4; it needs the tokenizer."""
+    maps = len(config.of.scales)
+    kept = sum(config.of.groups[: max(1, maps * (5 if config.of.depth == 16 else 4) // 10)])
+    return NoiseDecoder(config, NoiseDecoding((0, kept), kept))
+
+
 VAR_IMPORTER = Importer(
     "var-dd",
-    (f"{_HEAD}.scale_shift_table", "n_d_embed.weight", "pos_1LC", "lvl_embed.weight", "word_embed.weight"),
+    (
+        "pos_1LC",
+        "lvl_embed.weight",
+        "word_embed.weight",
+        "blocks.0.attn.mat_qkv.weight",
+        "n_d_embed.weight",
+        f"{_HEAD}.scale_shift_table",
+    ),
     var_config,
     var_rules,
-    None,
+    var_generator,
     ("lvl_1L", "attn_bias_for_masking", "noise_idx"),
 )

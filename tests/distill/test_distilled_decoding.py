@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gen import arrays
 from gen.autoregressive.decoding import ConstantScale
 from gen.autoregressive.gpt import GPTConfig
 from gen.autoregressive.sampler import TokenSampler
 from gen.autoregressive.scales import ScaleSampler
 from gen.autoregressive.var import VARConfig
+from gen.cli import main
+from gen.config import to_json
 from gen.distill.distilled_decoding import DistilledDecodingTask, distillation_loss
 from gen.distill.gpt_student import GPTStudentConfig
 from gen.distill.noise_decoder import FlowedTokens, NoiseDecoder, NoiseDecoding
@@ -22,9 +25,11 @@ from gen.distill.teacher_records import make_of
 from gen.distill.var_student import VARStudentConfig
 from gen.errors import GenError
 from gen.experiments.distilled_decoding import distilled_decoding, student_of
+from gen.files import write_json
 from gen.kinds import KINDS
 from gen.nn.conditions import make_conditions
 from gen.nn.network import Network
+from gen.pretrained.systems import system as published
 from gen.runs import Loaded, load
 from gen.sampling.generator import Sampler
 from gen.sampling.records import Records, Solved, make_records
@@ -136,6 +141,28 @@ def test_a_student_of_maps_starts_as_its_teacher() -> None:
     jax.tree.map(np.testing.assert_array_equal, begun["blocks"]["attn"], own["blocks"]["attn"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["llamagen-dd", "var-dd"])
+def test_students_go_to_files_and_back(system: str, teacher: Loaded, tmp_path: Path) -> None:
+    """`gen convert` writes a student under official names; read back with the tokenizer it makes the same images."""
+    of, importer = pyramid() if system == "var-dd" else teacher, published(system)
+    params = Network(student_of(of)).init(jax.random.key(3))
+    generator = dataclasses.replace(importer.generator(student_of(of)), tokenizer=of.tokenizer)
+    folders = {name: tmp_path / name for name in ("student", "tokenizer")}
+    run = RunConfig("x", models={"net": Model(student_of(of))}, sampler=generator.sampler, tokenizer=of.tokenizer)
+    for name, config in (("student", run), ("tokenizer", RunConfig("y", models={"tokenizer": Model(of.tokenizer)}))):
+        held = {"tokenizer": of.params["tokenizer"]} | ({"net": params} if name == "student" else {})
+        for role, tree in held.items():
+            arrays.save(folders[name] / "artifacts" / f"{role}.safetensors", jax.device_get(tree), {"origin": "here"})
+        write_json(folders[name] / "config.json", to_json(config))
+    file, back = str(tmp_path / "model.safetensors"), str(tmp_path / "back")
+    assert main(["convert", str(folders["student"]), "--system", system, "--out", file]) == 0
+    assert main(["convert", file, "--out", back, "--vae", str(folders["tokenizer"])]) == 0
+    again = load(back)
+    assert again.generator == generator
+    np.testing.assert_array_equal(again.sample([0, 1]), load(folders["student"]).sample([0, 1]))
+
+
 def test_only_tokens_that_are_asked_count() -> None:
     rng = np.random.default_rng(0)
     codes = jnp.asarray(rng.normal(size=(5, 2)), jnp.float32)
@@ -169,8 +196,8 @@ def test_refusals(teacher: Loaded, records: str) -> None:
         FlowedTokens(dataclasses.replace(teacher.generator, tokenizer=None))
     with pytest.raises(GenError, match="expected numbers rising from 0"):
         NoiseDecoding((1, 2))
-    with pytest.raises(GenError, match="makes code vectors, which only its tokenizer decodes"):
-        NoiseDecoder(GPTStudentConfig(model, 2))
+    with pytest.raises(GenError, match="makes code vectors, which only its teacher's tokenizer decodes"):
+        NoiseDecoder(GPTStudentConfig(model, 2))({}, jax.random.split(jax.random.key(0), 2), {})
     with pytest.raises(GenError, match="keep fewer"):
         NoiseDecoder(GPTStudentConfig(model, 2), NoiseDecoding((0, 50)), teacher.tokenizer)
     with pytest.raises(GenError, match=r"has its own calls; change sampler\.starts"):
