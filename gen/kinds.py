@@ -114,6 +114,7 @@ KINDS: dict[str, dict[str, str]] = {
         "karras": "gen.sampling.grids:Karras",
         "respaced": "gen.sampling.grids:Respaced",
         "explicit": "gen.sampling.grids:Explicit",
+        "searched": "gen.sampling.grids:Searched",
         "chain": "gen.sampling.grids:ChainLevels",
         "matched": "gen.sampling.grids:Matched",
         "snapped": "gen.sampling.grids:Snapped",
@@ -170,6 +171,10 @@ KINDS: dict[str, dict[str, str]] = {
     "adapter": {
         "difffit": "gen.finetune.difffit:DiffFit",
         "lora": "gen.finetune.lora:LoRA",
+    },
+    "probe": {
+        "linear-head": "gen.finetune.probes:LinearHead",
+        "attention-head": "gen.finetune.probes:AttentionHead",
     },
     "generator": {
         "diffusion-generator": "gen.sampling.generator:DiffusionGenerator",
@@ -302,6 +307,7 @@ KINDS: dict[str, dict[str, str]] = {
         "ddo-task": "gen.finetune.ddo:DDOTask",
         "adapt-task": "gen.finetune.adapt:AdaptTask",
         "token-ddo-task": "gen.finetune.ddo:TokenDDOTask",
+        "probe-task": "gen.finetune.probe_task:ProbeTask",
         "multi-student-task": "gen.distill.multi_student:MultiStudentTask",
     },
     "pair-law": {

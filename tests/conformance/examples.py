@@ -37,6 +37,7 @@ from gen.distill.noise_decoder import NoiseDecoding
 from gen.errors import GenError
 from gen.features.vit import ViTConfig
 from gen.finetune.difffit import DiffFit
+from gen.finetune.probes import LinearHead
 from gen.kinds import KINDS
 from gen.nn.adversarial import TokenHead
 from gen.nn.discriminators import PatchGAN
@@ -156,6 +157,7 @@ OWN: dict[str, dict[str, Any]] = {
         "partition": (0, 0, 1),
     },
     "adapt-task": {"adapter": DiffFit(scales=("inner",))},
+    "probe-task": {"head": LinearHead((4, 16), 3), "taps": ("hidden",), "times": (0.5,)},
     "alongside": {"data": Digits("train"), "other": Digits("test")},
     "partitioned": {"data": Digits("train"), "partition": (0,) * 5 + (1,) * 5},
     "vavae-task": {
@@ -175,6 +177,7 @@ SLOW = (
     "flextok-task",
     "flowtok-task",
     "multi-student-task",
+    "probe-task",
     "proxy-task",
     "scm-task",
     "score-matching-task",

@@ -44,8 +44,8 @@ def test_bad_input_is_refused() -> None:
         ratios_of(SIX, protocol="fdr7")
     with pytest.raises(GenError, match=r"differ in count \(100 and 50\)"):
         ratios_of({"a": score("x", 1.0), "b": dataclasses.replace(SIX["clip"], protocol=Protocol("clip", "x", 50))})
+    other = dataclasses.replace(score("x", 1.0).protocol, reference="others")
     with pytest.raises(GenError, match="differ in reference"):
-        other = dataclasses.replace(score("x", 1.0).protocol, reference="others")
         ratios_of({"a": score("x", 1.0)}, {"v": Result({"frechet_distance": 1.0}, other)})
     with pytest.raises(GenError, match="positive distance"):
         ratios_of({"a": score("x", 1.0)}, {"v": score("x", 0.0)})

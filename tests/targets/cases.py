@@ -166,6 +166,7 @@ _CASES = [
     _pair("ctm-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10-cond"),
     _pair("ctm-cifar10-gpu", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10-cond"),
     _pair("ddo-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10-cond"),
+    _pair("features-imagenet", "v5e:2x4", "data=8", 8, alone=32, cut=False, teacher="adm-imagenet64"),
     _pair("difffit-dit", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="dit-xl2"),
     _pair("difffit-dit-gpu", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="dit-xl2"),
     _pair("difffit-512", "v5e:2x4", "data=8", 2, alone=16, cut=False, teacher="dit-xl2"),
