@@ -81,6 +81,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "token-student": {
         "gpt-student": "gen.distill.gpt_student:GPTStudentConfig",
+        "var-student": "gen.distill.var_student:VARStudentConfig",
     },
     "latent-token-model": {
         "mar": "gen.autoregressive.mar:MARConfig",
@@ -289,6 +290,7 @@ KINDS: dict[str, dict[str, str]] = {
         "latent-token-task": "gen.autoregressive.train_latents:LatentTokenTask",
         "flowtok-task": "gen.tokenizers.flowtok_train:FlowTokTask",
         "kd-task": "gen.distill.kd:KDTask",
+        "conditional-score-task": "gen.distill.conditional_score:ConditionalScoreTask",
         "distilled-decoding-task": "gen.distill.distilled_decoding:DistilledDecodingTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",
         "consistency-task": "gen.distill.consistency:ConsistencyTask",
@@ -309,6 +311,7 @@ KINDS: dict[str, dict[str, str]] = {
         "score-matching-task": "gen.distill.multi_student:ScoreMatchingTask",
         "ddo-task": "gen.finetune.ddo:DDOTask",
         "adapt-task": "gen.finetune.adapt:AdaptTask",
+        "token-ddo-task": "gen.finetune.ddo:TokenDDOTask",
         "probe-task": "gen.finetune.probe_task:ProbeTask",
         "multi-student-task": "gen.distill.multi_student:MultiStudentTask",
     },

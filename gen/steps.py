@@ -157,6 +157,8 @@ class MakeRecords(_About):
       count: number of rows; classes in turn.
       points: solver steps after which the state is kept, for paths.
       sampler: in place of the teacher's own sampler, or None.
+      make: gives from the teacher's generator what is stored (`gen.sampling.records.Make`); None for what its solver
+        does.
       batch: rows at a time; changes nothing but speed and memory.
       about: what it is for, in a line; printed when it begins.
     """
@@ -166,6 +168,7 @@ class MakeRecords(_About):
     count: int
     points: tuple[int, ...] = ()
     sampler: Any = None
+    make: Callable[[Any], Any] | None = None
     batch: int = 1024
 
     @property
@@ -173,8 +176,10 @@ class MakeRecords(_About):
         """Does what `gen.plan.Step.takes` says."""
         return {"teacher": self.teacher}
 
-    def _make(self, teacher: Loaded) -> Solved:
+    def _make(self, teacher: Loaded) -> Any:
         generator = teacher.generator
+        if self.make is not None:
+            return self.make(generator)
         if self.sampler is not None:
             generator = dataclasses.replace(generator, sampler=self.sampler)
         return Solved(generator, self.points)

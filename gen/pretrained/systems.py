@@ -36,6 +36,8 @@ SYSTEMS: dict[str, str] = {
     "rar": "gen.pretrained.rar:IMPORTER",
     "llamagen-vq": "gen.pretrained.llamagen:VQ_IMPORTER",
     "var": "gen.pretrained.var:IMPORTER",
+    "llamagen-dd": "gen.pretrained.distilled_decoding:GPT_IMPORTER",
+    "var-dd": "gen.pretrained.distilled_decoding:VAR_IMPORTER",
     "binary-diffusion": "gen.pretrained.binary_diffusion:IMPORTER",
     "instella-diffusion": "gen.pretrained.instella:DIFFUSION_IMPORTER",
     "instella-ar": "gen.pretrained.instella:AR_IMPORTER",

@@ -192,7 +192,7 @@ class DiT(Backbone):
     def forward(self, call: Call) -> Output:
         """Does what `Backbone` says."""
         layers = tuple(i for i in range(self.config.depth) if f"block_{i}" in call.taps)
-        c = self.embed(call.times, call.cond)
+        c = constrain(self.embed(call.times, call.cond))
         tokens = self.patch(patchify(call.x, self.config.patch)).astype(jnp.float32)
         tokens = tokens + sincos_positions(self.config.grid, self.config.width, self.config.spacing)
         tokens = constrain(tokens.astype(self.config.dtype))
