@@ -41,6 +41,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("gen.cli.evaluate:evaluate", "score a run, a folder of images or an npz"),
     "compare": ("gen.cli.compare:compare", "scores of several evaluations side by side, under one protocol"),
     "features": ("gen.cli.features:features", "what a model's features know: probes over blocks and noise levels"),
+    "sweep": ("gen.cli.sweep:sweep", "guidance, averages, steps and solvers of a run: the product under one protocol"),
+    "ema": ("gen.cli.sweep:ema", "averaged weights of any width after training, and the best one"),
     "search": ("gen.cli.search:search", "better time steps, layers or skip scales for a trained model"),
     "ratios": ("gen.cli.ratios:ratios", "distances over those of held-out images, in several feature spaces"),
     "reference": ("gen.cli.reference:reference", "statistics of real images, or published ones, for evaluate"),
