@@ -278,7 +278,7 @@ def averaged(path: str | Path, std: float) -> Loaded:
                 trees.append(state.ema[key])
     weights = posthoc_coefficients(times, stds, [max(times)], [std])[:, 0]
     made = {part.name: combine(trees, weights)}
-    state = State(step=np.asarray(max(times), np.int32), params=made, ema=made)
+    state = State(step=jnp.asarray(max(times), jnp.int32), params=made, ema=made)
     kept = {file.stem: arrays.load(file) for file in sorted((Path(path) / "artifacts").glob("*.safetensors"))}
     params = dict(last.task.opened({**kept, **last.task.export(state)}))
     return dataclasses.replace(loaded, params=params)

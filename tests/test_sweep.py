@@ -72,9 +72,8 @@ def test_every_point_is_scored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     first = run(points(steps=[2, 4]))
     assert run(points(steps=[2, 4, 5])) == {**first, Point(steps=5): result(2.0, 5)}
     assert calls == [2, 4, 5]
-    monkeypatch.setattr(
-        _sweep, "scored", lambda *a, **k: Result({"frechet_distance": 1.0}, Protocol("z", "y", 10), {"nfe": "1"})
-    )
+    other = Result({"frechet_distance": 1.0}, Protocol("z", "y", 10), {"nfe": "1"})
+    monkeypatch.setattr(_sweep, "scored", lambda *a, **k: other)
     with pytest.raises(GenError, match="whose extractor is another"):
         run(points(steps=[2, 6]))
 

@@ -52,6 +52,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data inspect": ("gen.cli.data:inspect", "counts, classes, sizes, duplicate and broken images, a preview"),
     "data split": ("gen.cli.data:split", "hold out a share of every class"),
     "convert": ("gen.cli.convert:convert", "published weights to ours and back"),
+    "export": ("gen.cli.export:export", "a run as one program with its weights, which needs jax alone"),
+    "serve-demo": ("gen.cli.export:serve_demo", "a local page with sliders for seed and class, from an export"),
     "info": ("gen.cli.info:info", "parameters, memory and identities of a preset or run"),
     "compile": ("gen.cli.compile:compile_preset", "memory, traffic and time on a TPU or GPU that is not here"),
     "report": ("gen.cli.report:report", "rebuild the report page of a run folder"),
