@@ -41,7 +41,8 @@ if __name__ == "__main__":
 def exported(generator: Generator, params: Mapping[str, Any], platforms: Sequence[str] = PLATFORMS) -> bytes:
     """Gives the program ``(seeds (B,) int32, labels (B,) int32) -> images (B, H, W, C) float32``, serialised.
 
-    B is free, images are in [-1, 1], unclipped. The weights are constants of the program. Image i is that of `seeds[i]` and `labels[i]` in the run.
+    B is free, images are in [-1, 1], unclipped. The weights are constants of the program. Image i is that of `seeds[i]`
+    and `labels[i]` in the run.
 
     Raises GenError for a generator that is conditioned on more than a label, and for one that jax cannot export for one
     of the platforms.
