@@ -21,7 +21,7 @@ __all__ = ["LOADER", "PLATFORMS", "card", "exported"]
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
-LOADER = '''"""Makes images with model.stablehlo; needs jax, with flatbuffers that it reads files by: python load.py SEED CLASS."""
+LOADER = '''"""Makes images with model.stablehlo; needs jax and flatbuffers, by which it reads: python load.py SEED CLASS."""
 
 import pathlib
 import sys
@@ -78,7 +78,8 @@ def exported(generator: Generator, params: Mapping[str, Any], platforms: Sequenc
 def card(name: str, facts: Mapping[str, Any], scores: Mapping[str, Any] | None) -> str:
     """Gives a model card in Markdown: what it is, how it is called, and its scores with their protocol."""
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
-    text = f"# {name}\n\n| | |\n|---|---|\n{rows}\n\n`load.py` makes images with `model.stablehlo`; it needs jax and flatbuffers.\n"
+    text = f"# {name}\n\n| | |\n|---|---|\n{rows}\n\n"
+    text += "`load.py` makes images with `model.stablehlo`; it needs jax and flatbuffers.\n"
     text += "`weights.safetensors` holds the arrays by role and path, as the run has them.\n"
     if scores is not None:
         values = ", ".join(f"{key} {value:.4g}" for key, value in scores["values"].items())
