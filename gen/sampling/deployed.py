@@ -21,7 +21,7 @@ __all__ = ["LOADER", "PLATFORMS", "card", "exported"]
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
-LOADER = '''"""Makes images with model.stablehlo; needs jax and flatbuffers, by which it reads: python load.py SEED CLASS."""
+LOADER = '''"""Makes images with model.stablehlo; needs jax and flatbuffers: python load.py SEED CLASS."""
 
 import pathlib
 import sys
