@@ -70,7 +70,7 @@ def test_finds_what_is_best_and_goes_on_where_it_was(tmp_path: Path) -> None:
         evolve(SPACE, Evolution(20, 5, 5, 10, 5), score, tmp_path / "part.json")
 
 
-NET = DiTConfig((4,), 2, 1, 16, 2, 2, remat="none", scan=False)
+NET = DiTConfig((4,), 2, 1, 8, 2, 2, num_classes=0, remat="none", scan=False)
 
 
 def test_one_program_serves_all_candidates_and_agrees_with_the_grid() -> None:
