@@ -215,6 +215,7 @@ KINDS: dict[str, dict[str, str]] = {
         "rae": "gen.tokenizers.rae:RAEConfig",
         "flowtitok": "gen.tokenizers.flowtitok:FlowTiTokConfig",
         "code-vectors": "gen.tokenizers.code_vectors:CodeVectors",
+        "patch-vq": "gen.tokenizers.patch_vq:PatchVQConfig",
         "vqgan": "gen.tokenizers.vqgan:VQGANConfig",
         "maskgit-vqgan": "gen.tokenizers.maskgit_vqgan:MaskGITVQGANConfig",
         "binary-autoencoder": "gen.tokenizers.binary:BinaryAutoencoderConfig",
