@@ -1,15 +1,20 @@
 """What searches over a trained model's sampler share: a score of times and controls, on the same noise for all."""
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gen.config import fingerprint, to_json
 from gen.diffusion.ddpm import DDPM
 from gen.errors import GenError
 from gen.features.extractor import Extractor
+from gen.metrics.evaluate import Settings, evaluate
 from gen.metrics.frechet import frechet_distance
 from gen.metrics.onepass import collect
+from gen.metrics.protocol import Result
 from gen.metrics.reference import Reference
 from gen.metrics.sources import LABEL_RULES, generated
 from gen.metrics.statistics import Moments, finalised
@@ -20,10 +25,42 @@ from gen.sampling.grids import Explicit
 from gen.sampling.search import GridGenerator
 from gen.sampling.solvers import Euler
 
-__all__ = ["Score", "controls_of", "pool_of", "process_of", "scorer", "tunable"]
+__all__ = ["Score", "controls_of", "pool_of", "process_of", "scored", "scorer", "tunable"]
 
 Score = Callable[[np.ndarray, Mapping[str, np.ndarray]], float]  # times (K + 1,), controls by name (K, ...) -> distance
 _STATISTICS = {"moments": Moments()}
+
+
+def scored(
+    loaded: Loaded,
+    reference: Reference,
+    extractor: Extractor,
+    seeds: range,
+    *,
+    settings: Settings = Settings(),
+    batch: int = 256,
+    mesh: Any = None,
+    partial: Path | None = None,
+) -> Result:
+    """Gives the scores of a run's samples of these seeds, balanced over the classes.
+
+    Args:
+      partial: where partial results are kept, so that a killed evaluation goes on.
+    """
+    generator = loaded.generator
+    number = class_count(generator.conditions)
+    labels = None if number is None else LABEL_RULES["seed mod classes"](seeds, number)
+    identity = f"{fingerprint(loaded.config)} step {loaded.step} {loaded.weights}"
+    images = generated(
+        generator, loaded.params, seeds=seeds, identity=identity, labels=labels, classes=number, rule="seed mod classes"
+    )
+    about = {
+        "name": str(loaded.path),
+        "weights": loaded.weights,
+        "nfe": str(generator.nfe),
+        "sampler": json.dumps(to_json(loaded.config.sampler)),
+    }
+    return evaluate(images, reference, extractor, settings, batch=batch, mesh=mesh, partial=partial, subject=about)
 
 
 def tunable(loaded: Loaded) -> DiffusionGenerator:

@@ -19,7 +19,7 @@ from gen.experiments._search import controls_of, pool_of, process_of, scorer, tu
 from gen.features.extractor import Extractor
 from gen.metrics.reference import Reference
 from gen.runs import Loaded
-from gen.sampling.grids import Searched, Uniform
+from gen.sampling.grids import Karras, Searched, Uniform
 from gen.sampling.search import Candidate, Evolution, Space, evolve, write_grid
 
 __all__ = ["SEARCHES", "Search", "search"]
@@ -67,7 +67,8 @@ def search(
     batch: int = 256,
     mesh: Any = None,
 ) -> dict[str, float]:
-    """Searches, writes the grid to `out`, and gives distances on the finalists' seeds: ``searched`` and ``uniform``.
+    """Searches, writes the grid to `out`, and gives distances on the finalists' seeds: ``searched``, and beside it
+    those of the usual grids, ``uniform`` and ``karras``.
 
     What was scored is kept beside `out`; an interrupted search goes on from there.
 
@@ -86,8 +87,9 @@ def search(
     space = Space(pool_of(process), steps, layers, how.most, budget)
     example = {name: _rows(space, space.uniform, name)} if layers else {}
     settings = {"steps": steps, "controls": example, "batch": batch, "mesh": mesh}
-    quick = scorer(loaded, reference, extractor, count=how.count, **settings)
-    sure = scorer(loaded, reference, extractor, count=how.final_count, first_seed=how.count, **settings)
+    first = how.evolution.seed * (how.count + how.final_count)
+    quick = scorer(loaded, reference, extractor, count=how.count, first_seed=first, **settings)
+    sure = scorer(loaded, reference, extractor, count=how.final_count, first_seed=first + how.count, **settings)
 
     def controls(candidate: Candidate) -> dict[str, np.ndarray]:
         return {name: _rows(space, candidate, name)} if layers else {}
@@ -101,10 +103,11 @@ def search(
     )
     finalists = {c: sure(space.times(c), controls(c)) for c, _ in ranked[: how.finalists]}
     best = min(finalists, key=lambda c: finalists[c])
-    uniform = sure(Uniform()(process, steps).times, controls(space.uniform))
+    usual = {"uniform": Uniform(), "karras": Karras()}
+    plain = {name: sure(grid(process, steps).times, controls(space.uniform)) for name, grid in usual.items()}
     rows = [tuple(row.tolist()) for row in controls(best).get(name, np.zeros((0, 0)))]
     grid = Searched(tuple(space.times(best).tolist()), process, ((name, tuple(rows)),) if layers else ())
-    found = {"searched": finalists[best], "uniform": uniform}
+    found = {"searched": finalists[best], **plain}
     about = {"model": loaded.origin, "distances": found, "samples": how.final_count, "scored": len(ranked)}
     write_grid(out, grid, about)
     return found

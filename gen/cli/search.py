@@ -22,6 +22,7 @@ def search(
     layers: Annotated[float | None, flag("SHARE")] = None,
     budget: Annotated[int, flag("N")] = 0,
     count: Annotated[int | None, flag("N")] = None,
+    seed: Annotated[int, flag("N")] = 0,
     reference: Annotated[str | None, flag("IMAGES|NPZ")] = None,
     extractor: Annotated[str | None, flag("NAME")] = None,
     batch: Annotated[int, flag("N")] = 256,
@@ -47,6 +48,7 @@ def search(
       layers: greatest share of the layers that a step leaves out; the preset's if not given.
       budget: greatest number of layers that run, over all steps.
       count: samples of each candidate.
+      seed: of a search of steps, and of its samples.
       reference: real images, or statistics of gen reference.
       extractor: feature network, as for gen evaluate.
       batch: images at a time.
@@ -71,7 +73,9 @@ def search(
         found = skip_tuning.tune(loaded, held, network, out, **number, **placed)
     else:
         how = autodiffusion.SEARCHES[preset]
-        how = dataclasses.replace(how, count=count or how.count, most=how.most if layers is None else layers)
+        evolution = dataclasses.replace(how.evolution, seed=seed)
+        most = how.most if layers is None else layers
+        how = dataclasses.replace(how, evolution=evolution, count=count or how.count, most=most)
         steps = sampling.steps or loaded.config.sampler.steps
         found = autodiffusion.search(loaded, held, network, steps, out, how, budget=budget, **placed)
     print(", ".join(f"{name} {value:.4f}" for name, value in found.items()) + f"; written to {out}")

@@ -101,7 +101,8 @@ class ProbeTask(Method):
 
     def features(self, teacher: Params, x: jax.Array, eps: jax.Array) -> dict[str, jax.Array]:
         """Gives the features of x (B, *shape) as the head takes them; `eps` (levels, B, *shape)."""
-        cond, seen = unlabelled(self.teacher, teacher, len(x)), {}
+        cond = unlabelled(self.teacher, teacher, len(x))
+        seen: dict[str, jax.Array] = {}
         for level, t in enumerate(self.times):
             found = noisy_features(self.teacher, teacher, x, t, eps[level], cond, self.taps)
             seen |= {f"{level}/{name}": feature for name, feature in found.items()}

@@ -146,7 +146,7 @@ class _Time(nnx.Module):
         self.fc2 = linear(width, width, rngs=rngs, init=last)
 
     def __call__(self, t: jax.Array) -> jax.Array:
-        angles = 2.0 * np.pi * t[:, None] * self.frequencies[...]
+        angles = 2.0 * np.pi * t[:, None] * jax.lax.stop_gradient(self.frequencies[...])
         return self.fc2(jax.nn.silu(self.fc1(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1))))
 
 
