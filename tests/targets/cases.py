@@ -196,6 +196,16 @@ _CASES = [
         teacher="llamagen-l",
         tokenizer="llamagen-vq16",
     ),
+    _pair(
+        "distilled-decoding-var",
+        "v5e:2x4",
+        "data=1,fsdp=8",
+        8,
+        alone=32,
+        cut=False,
+        teacher="var-d16",
+        tokenizer="var-vqvae",
+    ),
     _pair("cifar10-tokenizer", "v5e:2x2", "data=4", 64),
     _pair("cifar10-teacher", "v5e:2x2", "data=4", 64, tokenizer="cifar10-tokenizer"),
     _pair("cifar10-student", "v5e:2x2", "data=4", 64, teacher="cifar10-teacher", tokenizer="cifar10-tokenizer"),
@@ -204,7 +214,7 @@ CASES = [case for pair in _CASES for case in pair]
 
 
 # presets that take any teacher, whose size is the teacher's
-ANY = (*METHODS, "ddo", "distilled-decoding")
+ANY = (*METHODS, "ddo", "ddo-tokens", "distilled-decoding", "distilled-decoding-2")
 
 
 def sized() -> list[str]:
