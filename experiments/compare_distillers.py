@@ -56,6 +56,7 @@ METHODS = (
     "guided-distillation", "consistency-distillation", "consistency-training", "ict", "ect", "tcm", "sct", "scd", "ctm",
     "meanflow", "shortcut",
 )  # fmt: skip
+BEGUN = ("dmd2", "f-distill", "ladd", "multi-student")  # begin with regression where their data are stored pairs
 _TIMES = "training.json"
 
 
@@ -87,8 +88,9 @@ def run(
     reference: str = "",
     budget: Budget = Budget(),
     seed: int = 0,
+    redo: Sequence[str] = (),
 ) -> Made:
-    """Runs the whole comparison; the same call again goes on where it was.
+    """Runs the whole comparison; the same call again goes on where it was, with other methods too.
 
     Args:
       teacher: the run folder of a trained model that a solver samples.
@@ -97,6 +99,7 @@ def run(
       reference: real images of the teacher's size; "" for the digits.
       budget: how much runs.
       seed: of data order and noise.
+      redo: methods that are trained again, whose settings changed.
 
     Raises GenError for a method that is no such preset, a teacher of other images than the reference, and where the
     ``[lite]`` network is missing.
@@ -106,21 +109,19 @@ def run(
     presets = {name: _method(name) for name in methods}
     enable_compile_cache()
     steps: list[Any] = []
-    if any("data" in preset.required for preset in presets.values()):
+    paired = [name for name, preset in presets.items() if name in BEGUN or "data" in preset.required]
+    if paired:
         steps.append(MakeRecords("pairs", "teacher", budget.pairs, about="noise and what the teacher makes of it"))
+    scores = functools.partial(_scores, judge, budget)
+    options = {"count": budget.count, "sets": budget.sets, "reference": judge.real.identity}
+    steps.append(Evaluate("teacher-scores", scores, {"teacher": "teacher"}, options, about="the teacher by steps"))
     for name, preset in presets.items():
-        takes = {"teacher": "teacher"} | ({"pairs": "pairs"} if "data" in preset.required else {})
+        takes = {"teacher": "teacher"} | ({"pairs": "pairs"} if name in paired else {})
         recipe = functools.partial(_recipe, name, budget, seed)
         steps.append(_Student(name, recipe, takes, about=preset.line))
-    scores = functools.partial(_scores, judge, budget)
-    options = dataclasses.asdict(budget) | {"reference": judge.real.identity}
-    steps.append(Evaluate("teacher-scores", scores, {"teacher": "teacher"}, options, about="the teacher by steps"))
-    steps += [
-        Evaluate(f"{name}-scores", scores, {"student": name}, options, about="one, two and four calls")
-        for name in presets
-    ]
+        steps.append(Evaluate(f"{name}-scores", scores, {"student": name}, options, about="in one, two and four calls"))
     page = functools.partial(_page, tuple(presets), judge, budget)
-    return Plan(outdir, tuple(steps), given={"teacher": loaded}, page=page).run()
+    return Plan(outdir, tuple(steps), given={"teacher": loaded}, page=page).run(redo)
 
 
 def _method(name: str) -> Any:
@@ -151,8 +152,8 @@ class _Student(Train):
     """`Train`, with the CPU time that it took: that of all threads of this process, compiling included."""
 
     def run(self, given: Mapping[str, Any], out: Path) -> None:
-        place = out.with_name(f"{out.name}-{_TIMES}")
-        before, began = read_json(place)["cpu_seconds"] if place.exists() else 0.0, time.process_time()
+        place, began = out.with_name(f"{out.name}-{_TIMES}"), time.process_time()
+        before = read_json(place)["cpu_seconds"] if place.exists() and out.exists() else 0.0
         try:
             super().run(given, out)
         finally:
@@ -312,11 +313,17 @@ def main(
     methods: str = ",".join(METHODS),
     reference: str = "",
     seed: int = 0,
+    updates: int | None = None,
+    redo: str = "",
 ) -> None:
-    """Compares distillers of the run TEACHER; METHODS are presets, separated by commas."""
-    names = tuple(methods.split(","))
+    """Compares distillers of the run TEACHER.
+
+    METHODS are presets, separated by commas, and so are those to REDO. UPDATES shortens every stage to so many.
+    """
+    names, again = tuple(methods.split(",")), tuple(filter(None, redo.split(",")))
     try:
-        made = run(teacher, outdir, methods=names, reference=reference, seed=seed)
+        budget = Budget(updates=updates)
+        made = run(teacher, outdir, methods=names, reference=reference, budget=budget, seed=seed, redo=again)
     except GenError as error:
         raise SystemExit(f"error: {error}") from None
     for row in [HEAD, ["---"] * len(HEAD), *table(names, made)]:

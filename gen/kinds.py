@@ -39,6 +39,7 @@ KINDS: dict[str, dict[str, str]] = {
         "data-prediction": "gen.diffusion.consistency_maps:DataPrediction",
         "trig-precondition": "gen.diffusion.consistency_maps:TrigPrecondition",
         "trig-velocity": "gen.diffusion.consistency_maps:TrigVelocity",
+        "data-as-velocity": "gen.diffusion.clamped:DataAsVelocity",
         "converted": "gen.diffusion.conversions:Converted",
         "data-and-noise": "gen.diffusion.conversions:DataAndNoise",
     },
@@ -49,6 +50,8 @@ KINDS: dict[str, dict[str, str]] = {
         "noise-matching": "gen.diffusion.transport:NoiseMatching",
         "time-sampler": "gen.diffusion.times:TimeSampler",
         "u-shaped": "gen.distill.rectified_flow:UShaped",
+        "clamped-matching": "gen.diffusion.clamped:ClampedMatching",
+        "early-head": "gen.diffusion.clamped:EarlyHead",
         "data-matching": "gen.diffusion.objectives:DataMatching",
         "min-snr-loss": "gen.diffusion.objectives:MinSNRLoss",
         "aligned-objective": "gen.diffusion.objectives:Aligned",
@@ -56,6 +59,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "backbone": {
         "dit": "gen.diffusion.backbones.dit:DiTConfig",
+        "rae-v2": "gen.diffusion.backbones.rae_v2:RAEv2Config",
         "lightningdit": "gen.diffusion.backbones.lightningdit:LightningDiTConfig",
         "aligned": "gen.diffusion.backbones.aligned:AlignedConfig",
         "lamamba": "gen.diffusion.backbones.lamamba:LaMambaConfig",
@@ -77,6 +81,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "token-student": {
         "gpt-student": "gen.distill.gpt_student:GPTStudentConfig",
+        "var-student": "gen.distill.var_student:VARStudentConfig",
     },
     "latent-token-model": {
         "mar": "gen.autoregressive.mar:MARConfig",
@@ -113,6 +118,7 @@ KINDS: dict[str, dict[str, str]] = {
         "karras": "gen.sampling.grids:Karras",
         "respaced": "gen.sampling.grids:Respaced",
         "explicit": "gen.sampling.grids:Explicit",
+        "searched": "gen.sampling.grids:Searched",
         "chain": "gen.sampling.grids:ChainLevels",
         "matched": "gen.sampling.grids:Matched",
         "snapped": "gen.sampling.grids:Snapped",
@@ -162,9 +168,18 @@ KINDS: dict[str, dict[str, str]] = {
         "apg": "gen.sampling.guidance:AdaptiveProjected",
         "cfg-zero-star": "gen.sampling.guidance:ZeroStar",
         "autoguidance": "gen.sampling.guidance:Autoguidance",
+        "internal": "gen.sampling.guidance:Internal",
         "interval": "gen.sampling.guidance:Interval",
         "clip-denoised": "gen.sampling.guidance:Clip",
         "chained": "gen.sampling.guidance:Chained",
+    },
+    "adapter": {
+        "difffit": "gen.finetune.difffit:DiffFit",
+        "lora": "gen.finetune.lora:LoRA",
+    },
+    "probe": {
+        "linear-head": "gen.finetune.probes:LinearHead",
+        "attention-head": "gen.finetune.probes:AttentionHead",
     },
     "generator": {
         "diffusion-generator": "gen.sampling.generator:DiffusionGenerator",
@@ -275,6 +290,7 @@ KINDS: dict[str, dict[str, str]] = {
         "latent-token-task": "gen.autoregressive.train_latents:LatentTokenTask",
         "flowtok-task": "gen.tokenizers.flowtok_train:FlowTokTask",
         "kd-task": "gen.distill.kd:KDTask",
+        "conditional-score-task": "gen.distill.conditional_score:ConditionalScoreTask",
         "distilled-decoding-task": "gen.distill.distilled_decoding:DistilledDecodingTask",
         "dmd2-task": "gen.distill.dmd2:DMD2Task",
         "consistency-task": "gen.distill.consistency:ConsistencyTask",
@@ -294,6 +310,9 @@ KINDS: dict[str, dict[str, str]] = {
         "ladd-task": "gen.distill.ladd:LADDTask",
         "score-matching-task": "gen.distill.multi_student:ScoreMatchingTask",
         "ddo-task": "gen.finetune.ddo:DDOTask",
+        "adapt-task": "gen.finetune.adapt:AdaptTask",
+        "token-ddo-task": "gen.finetune.ddo:TokenDDOTask",
+        "probe-task": "gen.finetune.probe_task:ProbeTask",
         "multi-student-task": "gen.distill.multi_student:MultiStudentTask",
     },
     "pair-law": {

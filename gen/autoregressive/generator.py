@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from gen.autoregressive.base import TokenModel
+from gen.config import fingerprint
 from gen.nn.network import Cond
 from gen.sampling.generator import GeneratorParams, LatentGenerator, decode
 
-__all__ = ["TokenGenerator", "TokenSamplerConfig"]
+__all__ = ["TokenGenerator", "TokenSamplerConfig", "WrittenTokens"]
 
 
 class TokenSamplerConfig(abc.ABC):
@@ -90,3 +91,23 @@ class TokenGenerator(LatentGenerator):
             return ids.astype(jnp.float32)
         codes = self.tokenizer.embed(params["tokenizer"], ids)
         return decode(self.tokenizer, params, codes, keys=keys, cond=cond, options=self.options)
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenTokens:
+    """A `gen.sampling.records.Make`: the ``tokens`` that a generator draws, or the bits under the same name.
+
+    Attributes:
+      generator: the model with its sampler.
+    """
+
+    generator: TokenGenerator
+
+    @property
+    def identity(self) -> str:
+        """Does what `gen.sampling.records.Make.identity` says."""
+        return f"written {fingerprint(self.generator)}"
+
+    def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> dict[str, jax.Array]:
+        """Does what `gen.sampling.records.Make.__call__` says."""
+        return {"tokens": self.generator.tokens(params, keys, cond)}

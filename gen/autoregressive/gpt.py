@@ -129,6 +129,11 @@ class GPTConfig(CachedModel):
         found: jax.Array = self.net.apply(params, tokens, cond)
         return found
 
+    def before(self, params: Params, tokens: jax.Array, cond: Cond) -> jax.Array:
+        """Gives what the blocks say of each token, (B, N, width), from those before it; arguments as of `logits`."""
+        found: jax.Array = self.net.apply(params, tokens, cond, method="before")
+        return found
+
 
 def gpt(name: str, **changes: Any) -> GPTConfig:
     """Gives a published size by name, "B" to "XXXL", "1B" or "7B"; class-conditional, 256 tokens of 16384.
@@ -206,6 +211,10 @@ class GPT(nnx.Module):
 
     def __call__(self, tokens: jax.Array, cond: Cond) -> jax.Array:
         """Gives logits (B, N, vocabulary) float32 of tokens (B, N), each from those before it."""
+        return self.read(self.before(tokens, cond))
+
+    def before(self, tokens: jax.Array, cond: Cond) -> jax.Array:
+        """Gives what the blocks say of each token (B, N, width) from those before it."""
         config, keys = self.config, cond.get("dropout")
         x = jnp.concatenate([self.start(cond, len(tokens)), self.tokens(tokens[:, :-1])], axis=1)
         reading = self.reading(cond, 0, x.shape[1])
@@ -213,7 +222,7 @@ class GPT(nnx.Module):
             x = dropout(x, config.dropout, jax.vmap(lambda key: jax.random.fold_in(key, config.depth))(keys))
             reading = dataclasses.replace(reading, keys=keys)
         x, _ = self.run(x, reading)
-        return self.read(x[:, config.prefix - 1 :])
+        return x[:, config.prefix - 1 :]
 
     def prefill(self, cond: Cond, batch: int) -> tuple[KeyValues, jax.Array]:
         """Does what `gen.autoregressive.base.CachedModel.prefill` says."""

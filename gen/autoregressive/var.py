@@ -25,7 +25,7 @@ from gen.tokenizers.quantizers.residual import Residual
 from gen.training.sharding import constrain
 from gen.training.task import Frozen, Schedule
 
-__all__ = ["VAR", "VARConfig", "var"]
+__all__ = ["VAR", "Block", "VARConfig", "var"]
 
 MAX_LOG_SCALE = math.log(100.0)  # of the factors on normed queries
 
@@ -114,6 +114,14 @@ class VARConfig(TokenModel):
         found: jax.Array = self.net.apply(params, cond["inputs"], cond)
         return found
 
+    def before(self, params: Params, tokens: jax.Array, cond: Cond) -> jax.Array:
+        """Gives what the blocks say of each token, (B, N, width), from the maps before its own; arguments as of
+        `logits`.
+        """
+        del tokens
+        found: jax.Array = self.net.apply(params, cond["inputs"], cond, method="before")
+        return found
+
     def draw(self, key: jax.Array, tokens: jax.Array, schedule: Schedule) -> Draws:
         """Gives the base's draws and ``kept`` (B, depth, 2), factors on the branches: 0 or 1 / (1 - rate)."""
         base_key, path_key = jax.random.split(key)
@@ -176,7 +184,7 @@ class _Attention(nnx.Module):
         return self.proj(found.reshape(*found.shape[:-2], -1))
 
 
-class _Block(nnx.Module):
+class Block(nnx.Module):
     """x + g1 attention(modulated x), then x + g2 MLP(modulated x); the class makes gates, scales and shifts."""
 
     def __init__(self, config: VARConfig, rngs: nnx.Rngs) -> None:
@@ -192,7 +200,13 @@ class _Block(nnx.Module):
             self.modulation = linear(width, 6 * width, init=_scaled(init, gains), dtype=config.dtype, rngs=rngs)
 
     def __call__(
-        self, x: jax.Array, c: jax.Array, mask: jax.Array | None, past: Any, kept: jax.Array | None
+        self,
+        x: jax.Array,
+        c: jax.Array,
+        mask: jax.Array | None,
+        past: Any = None,
+        kept: jax.Array | None = None,
+        between: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Gives the block's output and its keys and values.
 
@@ -202,6 +216,7 @@ class _Block(nnx.Module):
           mask: (N, N) bool, where to look; None for everywhere.
           past: "k" and "v" (B, M, H, D) of the tokens before, which all may look at; None for none.
           kept: (B, 2) factors on the two branches; None for 1.
+          between: (B, N, width), added after the attention; None for nothing.
         """
         parts = self.table[...] + c if self.shared else self.modulation(c).reshape(len(x), 6, -1)
         gate1, gate2, scale1, scale2, shift1, shift2 = jnp.moveaxis(parts.astype(jnp.float32), 1, 0)
@@ -212,11 +227,18 @@ class _Block(nnx.Module):
         if past is not None:
             k, v = (jnp.concatenate([past[n].astype(a.dtype), a], axis=1) for n, a in new.items())
         x = add_gated(x, gate1, self.attn(q, k, v, mask))
+        x = x if between is None else x + between
         return add_gated(x, gate2, self.mlp(modulate(layer_norm(x, self.eps), shift2, scale2))), new
 
 
 class VAR(nnx.Module):
-    """The network of a `VARConfig`."""
+    """The network of a `VARConfig`.
+
+    Attributes:
+      block: makes a layer; networks of another one are made of it alike.
+    """
+
+    block: ClassVar[Any] = Block
 
     def __init__(self, config: VARConfig, rngs: nnx.Rngs) -> None:
         self.config, width, init = config, config.width, _init(config.width)
@@ -228,7 +250,7 @@ class VAR(nnx.Module):
         self.enter = linear(config.quantizer.width, width, init=init, rngs=rngs)
         if config.shared:
             self.modulation = linear(width, 6 * width, init=init, dtype=config.dtype, rngs=rngs)
-        self.blocks = stack(lambda rngs: _Block(config, rngs), config.depth, rngs)
+        self.blocks = stack(lambda rngs: self.block(config, rngs), config.depth, rngs)
         self.head_modulation = linear(width, 2 * width, init=_scaled(init, 0.5), rngs=rngs)
         self.head = linear(width, config.vocabulary, init=_scaled(init, 0.02), rngs=rngs)
 
@@ -264,7 +286,7 @@ class VAR(nnx.Module):
         """Runs embedded tokens through the blocks (`gen.nn.layers.Stacked`, with their keys and values).
 
         Args:
-          x, mask: see `_Block`.
+          x, mask: see `Block`.
           c: the second thing that `condition` gives.
           past: keys and values (depth, B, M, H, D).
           kept: (B, depth, 2) factors on the branches.
@@ -293,13 +315,18 @@ class VAR(nnx.Module):
           inputs: (B, tokens after the first map, width of codes), of `Residual.inputs`.
           cond: "label" (B,) int32; "kept", see `run`, where branches are dropped.
         """
+        return self.logits(self.before(inputs, cond), self.condition(cond["label"])[0])
+
+    def before(self, inputs: jax.Array, cond: Cond) -> jax.Array:
+        """Gives what the blocks say of each token (B, tokens, width) from the coarser maps."""
         config = self.config
         expected = (config.shape[0] - config.groups[0], config.quantizer.width)
         if inputs.shape[1:] != expected:
             raise GenError(f"inputs are {inputs.shape}; the scales {config.scales} take (B, *{expected})")
         c, given = self.condition(cond["label"])
         x = jnp.concatenate([self.first(c), self.later(inputs, config.groups[0])], axis=1)
-        return self.logits(self.run(x, given, mask=self.mask(), kept=cond.get("kept")).x, c)
+        found: jax.Array = self.run(x, given, mask=self.mask(), kept=cond.get("kept")).x
+        return found
 
     def mask(self) -> jax.Array:
         """Tells where each token may look, (tokens, tokens) bool: at its own map and at the coarser ones."""

@@ -23,7 +23,16 @@ from gen.training.method import Method, given
 from gen.training.part import Aux, Part, warm_start
 from gen.training.task import Batch, Frozen, Metrics, Model, Schedule, State
 
-__all__ = ["DistilledDecodingTask", "answered", "distillation_loss", "nearest", "perturbed", "sampled", "spliced"]
+__all__ = [
+    "DistilledDecodingTask",
+    "TokenStudentMethod",
+    "answered",
+    "distillation_loss",
+    "nearest",
+    "perturbed",
+    "sampled",
+    "spliced",
+]
 
 Student = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]  # (x, known) -> logits, vectors
 
@@ -90,24 +99,18 @@ def distillation_loss(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DistilledDecodingTask(Method):
-    """Trains ``net`` to say a teacher's tokens from the noise that they were made of.
-
-    Batches: "noise" (B, N, D) and "tokens" (B, *shape), records of the teacher; conditions by name.
+class TokenStudentMethod(Method):
+    """What methods share that train ``net``, a network from noise to all of a teacher's tokens.
 
     Attributes:
       teacher: the teacher's token model.
       tokenizer: the teacher's tokenizer, whose code vectors the student reads and writes.
       student: the student's network, which starts from what fits of the teacher's.
-      starts: the numbers of tokens that are given in training, one of them drawn for each sample.
-      weight: of the distance of the vectors, beside the cross-entropy.
     """
 
     teacher: Any = given("teacher")
     tokenizer: Any = given("tokenizer")
     student: Any
-    starts: tuple[int, ...] = (0,)
-    weight: float = 1.0
 
     takes = ("tokens",)
 
@@ -118,8 +121,6 @@ class DistilledDecodingTask(Method):
                 f"a student of {length} vectors of {width}, and a teacher of {self.teacher.length} tokens with codes "
                 f"of {self.tokenizer.spec.width}; give the student the teacher's"
             )
-        if not self.starts or min(self.starts) < 0 or max(self.starts) >= length:
-            raise GenError(f"starts {self.starts} of {length} tokens; expected numbers from 0 to {length - 1}")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -146,8 +147,29 @@ class DistilledDecodingTask(Method):
         for role in ("teacher", "tokenizer"):
             if role not in frozen:
                 raise GenError(f"distilled decoding needs the frozen role '{role}'; got {', '.join(frozen) or 'none'}")
-        source = frozen["teacher"] if previous is None else previous.params["student"]
+        source = self.student.begun(frozen["teacher"]) if previous is None else previous.params["student"]
         return {"student": warm_start(self.student, key, source)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistilledDecodingTask(TokenStudentMethod):
+    """Trains ``net`` to say a teacher's tokens from the noise that they were made of.
+
+    Batches: "noise" (B, N, D) and "tokens" (B, *shape), records of the teacher; conditions by name.
+
+    Attributes:
+      starts: the numbers of tokens that are given in training, one of them drawn for each sample.
+      weight: of the distance of the vectors, beside the cross-entropy.
+    """
+
+    starts: tuple[int, ...] = (0,)
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        length = self.student.shape[0]
+        if not self.starts or min(self.starts) < 0 or max(self.starts) >= length:
+            raise GenError(f"starts {self.starts} of {length} tokens; expected numbers from 0 to {length - 1}")
 
     def check(self, row: Mapping[str, np.ndarray]) -> None:
         """Checks what `Method.check` does, and the noise."""

@@ -16,7 +16,7 @@ from gen.autoregressive.gpt import Block, GPTConfig, rotation
 from gen.errors import GenError
 from gen.nn.conditions import Conditions
 from gen.nn.layers import linear, stack
-from gen.nn.network import Cond
+from gen.nn.network import Cond, Params
 from gen.nn.rotary import rotate_pairs
 from gen.training.sharding import constrain
 
@@ -53,6 +53,10 @@ class GPTStudentConfig:
     def conditions(self) -> Conditions:
         """Gives the teacher's conditions."""
         return self.of.conditions
+
+    def begun(self, teacher: Params) -> Params:
+        """Gives a teacher's parameters in the student's places, which are the same."""
+        return teacher
 
     def build(self, rngs: nnx.Rngs) -> "GPTStudent":
         """Gives the module with freshly drawn parameters."""

@@ -4,14 +4,17 @@ Both read the noise of a sample as one normal vector for each token, in the spac
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from gen.autoregressive.decoding import filtered
 from gen.autoregressive.generator import TokenGenerator
 from gen.autoregressive.sampler import TokenSampler, write
+from gen.autoregressive.scales import ScaleSampler, decode_scales
 from gen.config import fingerprint
 from gen.distill.code_flow import flow_to_codes
 from gen.distill.distilled_decoding import sampled
@@ -19,7 +22,7 @@ from gen.errors import GenError
 from gen.nn.network import Cond, Network
 from gen.sampling.generator import GeneratorParams, LatentGenerator, changes, decode
 from gen.sampling.noise import unit_noise
-from gen.tokenizers.code_vectors import code_table
+from gen.tokenizers.code_vectors import code_table, decodable
 from gen.training.task import Model
 
 __all__ = ["FlowedTokens", "NoiseDecoder", "NoiseDecoding"]
@@ -29,11 +32,11 @@ __all__ = ["FlowedTokens", "NoiseDecoder", "NoiseDecoding"]
 class FlowedTokens:
     """A `gen.sampling.records.Make`: ``noise`` (B, N, D) and the ``tokens`` that a teacher's probabilities make of it.
 
-    Token i is where the flow of the teacher's (guided, filtered) distribution takes noise i, and the next one's
-    distribution follows from it (arXiv 2412.17153, sec. 4).
+    Token i is where the flow of the teacher's (guided, filtered) distribution takes noise i, and the distributions of
+    the next one, or of the next map, follow from it (arXiv 2412.17153, sec. 4).
 
     Attributes:
-      generator: the teacher, which writes token by token, with its sampler and tokenizer.
+      generator: the teacher, which writes token by token or map by map, with its sampler and tokenizer.
       steps: of Euler's method along each flow.
 
     Raises GenError for a teacher that draws otherwise, or without its tokenizer.
@@ -44,8 +47,10 @@ class FlowedTokens:
 
     def __post_init__(self) -> None:
         sampler = self.generator.sampler
-        if not isinstance(sampler, TokenSampler):
-            raise GenError(f"{type(sampler).__name__} does not write token by token; give a teacher that does")
+        if not isinstance(sampler, TokenSampler | ScaleSampler):
+            raise GenError(
+                f"{type(sampler).__name__} writes neither token by token nor map by map; give a teacher that does"
+            )
         if self.generator.tokenizer is None:
             raise GenError("flows end in code vectors, and this teacher has no tokenizer; train it with --tokenizer")
 
@@ -60,13 +65,20 @@ class FlowedTokens:
         codes = code_table(self.generator.tokenizer, params["tokenizer"])
         noise = unit_noise(keys, (model.length, codes.shape[1]))
 
-        def pick(logits: jax.Array, at: Any) -> jax.Array:
-            kept = filtered(logits, temperature=sampler.temperature, k=sampler.top_k, p=sampler.top_p)
-            own = jax.lax.dynamic_slice_in_dim(noise, at, 1, axis=1)
-            ids, _ = flow_to_codes(jax.nn.log_softmax(kept), codes, own, self.steps)
-            return ids
+        starts = jnp.asarray([0, *itertools.accumulate(model.groups)])
+        temperature = getattr(sampler, "temperature", 1.0)
 
-        ids = write(model, params["net"], cond, len(keys), pick, sampler.guidance)
+        def pick(logits: jax.Array, group: Any) -> jax.Array:
+            kept = filtered(logits, temperature=temperature, k=sampler.top_k, p=sampler.top_p)
+            own = jax.lax.dynamic_slice_in_dim(noise, starts[group], logits.shape[1], axis=1)
+            found, _ = flow_to_codes(jax.nn.log_softmax(kept), codes, own, self.steps)
+            return found
+
+        if isinstance(sampler, ScaleSampler):
+            quantizer = params["tokenizer"]["quantizer"]
+            ids, _ = decode_scales(model, params["net"], quantizer, cond, pick, sampler.guidance)
+        else:
+            ids = write(model, params["net"], cond, len(keys), pick, sampler.guidance)
         return {"noise": noise, "tokens": model.stored(ids)}
 
 
@@ -106,9 +118,9 @@ class NoiseDecoder(LatentGenerator):
     Attributes:
       student: configuration of the network.
       sampler: the calls.
-      tokenizer: configuration of the teacher's tokenizer.
+      tokenizer: configuration of the teacher's tokenizer; without one nothing can be made, for both read its codes.
 
-    Raises GenError without a tokenizer, or for calls that keep more tokens than there are.
+    Raises GenError for calls that keep more tokens than there are.
     """
 
     student: Any
@@ -116,8 +128,6 @@ class NoiseDecoder(LatentGenerator):
     tokenizer: Any = None
 
     def __post_init__(self) -> None:
-        if self.tokenizer is None:
-            raise GenError("this student makes code vectors, which only its tokenizer decodes; give one")
         if self.sampler.starts[-1] >= self.student.shape[0]:
             raise GenError(f"starts {self.sampler.starts} of {self.student.shape[0]} tokens; keep fewer")
 
@@ -132,6 +142,11 @@ class NoiseDecoder(LatentGenerator):
         return self.student
 
     @property
+    def model(self) -> Any:
+        """Gives the teacher's model, whose tokens the student makes."""
+        return self.student.of
+
+    @property
     def options(self) -> Any:
         """Gives settings of the tokenizer's decoder, as the sampler states them."""
         return self.sampler.decoding
@@ -142,12 +157,16 @@ class NoiseDecoder(LatentGenerator):
         return len(self.sampler.starts)
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
-        """Does what `gen.sampling.generator.Generator.__call__` says."""
+        """Does what `gen.sampling.generator.Generator.__call__` says. Raises GenError without a tokenizer."""
+        if self.tokenizer is None:
+            raise GenError(
+                "this student makes code vectors, which only its teacher's tokenizer decodes; give it (gen convert "
+                "FILE --vae TOKENIZER)"
+            )
         codes, net = code_table(self.tokenizer, params["tokenizer"]), Network(self.student)
         noise = unit_noise(keys, self.student.shape)
         vectors = sampled(
             lambda x, known: net(params["net"], x, known, cond), noise, codes, self.sampler.starts, self.sampler.split
         )
-        spec = self.tokenizer.spec
-        shaped = vectors.reshape(len(keys), *spec.shape, codes.shape[1])
-        return decode(self.tokenizer, params, shaped, keys=keys, cond=cond, options=self.options)
+        latents = decodable(self.tokenizer, params["tokenizer"], vectors)
+        return decode(self.tokenizer, params, latents, keys=keys, cond=cond, options=self.options)

@@ -8,6 +8,7 @@ import numpy as np
 
 from gen.autoregressive.generator import TokenGenerator
 from gen.data.caches import Cache
+from gen.distill.noise_decoder import NoiseDecoder
 from gen.errors import GenError
 from gen.pretrained import diffusers
 from gen.pretrained.exports import Described, described
@@ -123,18 +124,18 @@ def join(
     return dataclasses.replace(generator, tokenizer=tokenizer), arrays
 
 
-def join_tokens(generator: Any, decoder: Decoder) -> TokenGenerator:
-    """Gives the generator of images of a token model and the tokenizer of its tokens.
+def join_tokens(generator: Any, decoder: Decoder) -> TokenGenerator | NoiseDecoder:
+    """Gives the generator of images of a token model, or of its student, and the tokenizer of its tokens.
 
     Raises GenError for a model of latents, and for a tokenizer of other tokens.
     """
     tokenizer = decoder.config
-    if not isinstance(generator, TokenGenerator):
+    if not isinstance(generator, TokenGenerator | NoiseDecoder):
         raise GenError(
             f"{decoder.origin} decodes {tokenizer.spec.kind}, and the model makes latents; give their decoder"
         )
-    if len(tokenizer.spec.shape) == len(generator.latent) == 2 and not tokenizer.spec.scales:
-        tokenizer = _sized(tokenizer, generator.latent)
+    if len(tokenizer.spec.shape) == len(generator.model.shape) == 2 and not tokenizer.spec.scales:
+        tokenizer = _sized(tokenizer, generator.model.shape)
     elif isinstance(tokenizer, VARVQVAEConfig) and generator.model.scales:
         tokenizer = tokenizer.scaled(generator.model.scales)
     return dataclasses.replace(generator, tokenizer=tokenizer)

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from gen.errors import GenError
-from gen.nn.network import Cond, Params, param_shapes
+from gen.nn.network import Cond, Network, Params, param_shapes
 from gen.tokenizers.base import Gaussian, TokenizerSpec
 
-__all__ = ["CodeVectors", "code_table"]
+__all__ = ["CodeVectors", "code_table", "decodable"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,15 +77,25 @@ def _shape(tokenizer: Any) -> tuple[int, ...]:
 
 
 def code_table(tokenizer: Any, params: Params) -> jax.Array:
-    """Gives the code vectors (V, width) float32 of all ids of a tokenizer of tokens.
+    """Gives the code vectors (V, width) float32 of all ids of a tokenizer of tokens, on one scale or several.
 
-    Raises GenError for a tokenizer of other latents, and for one of several scales, whose codes are sums.
+    Raises GenError for a tokenizer of other latents.
     """
     spec = tokenizer.spec
-    if spec.kind != "tokens" or spec.scales:
-        what = f"{spec.kind} of {len(spec.scales)} scales" if spec.scales else spec.kind
-        raise GenError(f"a table of codes is asked of a tokenizer of {what}; give one of tokens on one scale")
+    if spec.kind != "tokens":
+        raise GenError(f"a table of codes is asked of a tokenizer of {spec.kind}; give one of tokens")
+    if spec.scales:  # `embed` gives the sum of the scales' maps
+        codebook: jax.Array = params["quantizer"]["embedding"]
+        return codebook
     rows = -(-spec.vocabulary // math.prod(spec.shape))
     ids = jnp.arange(rows * math.prod(spec.shape), dtype=jnp.int32) % spec.vocabulary
     codes: jax.Array = tokenizer.embed(params, ids.reshape(rows, *spec.shape))
     return codes.reshape(-1, spec.width)[: spec.vocabulary]
+
+
+def decodable(tokenizer: Any, params: Params, vectors: jax.Array) -> jax.Array:
+    """Gives what the tokenizer decodes of one vector for each token, (B, tokens, width), which need not be codes."""
+    if tokenizer.spec.scales:
+        found: jax.Array = Network(tokenizer.quantizer).apply(params["quantizer"], vectors, method="together")
+        return found
+    return vectors.reshape(len(vectors), *tokenizer.spec.shape, tokenizer.spec.width)

@@ -19,6 +19,7 @@ from gen.autoregressive.gpt import GPTConfig
 from gen.autoregressive.infilling import InfillingSampler
 from gen.autoregressive.mar import MARConfig
 from gen.autoregressive.sampler import TokenSampler
+from gen.autoregressive.var import VARConfig
 from gen.config import config_class
 from gen.data.caches import seal, seal_bits, seal_tokens
 from gen.data.sources import Digits
@@ -35,6 +36,8 @@ from gen.distill.gpt_student import GPTStudentConfig
 from gen.distill.noise_decoder import NoiseDecoding
 from gen.errors import GenError
 from gen.features.vit import ViTConfig
+from gen.finetune.difffit import DiffFit
+from gen.finetune.probes import LinearHead
 from gen.kinds import KINDS
 from gen.nn.adversarial import TokenHead
 from gen.nn.discriminators import PatchGAN
@@ -127,11 +130,21 @@ OWN: dict[str, dict[str, Any]] = {
         "tokenizer": CODES,
         "student": GPTStudentConfig(WRITER, SHAPE[-1]),
     },
+    "conditional-score-task": {
+        "teacher": WRITER,
+        "tokenizer": CODES,
+        "student": GPTStudentConfig(WRITER, SHAPE[-1]),
+        "head_width": 8,
+        "head_depth": 1,
+        "ratio": 2,
+    },
+    "token-ddo-task": {"teacher": WRITER},
     "scm-task": {"flow_map": trig_map(DENOISER)},
     "scd-task": {"flow_map": trig_map(DENOISER)},
     "ctm-task": {"flow_map": jump_map(DENOISER), "last_layer": "outer/kernel"},
     "noise-decoder": {"student": GPTStudentConfig(WRITER, SHAPE[-1]), "tokenizer": CODES, "sampler": NoiseDecoding()},
     "gpt-student": {"of": WRITER, "channels": SHAPE[-1]},
+    "var-student": {"of": VARConfig(Residual(8, SHAPE[-1], (1, 2)), CLASSES, 16, 1, 2, 32, scan=False)},
     "latent-token-generator": {"sampler": InfillingSampler(2, 3)},
     "random": {"shapes": {"latent": (4, 3), "label": ()}},
     "meanflow-task": {"flow_map": FlowMap(TWO_TIMES, Linear())},
@@ -143,6 +156,8 @@ OWN: dict[str, dict[str, Any]] = {
         "task": DMD2Task(teacher=DENOISER, optim=OPTIM, fake_optim=OPTIM, ratio=3),
         "partition": (0, 0, 1),
     },
+    "adapt-task": {"adapter": DiffFit(scales=("inner",))},
+    "probe-task": {"head": LinearHead((4, 16), 3), "taps": ("hidden",), "times": (0.5,)},
     "alongside": {"data": Digits("train"), "other": Digits("test")},
     "partitioned": {"data": Digits("train"), "partition": (0,) * 5 + (1,) * 5},
     "vavae-task": {
@@ -152,7 +167,9 @@ OWN: dict[str, dict[str, Any]] = {
 }
 # tasks that differ from a quick one in a term, compile two networks, or have tests of their own
 SLOW = (
+    "adapt-task",
     "annealing-reflow-task",
+    "conditional-score-task",
     "consistency-task",
     "ddo-task",
     "distilled-decoding-task",
@@ -160,12 +177,15 @@ SLOW = (
     "flextok-task",
     "flowtok-task",
     "multi-student-task",
+    "probe-task",
     "proxy-task",
     "scm-task",
     "score-matching-task",
+    "token-ddo-task",
     "truncated-task",
     "vavae-task",
 )
+TAUGHT_BY_A_WRITER = ("distilled-decoding-task", "conditional-score-task", "token-ddo-task")
 DIVIDED = ("multi-student-task",)  # whose batches hold the classes of one part after those of another
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
@@ -202,7 +222,7 @@ def task(kind: str) -> Any:
 @functools.cache
 def frozen(kind: str) -> Mapping[str, Params]:
     """Arrays by role, for tasks that need a teacher, an encoder to be aligned with, or a tokenizer's codes."""
-    teacher = WRITER if kind == "distilled-decoding-task" else NETWORK
+    teacher = WRITER if kind in TAUGHT_BY_A_WRITER else NETWORK
     networks = {"teacher": teacher, "encoder": ENCODER, "proxy": PROXY, "tokenizer": CODES}
     return {role: jax.jit(Network(config).init)(jax.random.key(7)) for role, config in networks.items()}
 
@@ -228,14 +248,16 @@ class Rows:
             label = np.arange(batch, dtype=np.int32) % CLASSES
             if self.divided:
                 label = np.where(np.arange(batch) < batch // 2, label % 2, 2).astype(np.int32)
+            tokens = rng.integers(0, 8, (batch, 2, 2)).astype(np.int32)
             rows = {
                 "image": image,
                 "latent": latent,
                 "noise": noise,
                 "label": label,
-                "tokens": rng.integers(0, 8, (batch, 2, 2)).astype(np.int32),
+                "tokens": tokens,
                 "text": rng.normal(size=(batch, SHAPE[0], 8)).astype(np.float32),
                 "fake_latent": noise,
+                "fake_tokens": (tokens + label[:, None, None]) % 8,
                 "fake_label": label,
             }
             yield {name: value[part] for name, value in rows.items()}

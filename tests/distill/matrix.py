@@ -1,7 +1,7 @@
-"""Teachers of the combination matrix: one of every family of networks, tiny, with random weights."""
+"""Teachers of the combination matrix: one of every family of networks, tiny, with random weights; and its table."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +109,10 @@ def recipe(method: str, loaded: Loaded, folder: Path, steps: int = 2) -> Any:
     stages = tuple(dataclasses.replace(stage, steps=steps, batch=4) for stage in found.config.stages)
     engine = dataclasses.replace(found.config.engine, quiet=True, log_every=1, checkpoint_every=1)
     return dataclasses.replace(found, config=dataclasses.replace(found.config, stages=stages, engine=engine))
+
+
+def table(methods: Sequence[str], refused: Mapping[tuple[str, str], str]) -> str:
+    """The matrix as docs/distillers.md shows it: what a teacher's student is trained with, and what is refused."""
+    rows = [["method", *TEACHERS], ["---"] * (1 + len(TEACHERS))]
+    rows += [[f"`{m}`", *("refused" if (m, title) in refused else "trains" for title in TEACHERS)] for m in methods]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

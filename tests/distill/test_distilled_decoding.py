@@ -10,26 +10,35 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gen import arrays
 from gen.autoregressive.decoding import ConstantScale
 from gen.autoregressive.gpt import GPTConfig
 from gen.autoregressive.sampler import TokenSampler
+from gen.autoregressive.scales import ScaleSampler
+from gen.autoregressive.var import VARConfig
+from gen.cli import main
+from gen.config import to_json
 from gen.distill.distilled_decoding import DistilledDecodingTask, distillation_loss
 from gen.distill.gpt_student import GPTStudentConfig
 from gen.distill.noise_decoder import FlowedTokens, NoiseDecoder, NoiseDecoding
 from gen.distill.teacher_records import make_of
+from gen.distill.var_student import VARStudentConfig
 from gen.errors import GenError
-from gen.experiments.distilled_decoding import distilled_decoding
+from gen.experiments.distilled_decoding import distilled_decoding, student_of
+from gen.files import write_json
 from gen.kinds import KINDS
 from gen.nn.conditions import make_conditions
 from gen.nn.network import Network
+from gen.pretrained.systems import system as published
 from gen.runs import Loaded, load
 from gen.sampling.generator import Sampler
 from gen.sampling.records import Records, Solved, make_records
 from gen.tokenizers.code_vectors import code_table
+from gen.tokenizers.quantizers.residual import Residual
 from gen.training.engine import train
 from gen.training.run import RunConfig
 from gen.training.task import Model
-from tests.conformance.examples import NETWORK, TOKENIZERS, VOCABULARY, WRITER
+from tests.conformance.examples import CLASSES, NETWORK, SMALL, TOKENIZERS, VOCABULARY, WRITER
 from tests.conformance.tokenizers import Codebook
 
 ROWS = 24
@@ -89,6 +98,71 @@ def test_a_student_trains_on_them_and_makes_images(teacher: Loaded, records: str
     np.testing.assert_array_equal(student.sample([1], labels=[1])[0], images[1])
 
 
+def pyramid() -> Loaded:
+    """A toy VAR of three maps, with random weights that say something."""
+    tokenizer = SMALL["var-vqvae"]
+    model = VARConfig(tokenizer.quantizer, CLASSES, 16, 2, 2, 32, scan=False)
+    params = jax.tree.map(
+        lambda v: v + 0.3 * jax.random.normal(jax.random.key(v.size), v.shape), model.net.init(jax.random.key(0))
+    )
+    config = RunConfig("pyramid", sampler=ScaleSampler(), tokenizer=tokenizer, models={"net": Model(model)})
+    made = {"net": params, "tokenizer": Network(tokenizer).init(jax.random.key(1))}
+    return Loaded(Path("pyramid"), config, made, "ema", 1)
+
+
+@pytest.mark.slow
+def test_a_student_of_maps_trains_on_its_teachers_records(tmp_path: Path) -> None:
+    teacher, folder = pyramid(), tmp_path / "pairs"
+    generator = teacher.generator
+    cond = make_conditions(generator.conditions, np.arange(ROWS))
+    make_records(make_of(generator), teacher.params, folder, count=ROWS, maker=teacher.origin, cond=cond, batch=ROWS)
+    recipe = distilled_decoding(teacher, str(folder), updates=3, batch=8)
+    engine = dataclasses.replace(recipe.config.engine, quiet=True, log_every=1)
+    out = tmp_path / "run"
+    train(dataclasses.replace(recipe.config, engine=engine), out, frozen=recipe.frozen, artifacts=recipe.artifacts)
+    student = load(out)
+    assert student.generator.nfe == 2
+    assert student.generator.sampler.starts == (0, 1)  # the first of the three maps
+    images = student.sample([0, 1], labels=[0, 1])
+    np.testing.assert_array_equal(student.sample([1], labels=[1])[0], images[1])
+
+
+def test_a_student_of_maps_starts_as_its_teacher() -> None:
+    """The class token keeps its place and level; blocks and heads are the teacher's."""
+    teacher = pyramid()
+    task = _task(teacher, student=student_of(teacher))
+    frozen = {"teacher": teacher.params["net"], "tokenizer": teacher.params["tokenizer"]}
+    begun, own = task.start(jax.random.key(2), frozen, None)["student"], teacher.params["net"]
+    for name in ("positions", "levels"):
+        np.testing.assert_array_equal(begun[name][1:], own[name])
+        np.testing.assert_array_equal(begun[name][0], own[name][0])
+    for name in ("label", "enter", "head", "start"):
+        jax.tree.map(np.testing.assert_array_equal, begun[name], own[name])
+    jax.tree.map(np.testing.assert_array_equal, begun["blocks"]["attn"], own["blocks"]["attn"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["llamagen-dd", "var-dd"])
+def test_students_go_to_files_and_back(system: str, teacher: Loaded, tmp_path: Path) -> None:
+    """`gen convert` writes a student under official names; read back with the tokenizer it makes the same images."""
+    of, importer = pyramid() if system == "var-dd" else teacher, published(system)
+    params = Network(student_of(of)).init(jax.random.key(3))
+    generator = dataclasses.replace(importer.generator(student_of(of)), tokenizer=of.tokenizer)
+    folders = {name: tmp_path / name for name in ("student", "tokenizer")}
+    run = RunConfig("x", models={"net": Model(student_of(of))}, sampler=generator.sampler, tokenizer=of.tokenizer)
+    for name, config in (("student", run), ("tokenizer", RunConfig("y", models={"tokenizer": Model(of.tokenizer)}))):
+        held = {"tokenizer": of.params["tokenizer"]} | ({"net": params} if name == "student" else {})
+        for role, tree in held.items():
+            arrays.save(folders[name] / "artifacts" / f"{role}.safetensors", jax.device_get(tree), {"origin": "here"})
+        write_json(folders[name] / "config.json", to_json(config))
+    file, back = str(tmp_path / "model.safetensors"), str(tmp_path / "back")
+    assert main(["convert", str(folders["student"]), "--system", system, "--out", file]) == 0
+    assert main(["convert", file, "--out", back, "--vae", str(folders["tokenizer"])]) == 0
+    again = load(back)
+    assert again.generator == generator
+    np.testing.assert_array_equal(again.sample([0, 1]), load(folders["student"]).sample([0, 1]))
+
+
 def test_only_tokens_that_are_asked_count() -> None:
     rng = np.random.default_rng(0)
     codes = jnp.asarray(rng.normal(size=(5, 2)), jnp.float32)
@@ -104,7 +178,7 @@ def test_only_tokens_that_are_asked_count() -> None:
 
 def _task(teacher: Loaded, **changes: Any) -> DistilledDecodingTask:
     model, tokenizer = teacher.generator.model, teacher.tokenizer
-    student = GPTStudentConfig(model, tokenizer.spec.width)
+    student = changes.get("student") or GPTStudentConfig(model, tokenizer.spec.width)
     return DistilledDecodingTask(**({"teacher": model, "tokenizer": tokenizer, "student": student} | changes))
 
 
@@ -122,18 +196,20 @@ def test_refusals(teacher: Loaded, records: str) -> None:
         FlowedTokens(dataclasses.replace(teacher.generator, tokenizer=None))
     with pytest.raises(GenError, match="expected numbers rising from 0"):
         NoiseDecoding((1, 2))
-    with pytest.raises(GenError, match="makes code vectors, which only its tokenizer decodes"):
-        NoiseDecoder(GPTStudentConfig(model, 2))
+    with pytest.raises(GenError, match="makes code vectors, which only its teacher's tokenizer decodes"):
+        NoiseDecoder(GPTStudentConfig(model, 2))({}, jax.random.split(jax.random.key(0), 2), {})
     with pytest.raises(GenError, match="keep fewer"):
         NoiseDecoder(GPTStudentConfig(model, 2), NoiseDecoding((0, 50)), teacher.tokenizer)
     with pytest.raises(GenError, match=r"has its own calls; change sampler\.starts"):
         NoiseDecoding().changed(guidance=2.0)
+    with pytest.raises(GenError, match="begin with side 2; a student's begin with 1"):
+        VARStudentConfig(VARConfig(Residual(8, 3, (2, 4)), CLASSES, 16, 1, 2, 32))
     with pytest.raises(GenError, match="has no published form"):
         GPTStudentConfig(GPTConfig((2, 2), 8, 16, 1, 2, 16, num_classes=0, text=(3, 4)))
     flow = RunConfig("flow", sampler=Sampler(steps=2), models={"net": Model(VOCABULARY["denoiser"])})
     denoiser = Loaded(Path("flow"), flow, {"net": Network(NETWORK).init(jax.random.key(0))}, "ema", 1)
     assert isinstance(make_of(denoiser.generator), Solved)
-    with pytest.raises(GenError, match="flow is a Denoiser; distilled decoding takes a LlamaGen"):
+    with pytest.raises(GenError, match="flow is a Denoiser; distilled decoding takes a LlamaGen or a VAR"):
         distilled_decoding(denoiser, records)
     with pytest.raises(GenError, match="this student's teacher is other"):
         Records(records, "other").source()

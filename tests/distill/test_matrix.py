@@ -13,7 +13,7 @@ from gen.experiments.compare_distillers import METHODS
 from gen.kinds import KINDS
 from gen.runs import load
 from gen.training.engine import train
-from tests.distill.matrix import TEACHERS, recipe, teacher
+from tests.distill.matrix import TEACHERS, recipe, table, teacher
 
 # (method, teacher) that are refused, with what the message says
 REFUSED: dict[tuple[str, str], str] = {}
@@ -23,6 +23,12 @@ PAIRS = [(method, title) for method in METHODS for title in TEACHERS]
 @pytest.fixture(autouse=True)
 def _kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(KINDS, "test-matrix", {"matrix-rows": "tests.distill.matrix:MatrixRows"})
+
+
+def test_the_page_shows_the_matrix() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "distillers.md").read_text()
+    expected = table(METHODS, REFUSED)
+    assert expected in page, f"docs/distillers.md shows another matrix; put this there:\n{expected}"
 
 
 @pytest.mark.slow

@@ -8,17 +8,21 @@ import numpy as np
 import pytest
 
 from gen.autoregressive.decoding import mix, top_k
+from gen.diffusion.objectives import Draws, VelocityMatching, noised
 from gen.diffusion.prediction import Prediction
 from gen.diffusion.process import EDM, Linear
 from gen.distill.code_flow import CodeDenoiser, code_weights, flow_to_codes, log_density
 from gen.distill.distilled_decoding import answered, nearest, perturbed, sampled, spliced
-from gen.nn.network import Network
-from gen.pretrained.distilled_decoding import GPT_IMPORTER
+from gen.distill.dmd2 import matching_gradient, matching_loss
+from gen.nn.network import Network, param_shapes
+from gen.pretrained.distilled_decoding import GPT_IMPORTER, VAR_IMPORTER
+from gen.pretrained.rules import load
+from gen.pretrained.var import quantizer_rules
 from gen.sampling.solvers import Euler, Heun
 from tests.parity.conftest import Fixture, fixtures
 
 TRAJECTORIES, SCORES = fixtures("dd1-trajectory*"), fixtures("dd2-conditional-score*")
-STUDENTS = fixtures("dd1-llamagen-forward*")
+STUDENTS, VAR_STUDENTS = fixtures("dd1-llamagen-forward*"), fixtures("dd1-var-forward*")
 
 
 def logs(probabilities: Any) -> jax.Array:
@@ -105,6 +109,23 @@ def test_conditional_score(fx: Fixture) -> None:
             fx.close(prediction.velocity, f"velocity{ending}")
             fx.close(log_density(process, log_p, codes, x, t), f"log_density{ending}")
         log_p = jax.nn.log_softmax(guided)
+        q, noise, fake_mean = (jnp.asarray(io[name]) for name in ("q", "noise", "fake_mean"))
+        draws = Draws(t, noise)
+        fx.close(noised(process, q, draws), "x_t")
+        exact: Prediction = CodeDenoiser(process, log_p, codes)(x, t, {}, 0, ())[0]
+        fake = Prediction(fake_mean, x, t, {}, process, "x")
+        fx.close(fake.score, "fake_score")
+        fx.close(fake.score - exact.score, "csd_grad_raw")
+        fx.close(fake_mean - exact.denoised, "csd_grad_wrt_q_weight_sigma2_over_alpha")
+        gradient = matching_gradient(q, exact.denoised, fake_mean)
+        fx.close(gradient, "dmd_normalised_grad")
+        fx.close(matching_loss(q, gradient), "dmd_loss")
+        fx.close(jax.grad(matching_loss)(q, gradient) * q.size, "dmd_normalised_grad")
+        fx.close(fake.velocity, "guidance_pred_velocity")
+        fx.close(noise - q, "guidance_target_velocity")
+        losses, _ = VelocityMatching().loss(lambda x_t, t, c: fake, process, q, {}, draws)
+        fx.close(losses.mean(), "guidance_fm_loss")
+        fx.close(q + jnp.asarray(io["edm_sigma"])[..., None] * noise, "edm_x")
         edm = CodeDenoiser(EDM(), log_p, codes)(jnp.asarray(io["edm_x"]), jnp.asarray(io["edm_sigma"]), {}, 0, ())[0]
         fx.close(edm.denoised, "edm_denoised")
         fx.close(edm.score, "edm_score")
@@ -142,3 +163,57 @@ def test_student_of_llamagen(fx: Fixture) -> None:
     for number in range(len(starts)):
         made = sampled(lambda x, t: net(params, x, t, cond), noise, codes, starts[: number + 1], split)
         fx.close(made, f"sample_after_t{starts[number]}")
+
+
+def var_student(fx: Fixture) -> tuple[Any, Any, dict[str, np.ndarray]]:
+    """The student, its parameters, and the quantizer's arrays that stand beside them."""
+    given, quantizer = fx.config["dd"], fx.config["quantizer"]
+    own = {name: a for name, a in fx.weights.items() if not name.startswith("vae_quantize.")}
+    options = {
+        "heads": given["num_heads"],
+        "scales": tuple(given["patch_nums"]),
+        "strength": quantizer["quant_resi"],
+        "convolutions": quantizer["share_quant_resi"],
+        "cosine": quantizer["using_znorm"],
+        "eps": given["norm_eps"],
+    }
+    config, params, _ = VAR_IMPORTER.load(own, VAR_IMPORTER.infer(own, **options))
+    saved = VAR_IMPORTER.save(config, params)
+    for name in saved:
+        np.testing.assert_array_equal(saved[name], own[name], err_msg=name, strict=True)
+    assert set(own) - set(saved) <= set(VAR_IMPORTER.ignore)
+    return config, params, {name: a for name, a in fx.weights.items() if name not in own}
+
+
+@pytest.mark.parametrize("fx", VAR_STUDENTS, ids=str)
+def test_student_of_var(fx: Fixture) -> None:
+    config, params, beside = var_student(fx)
+    quantizer = config.of.quantizer
+    shapes = param_shapes(quantizer)
+    hits = {"hits": np.zeros(shapes["hits"].shape, np.float32)}  # of training alone
+    codebook = load(quantizer_rules(quantizer, "vae_quantize.", ""), beside, shapes, fresh=hits)[0]
+    codes, io, net = jnp.asarray(codebook["embedding"]), fx.io, Network(config)
+    groups = np.cumsum([0, *config.of.groups])  # the fixture counts scales
+    known, cond = jnp.asarray(groups[io["t"]], jnp.int32), {"label": jnp.asarray(io["label"])}
+    np.testing.assert_array_equal(known, io["noise_idx"] - 1)
+    fx.close(np.asarray(net.module(params).mask()).astype(np.int32), "attn_allowed")
+    noise, data = jnp.asarray(io["noise"]), codes[io["data_ids"]]
+    fx.close(data, "data")
+    x = perturbed(data, noise, known)
+    fx.close(x, "x_t")
+    logits, vectors = net(params, x, known, cond)
+    fx.close(logits, "logits")
+    fx.close(vectors, "tokens")
+    split = int(groups[int(io["split_t"])])
+    ids, kept = answered(x, known, logits, vectors, codes)
+    fx.close(kept, "final_tokens")
+    fx.close(ids, np.argmax(io["final_logits"], axis=-1).astype(np.int32))
+    fx.close(spliced(ids, kept, codes, split), "final_sequence")
+    scales = [int(name.removeprefix("sample_after_t")) for name in io if name.startswith("sample_after_t")]
+    made = noise
+    for number in range(len(scales)):
+        starts = tuple(int(groups[t]) for t in scales[: number + 1])
+        made = sampled(lambda x, t: net(params, x, t, cond), noise, codes, starts, split)
+        fx.close(made, f"sample_after_t{scales[number]}")
+    latents = Network(quantizer).apply(codebook, made, method="together")
+    fx.close(jnp.moveaxis(latents, -1, 1), "sample_f_hat")

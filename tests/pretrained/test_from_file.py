@@ -85,6 +85,8 @@ TINY |= {n: (c, ["--network.head_width", "32"] if "adm" in n or n == "ctm" else 
 # systems whose files go there and back in tests of their own
 ELSEWHERE = {
     "binary-diffusion": "test_scale_and_bit_presets.py",
+    "llamagen-dd": "distill/test_distilled_decoding.py",
+    "var-dd": "distill/test_distilled_decoding.py",
     "var": "test_scale_and_bit_presets.py",
     "binary-autoencoder": "pretrained/test_tokenizer_files.py",
     "detok": "parity/test_detok.py",

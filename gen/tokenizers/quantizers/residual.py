@@ -126,6 +126,13 @@ class ResidualModule(nnx.Module):
         """Gives the code map (B, N, N, width) float32 of ids (B, tokens), scale after scale, row by row."""
         return self.sums(ids)[-1]
 
+    def together(self, vectors: jax.Array) -> jax.Array:
+        """Gives the same of one vector for each token, (B, tokens, width), which need not be codes."""
+        scales = self.config.scales
+        parts = jnp.split(vectors, np.cumsum([p * p for p in scales])[:-1], axis=1)
+        maps = [part.reshape(len(part), p, p, -1) for part, p in zip(parts, scales, strict=True)]
+        return sum((self._spread(part, i) for i, part in enumerate(maps)), jnp.zeros(()))
+
     def snap(self, codes: jax.Array) -> Quantized:
         """Gives the token maps of vectors (B, N, N, width)."""
         return self(codes)
@@ -198,8 +205,12 @@ class ResidualModule(nnx.Module):
 
     def _filled(self, ids: jax.Array, scale: int) -> jax.Array:
         """The map of one scale's ids (B, p, p) at full size, convolved: (B, N, N, width)."""
+        return self._spread(self.embedding[...][ids], scale)
+
+    def _spread(self, vectors: jax.Array, scale: int) -> jax.Array:
+        """The same of vectors (B, p, p, width)."""
         side = self.config.scales[-1]
-        h = resize(self.embedding[...][ids], (side, side), "torch-bicubic")
+        h = resize(vectors, (side, side), "torch-bicubic")
         strength = self.config.strength
         if not strength:
             return h
