@@ -1,5 +1,6 @@
 """The pages: what they name exists, their links and anchors lead somewhere, their commands parse, their code runs."""
 
+import functools
 import importlib
 import re
 import shlex
@@ -12,6 +13,7 @@ import pytest
 
 from gen.cli import COMMANDS, _split_modules, parse
 from gen.errors import GenError
+from gen.experiments import presets
 from gen.pretrained.systems import SYSTEMS, system
 from scripts import notebook
 
@@ -108,6 +110,28 @@ def test_commands_parse(page: Path) -> None:
             left_out = re.search("needs|missing|required|lacks", str(error))  # what a sentence does not repeat
             if not left_out:
                 raise AssertionError(f"gen {line}: {error}") from None
+
+
+@functools.cache
+def preset_names() -> set[str]:
+    return set(presets())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_programs_and_targets_exist(page: Path) -> None:
+    """Scripts, modules, make targets and presets that a page tells to run are there."""
+    text, makefile, known = page.read_text(), (ROOT / "Makefile").read_text(), preset_names()
+    scripts = re.findall(r"(?<![\w/])((?:scripts|benchmarks|experiments)/[\w/]+\.(?:py|sh|sbatch))", text)
+    for script in scripts if page.name != "coming-from.md" else ():  # which names those of others
+        assert (ROOT / script).is_file(), script
+    for module in re.findall(r"python3? -m (gen\.experiments\.\w+)", text):
+        assert (ROOT / "experiments" / f"{module.rpartition('.')[2]}.py").is_file(), module
+    for target in re.findall(r"`make ([a-z-]+)", text):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+    for line in commands(page):
+        words = shlex.split(line.replace("\\\n", " "), comments=True)
+        if words[:1] in (["train"], ["distill"], ["compile"]) and re.fullmatch(r"[a-z][a-z0-9-]+", (*words, "")[1]):
+            assert words[1] in known, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
