@@ -168,7 +168,7 @@ KINDS: dict[str, dict[str, str]] = {
         "apg": "gen.sampling.guidance:AdaptiveProjected",
         "cfg-zero-star": "gen.sampling.guidance:ZeroStar",
         "autoguidance": "gen.sampling.guidance:Autoguidance",
-        "internal": "gen.sampling.guidance:Internal",
+        "internal": "gen.sampling.internal_guidance:Internal",
         "interval": "gen.sampling.guidance:Interval",
         "clip-denoised": "gen.sampling.guidance:Clip",
         "chained": "gen.sampling.guidance:Chained",
