@@ -11,7 +11,6 @@ calls 7.8, with 128 3.8; B/2 40.3, 28.3, 15.5 (`shortcut_b2`, official README). 
 teacher of the demo: see docs/distillers.md.
 """
 
-import dataclasses
 from typing import Any
 
 from gen.diffusion.backbones.dit import DiTConfig, dit
@@ -49,8 +48,7 @@ def meanflow(
         dropout=0.0,
         times=TimeSampler(),
         instant=0.25,
-        power=0.5,  # at 1 the long jumps, whose errors are large, would hardly be trained in so few steps
-        optim=dataclasses.replace(LAPTOP, lr=2e-3),
+        optim=LAPTOP,
         emas=(Constant(0.99, warmup=True),),
     )
     stage = Stage("meanflow", task, updates, batch, student_data(data, teacher))

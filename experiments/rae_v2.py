@@ -20,7 +20,8 @@ from gen.pretrained.rae_v2 import denoiser, generator, shift_of
 from gen.runs import Loaded
 from gen.sampling.generator import Sampler
 from gen.sampling.grids import Uniform
-from gen.sampling.guidance import Internal, Interval
+from gen.sampling.guidance import Interval
+from gen.sampling.internal_guidance import Internal
 from gen.sampling.solvers import Euler
 from gen.training.run import EngineConfig
 

@@ -118,7 +118,7 @@ def sinusoid(t: jax.Array, width: int = 256, max_period: float = 10000.0) -> jax
     exponents = -math.log(max_period) * np.arange(half, dtype=np.float32) / half
     freqs = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * freqs
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), jnp.zeros((len(t), width % 2))], axis=-1)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), jnp.zeros((t.shape[0], width % 2))], axis=-1)
 
 
 def sincos_positions(shape: Sequence[int], width: int, spacing: float = 1.0) -> np.ndarray:

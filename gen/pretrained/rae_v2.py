@@ -12,7 +12,8 @@ from gen.errors import GenError
 from gen.pretrained.rules import SAME, Arrays, Computed, Importer, Rule, Rules, joined, linear, patches
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.sampling.grids import Uniform
-from gen.sampling.guidance import Internal, Interval
+from gen.sampling.guidance import Interval
+from gen.sampling.internal_guidance import Internal
 from gen.sampling.solvers import Euler
 
 __all__ = ["IMPORTER", "config", "denoiser", "generator", "rules", "shift_of"]

@@ -14,7 +14,8 @@ from gen.diffusion.process import EDM, Linear
 from gen.errors import GenError
 from gen.experiments import rae_v2
 from gen.nn.network import count, param_shapes
-from gen.sampling.guidance import Chained, ClassifierFree, Internal
+from gen.sampling.guidance import Chained, ClassifierFree
+from gen.sampling.internal_guidance import Internal
 from tests.distill.tiny import Tiny
 
 X = jax.random.normal(jax.random.key(0), (4, 4, 3))

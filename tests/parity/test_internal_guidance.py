@@ -17,8 +17,9 @@ from gen.nn.network import Network
 from gen.pretrained import rae_v2
 from gen.pretrained.systems import locate
 from gen.sampling.grids import Uniform
-from gen.sampling.guidance import Chained, ClassifierFree, Internal, Interval
+from gen.sampling.guidance import Chained, ClassifierFree, Interval
 from gen.sampling.integrate import Problem, integrate
+from gen.sampling.internal_guidance import Internal
 from gen.sampling.solvers import Euler
 from tests.parity.conftest import Fixture, fixtures
 from tests.parity.toys import nchw, nhwc

@@ -205,6 +205,16 @@ _CASES = [
         teacher="llamagen-l",
         tokenizer="llamagen-vq16",
     ),
+    _pair(
+        "distilled-decoding-var",
+        "v5e:2x4",
+        "data=1,fsdp=8",
+        8,
+        alone=32,
+        cut=False,
+        teacher="var-d16",
+        tokenizer="var-vqvae",
+    ),
     _pair("cifar10-tokenizer", "v5e:2x2", "data=4", 64),
     _pair("cifar10-teacher", "v5e:2x2", "data=4", 64, tokenizer="cifar10-tokenizer"),
     _pair("cifar10-student", "v5e:2x2", "data=4", 64, teacher="cifar10-teacher", tokenizer="cifar10-tokenizer"),
@@ -213,7 +223,9 @@ CASES = [case for pair in _CASES for case in pair]
 
 
 # presets that take any teacher, whose size is the teacher's
-ANY = (*METHODS, "ddo", "distilled-decoding", "difffit", "bitfit", "lora", "full-tuning", "features", "sims")
+TOKENS = ("ddo-tokens", "distilled-decoding", "distilled-decoding-2")
+TUNED = ("ddo", "difffit", "bitfit", "lora", "full-tuning", "features", "sims")
+ANY = (*METHODS, *TOKENS, *TUNED)
 
 
 def sized() -> list[str]:
