@@ -18,6 +18,7 @@ from gen.nn.mesh import gathered
 
 __all__ = [
     "MLP",
+    "Embed",
     "Remat",
     "Stacked",
     "TimeEmbedder",
@@ -69,7 +70,15 @@ def matrix_product(x: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array
 def _dot(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any) -> jax.Array:
     """`matrix_product` as `nnx.Linear` calls it: always over the last axis of x and the first of the kernel."""
     del dimension_numbers
-    return matrix_product(x, kernel, **options)
+    return matrix_product(x, gathered(kernel), **options)
+
+
+class Embed(nnx.Embed):
+    """A table of vectors, read by index; each device holds it whole meanwhile (`gen.nn.mesh.gathered`)."""
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Maps (...) int32 -> (..., features)."""
+        return jnp.take(gathered(self.embedding[...]), inputs, axis=0)
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
