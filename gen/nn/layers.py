@@ -73,12 +73,15 @@ def _dot(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any
     return matrix_product(x, gathered(kernel), **options)
 
 
-class Embed(nnx.Embed):
+class Embed(nnx.Module):
     """A table of vectors, read by index; each device holds it whole meanwhile (`gen.nn.mesh.gathered`)."""
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Maps (...) int32 -> (..., features)."""
-        return jnp.take(gathered(self.embedding[...]), inputs, axis=0)
+    def __init__(self, rows: int, width: int, *, init: Callable[..., jax.Array], rngs: nnx.Rngs) -> None:
+        self.embedding = nnx.Param(init(rngs.params(), (rows, width), jnp.float32))
+
+    def __call__(self, indices: jax.Array) -> jax.Array:
+        """Maps (...) int32 -> (..., width) float32."""
+        return jnp.take(gathered(self.embedding[...]), indices, axis=0)
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
