@@ -18,6 +18,7 @@ from gen.nn.mesh import gathered
 
 __all__ = [
     "MLP",
+    "Embed",
     "Remat",
     "Stacked",
     "TimeEmbedder",
@@ -69,7 +70,18 @@ def matrix_product(x: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array
 def _dot(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any) -> jax.Array:
     """`matrix_product` as `nnx.Linear` calls it: always over the last axis of x and the first of the kernel."""
     del dimension_numbers
-    return matrix_product(x, kernel, **options)
+    return matrix_product(x, gathered(kernel), **options)
+
+
+class Embed(nnx.Module):
+    """A table of vectors, read by index; each device holds it whole meanwhile (`gen.nn.mesh.gathered`)."""
+
+    def __init__(self, rows: int, width: int, *, init: Callable[..., jax.Array], rngs: nnx.Rngs) -> None:
+        self.embedding = nnx.Param(init(rngs.params(), (rows, width), jnp.float32))
+
+    def __call__(self, indices: jax.Array) -> jax.Array:
+        """Maps (...) int32 -> (..., width) float32."""
+        return jnp.take(gathered(self.embedding[...]), indices, axis=0)
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from gen.errors import GenError
 from gen.nn.attention import Attention
 from gen.nn.layers import (
     MLP,
+    Embed,
     Remat,
     TimeEmbedder,
     add_gated,
@@ -164,7 +165,7 @@ class DiT(Backbone):
             self.time2 = TimeEmbedder(config.width, silent=True, rngs=rngs)
         if config.num_classes:
             rows = config.num_classes + config.null_class
-            self.label = nnx.Embed(rows, config.width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
+            self.label = Embed(rows, config.width, init=nnx.initializers.normal(0.02), rngs=rngs)
         self.blocks = stack(lambda rngs: block(config, rngs), config.depth, rngs)
         outputs = patch_channels * config.channels * (2 if config.learned_variance else 1)
         self.final_ada = linear(config.width, 2 * config.width, dtype=dtype, rngs=rngs, init=_zeros)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gen.diffusion.backbones.backbone import Backbone, Call, Factors, Output, branch_factors
-from gen.nn.layers import TimeEmbedder
+from gen.nn.layers import Embed, TimeEmbedder
 from gen.nn.network import Cond
 from gen.training.sharding import constrain
 
@@ -37,7 +37,7 @@ class Staged(Backbone):
         if config.times == 2:
             self.time2 = TimeEmbedder(condition, silent=True, rngs=rngs)
         init = nnx.initializers.normal(0.02)
-        self.label = nnx.Embed(config.num_classes + 1, condition, embedding_init=init, rngs=rngs)
+        self.label = Embed(config.num_classes + 1, condition, init=init, rngs=rngs)
 
     @abc.abstractmethod
     def depths(self) -> dict[str, int]:
