@@ -49,7 +49,7 @@ from gen.training.task import Stage
 
 __all__ = ["SMOKE", "Budget", "plan", "run"]
 
-WRITER, UNMASKER, KEPT = "RAR, token by token", "MaskGIT, eight rounds", "tokenizer alone"
+WRITER, UNMASKER, KEPT = "RAR, token by token", "MaskGIT, sixteen rounds", "tokenizer alone"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,7 @@ def plan(outdir: str | Path, budget: Budget, seed: int) -> Plan:
     writer = functools.partial(
         _model, "demo-writer", MODEL, TokenSampler(ConstantScale(1.2), top_p=0.95), budget.writer, seed
     )
-    masked = MaskedSampler(8, 4.0, annealed=False)
+    masked = MaskedSampler(16, 2.0, annealed=False)
     unmasker = functools.partial(_model, "demo-unmasker", MASKED, masked, budget.unmasker, seed)
     steps = (
         Train("tokenizer", functools.partial(_tokenizer, budget, seed), about="8x8 pixels to 4x4 tokens of 256"),

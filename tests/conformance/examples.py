@@ -124,6 +124,7 @@ CODES = dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3))
 OWN: dict[str, dict[str, Any]] = {
     "proxy-task": {"tokenizer": dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3), pixels=PROXY)},
     "flextok-task": {"tokenizer": FLEXTOK},
+    "patch-vq": {"image": (8, 8, 1), "patch": 4, "quantizer": VQ(8, 16)},
     "consistency-distillation-task": {"flow_map": data_map(DENOISER)},
     "distilled-decoding-task": {
         "teacher": WRITER,
