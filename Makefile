@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-parity test-peers test-targets lint format requirements clean
+.PHONY: demo docs test test-all test-parity test-peers test-targets lint format requirements clean
 
 $(VENV)/core.stamp: requirements/core.txt pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -40,6 +40,21 @@ $(TARGETS)/targets.stamp: requirements/targets.txt requirements/core.txt pyproje
 
 demo: $(VENV)/core.stamp
 	$(BIN)/gen demo
+
+# the site, build/site/index.html, with executed notebooks; its tools in an environment of their own
+DOCS := .venv-docs
+NOTEBOOKS := $(patsubst notebooks/%.py,build/notebooks/%.md,$(wildcard notebooks/*.py))
+
+$(DOCS)/docs.stamp: requirements/docs.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
+	touch $@
+
+build/notebooks/%.md: notebooks/%.py scripts/notebook.py $(VENV)/core.stamp
+	$(BIN)/python -m scripts.notebook $< build/notebooks
+
+docs: $(DOCS)/docs.stamp $(NOTEBOOKS)
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
 
 # most of a test's time is compilation; what is compared here does not need the compiler's best code, parity has it:
 # no optimisation, fusions emitted without MLIR (half the time), one module a program
@@ -81,4 +96,4 @@ requirements: $(VENV)/dev.stamp
 		--extra dev -c requirements/core.txt pyproject.toml requirements/build.in -o requirements/dev.txt
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(TARGETS) build *.egg-info
+	rm -rf $(VENV) $(PEERS) $(TARGETS) $(DOCS) build *.egg-info

@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from gen.data import transforms
-from gen.data.convert import Encode, convert
+from gen.data.convert import Transcode, convert
 from gen.data.images import Images
 from gen.data.stores import open_store
 from gen.data.transforms import adm_center_crop
@@ -107,7 +107,7 @@ def without_extra(measure: Callable[[float], Rate]) -> Callable[[float], Rate]:
 def conversion(path: Path, out: Path) -> Rate:
     """Of `gen data convert`."""
     began, used = time.monotonic(), time.process_time()
-    done, _ = convert(open_store(path), out, Encode(SIZE, "adm"))
+    done, _ = convert(open_store(path), out, Transcode(SIZE, "adm"))
     return timed(began, used, done)
 
 

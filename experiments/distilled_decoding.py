@@ -16,7 +16,7 @@ Expected (ImageNet-256, FID of 50k random classes against the authors' statistic
 
 Distilled Decoding 2 has 5.43 with one call of VAR (teacher 3.40) and 7.58 of LlamaGen (4.11; abstract of its paper, of
 which no more is public): ``distilled-decoding-2`` begins as a one-call student of the first kind. Not reproduced here
-yet. On the digits teacher of ``gen demo --tokens``: see docs/distillers.md.
+yet. On digits: see docs/distillers.md.
 """
 
 import dataclasses

@@ -16,7 +16,7 @@ Expected (ImageNet-256, FID-50k by ADM's evaluator; 384 px images brought to 256
 | L, XL, XXL, 3B | 24 x 24 | 2.0, 1.75, 1.75, 1.65 | 3.07, 2.62 (`llamagen-xl-384`), 2.34, 2.18 |
 
 Users measured 6.1 (B), 6.2 to 6.8 (L) and 3.7 (XL) from the released weights. The loss ends between 7.3 and 7.9 nats
-per token. Not reproduced here yet; `llamagen-smoke` is measured by the tests, and ``gen demo --tokens`` on digits.
+per token. Not reproduced here yet; `llamagen-smoke` is measured by the tests.
 """
 
 from typing import Any

@@ -18,11 +18,13 @@ from gen.nn.network import param_shapes
 from gen.sampling.generate import quantise
 from gen.sampling.noise import decode_keys
 from gen.training.budget import abstract_states
-from gen.training.checkpoints import latest_step
+from gen.training.checkpoints import kept_steps, latest_step
+from gen.training.ema import PowerFunction, combine, posthoc_coefficients
 from gen.training.indexed import sample_keys
 from gen.training.run import RunConfig, load_config, load_run
+from gen.training.task import State
 
-__all__ = ["Loaded", "Weights", "load", "planned", "read_config"]
+__all__ = ["Loaded", "Weights", "averaged", "load", "planned", "read_config"]
 
 Weights = Literal["ema", "raw"]
 
@@ -239,10 +241,47 @@ def load(path: str | Path, *, weights: Weights = "ema", step: int | None = None)
         _, stage, state = load_run(path, step)
         if weights == "raw":
             state = dataclasses.replace(state, ema={})
-        params |= dict(stage.task.export(state))
+        params = dict(stage.task.opened({**params, **stage.task.export(state)}))
         loaded = Loaded(path, config, params, "ema" if state.ema else "raw", step)
     _check_shapes(loaded)
     return loaded
+
+
+def averaged(path: str | Path, std: float) -> Loaded:
+    """Gives a run with averaged weights of any relative width, made after training (EDM2; arXiv 2312.02696, sec. 3).
+
+    Its stored averages, of all widths and at all kept checkpoints of the last stage, are combined by least squares.
+
+    Args:
+      path: the run folder.
+      std: the width, relative to the length of the training.
+
+    Raises GenError for a run without power-function averages, and for a width out of range.
+    """
+    loaded = load(path)
+    last = loaded.config.stages[-1] if loaded.config.stages else None
+    part = last.task.parts[0] if last is not None else None
+    widths = {} if part is None else {k: d.std for k, d in part.named_averages.items() if isinstance(d, PowerFunction)}
+    if part is None or last is None or len(widths) < 2:
+        raise GenError(
+            f"{path} keeps no power-function averages to make others of; train with two or more of them, such as "
+            "emas of ema-power with std 0.05 and 0.1 (the presets of edm2 do)"
+        )
+    PowerFunction(std)  # says what widths there are
+    times, stds, trees = [], [], []
+    for step in kept_steps(path):
+        _, stage, state = load_run(path, step)
+        if stage.name == last.name and int(state.step) > 0:
+            for key, width in widths.items():
+                times.append(float(state.step))
+                stds.append(width)
+                trees.append(state.ema[key])
+    weights = posthoc_coefficients(times, stds, [max(times)], [std])[:, 0]
+    made = {part.name: combine(trees, weights)}
+    state = State(step=jnp.asarray(max(times), jnp.int32), params=made, ema=made)
+    kept = {file.stem: arrays.load(file) for file in sorted((Path(path) / "artifacts").glob("*.safetensors"))}
+    params = dict(last.task.opened({**kept, **last.task.export(state)}))
+    return dataclasses.replace(loaded, params=params)
 
 
 def planned(config: RunConfig, frozen: Mapping[str, Any], artifacts: Mapping[str, Any]) -> Loaded:
@@ -252,7 +291,8 @@ def planned(config: RunConfig, frozen: Mapping[str, Any], artifacts: Mapping[str
       frozen, artifacts: arrays or shapes by role, as the run would be trained with them.
     """
     *_, state = abstract_states(config.stages, frozen)
-    params = {**artifacts, **jax.eval_shape(config.stages[-1].task.export, state)}
+    task = config.stages[-1].task
+    params = jax.eval_shape(lambda kept, state: task.opened({**kept, **task.export(state)}), dict(artifacts), state)
     return Loaded(Path(config.name), config, params, "ema" if state.ema else "raw", config.steps)
 
 

@@ -16,7 +16,7 @@ from gen.data.sources import ArraySource
 from gen.errors import GenError
 from gen.files import read_json, write_json
 from gen.metrics.protocol import Result
-from gen.nn.conditions import make_conditions
+from gen.nn.conditions import class_count, make_conditions
 from gen.runs import Loaded, load
 from gen.sampling.records import Records, Solved, make_records
 from gen.tokenizers.encode import encode_images
@@ -159,6 +159,7 @@ class MakeRecords(_About):
       sampler: in place of the teacher's own sampler, or None.
       make: gives from the teacher's generator what is stored (`gen.sampling.records.Make`); None for what its solver
         does.
+      shares: of the classes among the rows, in order; () for classes in turn.
       batch: rows at a time; changes nothing but speed and memory.
       about: what it is for, in a line; printed when it begins.
     """
@@ -169,6 +170,7 @@ class MakeRecords(_About):
     points: tuple[int, ...] = ()
     sampler: Any = None
     make: Callable[[Any], Any] | None = None
+    shares: tuple[float, ...] = ()
     batch: int = 1024
 
     @property
@@ -186,7 +188,22 @@ class MakeRecords(_About):
 
     def settings(self, given: Mapping[str, Any]) -> Any:
         """Gives the number of rows and the solver."""
-        return {"count": self.count, "make": self._make(given["teacher"]).identity}
+        made = {"count": self.count, "make": self._make(given["teacher"]).identity}
+        return made | ({"shares": self.shares} if self.shares else {})
+
+    def _labels(self, conditions: Any) -> dict[str, np.ndarray]:
+        """Labels drawn by the shares of the classes, of row i by i alone; {} for classes in turn."""
+        if not self.shares:
+            return {}
+        classes = class_count(conditions) or 0
+        if len(self.shares) != classes or min(self.shares) < 0.0 or not sum(self.shares) > 0.0:
+            raise GenError(
+                f"step '{self.name}' has {len(self.shares)} shares for {classes} classes; give one for each, not "
+                "negative and not all 0"
+            )
+        places = np.cumsum(np.asarray(self.shares) / sum(self.shares))
+        spread = (np.arange(self.count) + 0.5) * 0.6180339887498949 % 1.0  # evenly spread, whatever the count
+        return {"label": np.minimum(np.searchsorted(places, spread), classes - 1).astype(np.int32)}
 
     def run(self, given: Mapping[str, Any], out: Path) -> None:
         """Does what `gen.plan.Step.run` says."""
@@ -198,7 +215,9 @@ class MakeRecords(_About):
             out,
             count=self.count,
             maker=teacher.origin,
-            cond=make_conditions(make.generator.conditions, np.arange(self.count)),
+            cond=make_conditions(
+                make.generator.conditions, np.arange(self.count), self._labels(make.generator.conditions)
+            ),
             batch=self.batch,
             mesh=_mesh(),
             label=self.name,

@@ -48,9 +48,9 @@ def test_killed_five_times_equals_undisturbed(tmp_path):
 def test_digits_by_tokens(tmp_path, capsys):
     out = tmp_path / "demo-tokens"
     demo_tokens.run(out, smoke=True)
-    found = read_json(out / "scores" / "LlamaGen-token-by-token.json")["values"]
-    assert 0 < found["bits_per_image"] < 16 * np.log2(240) + 8
-    assert found["unigram_bits_per_image"] < 16 * np.log2(240) + 1
+    found = read_json(out / "scores" / "RAR-token-by-token.json")["values"]
+    assert 0 < found["bits_per_image"] < 16 * np.log2(256) + 8
+    assert found["unigram_bits_per_image"] < 16 * np.log2(256) + 1
     assert (out / "report.html").stat().st_size > 10_000
     capsys.readouterr()
     demo_tokens.run(out, smoke=True)

@@ -40,6 +40,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sample": ("gen.cli.sample:sample", "make images with a run: PNG folder, grid, npz or zip"),
     "evaluate": ("gen.cli.evaluate:evaluate", "score a run, a folder of images or an npz"),
     "compare": ("gen.cli.compare:compare", "scores of several evaluations side by side, under one protocol"),
+    "features": ("gen.cli.features:features", "what a model's features know: probes over blocks and noise levels"),
+    "sweep": ("gen.cli.sweep:sweep", "guidance, averages, steps and solvers of a run: the product under one protocol"),
+    "ema": ("gen.cli.sweep:ema", "averaged weights of any width after training, and the best one"),
+    "search": ("gen.cli.search:search", "better time steps, layers or skip scales for a trained model"),
+    "explain": ("gen.cli.explain:explain", "two scores of the same images taken apart, one step at a time"),
+    "ratios": ("gen.cli.ratios:ratios", "distances over those of held-out images, in several feature spaces"),
     "reference": ("gen.cli.reference:reference", "statistics of real images, or published ones, for evaluate"),
     "reconstruct": ("gen.cli.tokenizers:reconstruct", "images through a tokenizer and back, with PSNR"),
     "encode": ("gen.cli.tokenizers:encode", "images to a cache of latents for training"),
@@ -47,6 +53,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data inspect": ("gen.cli.data:inspect", "counts, classes, sizes, duplicate and broken images, a preview"),
     "data split": ("gen.cli.data:split", "hold out a share of every class"),
     "convert": ("gen.cli.convert:convert", "published weights to ours and back"),
+    "export": ("gen.cli.export:export", "a run as one program with its weights, which needs jax alone"),
+    "serve-demo": ("gen.cli.export:serve_demo", "a local page with sliders for seed and class, from an export"),
     "info": ("gen.cli.info:info", "parameters, memory and identities of a preset or run"),
     "compile": ("gen.cli.compile:compile_preset", "memory, traffic and time on a TPU or GPU that is not here"),
     "report": ("gen.cli.report:report", "rebuild the report page of a run folder"),
@@ -284,6 +292,10 @@ def _binder(function: Callable[..., None]) -> Callable[..., Callable[..., None]]
     def bind(*args: Any, **kwargs: Any) -> Callable[..., None]:
         return functools.partial(function, *args, **kwargs)
 
+    del bind.__wrapped__  # the parser reads what stands here, and not the function behind it
+    bind.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    text, args, flags = (inspect.getdoc(function) or "").partition("\nArgs:\n")
+    bind.__doc__ = text + args + re.sub(r"\n {4,}", " ", flags)  # it would break lines where the source does
     return bind
 
 
@@ -304,26 +316,25 @@ def _one_line(box: str) -> str:
     return text[:1].lower() + text[1:].rstrip(".") if text else "the arguments do not parse"
 
 
-def _flags(function: Callable[..., None]) -> list[str]:
-    """All flags of a command, as they are typed, with their aliases; a group of flags is a dataclass."""
-    hints, names = typing.get_type_hints(function, include_extras=True), []
+def _flags(function: Callable[..., None]) -> dict[str, str]:
+    """All flags of a command, as they are typed, by parameter; a group of flags is a dataclass."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    flags: dict[str, str] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         group = (typing.get_args(hints[name]) or (hints[name],))[0]
         if dataclasses.is_dataclass(group):
             within = typing.get_type_hints(group, include_extras=True)
-            names += [
-                flag for field in dataclasses.fields(group) for flag in _spellings(field.name, within[field.name])
-            ]
+            flags |= {field.name: _spelling(field.name, within[field.name]) for field in dataclasses.fields(group)}
         elif parameter.kind is not parameter.POSITIONAL_ONLY and name != "overrides":
-            names += _spellings(name, hints[name])
-    return [*names, "--module", "--help"]
+            flags[name] = _spelling(name, hints[name])
+    return flags | {"module": "--module", "help": "--help"}
 
 
-def _spellings(name: str, hint: Any) -> list[str]:
-    """How a parameter is typed as a flag: by the name its annotation gives it, else by its own, and by its aliases."""
+def _spelling(name: str, hint: Any) -> str:
+    """How a parameter is typed as a flag: by the name its annotation gives it, else by its own."""
     extras = getattr(hint, "__metadata__", ())
     named = next((extra.name for extra in extras if getattr(extra, "name", None)), name)
-    return ["--" + named.replace("_", "-"), *(alias for e in extras for alias in getattr(e, "aliases", None) or ())]
+    return "--" + named.replace("_", "-")
 
 
 def _settings(bound: Any) -> list[str]:
@@ -354,7 +365,9 @@ def _unknown(argument: str, function: Callable[..., None], settings: Sequence[st
     if paths:
         return f"unknown flag '{flag}'; a setting is called by its path: {' or '.join(f'--{path}' for path in paths)}"
     flags = _flags(function)
-    close = difflib.get_close_matches(name, [known[2:] for known in flags if known.startswith("--")], n=1)
+    if meant := flags.get(name.replace("-", "_")):  # by its name in Python
+        return f"unknown flag '{flag}'; it is called {meant}"
+    close = difflib.get_close_matches(name, [known[2:] for known in flags.values()], n=1)
     if not close and "overrides" in inspect.signature(function).parameters:
         return f"unknown flag '{flag}'; a setting is called by its path, such as --stages.0.steps; gen info shows them"
-    return f"unknown flag '{flag}'; {suggest(f'--{close[0]}' if close else flag, flags)}"
+    return f"unknown flag '{flag}'; {suggest(f'--{close[0]}' if close else flag, list(flags.values()))}"

@@ -53,11 +53,11 @@ def convert(
     from gen.data import convert as conversion
     from gen.data.stores import open_store
 
-    encode = conversion.Encode(size, "none" if size is None else crop, filter, 1 if grey else 3, quality)
+    transcode = conversion.Transcode(size, "none" if size is None else crop, filter, 1 if grey else 3, quality)
     count, dropped = conversion.convert(
         open_store(source),
         out,
-        encode,
+        transcode,
         threads=threads,
         shard=shard,
         skip_broken=skip_broken,

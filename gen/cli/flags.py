@@ -9,17 +9,16 @@ import tyro
 __all__ = ["USUAL", "Sampling", "SamplingFlags", "Switch", "flag"]
 
 
-def flag(metavar: str | None = None, *, name: str | None = None, aliases: tuple[str, ...] | None = None) -> Any:
+def flag(metavar: str | None = None, *, name: str | None = None) -> Any:
     """Gives the annotation of a flag, or of a positional argument.
 
     Args:
       metavar: what its value is, in capitals.
       name: how it is typed, where that is not the parameter's own name; "" for a group, whose flags stand alone.
-      aliases: other ways to type it, with their hyphens.
 
     The help of a flag says in words what happens without it; only defaults that are values are shown beside.
     """
-    return tyro.conf.arg(metavar=metavar, name=name, aliases=aliases, help_behavior_hint=_hint)
+    return tyro.conf.arg(metavar=metavar, name=name, help_behavior_hint=_hint)
 
 
 def _hint(default: str) -> str:
@@ -36,7 +35,7 @@ class Sampling:
     Attributes:
       steps: number of solver steps.
       solver: one of gen list solver, or dopri5, which chooses its steps itself.
-      grid: the solver's times, one of gen list grid.
+      grid: the solver's times, one of gen list grid, or a FILE of gen search.
       guidance: guidance scale; 1 is none.
       guide: autoguidance: a weaker run of the same images, in place of the model without a class.
       weights: ema, the averaged weights, or raw.
@@ -46,7 +45,7 @@ class Sampling:
     steps: Annotated[int | None, flag("N")] = None
     solver: Annotated[str | None, flag("KIND")] = None
     grid: Annotated[str | None, flag("KIND")] = None
-    guidance: Annotated[float | None, flag("W", aliases=("--cfg-scale",))] = None
+    guidance: Annotated[float | None, flag("W", name="cfg-scale")] = None
     guide: Annotated[Path | None, flag("RUN")] = None
     weights: Literal["ema", "raw"] = "ema"
     cond: Annotated[tuple[str, ...], flag("NAME=FILE.npy")] = ()

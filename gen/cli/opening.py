@@ -45,6 +45,7 @@ def open_run(
             raise GenError(f"--{path}: of a trained run only the sampler can be changed (--sampler.NAME VALUE)")
     read_config(run)  # its own kinds are known from here on
     adaptive = members("adaptive")
+    searched = Path(given.pop("grid")) if str(given.get("grid")).endswith(".json") else None
     for family, known in (("solver", members("solver") | adaptive), ("grid", members("grid"))):
         if family in given and given[family] not in known:
             raise GenError(f"unknown {family} '{given[family]}'; {suggest(given[family], known)}")
@@ -52,6 +53,8 @@ def open_run(
     if sampling.guide is not None:
         weak = load(sampling.guide, weights=sampling.weights)
         loaded = _guided(loaded, weak, bool(given.get("guidance")) or bool(overrides))
+    if searched is not None:
+        loaded = _on_grid(loaded, searched, given.get("steps"))
     if not given and not overrides:
         return loaded
     loaded.generator  # noqa: B018 - says what a run without one is
@@ -63,6 +66,18 @@ def open_run(
     kinds: dict[str, Any] = {name: config_class(given[name])() for name in ("solver", "grid") if name in given}
     loaded = loaded.with_sampler(sampler.changed(**{**given, **kinds}))
     return dataclasses.replace(loaded, config=override(loaded.config, overrides))
+
+
+def _on_grid(loaded: Any, path: Path, steps: int | None) -> Any:
+    """The run on the grid of a file that gen search wrote. Raises GenError for the grid of another model."""
+    from gen.experiments._search import controls_of, process_of, tunable
+    from gen.sampling.search import read_grid
+
+    generator = tunable(loaded)
+    grid = read_grid(path, controls_of(generator, loaded.params["net"]))
+    sampler = generator.sampler.changed(grid=grid, steps=len(grid.times) - 1 if steps is None else steps)
+    grid(process_of(generator), sampler.steps)
+    return loaded.with_sampler(sampler)
 
 
 def _guided(loaded: Any, weak: Any, scaled: bool) -> Any:

@@ -28,14 +28,14 @@ from gen.data.vanished import ahead
 from gen.errors import GenError
 from gen.files import atomic, settle, write_json, writing
 
-__all__ = ["Copy", "Encode", "convert", "split_rows"]
+__all__ = ["Copy", "Transcode", "convert", "split_rows"]
 
 Maker = Callable[[Store, int], tuple[str, bytes]]  # store, index -> extension, file content
 DATE = (1980, 1, 1, 0, 0, 0)  # in every header: equal images are equal bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class Encode:
+class Transcode:
     """Images decoded, cropped and written as PNG or JPEG.
 
     Attributes:
@@ -96,7 +96,7 @@ def convert(
     Args:
       store: the images and labels.
       out: ``name.zip`` (EDM layout), ``name.array_record``, or a folder to be filled with tar shards.
-      maker: `Encode` or `Copy`.
+      maker: `Transcode` or `Copy`.
       rows: indices to take, in this order; all by default.
       threads: that decode and encode; as many as there are processors by default. The bytes do not depend on it.
       skip_broken: leave images out that cannot be read instead of stopping at the first.

@@ -20,7 +20,7 @@ Look = tuple[tuple[int, int] | None, str, list[str]]  # size, digest of the pixe
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What `inspect` found.
+    """The counts that `gen data inspect` prints, and the names of what is wrong.
 
     Attributes:
       count: images, broken ones included.

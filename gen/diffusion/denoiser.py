@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from gen.config import check_choices
 from gen.diffusion.ddpm import DDPM
 from gen.diffusion.objectives import VelocityMatching
-from gen.diffusion.prediction import Denoise, Prediction, PredictionKind
+from gen.diffusion.prediction import EARLY, Denoise, Prediction, PredictionKind
 from gen.diffusion.process import EDM, Process, expand, pair
 from gen.errors import GenError
 from gen.nn.network import Cond, Network, Params
@@ -219,11 +219,15 @@ class Denoiser:
           x: (B, ..., C) x_t.
           t: scalar or (B,), our clock.
           cond: conditioning arrays with leading axis B.
-          controls, taps: passed to the network; tapped features come back in ``extra``.
+          controls, taps: passed to the network; tapped features come back in ``extra``, and the `Prediction` of an
+            early head, where the network has one, as ``early``.
         """
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
         inner, times = self.parameterization.inputs(self.process, x, t)
         raw, features = self.net(params, inner, times, cond, controls=controls, taps=taps)
+        if EARLY in features:
+            early = self.parameterization.prediction(self.process, features[EARLY], x, t, {})
+            features = {**features, EARLY: early}
         return self.parameterization.prediction(self.process, raw, x, t, features)
 
     def features(

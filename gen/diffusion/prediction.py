@@ -9,8 +9,9 @@ import jax
 from gen.diffusion.process import Process, expand, pair
 from gen.nn.network import Cond
 
-__all__ = ["Denoise", "Prediction", "PredictionKind"]
+__all__ = ["EARLY", "Denoise", "Prediction", "PredictionKind"]
 
+EARLY = "early"  # in ``extra``: the prediction of an early head of the network
 PredictionKind = Literal["x", "eps", "v", "velocity", "score"]
 
 

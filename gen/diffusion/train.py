@@ -70,6 +70,11 @@ class DenoiserTask(Method):
         )
         return losses.mean(), Aux({name: value.mean() for name, value in terms.items()})
 
+    def whole(self, params: Params, frozen: Frozen) -> Params:
+        """Gives the network's parameters of what is trained: these."""
+        del frozen
+        return params
+
     @property
     def _drops(self) -> bool:
         return bool(self.dropout and self.conditions)
@@ -78,7 +83,6 @@ class DenoiserTask(Method):
         self, state: State, frozen: Frozen, batch: Batch, schedule: Schedule, key: jax.Array
     ) -> tuple[State, Metrics]:
         """Makes one step at freshly drawn times and noise."""
-        del frozen
         draw_key, drop_key, augment_key, dropout_key = jax.random.split(key, 4)
         denoiser, x, cond = self.denoiser, self.data(batch), self.cond(batch)
         cond |= {name: batch[name] for name in denoiser.objective.inputs}
@@ -89,5 +93,7 @@ class DenoiserTask(Method):
         draws = denoiser.objective.draw(draw_key, denoiser.process, x)
         dropped = jax.random.bernoulli(drop_key, self.dropout, x.shape[:1])
         data = (x, cond, draws, dropped)
-        state, metrics, _ = self.parts[0].update(state, lambda p, d: self.loss(p, *d), data, schedule)
+        state, metrics, _ = self.parts[0].update(
+            state, lambda p, d: self.loss(self.whole(p, frozen), *d), data, schedule
+        )
         return state, metrics

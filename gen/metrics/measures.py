@@ -48,7 +48,7 @@ class Scores:
       values: by name; a measure may give several (precision, recall ...).
       within: spread of a value inside this one evaluation, by name.
       per_class: values by class, by name; None for a class without samples.
-      details: what else was found on the way, for the page.
+      details: further results by name, shown on the page alone.
     """
 
     values: Mapping[str, float]

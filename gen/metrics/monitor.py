@@ -78,7 +78,7 @@ def monitor(
         if "net" not in exported:
             return None
         try:
-            params = {**(artifacts or {}), **exported}
+            params = tasks[stage].opened({**(artifacts or {}), **exported})
             tally = collect(source(params), extractor, _STATISTICS, batch=batch, mesh=mesh)
         except GenError as error:  # a score is not worth the run
             print(f"step {step}: no distance: {error}", file=sys.stderr, flush=True)

@@ -44,7 +44,7 @@ def evaluation_page(
       result: its scores.
       found: the finalised statistics behind them (`gen.metrics.evaluate.Evaluation.found`), with "pictures".
       reference: the real images' statistics.
-      details: what measures found on the way (`gen.metrics.measures.Scores`).
+      details: further results of measures (`gen.metrics.measures.Scores`).
       real: the images whose features the reference holds, for the closest ones; None when they are not at hand.
     """
     protocol = result.protocol

@@ -100,12 +100,8 @@ def _products(
 
 
 def _fits_cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
-    """Whether cuDNN's kernel takes these arrays, and jax has the CUDA plugin, without which nothing is lowered for it.
-
-    With a mask it also wants even numbers of tokens.
-    """
-    fits = v.dtype == jnp.bfloat16 and q.shape[-1] <= CUDNN_HEAD and q.shape[-1] % 8 == 0
-    return fits and not (q.shape[1] % 2 or k.shape[1] % 2) and _has_cuda()
+    """Whether cuDNN's kernel takes these arrays, and jax has the CUDA plugin, which lowers it."""
+    return v.dtype == jnp.bfloat16 and q.shape[-1] <= CUDNN_HEAD and q.shape[-1] % 8 == 0 and _has_cuda()
 
 
 @functools.cache
@@ -114,7 +110,19 @@ def _has_cuda() -> bool:
 
 
 def _cudnn(mask: jax.Array | None, causal: bool, scale: float, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, scale=scale, implementation="cudnn")
+    """`attention` by cuDNN's kernel. Its gradient wants even numbers of tokens: one that nobody looks at is added."""
+    tokens, keys = q.shape[1], k.shape[1]
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    lengths = None
+    if mask is not None:  # the kernel does not broadcast a mask over tokens
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], tokens, keys))
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, tokens % 2), (0, keys % 2)))
+    elif keys % 2:
+        lengths = jnp.full((len(k),), keys, jnp.int32)
+    out = jax.nn.dot_product_attention(
+        q, k, v, mask=mask, is_causal=causal, scale=scale, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+    return out[:, :tokens]
 
 
 def _fits_flash(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:

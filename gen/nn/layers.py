@@ -118,14 +118,14 @@ def sinusoid(t: jax.Array, width: int = 256, max_period: float = 10000.0) -> jax
     exponents = -math.log(max_period) * np.arange(half, dtype=np.float32) / half
     freqs = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * freqs
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), jnp.zeros((len(t), width % 2))], axis=-1)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), jnp.zeros((t.shape[0], width % 2))], axis=-1)
 
 
-def sincos_positions(shape: Sequence[int], width: int) -> np.ndarray:
+def sincos_positions(shape: Sequence[int], width: int, spacing: float = 1.0) -> np.ndarray:
     """Gives the fixed position table of MAE and DiT, (prod(shape), width) float32, computed in float64.
 
-    One axis: [sin(p w_k), cos(p w_k)], w_k = 10000^(-k / (width / 2)). Two axes (rows, columns): the first half
-    of the channels encodes the column, the second half the row.
+    One axis: [sin(p w_k), cos(p w_k)], w_k = 10000^(-k / (width / 2)), with p = `spacing` times the index. Two axes
+    (rows, columns): the first half of the channels encodes the column, the second half the row.
     """
 
     def axis(position: np.ndarray, width: int) -> np.ndarray:
@@ -134,8 +134,8 @@ def sincos_positions(shape: Sequence[int], width: int) -> np.ndarray:
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
     if len(shape) == 1:
-        return axis(np.arange(shape[0], dtype=np.float32), width).astype(np.float32)
-    rows, columns = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij")
+        return axis(spacing * np.arange(shape[0], dtype=np.float32), width).astype(np.float32)
+    rows, columns = np.meshgrid(*(spacing * np.arange(n, dtype=np.float32) for n in shape), indexing="ij")
     return np.concatenate([axis(columns, width // 2), axis(rows, width // 2)], axis=1).astype(np.float32)
 
 

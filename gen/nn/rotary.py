@@ -10,15 +10,17 @@ import numpy as np
 __all__ = ["axial_rotation", "rotate_pairs"]
 
 
-def axial_rotation(shape: Sequence[int], head_dim: int, theta: float = 10000.0) -> tuple[np.ndarray, np.ndarray]:
+def axial_rotation(
+    shape: Sequence[int], head_dim: int, theta: float = 10000.0, spacing: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin of the rotary angles, each (prod(shape), head_dim) float32.
 
     The channels are shared equally by the axes, rows first. An axis of d channels has d / 2 frequencies
-    theta^(-2k / d); position n turns channels 2k and 2k + 1 by n times the k-th.
+    theta^(-2k / d); the n-th place turns channels 2k and 2k + 1 by n `spacing` times the k-th.
     """
     d = head_dim // len(shape)
     frequencies = np.repeat(theta ** (-2.0 * np.arange(d // 2) / d), 2)
-    positions = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
+    positions = np.meshgrid(*(spacing * np.arange(n) for n in shape), indexing="ij")
     angles = np.concatenate([p.reshape(-1, 1) * frequencies for p in positions], axis=1)
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 

@@ -45,7 +45,7 @@ def rules(config: DiTConfig) -> Rules:
 
 def frame(config: DiTConfig) -> Rules:
     """Gives the rows that DiT shares with its relatives: everything but the MLPs."""
-    positions = sincos_positions(config.grid, config.width)[None]
+    positions = sincos_positions(config.grid, config.width, config.spacing)[None]
     return [
         Computed("pos_embed", positions),
         Rule("x_embedder.proj.weight", "patch/kernel", patches(config.patch)),

@@ -32,7 +32,7 @@ def rules(config: LightningDiTConfig) -> Rules:
         *(rule for name in mlp for rule in linear(f"blocks.{{i}}.mlp.{name}", f"blocks/mlp/{name}")),
     ]
     if config.rope:
-        cos, sin = axial_rotation(config.grid, config.head_dim)
+        cos, sin = axial_rotation(config.grid, config.head_dim, spacing=config.spacing)
         table += [Computed("feat_rope.freqs_cos", cos), Computed("feat_rope.freqs_sin", sin)]
     if config.rmsnorm:
         table += [Rule(f"blocks.{{i}}.{name}.weight", f"blocks/{name}/scale") for name in ("norm1", "norm2")]

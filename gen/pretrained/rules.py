@@ -157,7 +157,7 @@ def _layer(official: str, ours: str, transform: Transform, bias: bool) -> list[R
 
 @dataclasses.dataclass
 class Report:
-    """What an import found. Names are official ones, except `fresh`, which are our paths.
+    """How the names of a file match those that its system has. Names are official ones, except `fresh`: our paths.
 
     Attributes:
       matched: official arrays that were taken.

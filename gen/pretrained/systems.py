@@ -18,6 +18,7 @@ SYSTEMS: dict[str, str] = {
     "sit": "gen.pretrained.sit:IMPORTER",
     "repa": "gen.pretrained.sit:REPA",
     "lightningdit": "gen.pretrained.lightningdit:IMPORTER",
+    "rae-v2": "gen.pretrained.rae_v2:IMPORTER",
     "lamamba": "gen.pretrained.lamamba:IMPORTER",
     "edm2": "gen.pretrained.edm2:IMPORTER",
     "sd-vae": "gen.pretrained.sdvae:DIFFUSERS",

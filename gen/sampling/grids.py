@@ -23,6 +23,7 @@ __all__ = [
     "Karras",
     "Matched",
     "Respaced",
+    "Searched",
     "Snapped",
     "Spaced",
     "Uniform",
@@ -237,6 +238,31 @@ class Explicit:
             raise GenError(f"explicit grid has {len(self.times)} times; expected at least a start and an end")
         _same(len(self.times) - 1, steps, "explicit grid")
         return checked(np.asarray(self.times, np.float64), process, "explicit")
+
+
+@dataclasses.dataclass(frozen=True)
+class Searched:
+    """Times that were searched for a model, with arrays of its network for each step (`gen.sampling.search`).
+
+    Attributes:
+      times: on the clock of `process`, noise end first; the last is where the run ends (0 = data).
+      process: the process that was sampled.
+      controls: (name, one row for each step) of the network's controls: which layers run, skip scales.
+    """
+
+    times: tuple[float, ...]
+    process: Any
+    controls: tuple[tuple[str, tuple[tuple[float, ...], ...]], ...] = ()
+
+    def __call__(self, process: Any, steps: int) -> Grid:
+        _same(len(self.times) - 1, steps, "searched grid")
+        if process != self.process:
+            raise GenError(
+                f"this grid was searched on the process {self.process}, and the model is sampled on {process}; search "
+                "on this model"
+            )
+        extras = {name: np.asarray(rows) for name, rows in self.controls}
+        return dataclasses.replace(checked(np.asarray(self.times, np.float64), process, "searched"), extras=extras)
 
 
 def _same(has: int, steps: int, what: str) -> None:

@@ -19,7 +19,7 @@ from gen.errors import GenError
 from gen.files import writing
 from gen.training.task import State
 
-__all__ = ["Checkpoints", "best_step", "latest_step", "load_meta", "load_weights"]
+__all__ = ["Checkpoints", "best_step", "kept_steps", "latest_step", "load_meta", "load_weights"]
 
 _ITEMS = ("params", "opt", "ema", "aux")
 
@@ -178,11 +178,16 @@ class _Failing:
 
 def latest_step(run_dir: str | Path) -> int:
     """Gives the newest whole checkpoint of a run folder. Raises GenError when there is none."""
+    return kept_steps(run_dir)[-1]
+
+
+def kept_steps(run_dir: str | Path) -> list[int]:
+    """Gives the steps of all whole checkpoints of a run folder, rising. Raises GenError when there is none."""
     folder = Path(run_dir) / "checkpoints"
     steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit() and (p / "meta" / "metadata").exists()]
     if not steps:
         raise GenError(f"{run_dir} has no finished checkpoint; train it first, or give a run folder")
-    return max(steps)
+    return sorted(steps)
 
 
 def best_step(run_dir: str | Path) -> int:

@@ -127,6 +127,10 @@ class Method(abc.ABC):
         """Gives the first part's network, averaged where it is."""
         return {self.role: self.parts[0].averaged(state)}
 
+    def opened(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Does what `Task.opened` says: the arrays as they are."""
+        return params
+
     @property
     def classes_at(self) -> str:
         """Gives the path of the setting that says how many classes the model has; "" where that is a teacher's."""
@@ -186,7 +190,7 @@ class Method(abc.ABC):
 
     def preview(self, state: State, frozen: Frozen, key: jax.Array, generator: Any) -> Mapping[str, jax.Array]:
         """Gives samples of the exported network (`pictures`)."""
-        return pictures(generator, {**frozen, **self.export(state)}, key)
+        return pictures(generator, self.opened({**frozen, **self.export(state)}), key)
 
 
 def pictures(generator: Any, params: Mapping[str, Any], key: jax.Array) -> Mapping[str, jax.Array]:

@@ -115,6 +115,13 @@ class Task(Protocol):
         """Gives the parameters a user loads, by role, EMA where there is one."""
         ...
 
+    def opened(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Gives the arrays that the generator of `models` takes, by role, of exported ones beside the run's artifacts.
+
+        They are the same, unless what is trained is a change of something frozen.
+        """
+        ...
+
     def models(self) -> Mapping[str, Model]:
         """Gives what the exported parameters belong to, by the same roles."""
         ...

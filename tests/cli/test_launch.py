@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gen
 from gen.cli import main
 from gen.cli.start import Job, start
 from gen.errors import GenError
@@ -143,19 +144,24 @@ def test_bad_input_of_one_process_ends_all_with_its_line(wrong: list[object], li
 
 
 @pytest.mark.slow
-def test_a_run_with_a_checkpoint_samples_and_trains_on_in_two_processes(tmp_path: Path) -> None:
+def test_a_run_with_a_checkpoint_samples_trains_on_and_is_distilled_in_two_processes(tmp_path: Path) -> None:
     few = ["--stages.0.steps", "2", "--batch", "32", "--engine.quiet", "true"]
     assert main(["train", "demo-tokenizer", "--outdir", str(tmp_path / "tokenizer"), *few]) == 0
     assert main(["encode", str(tmp_path / "tokenizer"), "--data", "digits", "--out", str(tmp_path / "latents")]) == 0
     inputs = ["--tokenizer", tmp_path / "tokenizer", "--data", tmp_path / "latents"]
     train = ["train", "demo-teacher", *inputs, "--outdir", tmp_path / "teacher", *few]
     sample = ["sample", tmp_path / "teacher", "--seeds", "0-9", "--batch", "4", "--out", tmp_path / "x.npz"]
-    for command in (train, sample):
+    pairs = ["--pairs", "32", *few[:2], "--batch", "16", *few[4:]]
+    distill = ["distill", "kd-smoke", "--teacher", tmp_path / "teacher", "--outdir", tmp_path / "student", *pairs]
+    evaluate = ["evaluate", tmp_path / "student", "--count", "32", "--batch", "16"]
+    for command in (train, sample, distill, evaluate):
         assert [status for status, _, _ in in_two_processes(command, command)] == [0, 0]
     alone = tmp_path / "alone.npz"
     assert main([str(word) for word in [*sample[:-1], alone]]) == 0
     with np.load(tmp_path / "x.npz") as two, np.load(alone) as one:
         np.testing.assert_allclose(two["arr_0"].astype(int), one["arr_0"].astype(int), atol=1)
+    assert gen.load(tmp_path / "student").step == 2
+    assert (tmp_path / "student" / "scores.json").is_file()
 
 
 def test_control_c_ends_with_130_while_images_are_made(tmp_path: Path) -> None:

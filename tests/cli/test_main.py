@@ -28,6 +28,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *args: str, status: int = 2) ->
         (("sampel", "runs/x"), "unknown command 'sampel'; did you mean 'sample'?"),
         (("sample", "runs/x", "--outt", "a"), "unknown flag '--outt'; did you mean '--out'?"),
         (("sample", "runs/x", "--cfg-scal", "2"), "unknown flag '--cfg-scal'; did you mean '--cfg-scale'?"),
+        (("sample", "runs/x", "--guidance", "2"), "unknown flag '--guidance'; it is called --cfg-scale"),
         (("sample", "runs/x", "--clas", "1"), "unknown flag '--clas'; did you mean '--class'?"),
         (("train", "x", "--form", "runs/y"), "unknown flag '--form'; did you mean '--from'?"),
         (("reconstruct", "runs/x", "--out", "grid.png"), "--out grid.png: reconstructions are written as arrays"),

@@ -37,3 +37,11 @@ def test_help_says_what_a_value_is(command: str, capsys: pytest.CaptureFixture[s
     assert main([*command.split(), "--help"]) == 0
     said = capsys.readouterr().out
     assert not {word for word in ("STR", "INT", "FLOAT", "{None}") if word in said}
+
+
+def test_help_breaks_lines_where_the_terminal_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["evaluate", "--help"]) == 0
+    assert "the reference's, or the first that takes the images and has its weights" in capsys.readouterr().out

@@ -36,6 +36,8 @@ from gen.distill.gpt_student import GPTStudentConfig
 from gen.distill.noise_decoder import NoiseDecoding
 from gen.errors import GenError
 from gen.features.vit import ViTConfig
+from gen.finetune.difffit import DiffFit
+from gen.finetune.probes import LinearHead
 from gen.kinds import KINDS
 from gen.nn.adversarial import TokenHead
 from gen.nn.discriminators import PatchGAN
@@ -154,6 +156,8 @@ OWN: dict[str, dict[str, Any]] = {
         "task": DMD2Task(teacher=DENOISER, optim=OPTIM, fake_optim=OPTIM, ratio=3),
         "partition": (0, 0, 1),
     },
+    "adapt-task": {"adapter": DiffFit(scales=("inner",))},
+    "probe-task": {"head": LinearHead((4, 16), 3), "taps": ("hidden",), "times": (0.5,)},
     "alongside": {"data": Digits("train"), "other": Digits("test")},
     "partitioned": {"data": Digits("train"), "partition": (0,) * 5 + (1,) * 5},
     "vavae-task": {
@@ -163,6 +167,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 # tasks that differ from a quick one in a term, compile two networks, or have tests of their own
 SLOW = (
+    "adapt-task",
     "annealing-reflow-task",
     "conditional-score-task",
     "consistency-task",
@@ -172,6 +177,7 @@ SLOW = (
     "flextok-task",
     "flowtok-task",
     "multi-student-task",
+    "probe-task",
     "proxy-task",
     "scm-task",
     "score-matching-task",

@@ -16,6 +16,7 @@ from gen.diffusion.backbones.edm2_unet import EDM2Config
 from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig, SongUNetConfig
 from gen.diffusion.backbones.lamamba import LaMambaConfig
 from gen.diffusion.backbones.lightningdit import LightningDiTConfig
+from gen.diffusion.backbones.rae_v2 import RAEv2Config
 from gen.kinds import KINDS
 from gen.nn.forward_mode import forward_mode
 from gen.nn.network import Network, param_shapes
@@ -27,6 +28,7 @@ DIT = DiTConfig((4, 6), patch=2, width=8, depth=3, heads=2, times=2, scan=False,
 EXAMPLES: dict[str, Any] = {
     "dit": DIT,
     "lightningdit": LightningDiTConfig((4, 6), patch=2, width=16, depth=2, heads=2, times=2, scan=False, **SMALL),
+    "rae-v2": RAEv2Config((4, 4), 2, 16, 3, 2, 24, 1, 2, 2, num_classes=3, times=2, remat="none", scan=False),
     "aligned": AlignedConfig(DIT, "block_1", (5,), 4),
     "lamamba": LaMambaConfig(
         (8, 8), 2, 1, 8, (1, 2, 1, 1), 1, False, (2,) * 4, window=4, num_classes=3, times=2, remat="none", scan=False
@@ -45,7 +47,7 @@ EXAMPLES: dict[str, Any] = {
 ORDINARY_START = ("song-unet", "dhariwal-unet")  # CTM's second path starts like any other layer
 LAST_STAGE = {"lamamba": "up_3"}  # whose gradient is compared: that of all takes long to compile
 COSTLY = ("lamamba", "ascan", "dhariwal-unet", "edm2")  # whose gradients take long to compile
-BESIDE = ("logvar_linear", "projector_")  # parameters of further outputs
+BESIDE = ("logvar_linear", "projector_", "early")  # parameters of further outputs
 QUICK = {"xla_backend_optimization_level": 0}  # what is compiled runs a few times
 
 every_kind = pytest.mark.parametrize("kind", EXAMPLES)

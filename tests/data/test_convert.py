@@ -13,7 +13,7 @@ import pytest
 from gen.cli import main
 from gen.data import convert as conversion
 from gen.data import vanished
-from gen.data.convert import Copy, Encode, convert, split_rows
+from gen.data.convert import Copy, Transcode, convert, split_rows
 from gen.data.inspect import inspect, preview
 from gen.data.stores import Store, open_store
 from gen.errors import GenError
@@ -27,7 +27,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.mark.parametrize("name", ["out.zip", "out", "out.array_record"])
 def test_every_layout_holds_the_same(store: Store, tmp_path: Path, name: str) -> None:
-    assert convert(store, tmp_path / name, Encode(), shard=4) == (10, [])
+    assert convert(store, tmp_path / name, Transcode(), shard=4) == (10, [])
     back = open_store(tmp_path / name)
     np.testing.assert_array_equal(back.label, store.label)
     for i in range(10):
@@ -36,7 +36,7 @@ def test_every_layout_holds_the_same(store: Store, tmp_path: Path, name: str) ->
 
 
 def test_zip_has_edm_layout(store: Store, tmp_path: Path) -> None:
-    convert(store, tmp_path / "o.zip", Encode(size=8, crop="adm", quality=90))
+    convert(store, tmp_path / "o.zip", Transcode(size=8, crop="adm", quality=90))
     with zipfile.ZipFile(tmp_path / "o.zip") as archive:
         names = archive.namelist()
         assert archive.testzip() is None
@@ -58,7 +58,7 @@ def test_interrupted_conversions_end_in_the_same_bytes(store: Store, tmp_path: P
         return [p.read_bytes() for p in (sorted(path.iterdir()) if path.is_dir() else [path])]
 
     whole = tmp_path / "whole" / name
-    convert(store, whole, Encode(), shard=4, threads=1)
+    convert(store, whole, Transcode(), shard=4, threads=1)
 
     for stop in (3, 7, 10):
 
@@ -67,11 +67,11 @@ def test_interrupted_conversions_end_in_the_same_bytes(store: Store, tmp_path: P
                 raise Killed
 
         with pytest.raises(Killed):
-            convert(store, tmp_path / name, Encode(), shard=4, threads=3, on_image=kill)
+            convert(store, tmp_path / name, Transcode(), shard=4, threads=3, on_image=kill)
         partial = tmp_path / f"{name}.partial"
         if cut and partial.is_file():  # what was not yet written when the power went
             partial.write_bytes(partial.read_bytes()[:-cut])
-    convert(store, tmp_path / name, Encode(), shard=4)
+    convert(store, tmp_path / name, Transcode(), shard=4)
     assert content(tmp_path / name) == content(whole)
 
 
@@ -80,25 +80,25 @@ def test_other_jobs_and_outputs_are_left_alone(store: Store, tmp_path: Path) -> 
         raise Killed
 
     with pytest.raises(Killed):
-        convert(store, tmp_path / "o.zip", Encode(), on_image=kill)
+        convert(store, tmp_path / "o.zip", Transcode(), on_image=kill)
     with pytest.raises(GenError, match="begun from other data or options"):
-        convert(store, tmp_path / "o.zip", Encode(size=8, crop="adm"))
-    convert(store, tmp_path / "o.zip", Encode())
+        convert(store, tmp_path / "o.zip", Transcode(size=8, crop="adm"))
+    convert(store, tmp_path / "o.zip", Transcode())
     with pytest.raises(GenError, match="exists; remove it"):
-        convert(store, tmp_path / "o.zip", Encode())
+        convert(store, tmp_path / "o.zip", Transcode())
     with pytest.raises(GenError, match=r"ends in \.zip"):
-        convert(store, tmp_path / "o.rar", Encode())
+        convert(store, tmp_path / "o.rar", Transcode())
     for options in ({"size": 8}, {"crop": "adm"}, {"crop": "random", "size": 8}, {"quality": 0}):
         with pytest.raises(GenError):
-            Encode(**options)
+            Transcode(**options)
 
 
 def test_broken_images_stop_or_are_left_out(tmp_path: Path) -> None:
     place = folder(tmp_path / "in", count=6)
     (place / "c1" / "003.png").write_bytes(b"gone")
     with pytest.raises(GenError, match=r"003\.png is not a readable image"):
-        convert(open_store(place), tmp_path / "o.zip", Encode())
-    count, dropped = convert(open_store(place), tmp_path / "p.zip", Encode(), skip_broken=True)
+        convert(open_store(place), tmp_path / "o.zip", Transcode())
+    count, dropped = convert(open_store(place), tmp_path / "p.zip", Transcode(), skip_broken=True)
     assert (count, len(dropped)) == (5, 1)
     assert "003.png" in dropped[0]
     back = open_store(tmp_path / "p.zip")
@@ -115,7 +115,7 @@ def test_names_in_archives_become_no_paths(tmp_path: Path) -> None:
     inside = tmp_path / "in" / "side"
     inside.mkdir(parents=True)
     for kind in ("tar", "zip"):
-        convert(open_store(tmp_path / f"slip.{kind}"), inside / f"{kind}-shards", Encode())
+        convert(open_store(tmp_path / f"slip.{kind}"), inside / f"{kind}-shards", Transcode())
         shards = inside / f"{kind}-shards"
         assert list(open_store(shards).names) == ["img00000000.png", "img00000001.png"]
     assert not list(tmp_path.rglob("evil.png"))
@@ -142,7 +142,7 @@ class Full:
 def test_a_full_disk_is_one_line_and_goes_on_with_room(
     store: Store, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    convert(store, tmp_path / "whole" / name, Encode(), shard=4)
+    convert(store, tmp_path / "whole" / name, Transcode(), shard=4)
 
     def opened(path: Path, mode: str = "r") -> IO[bytes]:
         file = open(path, mode)  # noqa: SIM115
@@ -152,8 +152,8 @@ def test_a_full_disk_is_one_line_and_goes_on_with_room(
         patch.setattr(conversion, "open", opened, raising=False)
         patch.setattr(tarfile, "bltn_open", opened)
         with pytest.raises(GenError, match=rf"cannot write .*{name}: No space left on device; free space or choose"):
-            convert(store, tmp_path / name, Encode(), shard=4)
-    convert(store, tmp_path / name, Encode(), shard=4)
+            convert(store, tmp_path / name, Transcode(), shard=4)
+    convert(store, tmp_path / name, Transcode(), shard=4)
     for one, two in zip(
         sorted((tmp_path / "whole").rglob("*.*")), sorted(tmp_path.glob(f"{name}/*")) or [tmp_path / name], strict=True
     ):
@@ -162,7 +162,7 @@ def test_a_full_disk_is_one_line_and_goes_on_with_room(
 
 def test_an_output_that_cannot_be_made_is_one_line(store: Store) -> None:
     with pytest.raises(GenError, match=r"cannot write /dev/null/o\.zip"):
-        convert(store, "/dev/null/o.zip", Encode())
+        convert(store, "/dev/null/o.zip", Transcode())
 
 
 def test_hugging_face_rows_divide_and_convert(tmp_path: Path) -> None:
@@ -212,11 +212,11 @@ def test_a_disk_that_does_not_answer_is_named(store: Store, tmp_path: Path, monk
     lost = Store("far", store.names, read, store.label)
     with monkeypatch.context() as patch:
         patch.setattr(vanished, "STALL", 1.0)
-        for use in (lambda: convert(lost, tmp_path / "o.zip", Encode(), threads=2), lambda: inspect(lost)):
+        for use in (lambda: convert(lost, tmp_path / "o.zip", Transcode(), threads=2), lambda: inspect(lost)):
             with pytest.raises(vanished.Stalled, match=r"no data for 1 s, while reading far:c0/009\.png; check that"):
                 use()
     answer.set()
-    assert convert(lost, tmp_path / "o.zip", Encode(), threads=2) == (10, [])
+    assert convert(lost, tmp_path / "o.zip", Transcode(), threads=2) == (10, [])
 
 
 def test_split_is_stratified_complete_and_byte_for_byte(store: Store, tmp_path: Path) -> None:

@@ -81,6 +81,27 @@ def test_the_form_of_tpus_has_the_values_and_gradients_of_plain_products(kv_head
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, plain)
 
 
+@pytest.mark.parametrize(("masked", "causal"), [(False, False), (True, False), (False, True), (True, True)])
+def test_odd_numbers_of_tokens_and_padding_masks_reach_cudnn_as_it_wants_them(masked, causal, monkeypatch):
+    q, k, v, weight = arrays(2, tokens=7, keys=9)
+    mask = padding(9) if masked else None
+    real, seen = jax.nn.dot_product_attention, []
+
+    def kernel(q, k, v, *, mask, implementation, **options):
+        assert implementation == "cudnn"
+        seen.append((q.shape[1], k.shape[1], None if mask is None else mask.shape[2:]))
+        return real(q, k, v, mask=mask, **options)
+
+    def run(function):
+        return jax.value_and_grad(lambda q, k, v: (function(q, k, v) * weight).sum(), (0, 1, 2))(q, k, v)
+
+    plain = run(lambda q, k, v: attention(q, k, v, mask=mask, causal=causal, scale=0.4))
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    ours = run(lambda q, k, v: home._cudnn(mask, causal, 0.4, q, k, v))
+    assert seen == [(8, 10, (8, 10) if masked else None)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, plain)
+
+
 def test_a_layer_on_a_tpu_cuts_its_heads_as_elsewhere():
     rng = np.random.default_rng(6)
     layer, out = linear(8, 24, rngs=nnx.Rngs(0)), linear(8, 8, rngs=nnx.Rngs(1))
@@ -123,7 +144,7 @@ def test_the_kernels_conditions():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(home, "_has_cuda", lambda: True)
         assert home._fits_cudnn(q, k, v)
-        assert not home._fits_cudnn(q, k[:, 1:], v[:, 1:])
+        assert not home._fits_cudnn(*(x[..., 1:] for x in (q, k, v)))
         assert not home._fits_cudnn(*(x.astype(jnp.float32) for x in (q, k, v)))
 
 

@@ -166,6 +166,15 @@ _CASES = [
     _pair("ctm-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10-cond"),
     _pair("ctm-cifar10-gpu", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10-cond"),
     _pair("ddo-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10-cond"),
+    _pair("features-imagenet", "v5e:2x4", "data=8", 8, alone=32, cut=False, teacher="edm-imagenet64"),
+    _pair("features-imagenet-gpu", "v5e:2x4", "data=8", 4, alone=32, cut=False, teacher="edm-imagenet64"),
+    _pair("rae-v2", "v5e:8x8", "data=8,fsdp=8", 16, alone=16, cut=False),
+    _pair("rae-v2-gpu", "v5e:2x4", "data=8", 8, alone=64, cut=False),
+    _pair("sims-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10"),
+    _pair("sims-cifar10-gpu", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10"),
+    _pair("difffit-dit", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="dit-xl2"),
+    _pair("difffit-dit-gpu", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="dit-xl2"),
+    _pair("difffit-512", "v5e:2x4", "data=8", 2, alone=16, cut=False, teacher="dit-xl2"),
     _pair("dmd2-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10-cond"),
     _pair("f-distill-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10-cond"),
     _pair("kd-cifar10", "v5e:2x4", "data=8", 8, alone=64, cut=False, teacher="edm-cifar10-cond"),
@@ -214,7 +223,9 @@ CASES = [case for pair in _CASES for case in pair]
 
 
 # presets that take any teacher, whose size is the teacher's
-ANY = (*METHODS, "ddo", "ddo-tokens", "distilled-decoding", "distilled-decoding-2")
+TOKENS = ("ddo-tokens", "distilled-decoding", "distilled-decoding-2")
+TUNED = ("ddo", "difffit", "bitfit", "lora", "full-tuning", "features", "sims")
+ANY = (*METHODS, *TOKENS, *TUNED)
 
 
 def sized() -> list[str]:

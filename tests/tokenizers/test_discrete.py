@@ -17,6 +17,7 @@ from gen.tokenizers.binary import BinaryAutoencoderConfig
 from gen.tokenizers.encode import encode_images
 from gen.tokenizers.instella import DecodedSize, InstellaConfig
 from gen.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
+from gen.tokenizers.patch_vq import PatchVQConfig
 from gen.tokenizers.quantizers.binary import Binary
 from gen.tokenizers.quantizers.lfq import BSQ, LFQ
 from gen.tokenizers.quantizers.residual import Residual
@@ -27,6 +28,7 @@ from gen.tokenizers.var_vqvae import SCALES, VARVQVAEConfig, var_vqvae
 from gen.tokenizers.vqgan import VQGANConfig, vqgan
 from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
+from gen.training.part import with_buffers
 from gen.training.run import RunConfig
 from gen.training.task import Model
 from tests.training.conformance import check_devices, check_task
@@ -36,6 +38,7 @@ TINY: dict[str, Any] = {
     "vqgan": VQGANConfig(IMAGE, VQ(16, 3, normalize=True), 8, (1, 2), (2, 1), 1, 4, groups=4),
     "lfq": VQGANConfig(IMAGE, LFQ(5), 8, (1, 2), blocks=1, inner=4, groups=4),
     "maskgit": MaskGITVQGANConfig(IMAGE, 8, (1, 2), 1, VQ(16, 4), groups=4),
+    "patch": PatchVQConfig(IMAGE, 4, VQ(16, 16)),
     "var": VARVQVAEConfig(IMAGE, Residual(16, 3, (1, 2, 4)), 8, (1, 2), (), 1, 4, groups=4),
     "binary": BinaryAutoencoderConfig(IMAGE, Binary(6), 8, (1, 2), 1, 1, 8, (1,), groups=4),
     "instella": InstellaConfig(
@@ -57,7 +60,10 @@ def test_published_sizes(name: str) -> None:
     assert count(param_shapes(config)) == expected
 
 
-@pytest.mark.parametrize("name", [n if n == "binary" else pytest.param(n, marks=pytest.mark.slow) for n in TINY])
+QUICK = ("binary", "patch")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in TINY])
 def test_what_a_cache_keeps_decodes(name: str, tmp_path: Path) -> None:
     """Images -> cache -> ids as a run gives them -> codes -> images; keys, which draw in training, change nothing."""
     config = TINY[name]
@@ -155,6 +161,19 @@ def test_scales_of_another_size_and_the_inputs_of_the_next_scale() -> None:
     assert config.inputs(params, ids).shape == (2, 20, 3)
 
 
+def test_codes_of_patches_become_the_data() -> None:
+    """Fresh codes are small; one update puts those that were hardly used on patches, which then come back exactly."""
+    config = PatchVQConfig(IMAGE, 4, VQ(16, 16, averages=True, restart="random"))
+    images = jax.random.uniform(jax.random.key(1), (4, *IMAGE), minval=-1.0)
+    params = Network(config).init(jax.random.key(0))
+    assert 0 < np.abs(config.embed(params, jnp.arange(16)[None])).max() <= 1 / 16
+    found = config.encode(params, images, keys=jax.random.split(jax.random.key(2), 4))
+    params = with_buffers(params, found.statistics)
+    back = config.decode(params, config.encode(params, images).codes)
+    wrong = np.abs(np.asarray(back - images)).reshape(4, 2, 4, 2, 4).max(axis=(2, 4))
+    assert (wrong < 1e-5).sum() >= 15
+
+
 def test_refusals() -> None:
     with pytest.raises(GenError, match="unknown VQ tokenizer 'vq-4'; did you mean 'vq-"):
         vqgan("vq-4")
@@ -180,6 +199,13 @@ def test_refusals() -> None:
         InstellaConfig(axes=(8, 8, 8))
     with pytest.raises(GenError, match="the decoder has blocks 0 to 15; \\(16,\\) are not some of them"):
         InstellaConfig(double_after=(16,))
+    with pytest.raises(GenError, match="images of 8x8 do not divide into patches of 3"):
+        PatchVQConfig(IMAGE, 3, VQ(16, 9))
+    with pytest.raises(GenError, match="codes have width 4, and a patch 16 entries"):
+        PatchVQConfig(IMAGE, 4, VQ(16, 4))
+    patches = TINY["patch"]
+    with pytest.raises(GenError, match=r"images are \(8, 4, 1\), and the tokenizer takes \(8, 8, 1\)"):
+        jax.eval_shape(patches.encode, param_shapes(patches), jnp.zeros((1, 8, 4, 1)))
     small = TINY["binary"]
     with pytest.raises(GenError, match=r"images are \(1, 7, 8, 1\); this autoencoder takes"):
         jax.eval_shape(small.encode, param_shapes(small), jnp.zeros((1, 7, 8, 1)))

@@ -24,6 +24,7 @@ from gen.diffusion.backbones.staged import Staged
 from gen.errors import GenError
 from gen.nn.layers import (
     Remat,
+    add_gated,
     layer_norm,
     linear,
     modulate,
@@ -62,7 +63,8 @@ class AsCANConfig(BackboneConfig):
       num_classes: number of labels, with one more row for the null label; 0 for an unconditional network.
       learned_variance: twice the output channels; the second half is the raw variance.
       times: 1, or 2 for flow maps: each time has its own embedder and the embeddings are added.
-      dtype: compute type of the products; parameters, norms and the residual stream are float32.
+      dtype: compute type of the products and of the residual stream; parameters, the statistics of norms and the sums
+        into the stream are float32.
       remat: what the backward pass recomputes.
       scan: equal neighbours in a stage as one scan, or a Python loop.
 
@@ -143,13 +145,13 @@ class ConvBlock(nnx.Module):
         self.ada = linear(width, 2 * hidden + width, dtype=dtype, rngs=rngs, init=_zeros)
 
     def __call__(self, x: jax.Array, c: jax.Array, factors: Factors = None) -> jax.Array:
-        """Takes x (B, H W, width) float32 and c (B, width); of the `factors` on two branches its own is the first."""
+        """Takes x (B, H W, width) in the stream's type, c (B, width); of the `factors` its own is the first."""
         m = self.ada(jax.nn.silu(c)).astype(jnp.float32)
         shift, scale, gate = jnp.split(m, [self.hidden, 2 * self.hidden], axis=-1)
         (gate,) = scaled((gate,), factors and factors[:1])
         maps = self.norm(self.expand(x.reshape(x.shape[0], *self.grid, -1)))
         hidden = jax.nn.silu(modulate(maps.reshape(*x.shape[:2], -1), shift, scale))
-        return x + gate[:, None] * self.project(hidden).astype(jnp.float32)
+        return add_gated(x, gate, self.project(hidden))
 
 
 class TokenScan(nnx.Module):
@@ -233,7 +235,7 @@ class AsCAN(Staged):
         config, grids = self.config, self.config.grids
         last = len(grids) - 1
         tokens = self.patch(patchify(x, config.patch)).astype(jnp.float32)
-        tokens = constrain(tokens + sincos_positions(grids[0], config.width))
+        tokens = constrain((tokens + sincos_positions(grids[0], config.width)).astype(config.dtype))
         skips: list[jax.Array] = []
         for name, stage, string in self._plan():
             if name.startswith("up"):
@@ -241,7 +243,7 @@ class AsCAN(Staged):
                     maps = tokens.reshape(x.shape[0], *grids[stage + 1], -1).repeat(2, axis=1).repeat(2, axis=2)
                     tokens = _tokens(getattr(self, f"grow_{stage}")(maps))
                 joined = jnp.concatenate([tokens, skips.pop()], axis=-1)
-                tokens = getattr(self, f"join_{stage}")(joined).astype(jnp.float32)
+                tokens = getattr(self, f"join_{stage}")(joined)
             tokens = self._run(name, string, tokens, c, factors[name])
             yield name, tokens
             if name.startswith("down"):
@@ -271,4 +273,4 @@ def _runs(string: str) -> list[tuple[str, int]]:
 
 
 def _tokens(maps: jax.Array) -> jax.Array:
-    return maps.reshape(maps.shape[0], -1, maps.shape[-1]).astype(jnp.float32)
+    return maps.reshape(maps.shape[0], -1, maps.shape[-1])

@@ -67,6 +67,8 @@ class DiTConfig(BackboneConfig):
         sums into the stream are float32.
       remat: what the backward pass recomputes.
       scan: depth as one scan (constant compile time), or a Python loop.
+      spacing: distance of neighbouring tokens in the position tables: a network that is brought from 256 to 512 px
+        with 1/2 sees the coordinates that it knows (DiffFit, arXiv 2304.06648).
 
     Raises GenError where the numbers do not fit together.
     """
@@ -85,6 +87,7 @@ class DiTConfig(BackboneConfig):
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "dots"
     scan: bool = True
+    spacing: float = 1.0
 
     def __post_init__(self) -> None:
         if len(self.size) not in (1, 2) or any(n <= 0 or n % self.patch for n in self.size):
@@ -189,9 +192,9 @@ class DiT(Backbone):
     def forward(self, call: Call) -> Output:
         """Does what `Backbone` says."""
         layers = tuple(i for i in range(self.config.depth) if f"block_{i}" in call.taps)
-        c = self.embed(call.times, call.cond)
+        c = constrain(self.embed(call.times, call.cond))
         tokens = self.patch(patchify(call.x, self.config.patch)).astype(jnp.float32)
-        tokens = tokens + sincos_positions(self.config.grid, self.config.width)
+        tokens = tokens + sincos_positions(self.config.grid, self.config.width, self.config.spacing)
         tokens = constrain(tokens.astype(self.config.dtype))
         features = {"tokens": tokens.astype(jnp.float32)} if "tokens" in call.taps else {}
         tokens, _, kept = run_stack(

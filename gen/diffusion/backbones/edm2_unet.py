@@ -20,6 +20,7 @@ from gen.errors import GenError
 from gen.nn.attention import attention
 from gen.nn.convolution import convolution
 from gen.nn.layers import dropout
+from gen.nn.mesh import gathered
 from gen.nn.network import Buffer, Cond, Projected
 from gen.training.sharding import constrain
 
@@ -250,7 +251,7 @@ class MPConv(nnx.Module):
         stored = self.kernel[...]
         fan_in = stored.size // stored.shape[-1]
         kernel = UnitWeight.project(stored) * (gain / math.sqrt(fan_in))
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x, kernel = x.astype(self.dtype), gathered(kernel.astype(self.dtype))
         if kernel.ndim == 2:
             return x @ kernel
         if kernel.shape[0] == 1:
@@ -388,7 +389,7 @@ class EDM2UNet(UNetBackbone):
         features: dict[str, jax.Array] = {}
         if self.config.uncertainty and not call.stop:
             features["logvar"] = self.logvar_linear(self.logvar_fourier(call.times[0]))[:, 0]
-        emb, keys = self.embed(call.times, call.cond), call.cond.get("dropout")
+        emb, keys = constrain(self.embed(call.times, call.cond)), call.cond.get("dropout")
         x = jnp.concatenate([call.x, jnp.ones_like(call.x[..., :1])], axis=-1).astype(self.config.dtype)
         skips: list[jax.Array] = []
         for i, (side, row) in enumerate(self._layers()):

@@ -17,6 +17,7 @@ from gen.errors import GenError
 from gen.nn.attention import attention
 from gen.nn.convolution import convolution
 from gen.nn.layers import dropout, matrix_product
+from gen.nn.mesh import gathered
 
 __all__ = ["BOX", "FIR", "Conv", "GroupNorm", "Linear", "Style", "UNetBlock", "fir_down", "fir_up", "law_of"]
 
@@ -174,7 +175,7 @@ class Conv(nnx.Module):
         return self.bias[...].astype(self.dtype)
 
     def _conv(self, x: jax.Array, pad: int) -> jax.Array:
-        kernel = self.kernel[...].astype(self.dtype)
+        kernel = gathered(self.kernel[...].astype(self.dtype))
         if self.size == 1 and pad == 0:
             return matrix_product(x, kernel[0, 0])
         return convolution(x, kernel, stride=self.stride, padding=pad)
@@ -190,7 +191,7 @@ class Linear(nnx.Module):
             self.bias = nnx.Param(bias * law(rngs.params(), (inputs, outputs))[0])
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.kernel[...]
+        y = x @ gathered(self.kernel[...])
         return y if self.bias is None else y + self.bias[...]
 
 

@@ -349,7 +349,8 @@ class _Walk:
     """The state of one pass: the running image, the skips, and the image or output beside them (`aux`)."""
 
     def __init__(self, net: UNet, call: Call) -> None:
-        self.remat, self.embs, self.keys = net.config.remat, net.map(call.times, call.cond), call.cond.get("dropout")
+        self.remat, self.keys = net.config.remat, call.cond.get("dropout")
+        self.embs = jax.tree.map(constrain, net.map(call.times, call.cond))
         self.scales, self.keep = call.controls.get("skips"), call.controls.get("keep")
         self.x: Any = call.x
         self.aux: Any = call.x

@@ -22,6 +22,7 @@ from gen.nn.attention import attention
 from gen.nn.layers import (
     MLP,
     Remat,
+    add_gated,
     layer_norm,
     linear,
     modulate,
@@ -66,7 +67,8 @@ class LaMambaConfig(BackboneConfig):
       num_classes: number of labels; 0 for an unconditional network. The label table has one more row, the null label.
       learned_variance: twice the output channels; the second half is the raw variance.
       times: 1, or 2 for flow maps: each time has its own embedder and the embeddings are added.
-      dtype: compute type of the matrix products; parameters, norms, scans and the residual stream are float32.
+      dtype: compute type of the matrix products and of the residual stream; parameters, the statistics of norms, the
+        recurrences and the sums into the stream are float32.
       remat: what the backward pass recomputes.
       scan: each stage as one scan over its blocks, or a Python loop.
 
@@ -265,13 +267,12 @@ class Block(nnx.Module):
     def __call__(
         self, x: jax.Array, c: jax.Array, shifted: bool | jax.Array = False, factors: Factors = None
     ) -> jax.Array:
-        """Maps x (B, H W, width) float32, c (B, condition), `factors` on the gates -> (B, H W, width) float32."""
-        m = [part[:, None] for part in jnp.split(self.modulation(c), 9, axis=-1)]
+        """Maps x (B, H W, width), c (B, condition) and `factors` on the gates -> as x, in the stream's type."""
+        m = jnp.split(self.modulation(c), 9, axis=-1)
         m[2::3] = scaled(tuple(m[2::3]), factors)
-        scanned = self.scan(self._maps(self.norm1(x) * (1.0 + m[1]) + m[0])).reshape(x.shape)
-        x = x + m[2] * scanned.astype(jnp.float32)
-        x = x + m[5] * self.attn(self.norm2(x) * (1.0 + m[4]) + m[3], shifted).astype(jnp.float32)
-        return x + m[8] * self.mlp(self.norm3(x) * (1.0 + m[7]) + m[6]).astype(jnp.float32)
+        x = add_gated(x, m[2], self.scan(self._maps(modulate(self.norm1(x), *m[:2]))).reshape(x.shape))
+        x = add_gated(x, m[5], self.attn(modulate(self.norm2(x), *m[3:5]), shifted))
+        return add_gated(x, m[8], self.mlp(modulate(self.norm3(x), *m[6:8])))
 
     def _maps(self, x: jax.Array) -> jax.Array:
         return x.reshape(x.shape[0], *self.grid, -1)
@@ -294,14 +295,14 @@ class Merging(nnx.Module):
             self.norm = affine_norm(features, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, H, W, width) -> (B, H W / 4, features) float32."""
+        """Maps (B, H, W, width) -> (B, H W / 4, features), in the compute type or, normalised last, float32."""
         b, h, w, _ = x.shape
         if self.kind == "neighbours":  # column by column, not in `patchify`'s order
             parts = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
             out = self.reduce(self.norm(jnp.concatenate(parts, axis=-1)))
         else:
             out = self.norm(self.reduce(patchify(x, 2) if self.kind == "conv2" else x))
-        return out.reshape(b, h * w // 4, -1).astype(jnp.float32)
+        return out.reshape(b, h * w // 4, -1)
 
 
 class Expanding(nnx.Module):
@@ -391,7 +392,7 @@ class LaMamba(Staged):
         config = self.config
         grids = config.grids
         tokens = self.patch_norm(self.patch(patchify(x, config.patch)))
-        tokens = constrain(tokens + self.positions[...].reshape(-1, config.width))
+        tokens = constrain((tokens + self.positions[...].reshape(-1, config.width)).astype(config.dtype))
         yield "tokens", tokens
         skips = []
         for i in range(STAGES):
@@ -399,12 +400,12 @@ class LaMamba(Staged):
             yield f"down_{i}", tokens
             skips.append(tokens)
             if i < 2:
-                tokens = getattr(self, f"merge_{i}")(tokens.reshape(x.shape[0], *grids[i], -1))
+                tokens = getattr(self, f"merge_{i}")(tokens.reshape(x.shape[0], *grids[i], -1)).astype(config.dtype)
         tokens = tokens + self._run("middle", tokens, c, factors)
         yield "middle", tokens
         for i in range(STAGES):
             if i >= 2:
-                tokens = getattr(self, f"expand_{i}")(tokens, grids[4 - i])
+                tokens = getattr(self, f"expand_{i}")(tokens, grids[4 - i]).astype(config.dtype)
             tokens = self._run(f"up_{i}", tokens + skips.pop(), c, factors)
             yield f"up_{i}", tokens
 

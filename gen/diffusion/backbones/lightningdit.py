@@ -127,7 +127,10 @@ class Block(nnx.Module):
 
     def rotate(self, x: jax.Array) -> jax.Array:
         """Gives x (B, N, H, D) turned by its tokens' positions; unchanged without rope."""
-        return rotate_pairs(x, *axial_rotation(self.config.grid, self.config.head_dim)) if self.config.rope else x
+        config = self.config
+        if not config.rope:
+            return x
+        return rotate_pairs(x, *axial_rotation(config.grid, config.head_dim, spacing=config.spacing))
 
     def modulation(self, c: jax.Array) -> list[jax.Array]:
         """Gives shift1, scale1, gate1, shift2, scale2, gate2, each (B, width) float32."""

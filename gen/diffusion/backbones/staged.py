@@ -12,12 +12,13 @@ from flax import nnx
 from gen.diffusion.backbones.backbone import Backbone, Call, Factors, Output, branch_factors
 from gen.nn.layers import TimeEmbedder
 from gen.nn.network import Cond
+from gen.training.sharding import constrain
 
 __all__ = ["Staged"]
 
 
 class Staged(Backbone):
-    """A network that goes through named stages, each a feature: tokens (B, N, stage width) float32, row-major.
+    """A network that goes through named stages, each a feature: tokens (B, N, stage width), row-major, float32 outside.
 
     The condition is 4 times as wide as the first stage; the sinusoids of the time turn by one radian per unit at their
     fastest; where there are two, their embeddings are added, and the second one's last layer starts at zero. A subclass
@@ -73,11 +74,11 @@ class Staged(Backbone):
 
     def forward(self, call: Call) -> Output:
         """Does what `Backbone.forward` says."""
-        c = self.embed(call.times, call.cond)
+        c = constrain(self.embed(call.times, call.cond))
         kept: dict[str, jax.Array] = {}
         for name, tokens in self.walk(call.x, c, self.factors(call.controls)):
             if name in call.taps:
-                kept[name] = tokens
+                kept[name] = tokens.astype(jnp.float32)
             if call.stop and len(kept) == len(set(call.taps)):
-                return tokens, kept
+                return tokens.astype(jnp.float32), kept
         return self.head(tokens, c), kept

@@ -1,0 +1,131 @@
+"""Data predictions trained as velocities of a linear flow, whose division by the time is clamped (RAEv2, JiT).
+
+With x_t = (1 - t) x + t eps the velocity of a data prediction is v = (x_t - x) / t. Near t = 0 it magnifies every error
+of x; published codes divide by max(t, least), in the prediction, in the target and in the sampler alike.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from gen.diffusion.objectives import Draws, Evaluate, mean_over_data, noised
+from gen.diffusion.prediction import EARLY, Prediction, PredictionKind
+from gen.diffusion.process import Linear, expand
+from gen.diffusion.times import TimeSampler
+from gen.errors import GenError
+from gen.nn.network import Cond
+
+__all__ = ["ClampedMatching", "DataAsVelocity", "EarlyHead", "clamped_velocity", "early_of"]
+
+
+def clamped_velocity(x_t: jax.Array, x: jax.Array, t: jax.Array, least: float) -> jax.Array:
+    """Gives (x_t - x) / max(t, least) for t (B,)."""
+    return (x_t - x) / expand(jnp.maximum(t, least), x)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataAsVelocity:
+    """The raw output is x, and the prediction its clamped velocity; the network gets t itself.
+
+    Attributes:
+      least: by which is divided at times below it.
+    """
+
+    least: float = 0.05
+
+    output: ClassVar[PredictionKind] = "velocity"
+
+    def inputs(self, process: Any, x: jax.Array, t: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """Does what `gen.diffusion.denoiser.Parameterization.inputs` says."""
+        if process != Linear():
+            raise GenError(f"clamped velocities are of the linear process, not {process}; use that, or predict x")
+        return x, (t,)
+
+    def prediction(
+        self, process: Any, raw: jax.Array, x: jax.Array, t: jax.Array, extra: Mapping[str, Any]
+    ) -> Prediction:
+        """Gives the clamped velocity."""
+        return Prediction(clamped_velocity(x, raw, t, self.least), x, t, extra, process, "velocity")
+
+    def target(self, process: Any, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+        """Gives the data."""
+        del process, eps, t
+        return x
+
+
+@dataclasses.dataclass(frozen=True)
+class ClampedMatching:
+    """Mean |v_hat - (x_t - x) / max(t, least)|^2 on the linear process.
+
+    Attributes:
+      times: how times are drawn.
+      least: as the parameterization has it; 0 is flow matching.
+    """
+
+    times: TimeSampler = TimeSampler("logit-normal")
+    least: float = 0.05
+
+    taps: ClassVar[tuple[str, ...]] = ()
+    inputs: ClassVar[tuple[str, ...]] = ()
+
+    def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
+        """Draws times and noise."""
+        time_key, eps_key = jax.random.split(key)
+        return Draws(self.times(time_key, process, x.shape[0]), jax.random.normal(eps_key, x.shape))
+
+    def loss(
+        self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws
+    ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+        """Does what `gen.diffusion.objectives.Objective.loss` says."""
+        x_t = noised(process, x, draws)
+        error = evaluate(x_t, draws.t, cond).velocity - clamped_velocity(x_t, x, draws.t, self.least)
+        losses = mean_over_data(jnp.square(error))
+        return losses, {"velocity_mse": losses}
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyHead:
+    """Another objective of a network's output, plus the same objective of its early head's (internal guidance).
+
+    Attributes:
+      objective: what both are trained with.
+      weight: factor on the early head's.
+    """
+
+    objective: Any = ClampedMatching()
+    weight: float = 1.0
+
+    inputs: ClassVar[tuple[str, ...]] = ()
+    taps: ClassVar[tuple[str, ...]] = ()
+
+    def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
+        """Gives the inner objective's draws."""
+        draws: Draws = self.objective.draw(key, process, x)
+        return draws
+
+    def loss(
+        self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws
+    ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+        """Does what `gen.diffusion.objectives.Objective.loss` says. Raises GenError for a network without such a
+        head.
+        """
+        seen: list[Prediction] = []
+
+        def watched(x_t: jax.Array, t: jax.Array, cond: Cond) -> Prediction:
+            seen.append(evaluate(x_t, t, cond))
+            return seen[-1]
+
+        losses, terms = self.objective.loss(watched, process, x, cond, draws)
+        early, _ = self.objective.loss(lambda x_t, t, cond: early_of(seen[0]), process, x, cond, draws)
+        return losses + self.weight * early, {**terms, "early": early}
+
+
+def early_of(prediction: Prediction) -> Prediction:
+    """Gives the prediction of the early head. Raises GenError where the network has none."""
+    if EARLY not in prediction.extra:
+        raise GenError("this network has no early head; train one that has (rae-v2), or guide by another model")
+    early: Prediction = prediction.extra[EARLY]
+    return early
