@@ -61,10 +61,6 @@ def explain(
             raise GenError(f"{path} holds no frechet_distance; score the images against a reference")
         network = f"{protocol.extractor} {protocol.extractor_fingerprint}"
         networks[network, protocol.resize] = _maker(protocol, str(path))
-<<<<<<< HEAD
-        how: Literal["exact", "sqrtm"] = "sqrtm" if root in (name, "both") else "exact"
-        pipelines.append(Pipeline(protocol.quantiser, protocol.resize, network, text, balance in (name, "both"), how))
-=======
         pipeline = Pipeline(
             protocol.quantiser,
             protocol.resize,
@@ -74,7 +70,6 @@ def explain(
             root="sqrtm" if root in (name, "both") else "exact",
         )
         pipelines.append(pipeline)
->>>>>>> main
     # the network of one with the resize of the other, where the network has that mode
     for a, b in (pipelines, pipelines[::-1]):
         if (a.network, b.resize) not in networks:
