@@ -35,7 +35,7 @@ class Sampling:
     Attributes:
       steps: number of solver steps.
       solver: one of gen list solver, or dopri5, which chooses its steps itself.
-      grid: the solver's times, one of gen list grid, or a FILE of gen search.
+      grid: the solver's times: gen list grid, or FILE of gen search.
       guidance: guidance scale; 1 is none.
       guide: autoguidance: a weaker run of the same images, in place of the model without a class.
       weights: ema, the averaged weights, or raw.

@@ -27,6 +27,7 @@ def run_folder(folder: Path, depth: int = 2) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_a_grid_is_found_and_sampled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, out = run_folder(tmp_path / "run"), str(tmp_path / "grid.json")
     command = ["search", run, "--steps", "2", "--out", out, "--scale", "smoke", "--layers", "0.5"]
