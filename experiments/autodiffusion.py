@@ -48,7 +48,7 @@ class Search:
 
 SEARCHES: dict[str, Search] = {
     "smoke": Search(Evolution(4, 2, 2, 2, 1), 64, 2, 128),
-    "laptop": Search(Evolution(30, 8, 8, 15, 8), 600, 8, 1797),
+    "laptop": Search(Evolution(30, 3, 8, 15, 8), 600, 4, 1797),
     "one-gpu": Search(Evolution(50, 10, 10, 25, 15), 2000),
     "imagenet64": Search(),
     "imagenet64-layers": Search(Evolution(50, 15, 10, 25, 10), 1000, most=0.1),

@@ -190,7 +190,8 @@ def score(
     results[KEPT] = score_images(kept, real["label"], reference, extractor)
     model = writer.generator.subject
     bits = float(bits_of_rows(model, writer.params, heldout.source()).mean())
-    alone = unigram_bits(*(c.source().rows.arrays["tokens"] for c in (tokens, heldout)), model.vocabulary)
+    trained, kept_back = (c.source().rows.arrays["tokens"] for c in (tokens, heldout))
+    alone = unigram_bits(trained, kept_back, model.vocabulary)
     values = {"bits_per_image": bits, "unigram_bits_per_image": float(alone.mean())}
     results[WRITER] = dataclasses.replace(results[WRITER], values={**results[WRITER].values, **values})
     return results

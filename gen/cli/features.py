@@ -23,7 +23,7 @@ def features(
     seeds: Annotated[int, flag("N")] = 1,
     out: Annotated[Path | None, flag("DIR")] = None,
 ) -> None:
-    """What a trained model's features know: a table of linear probes over blocks and noise levels.
+    """Tells what a model's features know: a table of linear probes over blocks and noise levels.
 
     Noisy images are put through the network; each block's activation, pooled, is classified linearly. Beside it stand
     raw pixels, and for a model with classes the zero-shot classifier: the class under which it predicts best. Features

@@ -18,7 +18,7 @@ def search(
     *,
     out: Annotated[Path, flag("JSON")],
     what: Literal["steps", "skips"] = "steps",
-    preset: Annotated[str, flag("NAME")] = "laptop",
+    scale: Annotated[str, flag("NAME")] = "laptop",
     layers: Annotated[float | None, flag("SHARE")] = None,
     budget: Annotated[int, flag("N")] = 0,
     count: Annotated[int | None, flag("N")] = None,
@@ -44,8 +44,8 @@ def search(
       run: a run that a solver samples; for skips also a one-step student.
       out: the file of the grid.
       what: steps or skips.
-      preset: numbers of a search of steps: smoke, laptop, one-gpu, imagenet64, imagenet64-layers.
-      layers: greatest share of the layers that a step leaves out; the preset's if not given.
+      scale: numbers of a search of steps: smoke, laptop, one-gpu, imagenet64, imagenet64-layers.
+      layers: greatest share of the layers that a step leaves out; the scale's if not given.
       budget: greatest number of layers that run, over all steps.
       count: samples of each candidate.
       seed: of a search of steps, and of its samples.
@@ -61,8 +61,8 @@ def search(
     from gen.experiments import autodiffusion, skip_tuning
     from gen.training.sharding import make_mesh
 
-    if preset not in autodiffusion.SEARCHES:
-        raise GenError(f"unknown search '{preset}'; {suggest(preset, autodiffusion.SEARCHES)}")
+    if scale not in autodiffusion.SEARCHES:
+        raise GenError(f"unknown search '{scale}'; {suggest(scale, autodiffusion.SEARCHES)}")
     loaded = open_run(run, sampling)
     network = find_extractor(extractor, reference, lambda: loaded.generator.shape)
     mesh = make_mesh()
@@ -72,7 +72,7 @@ def search(
         number = {} if count is None else {"count": count}
         found = skip_tuning.tune(loaded, held, network, out, **number, **placed)
     else:
-        how = autodiffusion.SEARCHES[preset]
+        how = autodiffusion.SEARCHES[scale]
         evolution = dataclasses.replace(how.evolution, seed=seed)
         most = how.most if layers is None else layers
         how = dataclasses.replace(how, evolution=evolution, count=count or how.count, most=most)

@@ -199,7 +199,7 @@ class TokenDDOTask(DDOMethod):
         return found
 
     def drawn(self, key: jax.Array, x: jax.Array) -> None:
-        """Draws nothing."""
+        """Draws nothing, for log p is exact."""
         del key, x
 
     def pairs(self, frozen: Frozen, batch: Batch, made: Batch) -> tuple[tuple[jax.Array, Cond], tuple[jax.Array, Cond]]:

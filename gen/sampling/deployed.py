@@ -1,5 +1,9 @@
-"""A generator as one file of StableHLO with its weights, which needs jax alone to run (`jax.export`)."""
+"""A generator as one file of StableHLO with its weights, which needs jax alone to run (`jax.export`).
 
+JAX reads and writes such files by the package flatbuffers, which it does not install itself.
+"""
+
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +21,7 @@ __all__ = ["LOADER", "PLATFORMS", "card", "exported"]
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
-LOADER = '''"""Makes images with model.stablehlo; needs jax and numpy alone: python load.py SEED CLASS."""
+LOADER = '''"""Makes images with model.stablehlo; needs jax and flatbuffers: python load.py SEED CLASS."""
 
 import pathlib
 import sys
@@ -47,6 +51,8 @@ def exported(generator: Generator, params: Mapping[str, Any], platforms: Sequenc
     Raises GenError for a generator that is conditioned on more than a label, and for one that jax cannot export for one
     of the platforms.
     """
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise GenError("jax exports programs by the package flatbuffers, which is missing; pip install flatbuffers")
     further = [name for name in generator.conditions if name != "label"]
     if further:
         raise GenError(f"this model also takes {', '.join(further)}; only models of classes or none are exported")
@@ -72,9 +78,8 @@ def exported(generator: Generator, params: Mapping[str, Any], platforms: Sequenc
 def card(name: str, facts: Mapping[str, Any], scores: Mapping[str, Any] | None) -> str:
     """Gives a model card in Markdown: what it is, how it is called, and its scores with their protocol."""
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
-    text = (
-        f"# {name}\n\n| | |\n|---|---|\n{rows}\n\n`load.py` makes images with `model.stablehlo`; it needs jax alone.\n"
-    )
+    text = f"# {name}\n\n| | |\n|---|---|\n{rows}\n\n"
+    text += "`load.py` makes images with `model.stablehlo`; it needs jax and flatbuffers.\n"
     text += "`weights.safetensors` holds the arrays by role and path, as the run has them.\n"
     if scores is not None:
         values = ", ".join(f"{key} {value:.4g}" for key, value in scores["values"].items())

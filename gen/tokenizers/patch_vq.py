@@ -66,13 +66,19 @@ class PatchVQConfig(Discrete):
         return PatchVQ(self, rngs)
 
 
+def _identity(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+    """The identity as an initialiser of square matrices."""
+    del key
+    return jnp.eye(shape[0], dtype=dtype)
+
+
 class PatchVQ(DiscreteModule):
     """The network of a `PatchVQConfig`."""
 
     def __init__(self, config: PatchVQConfig, rngs: nnx.Rngs) -> None:
         self.config = config
         width = config.quantizer.width
-        self.out = linear(width, width, init=lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype), rngs=rngs)
+        self.out = linear(width, width, init=_identity, rngs=rngs)
         self.quantizer: Any = config.quantizer.build(rngs)
 
     def features(self, images: jax.Array) -> jax.Array:

@@ -10,12 +10,13 @@ import pytest
 
 from gen.autoregressive.decoding import ConstantScale, filtered, mix
 from gen.autoregressive.infilling import InfillingSampler
-from gen.autoregressive.sampler import TokenSampler
+from gen.autoregressive.sampler import TokenSampler, write
 from gen.autoregressive.scales import ScaleSampler
 from gen.autoregressive.var import VARConfig
 from gen.diffusion.prediction import Prediction
-from gen.distill.code_flow import CodeDenoiser
+from gen.distill.code_flow import CodeDenoiser, flow_to_codes
 from gen.distill.conditional_score import PROCESS, ConditionalScoreTask
+from gen.distill.distilled_decoding import DistilledDecodingTask, nearest
 from gen.distill.gpt_student import GPTStudentConfig
 from gen.distill.var_student import VARStudentConfig
 from gen.errors import GenError
@@ -120,6 +121,72 @@ def test_a_student_whose_score_is_the_teachers_stays() -> None:
         run = jax.jit(jax.grad(lambda p, judge=judge: judge.student_loss(p, fake, frozen, codes, (LABEL, drawn))[0]))
         gradient = run(student)["codes"]["linear"]["kernel"]
         assert (float(jnp.abs(gradient).max()) < 1e-6) == still
+
+
+@pytest.mark.slow
+def test_matching_brings_the_tokens_nearer_to_the_teachers() -> None:
+    """The joint frequencies of pairs of tokens, of vectors snapped to codes, after regression and after matching."""
+    model = dataclasses.replace(
+        WRITER, shape=(4,), width=32, depth=2, hidden=64, num_classes=2, cond_dropout=0.0, dropout=0.0
+    )
+    params, tokenizer = speaking(model), Network(CODES).init(jax.random.key(1))
+    embedding = tokenizer["quantizer"]["embedding"]
+    tokenizer["quantizer"]["embedding"] = embedding / embedding.std()
+    codes = code_table(CODES, tokenizer)
+    label = {"label": jnp.arange(4096, dtype=jnp.int32) % 2}
+
+    def written(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+        noise = jax.random.normal(key, (count, 4, codes.shape[1]))
+
+        def pick(logits: jax.Array, at: Any) -> jax.Array:
+            own = jax.lax.dynamic_slice_in_dim(noise, at, 1, axis=1)
+            return flow_to_codes(jax.nn.log_softmax(logits), codes, own, 50)[0]
+
+        return noise, write(model, params, {"label": label["label"][:count]}, count, pick)
+
+    def joint(ids: jax.Array) -> jax.Array:
+        hot = jax.nn.one_hot(ids, model.vocabulary)
+        return jnp.einsum("bia,bjc->ijac", hot, hot)[jnp.triu_indices(4, 1)] / len(ids)
+
+    def off(student: Params) -> float:
+        noise = jax.random.normal(jax.random.key(9), (4096, 4, codes.shape[1]))
+        _, vectors = Network(shared["student"])(student, noise, jnp.zeros(4096, jnp.int32), label)
+        return float(0.5 * jnp.abs(joint(nearest(codes, vectors)) - expected).sum((1, 2)).mean())
+
+    def trained(task: Any, steps: int, previous: Any) -> Any:
+        state = jax.jit(lambda key: task.init(key, frozen, previous))(jax.random.key(0))
+        programs = {name: jax.jit(program) for name, program in task.programs.items()}
+        for step in range(steps):
+            noise, ids = records[step % len(records)]
+            batch = {"noise": noise, "tokens": ids, "label": label["label"][:256]}
+            run, key = programs[task.select(step)], jax.random.fold_in(jax.random.key(3), step)
+            state, _ = run(state, frozen, batch, task.inputs(step, steps), key)
+        return state
+
+    make = jax.jit(written, static_argnums=1)
+    expected, records = joint(make(jax.random.key(100), 4096)[1]), [make(jax.random.key(i), 256) for i in range(16)]
+    shared: dict[str, Any] = {
+        "teacher": model,
+        "tokenizer": CODES,
+        "student": GPTStudentConfig(model, codes.shape[1]),
+    }
+    frozen = {"teacher": params, "tokenizer": tokenizer}
+    optim = OptimConfig(2e-3, betas=(0.9, 0.99), schedule="cosine", warmup=20, clip=1.0)
+    first = trained(DistilledDecodingTask(**shared, optim=optim), 300, None)
+    optim = OptimConfig(3e-4, betas=(0.0, 0.99), schedule="cosine", warmup=20, clip=1.0)
+    matching = ConditionalScoreTask(
+        **shared,
+        sampler=TokenSampler(),
+        head_width=64,
+        head_depth=2,
+        ratio=2,
+        aligned=150,
+        optim=optim,
+        fake_optim=dataclasses.replace(optim, lr=2e-3),
+    )
+    second = trained(matching, 800, first)
+    before, after = off(first.params["student"]), off(second.params["student"])
+    assert after < 0.85 * before, f"{after:.3f} after matching, {before:.3f} before"
 
 
 @pytest.mark.parametrize(

@@ -162,10 +162,11 @@ def test_scales_of_another_size_and_the_inputs_of_the_next_scale() -> None:
 
 
 def test_codes_of_patches_become_the_data() -> None:
-    """One update puts all codes but the one that was used on patches, which then come back exactly."""
+    """Fresh codes are small; one update puts those that were hardly used on patches, which then come back exactly."""
     config = PatchVQConfig(IMAGE, 4, VQ(16, 16, averages=True, restart="random"))
     images = jax.random.uniform(jax.random.key(1), (4, *IMAGE), minval=-1.0)
     params = Network(config).init(jax.random.key(0))
+    assert 0 < np.abs(config.embed(params, jnp.arange(16)[None])).max() <= 1 / 16
     found = config.encode(params, images, keys=jax.random.split(jax.random.key(2), 4))
     params = with_buffers(params, found.statistics)
     back = config.decode(params, config.encode(params, images).codes)

@@ -76,7 +76,7 @@ class VQModule(nnx.Module):
         codes = jax.random.uniform(rngs.params(), (size, config.width), minval=-1 / size, maxval=1 / size)
         start = 0.0 if config.restart != "none" else 1 / size
         if config.averages:
-            self.sums = Buffer(codes / size)
+            self.sums = Buffer(codes * max(start, _LEAST))
         else:
             self.embedding = nnx.Param(codes)
         if config.averages or config.restart != "none":
