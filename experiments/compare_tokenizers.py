@@ -1,6 +1,6 @@
 """Tokenizers side by side: how well each gives images back, and how well a flow on its latents generates.
 
-Nine tokenizers of about 0.75 million parameters train for equal CPU time on 32x32 images; the same small flow then
+Eight tokenizers of about 0.75 million parameters train for equal CPU time on 32x32 images; the same small flow then
 trains on the latents of each (the code vectors of discrete ones); one page shows both ends of the trade-off that VA-VAE
 is about (Yao et al. 2025, arXiv 2501.01423). Every step resumes where it was interrupted::
 
@@ -48,7 +48,6 @@ from gen.sampling.generator import Sampler
 from gen.sampling.solvers import Heun
 from gen.steps import Evaluate, Train
 from gen.tokenizers.kl_vae import KLVAEConfig
-from gen.tokenizers.quantizers.binary import Binary
 from gen.tokenizers.quantizers.fsq import FSQ
 from gen.tokenizers.quantizers.residual import Residual
 from gen.tokenizers.quantizers.vq import VQ
@@ -79,8 +78,8 @@ def _conv(quantizer: Any) -> VQGANConfig:
     return VQGANConfig(**_SHAPE, quantizer=quantizer, inner=32)
 
 
-# name -> tokenizer; all have 0.7 to 0.8 million parameters, and latents that a flow reads as 16 patches. No BSQ or LFQ:
-# after so few steps a bit that no image sets is left, and a flow has no scale for it
+# name -> tokenizer; all have 0.7 to 0.8 million parameters, and latents that a flow reads as 16 patches. No bits:
+# after so few steps one is left that no image sets, and a flow has no scale for it
 TOKENIZERS: dict[str, Any] = {
     "kl-8x8x4": KLVAEConfig(**_SHAPE, channels=4, inner=32),
     "kl-8x8x16": KLVAEConfig(**_SHAPE, channels=16, inner=32),
@@ -89,7 +88,6 @@ TOKENIZERS: dict[str, Any] = {
     "vq-averages": _conv(VQ(1024, 8, averages=True, restart="random")),
     "vq-1d": TiTokConfig(**_FLAT, channels=None, quantizer=VQ(1024, 8, normalize=True)),
     "fsq": _conv(FSQ((8, 5, 5, 5))),
-    "binary": _conv(Binary(16)),
     "residual": VARVQVAEConfig(
         **_SHAPE, quantizer=Residual(1024, 8, scales=(1, 2, 4, 8), convolutions=2), inner=32, quant_kernel=1
     ),
