@@ -20,6 +20,7 @@ from gen.cli import main
 from gen.diffusion.backbones.aligned import AlignedConfig
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig, SongUNetConfig
+from gen.diffusion.backbones.rae_v2 import RAEv2Config
 from gen.pretrained.readers import read_weights
 from gen.pretrained.systems import SYSTEMS
 from tests.pretrained.test_consistency import NETWORKS
@@ -42,6 +43,9 @@ MASKED: dict[str, Any] = {
     "heads": 2,
     "hidden": 32,
 }
+RAE_V2 = RAEv2Config(
+    (4, 4), 6, width=16, depth=2, heads=2, head_width=24, head_depth=1, head_heads=2, early=1, num_classes=5
+)
 ADM_FLAGS = ["--network.size", "8", "--network.head_width", "32"]
 # system -> (a tiny network, flags for what its file does not tell)
 TINY: dict[str, tuple[Any, list[str]]] = {
@@ -51,6 +55,7 @@ TINY: dict[str, tuple[Any, list[str]]] = {
     "repa": (AlignedConfig(DiTConfig((4, 4), 4, 2, 16, 1, 2, num_classes=5), "block_0", (6,), 9), HEADS),
     "lightningdit": (LIGHT, []),
     "lamamba": (LAMAMBA, []),
+    "rae-v2": (RAE_V2, ["--network.early", "1"]),
     "edm2": (EDM2, ["--network.head_width", "16"]),
     "edm": (SONG, []),
     "edm-vp": (SONG, []),
