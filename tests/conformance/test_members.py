@@ -205,5 +205,7 @@ def test_generator(kind: str) -> None:
     np.testing.assert_array_equal(run(params, keys, cond), images)
     order = np.array([4, 0, 2])
     some = run(params, keys[order], {name: value[order] for name, value in cond.items()})
-    np.testing.assert_allclose(some, np.asarray(images)[order], rtol=1e-5, atol=1e-5)
+    # an adaptive solver takes other steps where rounding differs, and is then as near as its own tolerance, 1e-5 a step
+    close = 1e-5 if generator.nfe is not None else 1e-4
+    np.testing.assert_allclose(some, np.asarray(images)[order], rtol=close, atol=close)
     assert (np.abs(np.asarray(run(params, keys[::-1], cond)) - np.asarray(images)) > 1e-3).any()

@@ -49,6 +49,9 @@ class DriftTask:
     def check(self, row: Any) -> None:
         pass
 
+    def opened(self, params: Any) -> Any:
+        return params
+
     def models(self) -> dict[str, Model]:
         return {"net": Model(None)}
 
