@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from gen.diffusion.objectives import Draws, Evaluate, mean_over_data, noised
+from gen.diffusion.objectives import Draws, Evaluate, TimesAndNoise, mean_over_data, noised
 from gen.diffusion.prediction import EARLY, Prediction, PredictionKind
 from gen.diffusion.process import Linear, expand
 from gen.diffusion.times import TimeSampler
@@ -57,7 +57,7 @@ class DataAsVelocity:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClampedMatching:
+class ClampedMatching(TimesAndNoise):
     """Mean |v_hat - (x_t - x) / max(t, least)|^2 on the linear process.
 
     Attributes:
@@ -67,14 +67,6 @@ class ClampedMatching:
 
     times: TimeSampler = TimeSampler("logit-normal")
     least: float = 0.05
-
-    taps: ClassVar[tuple[str, ...]] = ()
-    inputs: ClassVar[tuple[str, ...]] = ()
-
-    def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
-        """Draws times and noise."""
-        time_key, eps_key = jax.random.split(key)
-        return Draws(self.times(time_key, process, x.shape[0]), jax.random.normal(eps_key, x.shape))
 
     def loss(
         self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws

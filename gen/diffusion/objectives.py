@@ -28,6 +28,7 @@ __all__ = [
     "Evaluate",
     "MinSNRLoss",
     "Objective",
+    "TimesAndNoise",
     "Uncertain",
     "VelocityMatching",
     "alignment",
@@ -85,8 +86,22 @@ def noised(process: Any, x: jax.Array, draws: Draws) -> jax.Array:
     return a * x + s * draws.eps
 
 
+class TimesAndNoise:
+    """What objectives share that draw their own `times`, and noise beside them."""
+
+    times: TimeSampler
+
+    taps: ClassVar[tuple[str, ...]] = ()
+    inputs: ClassVar[tuple[str, ...]] = ()
+
+    def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
+        """Does what `Objective.draw` says."""
+        time_key, eps_key = jax.random.split(key)
+        return Draws(self.times(time_key, process, x.shape[0]), jax.random.normal(eps_key, x.shape))
+
+
 @dataclasses.dataclass(frozen=True)
-class VelocityMatching:
+class VelocityMatching(TimesAndNoise):
     """Flow matching: mean |v_hat - (alpha' x + sigma' eps)|^2 (arXiv 2210.02747; SiT section 2).
 
     Attributes:
@@ -99,13 +114,6 @@ class VelocityMatching:
     times: TimeSampler = TimeSampler()
     cosine: float = 0.0
     weight: Literal["none", "cosmap", "sigma-sqrt"] = "none"
-
-    taps: ClassVar[tuple[str, ...]] = ()
-    inputs: ClassVar[tuple[str, ...]] = ()
-
-    def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
-        time_key, eps_key = jax.random.split(key)
-        return Draws(self.times(time_key, process, x.shape[0]), jax.random.normal(eps_key, x.shape))
 
     def weights(self, process: Any, t: jax.Array) -> jax.Array:
         """Gives the factor on the squared error at times t."""
@@ -146,7 +154,7 @@ def cosine_similarity(a: jax.Array, b: jax.Array, eps: float = 1e-8) -> jax.Arra
 
 
 @dataclasses.dataclass(frozen=True)
-class DataMatching:
+class DataMatching(TimesAndNoise):
     """Mean |x_hat - x|^2 of the denoised data without a weight, as NVlabs/FastGen trains fake scores.
 
     Attributes:
@@ -154,13 +162,6 @@ class DataMatching:
     """
 
     times: TimeSampler = TimeSampler()
-
-    taps: ClassVar[tuple[str, ...]] = ()
-    inputs: ClassVar[tuple[str, ...]] = ()
-
-    def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
-        time_key, eps_key = jax.random.split(key)
-        return Draws(self.times(time_key, process, x.shape[0]), jax.random.normal(eps_key, x.shape))
 
     def loss(
         self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws
@@ -170,7 +171,7 @@ class DataMatching:
 
 
 @dataclasses.dataclass(frozen=True)
-class MinSNRLoss:
+class MinSNRLoss(TimesAndNoise):
     """Mean squared error weighted to min(SNR, gamma) on the data (arXiv 2303.09556), in the network's own quantity.
 
     Attributes:
@@ -180,13 +181,6 @@ class MinSNRLoss:
 
     gamma: float = 5.0
     times: TimeSampler = TimeSampler()
-
-    taps: ClassVar[tuple[str, ...]] = ()
-    inputs: ClassVar[tuple[str, ...]] = ()
-
-    def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
-        time_key, eps_key = jax.random.split(key)
-        return Draws(self.times(time_key, process, x.shape[0]), jax.random.normal(eps_key, x.shape))
 
     def loss(
         self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws

@@ -6,13 +6,13 @@ The official clock runs from noise at 0 to data at 1; everything here is on our 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.diffusion.objectives import Draws, Evaluate, mean_over_data, noised
+from gen.diffusion.objectives import Draws, Evaluate, TimesAndNoise, mean_over_data, noised
 from gen.diffusion.prediction import PredictionKind
 from gen.diffusion.times import TimeSampler
 from gen.errors import GenError
@@ -89,7 +89,7 @@ def interval(
 
 
 @dataclasses.dataclass(frozen=True)
-class NoiseMatching:
+class NoiseMatching(TimesAndNoise):
     """Mean W |eps_hat - eps|^2, the loss of SiT's noise and score models (a score times -sigma is a noise).
 
     Attributes:
@@ -99,13 +99,6 @@ class NoiseMatching:
 
     weight: Literal["none", "velocity", "likelihood"] = "none"
     times: TimeSampler = TimeSampler()
-
-    taps: ClassVar[tuple[str, ...]] = ()
-    inputs: ClassVar[tuple[str, ...]] = ()
-
-    def draw(self, key: jax.Array, process: Any, x: jax.Array) -> Draws:
-        time_key, eps_key = jax.random.split(key)
-        return Draws(self.times(time_key, process, x.shape[0]), jax.random.normal(eps_key, x.shape))
 
     def loss(
         self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws
