@@ -26,12 +26,18 @@ __all__ = [
     "falling",
     "guidance_of",
     "jumping_student",
+    "latent_arrays",
     "like_teacher",
     "student_data",
     "student_network",
     "student_recipe",
     "student_times",
 ]
+
+
+def latent_arrays(teacher: Loaded) -> dict[str, Any]:
+    """Gives what leads from a teacher's latents to images, by role: its tokenizer's arrays and its normaliser."""
+    return {role: teacher.params[role] for role in ("tokenizer", "normalizer") if role in teacher.params}
 
 
 def falling(lr: float, *, warmup: int = 20, average: float = 0.98) -> dict[str, Any]:
@@ -102,7 +108,7 @@ def student_recipe(
         engine=engine or EngineConfig(),
     )
     arrays = {"teacher": teacher.params["net"]} | {role: arrays for role, (_, arrays) in further.items()}
-    kept = {role: teacher.params[role] for role in ("tokenizer", "normalizer") if role in teacher.params}
+    kept = latent_arrays(teacher)
     return Recipe(config, frozen=arrays, artifacts=kept)
 
 

@@ -23,6 +23,7 @@ from gen.autoregressive.generator import TokenGenerator, WrittenTokens
 from gen.data.alongside import Alongside
 from gen.errors import GenError
 from gen.experiments import Recipe
+from gen.experiments._students import latent_arrays
 from gen.finetune.ddo import DDOMethod, DDOTask, TokenDDOTask
 from gen.plan import Plan
 from gen.runs import Loaded
@@ -69,7 +70,7 @@ def one_round(
         class_names=teacher.config.class_names,
         engine=engine or EngineConfig(),
     )
-    kept = {role: teacher.params[role] for role in ("tokenizer", "normalizer") if role in teacher.params}
+    kept = latent_arrays(teacher)
     return Recipe(config, frozen={"teacher": teacher.params["net"], **codes}, artifacts=kept)
 
 

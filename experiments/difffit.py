@@ -19,7 +19,7 @@ import numpy as np
 from gen.data.random import RANDOM
 from gen.errors import GenError
 from gen.experiments import Recipe
-from gen.experiments._students import student_data
+from gen.experiments._students import latent_arrays, student_data
 from gen.finetune.adapt import AdaptTask
 from gen.finetune.difffit import DiffFit
 from gen.finetune.lora import LoRA
@@ -60,7 +60,7 @@ def adapted(
         denoiser = dataclasses.replace(denoiser, network=network)
     settings: dict[str, Any] = {"optim": optim, "emas": (average,)}
     settings["dropout"] = 0.1 if denoiser.network.num_classes and denoiser.network.null_class else 0.0
-    kept = {role: teacher.params[role] for role in ("tokenizer", "normalizer") if role in teacher.params}
+    kept = latent_arrays(teacher)
     if "tokenizer" in kept and hasattr(source, "tokenizer"):
         expect_maker(source, teacher.tokenizer, kept["tokenizer"])
     task = AdaptTask(denoiser, adapter=adapter, **settings, **_rescaled(source, teacher))

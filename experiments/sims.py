@@ -26,7 +26,7 @@ from gen.diffusion.train import DenoiserTask
 from gen.errors import GenError
 from gen.experiments import Recipe
 from gen.experiments._search import scored, tunable
-from gen.experiments._students import student_data
+from gen.experiments._students import latent_arrays, student_data
 from gen.features.extractor import Extractor
 from gen.metrics.protocol import Result
 from gen.metrics.reference import Reference
@@ -76,7 +76,7 @@ def auxiliary(
         class_names=teacher.config.class_names,
         engine=engine or EngineConfig(checkpoint_every=100, log_every=20),
     )
-    kept = {role: teacher.params[role] for role in ("tokenizer", "normalizer") if role in teacher.params}
+    kept = latent_arrays(teacher)
     return Recipe(config, frozen={"start": teacher.params["net"]}, artifacts=kept)
 
 
