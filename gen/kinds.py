@@ -143,7 +143,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "head": {
         "conv-head": "gen.nn.adversarial:ConvHead",
-        "token-head": "gen.nn.adversarial:TokenHead",
+        "token-head": "gen.nn.adversarial:TokenLogits",
         "pooled-head": "gen.nn.adversarial:PooledHead",
         "heads": "gen.nn.adversarial:Heads",
     },

@@ -39,7 +39,7 @@ from gen.features.vit import ViTConfig
 from gen.finetune.difffit import DiffFit
 from gen.finetune.probes import LinearHead
 from gen.kinds import KINDS
-from gen.nn.adversarial import TokenHead
+from gen.nn.adversarial import TokenLogits
 from gen.nn.discriminators import PatchGAN
 from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
@@ -151,8 +151,8 @@ OWN: dict[str, dict[str, Any]] = {
     "meanflow-task": {"flow_map": FlowMap(TWO_TIMES, Linear())},
     "shortcut-task": {"flow_map": FlowMap(TWO_TIMES, Linear(), AverageVelocity("halvings"))},
     "guided-task": {"student": Denoiser(GuidedConfig(TWO_TIMES), Linear(), Predict("velocity"))},
-    "f-distill-task": {"head": TokenHead(16, 8), "taps": ("hidden",), "bins": RatioBins()},
-    "ladd-task": {"head": TokenHead(16, 8), "taps": ("hidden",), "r1": ApproximateR1()},
+    "f-distill-task": {"head": TokenLogits(16, 8), "taps": ("hidden",), "bins": RatioBins()},
+    "ladd-task": {"head": TokenLogits(16, 8), "taps": ("hidden",), "r1": ApproximateR1()},
     "multi-student-task": {
         "task": DMD2Task(teacher=DENOISER, optim=OPTIM, fake_optim=OPTIM, ratio=3),
         "partition": (0, 0, 1),
