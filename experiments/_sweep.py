@@ -53,7 +53,7 @@ def points(**axes: Sequence[Any]) -> list[Point]:
     """Gives the product of the axes that are not empty. Raises GenError where all are."""
     given = {name: values for name, values in axes.items() if values}
     if not given:
-        raise GenError("a sweep over nothing; give some settings, such as --guidance 1,1.5,2 or --steps 5,10")
+        raise GenError("a sweep over nothing; give some settings, such as --cfg-scale 1,1.5,2 or --steps 5,10")
     return [Point(**dict(zip(given, values, strict=True))) for values in itertools.product(*given.values())]
 
 
@@ -70,7 +70,7 @@ def changed(open_run: Open, point: Point) -> Loaded:
         if point.guidance is not None:
             inner = dataclasses.replace(inner, scale=point.guidance)
         if inner == ClassifierFree():
-            raise GenError("an interval of guidance without guidance changes nothing; add --guidance W, such as 1.5")
+            raise GenError("an interval of guidance without guidance changes nothing; add --cfg-scale W, such as 1.5")
         guidance = Interval(inner, *point.interval)
     sampler = loaded.config.sampler.changed(steps=point.steps, guidance=guidance, **kinds)
     return loaded.with_sampler(sampler)
