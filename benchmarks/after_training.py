@@ -46,6 +46,7 @@ from gen.training.task import Stage
 Figures = dict[str, float]  # of one seed, by what they are of
 OLD, NEW = tuple(range(7)), (7, 8, 9)
 WIDTH = 128  # of the teacher that gets new classes: biases are under 1 % of its parameters, and not at the demo's 64
+BATCH = 64
 WAYS = ("difffit", "bitfit", "lora", "full-tuning")
 COUNT = 1797
 
@@ -107,7 +108,7 @@ def of_old_classes(seed: int, updates: int, tokenizer: Loaded, latents: Any) -> 
     network = dataclasses.replace(demo.TEACHER.network, width=WIDTH, num_classes=len(OLD))
     denoiser = dataclasses.replace(demo.TEACHER, network=network)
     task = DenoiserTask(denoiser, optim=demo._cosine(2e-3, updates), emas=(Constant(0.998, warmup=True),))
-    stage, sampler = Stage("teacher", task, steps=updates, batch=128, data=latents), demo.SAMPLER
+    stage, sampler = Stage("teacher", task, steps=updates, batch=BATCH, data=latents), demo.SAMPLER
     origins = {"tokenizer": tokenizer.origin}
     config = RunConfig("old-classes", (stage,), origins, sampler, tokenizer.tokenizer, engine=demo._engine(seed))
     kept = {"tokenizer": tokenizer.params["tokenizer"], "normalizer": latents.normalizer()}
@@ -116,7 +117,7 @@ def of_old_classes(seed: int, updates: int, tokenizer: Loaded, latents: Any) -> 
 
 def to_new_classes(preset: str, seed: int, updates: int, teacher: Loaded, latents: Any) -> Recipe:
     """A preset of `gen.experiments.difffit` on the latents of the new classes."""
-    made: Recipe = difffit.PRESETS[preset](teacher, latents.path, updates=updates)
+    made: Recipe = difffit.PRESETS[preset](teacher, latents.path, updates=updates, batch=BATCH)
     return dataclasses.replace(made, config=dataclasses.replace(made.config, engine=demo._engine(seed)))
 
 
