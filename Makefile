@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo docs test test-all test-parity test-peers test-targets lint format requirements clean
+.PHONY: demo docs test test-all test-parity test-peers test-targets lint format requirements tag clean
 
 $(VENV)/core.stamp: requirements/core.txt pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -94,6 +94,11 @@ requirements: $(VENV)/dev.stamp
 		pyproject.toml requirements/build.in -o requirements/core.txt
 	uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url \
 		--extra dev -c requirements/core.txt pyproject.toml requirements/build.in -o requirements/dev.txt
+
+# a release: a clean commit, named after the version that pyproject.toml and the changelog give it
+tag:
+	git diff --quiet HEAD
+	git tag -a "v$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)" -m "$$(sed -n 's/^version = //p' pyproject.toml)"
 
 clean:
 	rm -rf $(VENV) $(PEERS) $(TARGETS) $(DOCS) build *.egg-info

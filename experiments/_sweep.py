@@ -41,7 +41,11 @@ class Point:
     ema: float | None = None
 
     def __str__(self) -> str:
-        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return self.named([field.name for field in dataclasses.fields(self)])
+
+    def named(self, axes: Sequence[str]) -> str:
+        """Gives these of its settings in words."""
+        given = {name: value for name in axes if (value := getattr(self, name)) is not None}
         return ", ".join(f"{name} {_shown(value)}" for name, value in given.items()) or "as it is"
 
 
@@ -53,7 +57,7 @@ def points(**axes: Sequence[Any]) -> list[Point]:
     """Gives the product of the axes that are not empty. Raises GenError where all are."""
     given = {name: values for name, values in axes.items() if values}
     if not given:
-        raise GenError("a sweep over nothing; give some settings, such as --guidance 1,1.5,2 or --steps 5,10")
+        raise GenError("a sweep over nothing; give some settings, such as --cfg-scale 1,1.5,2 or --steps 5,10")
     return [Point(**dict(zip(given, values, strict=True))) for values in itertools.product(*given.values())]
 
 
@@ -70,7 +74,7 @@ def changed(open_run: Open, point: Point) -> Loaded:
         if point.guidance is not None:
             inner = dataclasses.replace(inner, scale=point.guidance)
         if inner == ClassifierFree():
-            raise GenError("an interval of guidance without guidance changes nothing; add --guidance W, such as 1.5")
+            raise GenError("an interval of guidance without guidance changes nothing; add --cfg-scale W, such as 1.5")
         guidance = Interval(inner, *point.interval)
     sampler = loaded.config.sampler.changed(steps=point.steps, guidance=guidance, **kinds)
     return loaded.with_sampler(sampler)
@@ -147,17 +151,19 @@ def page(title: str, results: Mapping[Point, Result], reported: Result, best: Po
         f"{best}: {reported.values[DISTANCE]:.4f} on seeds {reported.protocol.seeds}, which it was "
         f"not chosen by ({results[best].values[DISTANCE]:.4f} on those that it was).",
     )
-    for axis in ("guidance", "ema", "steps"):
-        values = {getattr(point, axis) for point in results}
-        if len(values) < 2 or None in values:
+    fields = [field.name for field in dataclasses.fields(Point)]
+    varying = [name for name in fields if len({getattr(point, name) for point in results}) > 1]
+    for axis in varying:
+        if axis not in ("guidance", "ema", "steps"):
             continue
+        others = [name for name in varying if name != axis]
         lines: dict[str, tuple[list[float], list[float]]] = {}
         for point in sorted(results, key=lambda p: getattr(p, axis)):
-            xs, ys = lines.setdefault(str(dataclasses.replace(point, **{axis: None})), ([], []))
+            xs, ys = lines.setdefault(point.named(others), ([], []))
             xs.append(float(getattr(point, axis)))
             ys.append(results[point].values[DISTANCE])
         made.curves(lines, x=axis, y="Fréchet distance")
-    every = {str(p): (calls(r), r.values[DISTANCE]) for p, r in results.items()}
+    every = {p.named(varying): (calls(r), r.values[DISTANCE]) for p, r in results.items()}
     if len({x for x, _ in every.values()}) > 1:
         made.points(every, x="network calls", y="Fréchet distance")
     best_of = [str(point) for point in front(results)]

@@ -22,7 +22,7 @@ from gen.runs import Loaded
 from gen.sampling.grids import Searched
 from gen.sampling.search import write_grid
 
-__all__ = ["BOTTOMS", "TOPS", "per_concat", "per_level", "tune"]
+__all__ = ["BOTTOMS", "TOPS", "per_concat", "skips_of", "tune"]
 
 BOTTOMS = tuple(np.round(np.arange(0.5, 1.01, 0.1), 2).tolist())
 TOPS = (0.9, 1.0, 1.05)
@@ -33,14 +33,15 @@ def per_concat(count: int, bottom: float, top: float) -> np.ndarray:
     return np.linspace(bottom, top, count)
 
 
-def per_level(levels: Sequence[int], bottom: float, top: float) -> np.ndarray:
-    """Gives a factor for each skip by its level, which are on the line.
+def skips_of(loaded: Loaded) -> int:
+    """Gives the number of a run's skips.
 
-    Args:
-      levels: of each skip in the order of use: 0 for the deepest, rising.
+    Raises GenError for a network without skips, and for a run that no solver samples.
     """
-    count = max(levels) + 1
-    return np.linspace(bottom, top, count)[list(levels)] if count > 1 else np.full(len(levels), top)
+    known = controls_of(tunable(loaded), loaded.params["net"])
+    if "skips" not in known:
+        raise GenError(f"the network of {loaded.path} has no skips to tune; give a run of a U-Net")
+    return known["skips"][0]
 
 
 def tune(
@@ -62,14 +63,11 @@ def tune(
 
     Raises GenError for a network without skips, and for nothing to search.
     """
-    generator = tunable(loaded)
-    known = controls_of(generator, loaded.params["net"])
-    if "skips" not in known:
-        raise GenError(f"the network of {loaded.path} has no skips to tune; give a run of a U-Net")
+    skips, generator = skips_of(loaded), tunable(loaded)
     if not bottoms or not tops:
         raise GenError("a search over no ends of the line; give some bottoms and tops")
     steps, process = generator.sampler.steps, process_of(generator)
-    times, (skips, *_) = generator.sampler.times(generator.denoiser.process).times, known["skips"]
+    times = generator.sampler.times(generator.denoiser.process).times
 
     def rows(bottom: float, top: float) -> dict[str, np.ndarray]:
         return {"skips": np.tile(per_concat(skips, bottom, top).astype(np.float32), (steps, 1))}

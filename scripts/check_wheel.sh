@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the wheel, installs it into a clean environment and uses it there, away from the checkout:
+# Builds the source distribution and from it the wheel, installs that into a clean environment and uses it there, away
+# from the checkout:
 #   scripts/check_wheel.sh [PYTHON]          PYTHON is python3 unless given, such as python3.13
 # Needs the network or a package mirror for requirements/core.txt, and mypy in .venv (or MYPY=).
 set -euo pipefail
@@ -12,8 +13,10 @@ echo "== build"
 "$python" -m venv "$work/env"
 bin=$work/env/bin
 "$bin/python" -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r requirements/core.txt
-git archive --prefix=source/ HEAD | tar -x -C "$work"  # what is committed, without what lies beside it
-"$bin/python" -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w "$work" "$work/source"
+git archive --prefix=source/ HEAD | tar -x -C "$work"  # what is committed, without tags and what lies beside it
+(cd "$work/source" && "$bin/python" -c 'from setuptools import build_meta; build_meta.build_sdist("..")' > /dev/null)
+"$bin/python" -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w "$work" \
+  "$work"/gen_image-*.tar.gz
 "$bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$work"/gen_image-*.whl
 
 echo "== what is in it"
@@ -21,10 +24,12 @@ cd "$work"
 unset PYTHONPATH
 "$bin/python" - <<'PYTHON'
 import importlib.metadata
+import tomllib
 from pathlib import Path
 
 import gen
 
+assert gen.__version__ == tomllib.loads(Path("source/pyproject.toml").read_text())["project"]["version"]
 home = Path(gen.__file__).parent
 files = {str(file) for file in importlib.metadata.files("gen-image")}
 for needed in ("py.typed", "data/digits.npz", "features/digits.safetensors", "metrics/report.html.jinja"):

@@ -26,7 +26,7 @@ PAGES = [
 METHOD_PAGES = ("tokenizers", "backbones", "token-generators", "solvers", "guidance", "distillers", "measures")
 # code of these pages is executed by other tests, which look at what it does as well
 EXECUTED = {"CONTRIBUTING.md": "test_contributing", "README.md": "test_readme"}
-EXECUTED |= {"docs/own-experiment.md": "test_own", "docs/own-method.md": "test_own"}
+EXECUTED |= {f"docs/own-{name}.md": "test_own" for name in ("experiment", "method", "solver-and-student")}
 CODE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```", re.M | re.S)
 
 

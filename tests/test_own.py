@@ -10,14 +10,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import gen
 from gen import config, kinds, own
 from gen.cli import main
+from gen.diffusion.process import Linear
 from gen.errors import GenError
 from gen.experiments import find
+from gen.sampling.grids import Grid
+from gen.sampling.integrate import Problem, integrate
 from gen.training.run import RunConfig, load_config, settle_config
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -54,9 +61,12 @@ def forget(rows: dict[str, dict[str, str]] | None = None) -> None:
 
 
 def code(page: str) -> str:
-    found = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.S)
-    assert len(found) == 1
-    return found[0]
+    (found,) = codes(page)
+    return found
+
+
+def codes(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.S)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
@@ -122,6 +132,32 @@ def test_the_pages_files_train_from_anywhere_and_are_sampled_by_another_process(
     assert f"--module {experiment}" in lines[0]
     assert lines[1].endswith(f"has own kinds (wide): importing {experiment}")
     assert Path("x.npz").exists()
+
+
+def test_the_pages_solver_and_distiller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {"myexp.py": code("own-experiment.md")}
+    files |= dict(zip(("mysolver.py", "mystudent.py"), codes("own-solver-and-student.md"), strict=True))
+    for name, text in files.items():
+        Path(name).write_text(text)
+    quick = ["--steps", "2", "--batch", "16", "--engine.quiet", "true"]
+    assert main(["train", "./myexp.py", "--outdir", "mine", *quick]) == 0
+    few, own_solver = ["--seeds", "0-1", "--out", "x.npz"], ["--solver", "ralston", "--module", "./mysolver.py"]
+    assert main(["sample", "mine", *few, *own_solver, "--steps", "3"]) == 0
+    assert "6 network calls per image" in capsys.readouterr().out
+    x = np.array([1.0, 2.0])  # x' = x on x: exp(h) to second order
+    solver, grid = own.import_file("mysolver.py").Ralston(), Grid(np.array([1.0, 0.9]), Linear())
+    found = integrate(solver, Problem(lambda x, t, c, i, carry: (Slope(x), carry), jnp.asarray(x), grid, None, {}))
+    np.testing.assert_allclose(found, x * (1.0 - 0.1 + 0.005), rtol=1e-6)
+    assert main(["distill", "./mystudent.py", "--teacher", "mine", "--outdir", "student", *quick]) == 0
+    assert main(["sample", "student", "--seeds", "0-1", "--out", "y.npz"]) == 0
+    assert "1 network call per image" in capsys.readouterr().out
+
+
+class Slope(NamedTuple):
+    velocity: jax.Array
 
 
 def test_a_run_is_read_with_the_file_that_made_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

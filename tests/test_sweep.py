@@ -83,6 +83,8 @@ def test_commands_refuse_what_makes_no_sense(tmp_path: Path, capsys: pytest.Capt
     write_json(run / "config.json", to_json(RunConfig("toy", models={"net": Model(TEACHER)}, sampler=SAMPLER)))
     for args, message in (
         (["sweep", str(run)], "a sweep over nothing"),
+        (["sweep", str(run), "--guidance", "1,2"], "unknown flag '--guidance'; it is called --cfg-scale"),
+        (["sweep", str(run), "--cfg-scale", "much"], "--cfg-scale 'much' is not a list of numbers"),
         (["sweep", str(run), "--steps", "few"], "is not a list of numbers"),
         (["sweep", str(run), "--solver", "hune"], "unknown solver 'hune'"),
         (["sweep", str(run), "--interval", "0.9:0.1"], "low before high"),

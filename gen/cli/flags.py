@@ -22,7 +22,7 @@ def flag(metavar: str | None = None, *, name: str | None = None) -> Any:
 
 
 def _hint(default: str) -> str:
-    return "" if default in ("None", "", "False") else f"(default: {default})"
+    return "" if default in ("None", "", "''", "False") else f"(default: {default})"
 
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff, flag()]  # a flag without a value, off where it is not given

@@ -64,6 +64,8 @@ def search(
     if scale not in autodiffusion.SEARCHES:
         raise GenError(f"unknown search '{scale}'; {suggest(scale, autodiffusion.SEARCHES)}")
     loaded = open_run(run, sampling)
+    if what == "skips":
+        skip_tuning.skips_of(loaded)  # says what does not suit before the reference is made
     network = find_extractor(extractor, reference, lambda: loaded.generator.shape)
     mesh = make_mesh()
     held, _ = open_reference(reference or _usual_reference(loaded.generator.shape), network, batch, mesh)

@@ -17,7 +17,7 @@ def sweep(
     run: Annotated[Path, tyro.conf.Positional, flag("RUN")],
     /,
     *,
-    guidance: _Text = "",
+    guidance: Annotated[str, flag("W,W,..", name="cfg-scale")] = "",
     interval: Annotated[str, flag("LOW:HIGH,..")] = "",
     ema: _Text = "",
     steps: _Text = "",
@@ -36,13 +36,13 @@ def sweep(
     over network calls.
 
     Examples:
-      gen sweep runs/demo/teacher --guidance 1,1.15,1.5 --steps 3,6,12
-      gen sweep runs/edm2 --ema 0.05,0.1,0.15 --guidance 1.2,1.6 --interval 0.3:1.6,0.2:5
+      gen sweep runs/demo/teacher --cfg-scale 1,1.15,1.5 --steps 3,6,12
+      gen sweep runs/edm2 --ema 0.05,0.1,0.15 --cfg-scale 1.2,1.6 --interval 0.3:1.6,0.2:5
       gen sweep runs/dit --solver euler,heun,dpm++2m --steps 10,20
 
     Args:
       run: the run folder of a diffusion or flow model.
-      guidance: scales.
+      guidance: guidance scales; 1 is none.
       interval: times between which guidance acts, on the clock of the sampled process.
       ema: relative widths of averages made after training (EDM2).
       steps: numbers of solver steps.
@@ -60,7 +60,7 @@ def sweep(
         steps=_each(steps, int, "--steps"),
         solver=_kinds("solver", solver),
         grid=_kinds("grid", grid),
-        guidance=_each(guidance, float, "--guidance"),
+        guidance=_each(guidance, float, "--cfg-scale"),
         interval=_intervals(interval),
         ema=_each(ema, float, "--ema"),
     )

@@ -350,10 +350,12 @@ def _lines(axes: Any, series: Mapping[str, tuple[Sequence[float], Sequence[float
         plain = FuncFormatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_major_formatter(plain)
         axes.yaxis.set_minor_formatter(plain if high < 10 * low else FuncFormatter(lambda value, _: ""))
-    if log_x:  # few points, often doublings: each is named
+    ticks = sorted({value for xs, _ in series.values() for value in xs})
+    if log_x:
         axes.set_xscale("log")
-        ticks = sorted({value for xs, _ in series.values() for value in xs})
-        axes.set_xticks(ticks, [f"{value:,.0f}" for value in ticks], minor=False)
+    if log_x or len(ticks) < 10:  # few points: each is named
+        axes.set_xticks(ticks, [f"{value:,.6g}" for value in ticks], minor=False)
+    if log_x:
         axes.minorticks_off()
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=8)
@@ -363,7 +365,7 @@ _SIDES = ((1, 0, "left", "center"), (-1, 0, "right", "center"), (0, 1, "center",
 
 
 def _named(axes: Any, points: Mapping[str, tuple[float, float]]) -> None:
-    """Points, each with its name on the side that is farthest from other points and names."""
+    """Points, each with its name on the side that is farthest from other points and names; long ones on the right."""
     at = np.array(list(points.values()), np.float64)
     axes.margins(0.16, 0.16)
     axes.scatter(*at.T, color=[_SERIES[i % len(_SERIES)] for i in range(len(at))], s=28, zorder=3)
@@ -375,7 +377,7 @@ def _named(axes: Any, points: Mapping[str, tuple[float, float]]) -> None:
         def room(side: tuple[int, int, str, str], i: int = i, others: np.ndarray = others) -> float:
             return float(np.hypot(*(others - _beside(unit[i], side)).T).min())
 
-        best = max(_SIDES, key=room)
+        best = max((side for side in _SIDES if side[0] > 0 or len(name) <= 12), key=room)
         names.append(_beside(unit[i], best))
         dx, dy, across, along = best
         place = {"xytext": (6 * dx, 5 * dy), "textcoords": "offset points", "ha": across, "va": along}

@@ -29,6 +29,8 @@ import sys
 import jax.export
 import numpy as np
 
+if not jax.config.jax_compilation_cache_dir:  # compiled programs are kept for the next start
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "gen" / "jax"))
 program = jax.export.deserialize(pathlib.Path(__file__).with_name("model.stablehlo").read_bytes())
 
 

@@ -1,5 +1,8 @@
 """Exports: the run's own samples from a program that needs jax alone, its page, and what is refused."""
 
+import json
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,6 +30,7 @@ from gen.nn.network import Network
 from gen.runs import load
 from gen.sampling.generator import Sampler
 from gen.sampling.solvers import Euler
+from gen.training.indexed import sample_keys
 from gen.training.run import RunConfig
 from gen.training.task import Model
 
@@ -48,12 +52,25 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_same_samples_without_gen(run: Path, tmp_path: Path) -> None:
-    code = "import sys, numpy as np, load; np.save(sys.argv[1], load.sample([3, 5, 8], [0, 2, 1]))\n"
-    code += "assert not any(name.split('.')[0] == 'gen' for name in sys.modules)"
-    out = tmp_path / "images.npy"
-    subprocess.run([sys.executable, "-c", code, str(out)], cwd=run / "export", check=True, timeout=300)
-    expected = load(run).sample([3, 5, 8], [0, 2, 1], steps=1)
-    assert np.abs(np.load(out).astype(int) - expected.astype(int)).max() <= 1  # a tie of the rounding to 8 bits
+    """The program's images are the run's to 1e-5, and what the loader rounds them to to one of 256 levels."""
+    code = "import sys, numpy as np, load\n"
+    code += "seeds, labels = np.array([3, 5, 8], np.int32), np.array([0, 2, 1], np.int32)\n"
+    code += "np.savez(sys.argv[1], exact=load.program.call(seeds, labels), rounded=load.sample(seeds, labels))\n"
+    code += "print(sorted({name.split('.')[0] for name in sys.modules} & {'gen', 'flax', 'optax', 'orbax', 'jax'}))"
+    out, loaded = tmp_path / "images.npz", load(run)
+    said = subprocess.run(
+        [sys.executable, "-c", code, str(out)], cwd=run / "export", check=True, timeout=300, capture_output=True
+    )
+    assert said.stdout.split() == [b"['jax']"]
+    sampler = loaded.config.sampler.changed(steps=1)
+    cond = {"label": np.array([0, 2, 1], np.int32)}
+    one_step = jax.jit(loaded.with_sampler(sampler).generator)
+    expected = np.asarray(one_step(loaded.params, sample_keys(0, np.array([3, 5, 8], np.int32)), cond))
+    assert expected.std() > 0.1
+    with np.load(out) as found:
+        np.testing.assert_allclose(found["exact"], expected, rtol=0.0, atol=1e-5)
+        levels = loaded.sample([3, 5, 8], [0, 2, 1], steps=1).astype(int)
+        assert np.abs(found["rounded"].astype(int) - levels).max() <= 1  # a tie of the rounding
     assert "| network calls | 1 |" in (run / "export" / "README.md").read_text()
 
 
@@ -70,6 +87,54 @@ def test_page(run: Path) -> None:
                 urllib.request.urlopen(root + path)
             assert refused.value.code == status
         server.shutdown()
+
+
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+
+# moves the sliders of the page in a frame, and says what the picture then shows
+DRIVER = """<!doctype html><body>waits<iframe src="/"></iframe><script>
+document.querySelector("iframe").onload = event => {
+  const page = event.target.contentDocument, image = page.getElementById("image");
+  page.getElementById("seed").value = 3;
+  page.getElementById("seed").dispatchEvent(new Event("input"));
+  page.getElementById("label").value = 2;
+  image.onload = () => {
+    if (!image.src.endsWith("image?seed=3&label=2")) return;
+    const canvas = document.createElement("canvas"), pen = canvas.getContext("2d");
+    canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
+    pen.drawImage(image, 0, 0);
+    const pixels = pen.getImageData(0, 0, canvas.width, canvas.height).data.filter((_, i) => i % 4 == 0);
+    const [seed, label] = ["s", "l"].map(name => page.getElementById(name).value);
+    document.body.textContent = JSON.stringify([seed, label, [...pixels]]);
+  };
+  page.getElementById("label").dispatchEvent(new Event("input"));
+};
+</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BROWSER, reason="no Chromium is installed")
+def test_sliders_in_a_browser(run: Path, tmp_path: Path) -> None:
+    class Driven(handler(run / "export")):
+        def do_GET(self) -> None:
+            if self.path == "/driver":
+                self._answer(200, "text/html; charset=utf-8", DRIVER.encode())
+            else:
+                super().do_GET()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Driven) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
+        url = f"http://127.0.0.1:{server.server_address[1]}/driver"
+        command = [BROWSER, *flags, "--virtual-time-budget=60000", url]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+        server.shutdown()
+    seed, label, pixels = json.loads(re.search(r"<body>(.*)</body>", shown, re.S)[1])
+    assert (seed, label) == ("3", "2")
+    expected = load(run).sample([3], [2], steps=1)[0, ..., 0]
+    assert np.abs(np.reshape(pixels, expected.shape) - expected.astype(int)).max() <= 1
 
 
 def test_bad_input_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

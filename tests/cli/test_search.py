@@ -14,6 +14,8 @@ from gen.diffusion.process import Linear
 from gen.files import read_json, write_json
 from gen.nn.network import Network
 from gen.sampling.generator import Sampler
+from gen.sampling.grids import Searched
+from gen.sampling.search import write_grid
 from gen.sampling.solvers import Euler
 from gen.training.run import RunConfig
 from gen.training.task import Model
@@ -43,12 +45,28 @@ def test_a_grid_is_found_and_sampled(tmp_path: Path, capsys: pytest.CaptureFixtu
     sample = ["sample", run, "--seeds", "0-1", "--out", str(tmp_path / "a.npz"), "--grid"]
     assert cli.main([*sample, out]) == 0
     assert "2 network calls per image" in capsys.readouterr().out
-    other = run_folder(tmp_path / "other", depth=3)
-    assert cli.main(["sample", other, "--out", str(tmp_path / "b.npz"), "--grid", out]) == 2
-    assert "is for another model: 'blocks' has 2 entries a step, this network 3" in capsys.readouterr().err
-    for more, message in (
-        (["--what", "skips"], "has no skips to tune"),
-        (["--scale", "lap"], "unknown search 'lap'"),
+
+
+def test_what_does_not_suit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, file = run_folder(tmp_path / "run", depth=3), tmp_path / "grid.json"
+    out = ["--out", str(tmp_path / "x.json")]
+    write_grid(file, Searched((1.0, 0.5, 0.0), Linear(), (("blocks", ((1.0, 1.0), (1.0, 0.0))),)), {})
+    images = ["--data", "digits:train", "--heldout", "digits:test"]
+    for args, message in (
+        (
+            ["sample", run, "--grid", str(file)],
+            "is for another model: 'blocks' has 2 entries a step, this network 3; search on this model",
+        ),
+        (["sample", run, "--grid", f"{run}/config.json"], "holds no grid; give a file that gen search wrote"),
+        (["search", run, *out, "--what", "skips"], "has no skips to tune; give a run of a U-Net"),
+        (["search", run, *out, "--scale", "lap"], "unknown search 'lap'"),
+        (["features", run, *images, "--taps", "block_9"], "no feature 'block_9'; did you mean 'block_2'"),
+        (["features", run, *images, "--times", "early"], "--times 'early' is not like 0.1,0.25"),
     ):
-        assert cli.main(["search", run, "--out", out, *more]) == 2
-        assert message in capsys.readouterr().err
+        assert cli.main(args) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1
+    write_grid(file, Searched((1.0, 0.0), Linear(), (("skips", ((1.0,),)),)), {})
+    assert cli.main(["sample", run, "--grid", str(file)]) == 2
+    assert "its network knows no layers called 'skips'; known: " in capsys.readouterr().err

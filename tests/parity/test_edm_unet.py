@@ -15,6 +15,7 @@ from gen import arrays
 from gen.diffusion.backbones.edm_blocks import Conv, Style, UNetBlock
 from gen.diffusion.backbones.edm_unet import DhariwalUNetConfig, SongUNetConfig
 from gen.diffusion.process import EDM, VE, VP
+from gen.experiments.skip_tuning import per_concat
 from gen.nn.network import Network, param_shapes
 from gen.pretrained import edm
 from gen.pretrained.rules import load
@@ -129,6 +130,8 @@ def test_skip_factors(fx):
     for name in (n.removeprefix("rho_") for n in fx.io if n.startswith("rho_")):
         rho = jnp.asarray(fx.io[f"rho_{name}"])
         fx.close(nchw(forward(fx, conditions(fx), controls={"skips": rho})[0]), f"y_{name}")
+    line = fx.io["rho_linear"]
+    fx.close(per_concat(len(line), line[0], line[-1]), "rho_linear")
 
 
 @pytest.mark.parametrize("fx", NETWORKS, ids=str)
