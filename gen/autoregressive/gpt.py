@@ -236,7 +236,7 @@ class GPT(nnx.Module):
     def step(self, cache: KeyValues, ids: jax.Array, at: jax.Array, cond: Cond) -> tuple[KeyValues, jax.Array]:
         """Does what `gen.autoregressive.base.CachedModel.step` says."""
         place = self.config.prefix + at
-        x, cache = self.run(self.tokens(ids), self.reading(cond, place, 1, cache))
+        x, cache = self.run(self.tokens(ids), self.reading(cond, place, ids.shape[1], cache))
         return cache, self.read(x)
 
     def reading(self, cond: Cond, at: jax.Array | int, count: int, cache: KeyValues | None = None) -> Reading:
