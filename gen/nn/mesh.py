@@ -35,7 +35,7 @@ def largest_axis(shape: tuple[int, ...], parts: int, among: Iterable[int] | None
     return max(fits, key=lambda i: (shape[i], i), default=None)
 
 
-def gathered(weights: Any) -> Any:
+def gathered(weights: Any, *, table: bool = False) -> Any:
     """Gives weights that each device holds whole while a layer uses them, where they are stored in parts over fsdp.
 
     Left to itself XLA cuts the products of such a layer into windows, one for each part, and passes the parts round:
@@ -43,6 +43,11 @@ def gathered(weights: Any) -> Any:
     vectors and small matrices are cut as weights are stored: summed over fsdp each device keeps its part, and only that
     is summed over copies of the model. The identity where no mesh is set, without fsdp, and with tensor parallelism,
     whose layers use their parts alone.
+
+    Args:
+      weights: a tree of arrays.
+      table: whether rows are read by index. Their gradient is summed whole: from parts of it XLA would make all devices
+        exchange rows.
     """
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     parts = sizes.get("fsdp", 1)
@@ -50,7 +55,7 @@ def gathered(weights: Any) -> Any:
         return weights
 
     def gather(a: jax.Array) -> jax.Array:
-        if a.ndim < 2 or a.size < _CUT_FROM or not jnp.issubdtype(a.dtype, jnp.floating):
+        if table or a.ndim < 2 or a.size < _CUT_FROM or not jnp.issubdtype(a.dtype, jnp.floating):
             return jax.lax.with_sharding_constraint(a, P())
         return _gathered(a, parts)
 

@@ -37,6 +37,7 @@ def test_gradients_of_gathered_matrices_are_cut_as_they_are_stored() -> None:
     small, vector = jnp.zeros((3, 8, 8)), jnp.zeros((8,))
     assert cuts(jax.grad(slope), small, jnp.zeros((8, 8)), fsdp=4) == {""}
     assert cuts(jax.grad(lambda bias: jnp.square(gathered(bias)).sum()), vector, fsdp=4) == {""}
+    assert cuts(jax.grad(lambda table: gathered(table, table=True)[0].sum()), kernels[0], fsdp=4) == {""}
 
 
 def test_the_largest_axis_that_the_parts_divide_is_cut() -> None:
