@@ -18,7 +18,7 @@ from gen.steps import Encode
 from gen.tokenizers.code_vectors import CodeVectors
 from gen.training.engine import Hook, train
 
-__all__ = ["Codes", "EncodeCodes", "Pace", "Real"]
+__all__ = ["Calibrate", "Codes", "EncodeCodes", "Real"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Real:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pace:
+class Calibrate:
     """The step that measures how many images a tokenizer trains on in a second of CPU time here, and keeps the answer.
 
     CPU time is that of all threads of this process (`time.process_time`). Other work on the machine hardly changes it,

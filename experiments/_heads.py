@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gen.diffusion.denoiser import Denoiser
 from gen.errors import GenError
-from gen.nn.adversarial import ConvHead, Heads, TokenHead
+from gen.nn.adversarial import ConvHead, Heads, TokenLogits
 from gen.nn.conditions import make_conditions
 from gen.nn.network import param_shapes
 
@@ -65,6 +65,6 @@ def _head(shape: tuple[int, ...]) -> Any:
     """DMD2's head down to one position for a square map, one logit for each token otherwise."""
     channels = shape[-1]
     if len(shape) < 3:
-        return TokenHead(channels)
+        return TokenLogits(channels)
     downs = max(0, int(math.log2(min(shape[:2]))) - 2)
     return ConvHead(channels, min(shape[:2]) >> downs, downs, math.gcd(32, max(1, channels // 2)))

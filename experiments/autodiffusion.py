@@ -20,7 +20,7 @@ from gen.features.extractor import Extractor
 from gen.metrics.reference import Reference
 from gen.runs import Loaded
 from gen.sampling.grids import Karras, Searched, Uniform
-from gen.sampling.search import Candidate, Evolution, Space, evolve, write_grid
+from gen.sampling.search import Candidate, Evolution, SearchSpace, evolve, write_grid
 
 __all__ = ["SEARCHES", "Search", "search"]
 
@@ -84,7 +84,7 @@ def search(
     if how.most and not name:
         raise GenError(f"the network of {loaded.path} leaves no layers out; search times alone (--layers 0)")
     layers = known[name][0] if how.most else 0
-    space = Space(pool_of(process), steps, layers, how.most, budget)
+    space = SearchSpace(pool_of(process), steps, layers, how.most, budget)
     example = {name: _rows(space, space.uniform, name)} if layers else {}
     settings = {"steps": steps, "controls": example, "batch": batch, "mesh": mesh}
     first = how.evolution.seed * (how.count + how.final_count)
@@ -113,10 +113,10 @@ def search(
     return found
 
 
-def _rows(space: Space, candidate: Candidate, name: str) -> np.ndarray:
+def _rows(space: SearchSpace, candidate: Candidate, name: str) -> np.ndarray:
     runs = space.runs(candidate)
     return runs if name == "keep" else runs.astype(np.float32)
 
 
-def _shown(space: Space, candidate: Candidate) -> str:
+def _shown(space: SearchSpace, candidate: Candidate) -> str:
     return ", ".join(f"{t:.4g}" for t in space.times(candidate)[:-1])

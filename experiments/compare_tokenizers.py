@@ -33,7 +33,7 @@ from gen.diffusion.process import Linear
 from gen.diffusion.train import DenoiserTask
 from gen.errors import GenError
 from gen.experiments import Recipe
-from gen.experiments._comparison import Codes, EncodeCodes, Pace, Real
+from gen.experiments._comparison import Calibrate, Codes, EncodeCodes, Real
 from gen.experiments._tokenizers import keep_lite
 from gen.features.efficientnet_lite import EfficientNetLite
 from gen.metrics.evaluate import evaluate
@@ -159,7 +159,7 @@ def run(
         recipe = functools.partial(_tokenizer, name, tokenizer, budget, seed, images)
         about = f"{count(param_shapes(tokenizer)) / 1e6:.2f} M parameters"
         steps += [
-            Pace(f"{name}-pace", functools.partial(recipe, steps=budget.probe)),
+            Calibrate(f"{name}-pace", functools.partial(recipe, steps=budget.probe)),
             Train(name, functools.partial(_timed, recipe, budget), {"pace": f"{name}-pace"}, about=about),
             EncodeCodes(f"{name}-latents", name, images, budget.images, about="the images, encoded once"),
             Train(

@@ -39,9 +39,9 @@ KINDS: dict[str, dict[str, str]] = {
         "data-prediction": "gen.diffusion.consistency_maps:DataPrediction",
         "trig-precondition": "gen.diffusion.consistency_maps:TrigPrecondition",
         "trig-velocity": "gen.diffusion.consistency_maps:TrigVelocity",
-        "data-as-velocity": "gen.diffusion.clamped:DataAsVelocity",
         "converted": "gen.diffusion.conversions:Converted",
         "data-and-noise": "gen.diffusion.conversions:DataAndNoise",
+        "clamped": "gen.diffusion.clamped:Clamped",
     },
     "objective": {
         "velocity-matching": "gen.diffusion.objectives:VelocityMatching",
@@ -143,7 +143,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "head": {
         "conv-head": "gen.nn.adversarial:ConvHead",
-        "token-head": "gen.nn.adversarial:TokenHead",
+        "token-head": "gen.nn.adversarial:TokenLogits",
         "pooled-head": "gen.nn.adversarial:PooledHead",
         "heads": "gen.nn.adversarial:Heads",
     },

@@ -24,12 +24,12 @@ from gen.training.checkpoints import best_step
 from gen.training.engine import Hook, train
 from gen.training.sharding import make_mesh
 
-__all__ = ["Encode", "Evaluate", "MakeRecords", "Recipe", "Train"]
+__all__ = ["Encode", "Evaluate", "MakeRecords", "RecipeLike", "Train"]
 
 _SUBJECTS = "subjects.json"  # of scores: subject -> file
 
 
-class Recipe(Protocol):
+class RecipeLike(Protocol):
     """What `gen.training.engine.train` needs: a RunConfig, and arrays by role."""
 
     @property
@@ -61,9 +61,9 @@ class Train(_About):
     """
 
     name: str
-    recipe: Callable[..., Recipe]
+    recipe: Callable[..., RecipeLike]
     takes: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    hooks: Callable[[Recipe], Sequence[Hook]] | None = None
+    hooks: Callable[[RecipeLike], Sequence[Hook]] | None = None
     best: bool = False
 
     def settings(self, given: Mapping[str, Any]) -> Any:

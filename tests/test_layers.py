@@ -112,3 +112,19 @@ def test_no_circle_among_files() -> None:
 @pytest.mark.parametrize(("module", "path"), sources(), ids=lambda v: v if isinstance(v, str) else "")
 def test_files_stay_short(module: str, path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 450, f"{module} does more than one thing: split it by what it holds"
+
+
+# what a network is built of is called after its place there: a decoder's block is a Block
+PARTS = {"Block", "Decoder", "Encoder", "Layer", "Trunk"}
+
+
+def test_a_name_stands_for_one_idea() -> None:
+    """No two classes of the library have one name, but for the parts of networks."""
+    homes: dict[str, list[str]] = {}
+    for module, path in sources():
+        if module.startswith("gen.experiments."):  # each is read alone
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and node.name not in PARTS:
+                homes.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}

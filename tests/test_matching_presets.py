@@ -21,7 +21,7 @@ from gen.experiments import dmd2, f_distill, kd, ladd, multi_student
 from gen.experiments._heads import bottleneck_head, every_block
 from gen.experiments.demo import SAMPLER, TEACHER
 from gen.experiments.edm import ADM64
-from gen.nn.adversarial import ConvHead, Heads, TokenHead
+from gen.nn.adversarial import ConvHead, Heads, TokenLogits
 from gen.nn.network import Network, count, param_shapes
 from gen.pretrained.dmd2 import generator
 from gen.runs import Loaded
@@ -99,8 +99,8 @@ def test_a_student_of_another_network_learns_scores_first(tmp_path: Path) -> Non
 
 
 def test_heads_fit_what_they_look_at() -> None:
-    assert bottleneck_head(TEACHER) == {"taps": ("block_1",), "head": TokenHead(64)}
-    assert every_block(TEACHER)["head"] == Heads((TokenHead(64),) * 3)
+    assert bottleneck_head(TEACHER) == {"taps": ("block_1",), "head": TokenLogits(64)}
+    assert every_block(TEACHER)["head"] == Heads((TokenLogits(64),) * 3)
     unet = Denoiser(SongUNetConfig(32, width=16, mult=(1, 2), blocks=1, num_classes=3), Linear())
     found = bottleneck_head(unet)
     assert found == {"taps": ("enc.16x16_block0",), "head": ConvHead(32, 4, 2, 16)}

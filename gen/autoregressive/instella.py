@@ -171,7 +171,7 @@ class InstellaDiffusion(nnx.Module):
         return found + self.label(cond["label"]) if self.config.num_classes else found
 
     def run(self, bits: jax.Array, time: jax.Array, cond: Cond, keep: tuple[int, ...] = ()) -> Any:
-        """Runs bits (B, N, K) through the blocks (`gen.nn.layers.Stacked`)."""
+        """Runs bits (B, N, K) through the blocks (`gen.nn.layers.StackOutput`)."""
         mask = None
         if self.config.text is not None:
             real = cond["text_mask"].astype(bool)

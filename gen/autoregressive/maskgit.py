@@ -253,7 +253,7 @@ class MaskGITSkip(_Masked):
         self.norm = normed("layer", config.width, 1e-5, rngs)
 
     def halves(self, x: jax.Array, keep: tuple[int, ...] = ()) -> tuple[Any, jax.Array, Any]:
-        """Gives what the first half, the middle block and the second half say (`gen.nn.layers.Stacked` for the halves).
+        """Gives what the first half, the middle block and the second half say; halves as `gen.nn.layers.StackOutput`.
 
         Args:
           keep: blocks of both halves whose outputs are kept.

@@ -1,8 +1,9 @@
 """Masked decoding: all tokens start masked, and every step keeps those that the network is surest of.
 
-MaskGIT's parallel decoding (Chang et al. 2022, arXiv 2202.04200, section 3.2) as TiTok's generator does it (Yu et al.
-2024, arXiv 2406.07550): the confidence in a token is its guided logit, with Gumbel noise that fades over the steps. One
-`lax.scan` runs all; how many tokens each step leaves masked is known beforehand (`gen.autoregressive.masked.entering`).
+MaskGIT's parallel decoding (Chang et al. 2022, arXiv 2202.04200, section 3.2) draws tokens by their probabilities; the
+confidence in one is its log-probability, with Gumbel noise that fades over the steps. In TiTok's generator (Yu et al.
+2024, arXiv 2406.07550) the noise of the draws fades as well, and the confidence is the guided logit. One `lax.scan`
+runs all; how many tokens each step leaves masked is known beforehand (`gen.autoregressive.masked.entering`).
 """
 
 import dataclasses
@@ -79,12 +80,14 @@ def unmask(
     steps: int,
     temperature: float,
     annealed: bool,
+    token_temperature: float | None = None,
     guidance: Any = ConstantScale(),
 ) -> jax.Array:
     """Gives the tokens after each step, (steps, B, N) int32: after the last none is masked.
 
     With r = (i + 1) / steps and T = temperature (1 - r), step i draws a candidate for each masked token as the largest
-    of logit + T noise, and masks again those of which logit + T noise' is least.
+    of score + S noise, and masks again those of which score + T noise' is least. In TiTok's rule the score is the logit
+    and S = T; in MaskGIT's it is log softmax(logit / token_temperature) and S = 1.
 
     Args:
       model: the masked model; params: of its network.
@@ -92,6 +95,7 @@ def unmask(
       noise: Gumbel noise by step.
       blank: (B, N) int32, all masked.
       annealed: whether the guided logits are divided by 0.5 + 0.8 (1 - r) first.
+      token_temperature: that of MaskGIT's rule; None for TiTok's.
       guidance: a `gen.autoregressive.decoding.ScaleSchedule`.
     """
     guided, done = guidance.guides, np.arange(1, steps + 1) / steps
@@ -110,9 +114,12 @@ def unmask(
         if guided:
             own, null = jnp.split(logits, 2)
             logits = mix(own, null, row["scale"])
-        logits, (on_tokens, on_order) = logits / row["divisor"], noise(row["i"])
-        found = jnp.argmax(logits + row["heat"] * on_tokens, axis=-1).astype(jnp.int32)
-        score = jnp.take_along_axis(logits, found[..., None], axis=-1)[..., 0]
+        scores, (on_tokens, on_order) = logits / row["divisor"], noise(row["i"])
+        spread = row["heat"]
+        if token_temperature is not None:
+            scores, spread = jax.nn.log_softmax(scores / token_temperature, axis=-1), jnp.ones(())
+        found = jnp.argmax(scores + spread * on_tokens, axis=-1).astype(jnp.int32)
+        score = jnp.take_along_axis(scores, found[..., None], axis=-1)[..., 0]
         masked = ids == model.vocabulary
         surety = jnp.where(masked, score + row["heat"] * on_order, jnp.inf)
         rank = jnp.argsort(jnp.argsort(surety, axis=-1), axis=-1)
@@ -129,9 +136,11 @@ class MaskedSampler(TokenSamplerConfig):
 
     Attributes:
       steps: network calls, of which each decides some of the tokens.
-      temperature: of the noise on logits and confidences at the first step; it falls to 0 at the last. It is in units
-        of the guided, annealed logits: with another guidance another one is best.
+      temperature: of the noise on the confidences at the first step; it falls to 0 at the last. A large one unmasks
+        in random order. It is in units of the guided, annealed logits: with another guidance another one is best.
       annealed: whether the logits are divided by 1.3 at first and by 0.5 at last.
+      token_temperature: divides the logits, by which tokens are then drawn at every step, as in MaskGIT (whose code
+        calls the other one ``choice_temperature``); None to draw tokens with the falling noise too, as TiTok does.
       guidance: the scale of classifier-free guidance by step (`gen.autoregressive.decoding.ScaleSchedule`).
       decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
     """
@@ -139,6 +148,7 @@ class MaskedSampler(TokenSamplerConfig):
     steps: int = 8
     temperature: float = 1.0
     annealed: bool = True
+    token_temperature: float | None = None
     guidance: Any = ConstantScale()
     decoding: Any = None
 
@@ -148,6 +158,8 @@ class MaskedSampler(TokenSamplerConfig):
                 f"masked decoding in {self.steps} steps at temperature {self.temperature}; expected at least 1 step, "
                 "and a temperature of 0 or more"
             )
+        if self.token_temperature is not None and not self.token_temperature > 0:
+            raise GenError(f"tokens drawn at temperature {self.token_temperature}; expected one above 0, or none")
 
     def changed(self, **settings: Any) -> "MaskedSampler":
         """Gives this sampler with other ``steps`` or ``guidance``; a number is its scale. Raises GenError for a solver
@@ -186,6 +198,7 @@ class MaskedSampler(TokenSamplerConfig):
             steps=self.steps,
             temperature=self.temperature,
             annealed=self.annealed,
+            token_temperature=self.token_temperature,
             guidance=self.guidance,
         )
         return path[-1]

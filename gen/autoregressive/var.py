@@ -283,7 +283,7 @@ class VAR(nnx.Module):
         kept: jax.Array | None = None,
         keep: tuple[int, ...] = (),
     ) -> Any:
-        """Runs embedded tokens through the blocks (`gen.nn.layers.Stacked`, with their keys and values).
+        """Runs embedded tokens through the blocks (`gen.nn.layers.StackOutput`, with their keys and values).
 
         Args:
           x, mask: see `Block`.

@@ -70,7 +70,7 @@ def reconstruct(
     from gen.metrics.protocol import preset
     from gen.runs import load
     from gen.tokenizers.keep_curve import keep_curve, keep_numbers
-    from gen.tokenizers.reconstruct import Pixels, Reconstructed, evaluate_reconstruction, reconstructions
+    from gen.tokenizers.reconstruct import NoFeatures, Reconstructed, evaluate_reconstruction, reconstructions
     from gen.training.sharding import make_mesh
 
     if out is not None and out.suffix != ".npz":
@@ -85,7 +85,7 @@ def reconstruct(
     tokenizer = loaded.tokenizer
     size = tokenizer.spec.picture
     name, _, part = data.partition(":")
-    images = open_images(data, Pixels(size, name="tokenizer"))
+    images = open_images(data, NoFeatures(size, name="tokenizer"))
     identity = f"{fingerprint(loaded.config)} step {loaded.step} {loaded.weights}"
     params = loaded.params["tokenizer"]
     cond = _text(data, tokenizer)

@@ -1,24 +1,26 @@
-"""Data predictions trained as velocities of a linear flow, whose division by the time is clamped (RAEv2, JiT).
+"""Velocities of a linear flow whose division by the time is clamped (RAEv2, JiT).
 
 With x_t = (1 - t) x + t eps the velocity of a data prediction is v = (x_t - x) / t. Near t = 0 it magnifies every error
-of x; published codes divide by max(t, least), in the prediction, in the target and in the sampler alike.
+of x; published codes divide by max(t, least), in the prediction, in the target and in the sampler alike. The
+parameterization says it, and its predictions carry it to the objective.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
+from gen.config import check_choices
 from gen.diffusion.objectives import Draws, Evaluate, TimesAndNoise, mean_over_data, noised
-from gen.diffusion.prediction import EARLY, Prediction, PredictionKind
+from gen.diffusion.prediction import EARLY, Prediction
 from gen.diffusion.process import Linear, expand
 from gen.diffusion.times import TimeSampler
 from gen.errors import GenError
 from gen.nn.network import Cond
 
-__all__ = ["ClampedMatching", "DataAsVelocity", "EarlyHead", "clamped_velocity", "early_of"]
+__all__ = ["Clamped", "ClampedMatching", "EarlyHead", "clamped_velocity", "early_of"]
 
 
 def clamped_velocity(x_t: jax.Array, x: jax.Array, t: jax.Array, least: float) -> jax.Array:
@@ -27,16 +29,19 @@ def clamped_velocity(x_t: jax.Array, x: jax.Array, t: jax.Array, least: float) -
 
 
 @dataclasses.dataclass(frozen=True)
-class DataAsVelocity:
-    """The raw output is x, and the prediction its clamped velocity; the network gets t itself.
+class Clamped:
+    """The prediction is a clamped velocity, of data or as it comes from the network, which gets t itself.
 
     Attributes:
-      least: by which is divided at times below it.
+      output: the raw output: x, of which the velocity is made, or the velocity.
+      least: by which is divided at times below it, in the prediction and in the target of `ClampedMatching`.
     """
 
+    output: Literal["x", "velocity"] = "x"
     least: float = 0.05
 
-    output: ClassVar[PredictionKind] = "velocity"
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     def inputs(self, process: Any, x: jax.Array, t: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """Does what `gen.diffusion.denoiser.Parameterization.inputs` says."""
@@ -48,33 +53,31 @@ class DataAsVelocity:
         self, process: Any, raw: jax.Array, x: jax.Array, t: jax.Array, extra: Mapping[str, Any]
     ) -> Prediction:
         """Gives the clamped velocity."""
-        return Prediction(clamped_velocity(x, raw, t, self.least), x, t, extra, process, "velocity")
+        velocity = clamped_velocity(x, raw, t, self.least) if self.output == "x" else raw
+        return Prediction(velocity, x, t, extra, process, "velocity", self.least)
 
     def target(self, process: Any, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
-        """Gives the data."""
-        del process, eps, t
-        return x
+        """Gives the data, or their clamped velocity."""
+        return x if self.output == "x" else clamped_velocity(noised(process, x, Draws(t, eps)), x, t, self.least)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClampedMatching(TimesAndNoise):
-    """Mean |v_hat - (x_t - x) / max(t, least)|^2 on the linear process.
+    """Mean |v_hat - (x_t - x) / max(t, least)|^2 on the linear process, with the prediction's own `least`.
 
     Attributes:
       times: how times are drawn.
-      least: as the parameterization has it; 0 is flow matching.
     """
 
     times: TimeSampler = TimeSampler("logit-normal")
-    least: float = 0.05
 
     def loss(
         self, evaluate: Evaluate, process: Any, x: jax.Array, cond: Cond, draws: Draws
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
         """Does what `gen.diffusion.objectives.Objective.loss` says."""
         x_t = noised(process, x, draws)
-        error = evaluate(x_t, draws.t, cond).velocity - clamped_velocity(x_t, x, draws.t, self.least)
-        losses = mean_over_data(jnp.square(error))
+        found = evaluate(x_t, draws.t, cond)
+        losses = mean_over_data(jnp.square(found.velocity - clamped_velocity(x_t, x, draws.t, found.least)))
         return losses, {"velocity_mse": losses}
 
 

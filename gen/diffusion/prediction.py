@@ -27,6 +27,7 @@ class Prediction:
       extra: further outputs by name: ``variance`` (learned variance, raw), feature taps.
       process: the process under which the conversions hold.
       kind: x (data), eps (noise), v (alpha eps - sigma x), velocity (d x_t / d t) or score.
+      least: times below it count as it wherever data are made a velocity (`gen.diffusion.clamped`); 0 for none.
     """
 
     value: jax.Array
@@ -35,6 +36,7 @@ class Prediction:
     extra: Mapping[str, Any]
     process: Process = dataclasses.field(metadata={"static": True})
     kind: PredictionKind = dataclasses.field(metadata={"static": True})
+    least: float = dataclasses.field(default=0.0, metadata={"static": True})
 
     @property
     def denoised(self) -> jax.Array:

@@ -8,17 +8,17 @@ from typing import ClassVar
 import jax
 
 from gen.features.extractor import in_parts
-from gen.features.weights import Converted
+from gen.features.weights import ConvertedWeights
 from gen.nn.network import Params
 
-__all__ = ["CLASSES", "SIDE", "Classifier", "kernels_and_biases"]
+__all__ = ["CLASSES", "SIDE", "ImageNetClassifier", "kernels_and_biases"]
 
 SIDE, CLASSES = 224, 1000
 _PART = 8  # images a CPU takes at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Classifier(Converted):
+class ImageNetClassifier(ConvertedWeights):
     """A network of ImageNet's classes as an extractor; a subclass resizes images to `SIDE` pixels a side and maps them.
 
     Attributes:

@@ -14,12 +14,12 @@ from gen.arrays import flatten
 from gen.config import suggest
 from gen.errors import GenError
 from gen.features.resize import middle_square, middle_square_host, resize, resize_host
-from gen.features.weights import Converted, network_of
+from gen.features.weights import ConvertedWeights, network_of
 from gen.nn.attention import Attention
 from gen.nn.layers import linear, patchify, run_stack, stack
 from gen.nn.network import Network, Params, param_shapes
 
-__all__ = ["CLIP", "MODES", "CLIPConfig", "CLIPExtractor", "TowerConfig", "model_name"]
+__all__ = ["CLIP", "MODES", "CLIPConfig", "CLIPExtractor", "CLIPTowerConfig", "model_name"]
 
 # of the range [0, 1]
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -32,7 +32,7 @@ MODES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class TowerConfig:
+class CLIPTowerConfig:
     """A transformer: its width, number of blocks, attention heads, and inner width of the MLPs."""
 
     width: int
@@ -60,8 +60,8 @@ class CLIPConfig:
       eps: of the layer norms.
     """
 
-    vision: TowerConfig = TowerConfig(1024, 24, 16, 4096)
-    text: TowerConfig = TowerConfig(768, 12, 12, 3072)
+    vision: CLIPTowerConfig = CLIPTowerConfig(1024, 24, 16, 4096)
+    text: CLIPTowerConfig = CLIPTowerConfig(768, 12, 12, 3072)
     size: int = 224
     patch: int = 14
     vocabulary: int = 49408
@@ -87,7 +87,7 @@ def _norm(width: int, eps: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
 class _Block(nnx.Module):
     """x + attention(norm1 x), then x + MLP(norm2 x)."""
 
-    def __init__(self, tower: TowerConfig, config: CLIPConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, tower: CLIPTowerConfig, config: CLIPConfig, rngs: nnx.Rngs) -> None:
         self.quick = config.activation == "quick_gelu"
         self.norm1, self.norm2 = (_norm(tower.width, config.eps, rngs) for _ in range(2))
         self.attn = Attention(tower.width, tower.heads, rngs=rngs)
@@ -197,7 +197,7 @@ def model_name(config: CLIPConfig) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class CLIPExtractor(Converted):
+class CLIPExtractor(ConvertedWeights):
     """CLIP's embeddings of images, for CMMD, CLIP-FID and the CLIP score.
 
     Attributes:
@@ -229,7 +229,7 @@ class CLIPExtractor(Converted):
 
     @property
     def hint(self) -> str:
-        """Does what `Converted.hint` says."""
+        """Does what `ConvertedWeights.hint` says."""
         return f"get the {MODES[self.mode]} model of openai/CLIP (or its CLIPModel file) and run gen convert clip FILE"
 
     @property
@@ -238,7 +238,7 @@ class CLIPExtractor(Converted):
         return network_of(self.path, CLIPConfig, self.hint)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Does what `Converted.shapes` says."""
+        """Does what `ConvertedWeights.shapes` says."""
         return {name: value.shape for name, value in flatten(param_shapes(self.network)).items()}
 
     def fit(self, image: np.ndarray) -> np.ndarray:

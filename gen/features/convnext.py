@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from gen.features.classifier import CLASSES, SIDE, Classifier
+from gen.features.classifier import CLASSES, SIDE, ImageNetClassifier
 from gen.features.resize import resize
 from gen.features.vit import DEVIATION, MEAN
 from gen.nn.layers import layer_norm
@@ -81,7 +81,7 @@ def convnext(params: Params, x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvNeXt(Classifier):
+class ConvNeXt(ImageNetClassifier):
     """The class logits of ConvNeXt-S, TiTok's perceptual network (Yu et al. 2024, arXiv 2406.07550).
 
     Images are resized to 224 x 224 bilinearly with antialiasing, whatever their shape.
@@ -104,7 +104,7 @@ class ConvNeXt(Classifier):
         return _shapes(*SMALL)
 
     def features_and_logits(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        """Does what `Classifier.features_and_logits` says."""
+        """Does what `ImageNetClassifier.features_and_logits` says."""
         x = resize(images / 255.0, (SIDE, SIDE), self.filter)
         x = (x - jnp.asarray(MEAN)) / jnp.asarray(DEVIATION)
         with jax.default_matmul_precision("highest"):

@@ -13,7 +13,7 @@ from gen.config import suggest
 from gen.errors import GenError
 from gen.features.resize import resize, resize_host
 from gen.features.vit import DEVIATION, MEAN, ViTConfig
-from gen.features.weights import Converted, network_of
+from gen.features.weights import ConvertedWeights, network_of
 from gen.nn.network import Network, Params, param_shapes
 
 __all__ = ["SIZES", "DINOv2Extractor", "dinov2"]
@@ -50,7 +50,7 @@ def dinov2(name: str, *, registers: int = 0, **changes: Any) -> ViTConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DINOv2Extractor(Converted):
+class DINOv2Extractor(ConvertedWeights):
     """The final class token of DINOv2, for the Frechet distance of Stein et al. 2023 (FD-DINOv2).
 
     Images are resized to exactly `size` by Pillow's bicubic filter, not rounded in between, as EDM2 does.
@@ -76,7 +76,7 @@ class DINOv2Extractor(Converted):
 
     @property
     def hint(self) -> str:
-        """Does what `Converted.hint` says."""
+        """Does what `ConvertedWeights.hint` says."""
         return "get dinov2_vitl14_pretrain.pth from facebookresearch/dinov2 and run gen convert dinov2 FILE"
 
     @property
@@ -85,7 +85,7 @@ class DINOv2Extractor(Converted):
         return network_of(self.path, ViTConfig, self.hint)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Does what `Converted.shapes` says."""
+        """Does what `ConvertedWeights.shapes` says."""
         return {name: value.shape for name, value in flatten(param_shapes(self.network)).items()}
 
     def fit(self, image: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.features.classifier import CLASSES, SIDE, Classifier, kernels_and_biases
+from gen.features.classifier import CLASSES, SIDE, ImageNetClassifier, kernels_and_biases
 from gen.features.resize import resize, resize_host
 from gen.nn.network import Params
 
@@ -141,7 +141,7 @@ def efficientnet_lite(
 
 
 @dataclasses.dataclass(frozen=True)
-class EfficientNetLite(Classifier):
+class EfficientNetLite(ImageNetClassifier):
     """EfficientNet-Lite0's averaged features and its ImageNet logits, for scores that need no file from elsewhere.
 
     Images are resized to 224 x 224 by Pillow's bicubic filter, not rounded in between. A distance of these features is
@@ -174,7 +174,7 @@ class EfficientNetLite(Classifier):
         return resize_host(image, (SIDE, SIDE), self.filter)
 
     def features_and_logits(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        """Does what `Classifier.features_and_logits` says."""
+        """Does what `ImageNetClassifier.features_and_logits` says."""
         x = jnp.clip(resize(images, (SIDE, SIDE), self.filter), 0, 255)
         features, _ = efficientnet_lite(params, (x - 127) / 128)
         logits = jnp.dot(features, params["classes"]["kernel"], precision=_HIGHEST) + params["classes"]["bias"]

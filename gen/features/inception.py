@@ -16,7 +16,7 @@ import numpy as np
 from gen.errors import GenError
 from gen.features.extractor import in_parts
 from gen.features.resize import middle_square, middle_square_host, resize, resize_host
-from gen.features.weights import Converted
+from gen.features.weights import ConvertedWeights
 from gen.nn.network import Params
 
 __all__ = ["PUBLISHED", "RESIZES", "SIZE", "Inception", "conv_shapes", "fid_input", "inception", "logits"]
@@ -287,7 +287,7 @@ def fid_input(images: jax.Array, mode: str) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Inception(Converted):
+class Inception(ConvertedWeights):
     """The Inception network as evaluation uses it: resize, normalisation and network of one published FID.
 
     Attributes:
@@ -317,12 +317,12 @@ class Inception(Converted):
 
     @property
     def name(self) -> str:
-        """Does what `Converted.name` says."""
+        """Does what `ConvertedWeights.name` says."""
         return "inception" if self.fid else "inception-torchvision"
 
     @property
     def hint(self) -> str:
-        """Does what `Converted.hint` says."""
+        """Does what `ConvertedWeights.hint` says."""
         return _HINT["fid" if self.fid else "torchvision"]
 
     @property
@@ -348,7 +348,7 @@ class Inception(Converted):
         return 0 if self.fid else 1000
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Does what `Converted.shapes` says."""
+        """Does what `ConvertedWeights.shapes` says."""
         layers: dict[str, tuple[int, ...]] = {"fc": (2048, 1008 if self.fid else 1000)}
         layers |= {name: (height, width, c, out) for name, (c, out, height, width) in conv_shapes().items()}
         kernels = {f"{name}/kernel": shape for name, shape in layers.items()}

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from gen.features.classifier import CLASSES, SIDE, Classifier, kernels_and_biases
+from gen.features.classifier import CLASSES, SIDE, ImageNetClassifier, kernels_and_biases
 from gen.features.resize import resize
 from gen.features.vit import DEVIATION, MEAN
 from gen.nn.convolution import convolution
@@ -58,7 +58,7 @@ def resnet(params: Params, x: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNet(Classifier):
+class ResNet(ImageNetClassifier):
     """The class logits of ResNet-50, a perceptual network of token-based tokenizers (MaskGIT, the first TiTok).
 
     Images are resized to 224 x 224 bilinearly with antialiasing, whatever their shape.
@@ -81,7 +81,7 @@ class ResNet(Classifier):
         return kernels_and_biases({**conv_shapes(), "classes": (_WIDTH, CLASSES)})
 
     def features_and_logits(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        """Does what `Classifier.features_and_logits` says."""
+        """Does what `ImageNetClassifier.features_and_logits` says."""
         x = resize(images / 255.0, (SIDE, SIDE), self.filter)
         with jax.default_matmul_precision("highest"):
             features = resnet(params, (x - jnp.asarray(MEAN)) / jnp.asarray(DEVIATION))

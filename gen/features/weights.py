@@ -19,7 +19,7 @@ from gen.errors import GenError
 from gen.nn.network import Params
 
 __all__ = [
-    "Converted",
+    "ConvertedWeights",
     "cache_path",
     "identity_of",
     "load_weights",
@@ -100,7 +100,7 @@ def load_weights(path: Path, hint: str) -> dict[str, Any]:
     return params
 
 
-class Converted(abc.ABC):
+class ConvertedWeights(abc.ABC):
     """What extractors share whose weights are a file that ``gen convert`` made; they take images of any size.
 
     A subclass is a frozen dataclass with a field ``weights``: that file, or "" for the one of the per-user cache.

@@ -10,11 +10,11 @@ import numpy as np
 
 from gen.metrics.statistics import Accumulator, Moments, Shapes
 
-__all__ = ["Alignment"]
+__all__ = ["CLIPScore"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Alignment:
+class CLIPScore:
     """Mean over samples of 100 max(cos(image, text), 0), from CLIP's embeddings of a sample and of its caption.
 
     The factor is that of torchmetrics and of text-to-image tables; Hessel's own is 2.5 and its captions begin with

@@ -12,7 +12,7 @@ import numpy as np
 from gen.config import suggest
 from gen.errors import GenError
 from gen.features.extractor import Extractor
-from gen.metrics.alignment import Alignment
+from gen.metrics.alignment import CLIPScore
 from gen.metrics.classifier import classification_accuracy
 from gen.metrics.diversity import vendi
 from gen.metrics.frechet import frechet_distance, frechet_infinity, frechet_of_features
@@ -309,7 +309,7 @@ MEASURES: dict[str, Measure] = {
         _clip_score,
         ("captions",),
         asked=False,
-        statistics=lambda protocol: {"alignment": Alignment()},
+        statistics=lambda protocol: {"alignment": CLIPScore()},
     ),
     "memorisation": Measure(
         "share of samples closer to a training image than half the median of held-out ones, with --training and "

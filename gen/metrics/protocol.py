@@ -17,7 +17,7 @@ from gen.files import read_json, write_json
 
 __all__ = [
     "PRESETS",
-    "Preset",
+    "NamedProtocol",
     "Protocol",
     "Result",
     "combine",
@@ -76,7 +76,7 @@ class Protocol:
 
 
 @dataclasses.dataclass(frozen=True)
-class Preset:
+class NamedProtocol:
     """A protocol of the field by name: what it fixes; the rest (reference, labels ...) is as given.
 
     Attributes:
@@ -99,82 +99,82 @@ _DIT = _ADM | {"quantiser": "round", "labels": "random"}
 _EDM = _TF | {"count": 50_000, "split": "train", "quantiser": "round"}
 
 # Sources: the evaluation code of each project. Labels stand where the project fixes them.
-PRESETS: dict[str, Preset] = {
-    "adm-imagenet64": Preset(
+PRESETS: dict[str, NamedProtocol] = {
+    "adm-imagenet64": NamedProtocol(
         "guided-diffusion, reference VIRTUAL_imagenet64_labeled.npz",
         "inception:legacy_tensorflow",
         _ADM | {"quantiser": "truncate"},
     ),
-    "adm-imagenet256": Preset(
+    "adm-imagenet256": NamedProtocol(
         "guided-diffusion, reference VIRTUAL_imagenet256_labeled.npz",
         "inception:legacy_tensorflow",
         _ADM | {"quantiser": "truncate"},
     ),
-    "adm-imagenet512": Preset(
+    "adm-imagenet512": NamedProtocol(
         "guided-diffusion, reference VIRTUAL_imagenet512.npz",
         "inception:legacy_tensorflow",
         _ADM | {"quantiser": "truncate"},
     ),
-    "dit-imagenet256": Preset(
+    "dit-imagenet256": NamedProtocol(
         "DiT, SiT, REPA: random classes, ADM's reference VIRTUAL_imagenet256_labeled.npz",
         "inception:legacy_tensorflow",
         _DIT,
     ),
-    "dit-imagenet512": Preset(
+    "dit-imagenet512": NamedProtocol(
         "DiT, SiT: random classes, ADM's reference VIRTUAL_imagenet512.npz", "inception:legacy_tensorflow", _DIT
     ),
-    "balanced-imagenet256": Preset(
+    "balanced-imagenet256": NamedProtocol(
         "MAR, VAR, LightningDiT: 50 samples of every class, ADM's reference VIRTUAL_imagenet256_labeled.npz",
         "inception:legacy_tensorflow",
         _DIT | {"labels": "seed mod classes"},
     ),
-    "edm-cifar10": Preset(
+    "edm-cifar10": NamedProtocol(
         "EDM, seeds 0-49999, reference cifar10-32x32.npz; the papers report the lowest of three sets of seeds",
         "inception:legacy_tensorflow",
         _EDM,
     ),
-    "edm-imagenet64": Preset(
+    "edm-imagenet64": NamedProtocol(
         "EDM, seeds 0-49999, random classes, reference imagenet-64x64.npz",
         "inception:legacy_tensorflow",
         _EDM | {"labels": "random"},
     ),
-    "edm2": Preset(
+    "edm2": NamedProtocol(
         "EDM2, random classes, reference img512.pkl or img64.pkl",
         "inception:legacy_tensorflow",
         _EDM | {"labels": "random"},
     ),
-    "edm2-dinov2": Preset(
+    "edm2-dinov2": NamedProtocol(
         "EDM2's FD-DINOv2, random classes; the reference is made from the training set",
         "dinov2",
         {"extractor": "dinov2", "precision": "float32-highest", "count": 50_000, "split": "train"}
         | {"quantiser": "round", "labels": "random"},
     ),
-    "clean-fid": Preset(
+    "clean-fid": NamedProtocol(
         "clean-fid's default mode; tables with it also fix the number of samples and the split",
         "inception:clean",
         _FID | {"resize": "clean", "quantiser": "round"},
     ),
-    "pytorch-fid": Preset(
+    "pytorch-fid": NamedProtocol(
         "pytorch-fid on saved images; tables with it also fix the number of samples and the split",
         "inception:legacy_pytorch",
         _FID | {"resize": "legacy_pytorch"},
     ),
-    "rfid-imagenet-val": Preset(
+    "rfid-imagenet-val": NamedProtocol(
         "reconstructions of the 50,000 validation images against these (TiTok's and later evaluators, which truncate)",
         "inception:legacy_tensorflow",
         _TF | {"count": 50_000, "split": "val", "quantiser": "truncate"},
     ),
-    "rfid-imagenet-val-pytorch": Preset(
+    "rfid-imagenet-val-pytorch": NamedProtocol(
         "the same by pytorch-fid on saved images, as LightningDiT reports it",
         "inception:legacy_pytorch",
         _FID | {"resize": "legacy_pytorch", "count": 50_000, "split": "val", "quantiser": "round"},
     ),
-    "coco30k": Preset(
+    "coco30k": NamedProtocol(
         "30,000 captions of COCO 2014 val, clean-fid against the val images, centre-cropped and brought to 256 pixels",
         "inception:clean",
         _FID | {"resize": "clean", "count": 30_000, "split": "val"},
     ),
-    "digits": Preset(
+    "digits": NamedProtocol(
         "gen demo: as many balanced samples as there are digits, against the training split",
         "digits-extractor",
         {"extractor": "digits", "count": 1797, "split": "train", "labels": "seed mod classes", "reference": "digits"},
@@ -182,7 +182,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset(name: str) -> Preset:
+def preset(name: str) -> NamedProtocol:
     """Gives the preset `name`. Raises GenError, with the closest name, for another one."""
     if name not in PRESETS:
         raise GenError(f"unknown protocol '{name}'; {suggest(name, PRESETS)}")

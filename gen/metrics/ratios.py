@@ -13,7 +13,7 @@ from gen.config import suggest
 from gen.errors import GenError
 from gen.metrics.protocol import Protocol, Result, differences
 
-__all__ = ["RATIOS", "Space", "combined", "frechet_ratios", "ratios_of", "space_of"]
+__all__ = ["RATIOS", "FeatureSpace", "combined", "frechet_ratios", "ratios_of", "space_of"]
 
 DISTANCE = "frechet_distance"
 _OF_A_SPACE = ("extractor", "extractor_fingerprint", "resize", "precision", "reference", "reference_fingerprint")
@@ -21,7 +21,7 @@ _NEEDLESS = ("neighbours", "neighbour_rule", "neighbour_limit", "score_splits", 
 
 
 @dataclasses.dataclass(frozen=True)
-class Space:
+class FeatureSpace:
     """A feature space of a protocol of ratios.
 
     Attributes:
@@ -35,14 +35,14 @@ class Space:
 
 # the validation images of ImageNet-256 against its training images, constants of the official code (two decimals, so
 # that MAE's alone is known to within 12 per cent)
-RATIOS: dict[str, dict[str, Space]] = {
+RATIOS: dict[str, dict[str, FeatureSpace]] = {
     "fdr6": {
-        "inception": Space("inception", 1.68),
-        "convnext": Space("convnext", 56.87),
-        "dinov2": Space("dinov2", 14.19),
-        "mae": Space("mae", 0.04),
-        "siglip": Space("siglip", 0.60),
-        "clip": Space("clip", 5.60),
+        "inception": FeatureSpace("inception", 1.68),
+        "convnext": FeatureSpace("convnext", 56.87),
+        "dinov2": FeatureSpace("dinov2", 14.19),
+        "mae": FeatureSpace("mae", 0.04),
+        "siglip": FeatureSpace("siglip", 0.60),
+        "clip": FeatureSpace("clip", 5.60),
     }
 }
 
@@ -66,7 +66,7 @@ def combined(ratios: Mapping[str, float], members: tuple[str, ...]) -> float:
     return math.fsum(ratios[space] for space in members) / len(members)
 
 
-def space_of(protocol: Protocol, spaces: Mapping[str, Space]) -> str:
+def space_of(protocol: Protocol, spaces: Mapping[str, FeatureSpace]) -> str:
     """Gives the space that scores under this protocol are of. Raises GenError where it is none of them."""
     found = [name for name, space in spaces.items() if protocol.extractor.startswith(space.extractor)]
     if len(found) != 1:

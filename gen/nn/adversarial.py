@@ -22,7 +22,7 @@ __all__ = [
     "GANLoss",
     "Heads",
     "PooledHead",
-    "TokenHead",
+    "TokenLogits",
     "hinge_discriminator_loss",
     "lecam",
     "linear_generator_loss",
@@ -172,7 +172,7 @@ class _ConvHead(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenHead:
+class TokenLogits:
     """A discriminator head on transformer tokens: LayerNorm, a hidden SiLU layer, one logit per token.
 
     Attributes:
@@ -189,7 +189,7 @@ class TokenHead:
 
 
 class _TokenHead(nnx.Module):
-    def __init__(self, config: TokenHead, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TokenLogits, rngs: nnx.Rngs) -> None:
         self.fc1 = linear(config.width, config.hidden, rngs=rngs, init=torch_uniform)
         self.fc2 = linear(config.hidden, 1, rngs=rngs, init=torch_uniform)
 

@@ -20,7 +20,7 @@ __all__ = [
     "MLP",
     "Embed",
     "Remat",
-    "Stacked",
+    "StackOutput",
     "TimeEmbedder",
     "add_gated",
     "dropout",
@@ -242,7 +242,7 @@ def _unstacked(layers: Any, depth: int) -> list[Any]:
     return [jax.tree.map(lambda _, parts, i=i: parts[i], layers, cut) for i in range(depth)]
 
 
-class Stacked(NamedTuple):
+class StackOutput(NamedTuple):
     """What `run_stack` gives.
 
     Attributes:
@@ -267,7 +267,7 @@ def run_stack(
     keep: tuple[int, ...] = (),
     start: int = 0,
     stop: int | None = None,
-) -> Stacked:
+) -> StackOutput:
     """Runs x through stacked blocks: ``x, output = call(block, x, extra)`` for each layer.
 
     Args:
@@ -304,4 +304,4 @@ def run_stack(
         if end - 1 in keep:
             kept[end - 1] = x
         start = end
-    return Stacked(x, jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts) if parts else None, kept)
+    return StackOutput(x, jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts) if parts else None, kept)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from gen.errors import GenError
 from gen.features.bpe import Vocabulary
-from gen.features.clip import CLIPConfig, TowerConfig, model_name
+from gen.features.clip import CLIPConfig, CLIPTowerConfig, model_name
 from gen.features.weights import cache_path, store_weights
 from gen.pretrained.readers import read_weights
 from gen.pretrained.rules import LINEAR, SAME, Arrays, Importer, Rule, Rules, depth_of, joined, linear, patches
@@ -53,14 +53,14 @@ def rules(config: CLIPConfig) -> Rules:
     ]
 
 
-def _tower(weights: Arrays, name: str, heads: int | None) -> TowerConfig:
+def _tower(weights: Arrays, name: str, heads: int | None) -> CLIPTowerConfig:
     hidden, width = weights[f"{name}.encoder.layers.0.mlp.fc1.weight"].shape
     if heads is None and width % _HEAD_WIDTH:
         raise GenError(
             f"CLIP width {width} is not a published size; give its attention heads (vision_heads, text_heads)"
         )
     depth = depth_of(weights, name + ".encoder.layers.{i}.mlp.fc1.weight")
-    return TowerConfig(width, depth, width // _HEAD_WIDTH if heads is None else heads, hidden)
+    return CLIPTowerConfig(width, depth, width // _HEAD_WIDTH if heads is None else heads, hidden)
 
 
 def config(
@@ -143,12 +143,12 @@ def openai_rules(config: CLIPConfig) -> Rules:
 def openai_config(weights: Arrays, *, vision_heads: int | None = None, text_heads: int | None = None) -> CLIPConfig:
     """Gives the configuration of a state dict of openai/CLIP; see `config`."""
 
-    def tower(name: str, heads: int | None) -> TowerConfig:
+    def tower(name: str, heads: int | None) -> CLIPTowerConfig:
         hidden, width = weights[f"{name}.resblocks.0.mlp.c_fc.weight"].shape
         if heads is None and width % _HEAD_WIDTH:
             raise GenError(f"CLIP width {width} is not a published size; give vision_heads and text_heads")
         depth = depth_of(weights, name + ".resblocks.{i}.mlp.c_fc.weight")
-        return TowerConfig(width, depth, heads or width // _HEAD_WIDTH, hidden)
+        return CLIPTowerConfig(width, depth, heads or width // _HEAD_WIDTH, hidden)
 
     try:
         patch = weights["visual.conv1.weight"].shape[2]

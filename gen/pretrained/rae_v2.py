@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from gen.diffusion.backbones.rae_v2 import RAEv2Config, rotation
-from gen.diffusion.clamped import ClampedMatching, DataAsVelocity, EarlyHead
+from gen.diffusion.clamped import Clamped, ClampedMatching, EarlyHead
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.process import Linear
 from gen.diffusion.times import TimeSampler
@@ -127,7 +127,7 @@ def denoiser(
 ) -> Denoiser:
     """Gives the denoiser as it is trained: data predictions as clamped velocities, on the output and the early head."""
     law = times or TimeSampler("logit-normal", shift=shift)
-    return Denoiser(config, Linear(), DataAsVelocity(least), EarlyHead(ClampedMatching(law, least), weight))
+    return Denoiser(config, Linear(), Clamped(least=least), EarlyHead(ClampedMatching(law), weight))
 
 
 def generator(config: RAEv2Config, steps: int = 100, guidance: Any = None) -> DiffusionGenerator:

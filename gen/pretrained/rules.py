@@ -30,7 +30,7 @@ __all__ = [
     "SAME",
     "Computed",
     "Importer",
-    "Report",
+    "LoadReport",
     "Rule",
     "Transform",
     "convolution",
@@ -156,7 +156,7 @@ def _layer(official: str, ours: str, transform: Transform, bias: bool) -> list[R
 
 
 @dataclasses.dataclass
-class Report:
+class LoadReport:
     """How the names of a file match those that its system has. Names are official ones, except `fresh`: our paths.
 
     Attributes:
@@ -192,7 +192,7 @@ class Report:
 
 def load(
     rules: Rules, weights: Arrays, shapes: Any, *, ignore: Sequence[str] = (), fresh: Mapping[str, Any] | None = None
-) -> tuple[dict[str, Any], Report]:
+) -> tuple[dict[str, Any], LoadReport]:
     """Gives our parameters from an official state dict.
 
     Args:
@@ -207,7 +207,7 @@ def load(
 
     Raises GenError with the report in one line when anything is missing, unexpected, misshaped or new and not named.
     """
-    report = Report()
+    report = LoadReport()
     targets = flatten(shapes)
     params: dict[str, Any] = {}
     taken: set[str] = set()
@@ -249,7 +249,7 @@ def _names(rule: Rule, depth: int) -> list[tuple[str, ...]]:
     return [tuple(name.replace("{i}", str(i)) for name in rule.names) for i in range(depth)]
 
 
-def _check_computed(rule: Computed, weights: Arrays, report: Report) -> None:
+def _check_computed(rule: Computed, weights: Arrays, report: LoadReport) -> None:
     value = np.asarray(rule.value)
     if rule.official not in weights:
         if not rule.optional:
@@ -276,7 +276,7 @@ def _take(
     weights: Arrays,
     targets: Mapping[str, Any],
     params: dict[str, Any],
-    report: Report,
+    report: LoadReport,
 ) -> None:
     """Transforms the arrays of one rule into `params`, or notes why not."""
     shapes = [tuple(t.shape[1:] if rule.stacked else t.shape) for t in targets.values()]
@@ -375,7 +375,7 @@ class Importer:
             options[name] = from_json(value, hints[name], name)
         return self.config(weights, **options)
 
-    def load(self, weights: Arrays, config: Any = None) -> tuple[Any, dict[str, Any], Report]:
+    def load(self, weights: Arrays, config: Any = None) -> tuple[Any, dict[str, Any], LoadReport]:
         """Gives (network configuration, parameters, report); the configuration is inferred when not given."""
         config = self.infer(weights) if config is None else config
         params, report = load(self.rules(config), weights, param_shapes(config), ignore=self.ignore)

@@ -20,7 +20,7 @@ from gen.nn.network import Cond
 from gen.sampling.grids import Grid
 from gen.sampling.noise import Noise
 
-__all__ = ["Problem", "Row", "Solver", "State", "integrate", "interleave", "nfe", "states", "weighted"]
+__all__ = ["Problem", "Row", "Solver", "SolverState", "integrate", "interleave", "nfe", "states", "weighted"]
 
 Row = Mapping[str, Any]
 
@@ -51,7 +51,7 @@ class Problem:
         return self.denoise(x, row["t"], self.cond, row["i"], carry)
 
 
-class State(NamedTuple):
+class SolverState(NamedTuple):
     """A solver's state between two rows.
 
     Attributes:
@@ -88,11 +88,11 @@ class Solver(Protocol):
         """
         ...
 
-    def start(self, problem: Problem) -> State:
+    def start(self, problem: Problem) -> SolverState:
         """Gives the state before the first row."""
         ...
 
-    def step(self, problem: Problem, state: State, row: Row) -> State:
+    def step(self, problem: Problem, state: SolverState, row: Row) -> SolverState:
         """Gives the state after a row: one call of ``problem.predict`` and what the method makes of it.
 
         Args:
@@ -113,13 +113,13 @@ def integrate(solver: Solver, problem: Problem) -> jax.Array:
     return state.x
 
 
-def states(solver: Solver, problem: Problem) -> State:
+def states(solver: Solver, problem: Problem) -> SolverState:
     """Gives the states after each step, stacked: ``states(...).x`` is the trajectory (N, B, ...)."""
     _, rows, ends = _scan(solver, problem, every=True)
     return jax.tree.map(lambda v: v[ends], rows)
 
 
-def _scan(solver: Solver, problem: Problem, *, every: bool) -> tuple[State, Any, np.ndarray]:
+def _scan(solver: Solver, problem: Problem, *, every: bool) -> tuple[SolverState, Any, np.ndarray]:
     """(last state, states after each row or None, the places of the rows that end a step)."""
     for name, value in problem.grid.extras.items():
         if len(value) != problem.grid.steps:
@@ -133,7 +133,7 @@ def _scan(solver: Solver, problem: Problem, *, every: bool) -> tuple[State, Any,
     rows = {k: jnp.asarray(v, problem.x.dtype) for k, v in columns.items()}
     rows |= {"i": jnp.asarray(i, jnp.int32), "first": jnp.asarray(first), "last": jnp.asarray(last)}
 
-    def step(state: State, row: Row) -> tuple[State, State | None]:
+    def step(state: SolverState, row: Row) -> tuple[SolverState, SolverState | None]:
         state = solver.step(problem, state, row)
         return state, state if every else None
 

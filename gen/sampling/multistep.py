@@ -16,7 +16,7 @@ import numpy as np
 
 from gen.errors import GenError
 from gen.sampling.grids import Grid
-from gen.sampling.integrate import Problem, Row, State, weighted
+from gen.sampling.integrate import Problem, Row, SolverState, weighted
 
 __all__ = ["DPMSolver", "UniPC"]
 
@@ -71,18 +71,18 @@ class DPMSolver:
         """Gives the order of convergence, 2 at most: the first step is always of order 1."""
         return 1 if self.stochastic else min(self.solver_order, 2)
 
-    def start(self, problem: Problem) -> State:
+    def start(self, problem: Problem) -> SolverState:
         """Starts with a memory of the D of past levels, newest first."""
-        return State(problem.x, problem.carry, (jnp.zeros_like(problem.x),) * (self.solver_order - 1))
+        return SolverState(problem.x, problem.carry, (jnp.zeros_like(problem.x),) * (self.solver_order - 1))
 
-    def step(self, problem: Problem, state: State, row: Row) -> State:
+    def step(self, problem: Problem, state: SolverState, row: Row) -> SolverState:
         """Does what `Solver.step` says."""
         prediction, carry = problem.predict(state.x, row, state.carry)
         known = (prediction.denoised, *state.memory)
         x = row["keep"] * state.x + weighted(row["data"], known)
         if self.stochastic:
             x = x + row["noise"] * problem.noise(row["i"])
-        return State(x, carry, known[:-1])
+        return SolverState(x, carry, known[:-1])
 
     def rows(self, grid: Grid) -> Row:
         """Does what `Solver.rows` says; factors of x, of D at this and the past levels (solver_order,) and of the
@@ -154,21 +154,21 @@ class UniPC:
         """
         return min(self.solver_order, 2)
 
-    def start(self, problem: Problem) -> State:
+    def start(self, problem: Problem) -> SolverState:
         """Starts with x as the predicted state; the memory holds the corrected one and the D of past levels, newest
         first.
         """
         zeros = jnp.zeros_like(problem.x)
-        return State(problem.x, problem.carry, (zeros, (zeros,) * self.solver_order))
+        return SolverState(problem.x, problem.carry, (zeros, (zeros,) * self.solver_order))
 
-    def step(self, problem: Problem, state: State, row: Row) -> State:
+    def step(self, problem: Problem, state: SolverState, row: Row) -> SolverState:
         """Does what `Solver.step` says."""
         base, past = state.memory
         prediction, carry = problem.predict(state.x, row, state.carry)
         known = (prediction.denoised, *past)
         base = row["fresh"] * state.x + row["keep_corrected"] * base + weighted(row["correct"], known)
         x = row["keep"] * base + weighted(row["predict"], known[:-1])
-        return State(x, carry, (base, known[:-1]))
+        return SolverState(x, carry, (base, known[:-1]))
 
     def rows(self, grid: Grid) -> Row:
         """Does what `Solver.rows` says."""

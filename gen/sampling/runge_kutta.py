@@ -13,7 +13,7 @@ import numpy as np
 
 from gen.errors import GenError
 from gen.sampling.grids import Grid
-from gen.sampling.integrate import Problem, Row, State, interleave, weighted
+from gen.sampling.integrate import Problem, Row, SolverState, interleave, weighted
 
 __all__ = ["RungeKutta"]
 
@@ -62,15 +62,15 @@ class RungeKutta:
             stages.append({"t": t + h * sum(matrix[j]), "moves": h[:, None] * newest_first})
         return interleave(*stages)
 
-    def start(self, problem: Problem) -> State:
+    def start(self, problem: Problem) -> SolverState:
         """Starts with a memory of x at the step's start and of the slopes of the last stages, newest first."""
         slopes = (jnp.zeros_like(problem.x),) * (len(_TABLEAUS[self.method][2]) - 1)
-        return State(problem.x, problem.carry, (problem.x, slopes))
+        return SolverState(problem.x, problem.carry, (problem.x, slopes))
 
-    def step(self, problem: Problem, state: State, row: Row) -> State:
+    def step(self, problem: Problem, state: SolverState, row: Row) -> SolverState:
         """Does what `Solver.step` says."""
         base, past = state.memory
         prediction, carry = problem.predict(state.x, row, state.carry)
         slopes = (prediction.velocity, *past)
         x = base + weighted(row["moves"], slopes)
-        return State(x, carry, (jnp.where(row["last"], x, base), slopes[:-1]))
+        return SolverState(x, carry, (jnp.where(row["last"], x, base), slopes[:-1]))

@@ -9,7 +9,7 @@ import numpy as np
 from gen.diffusion.transport import DiffusionForm, diffusion
 from gen.errors import GenError
 from gen.sampling.grids import Grid
-from gen.sampling.integrate import Problem, Row, State, interleave
+from gen.sampling.integrate import Problem, Row, SolverState, interleave
 
 __all__ = ["EulerMaruyama"]
 
@@ -41,11 +41,11 @@ class EulerMaruyama:
         if self.norm < 0.0:
             raise GenError(f"euler-maruyama has norm {self.norm:g}; expected 0 (the probability flow) or more")
 
-    def start(self, problem: Problem) -> State:
+    def start(self, problem: Problem) -> SolverState:
         """Starts with a memory of x at the step's start and of the drift of the step's first call."""
-        return State(problem.x, problem.carry, (problem.x, jnp.zeros_like(problem.x)))
+        return SolverState(problem.x, problem.carry, (problem.x, jnp.zeros_like(problem.x)))
 
-    def step(self, problem: Problem, state: State, row: Row) -> State:
+    def step(self, problem: Problem, state: SolverState, row: Row) -> SolverState:
         """Does what `Solver.step` says. The score is evaluated at every time but the grid's last (with last "none",
         there too).
         """
@@ -61,7 +61,7 @@ class EulerMaruyama:
             x = x + row["kick"] * problem.noise(row["i"])
         if self.last == "tweedie":
             x = jnp.where(row["jump"] > 0, prediction.denoised, x)
-        return State(x, carry, (jnp.where(row["last"], x, base), drift))
+        return SolverState(x, carry, (jnp.where(row["last"], x, base), drift))
 
     def rows(self, grid: Grid) -> Row:
         """Per network call: time, step length, weights of the two slopes, w, noise scale, jump to the prediction.

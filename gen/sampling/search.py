@@ -28,12 +28,12 @@ from gen.nn.network import Cond
 from gen.sampling.generator import DiffusionGenerator, GeneratorParams
 from gen.sampling.grids import Grid, Searched
 
-__all__ = ["Candidate", "Evolution", "GridGenerator", "Space", "evolve", "read_grid", "write_grid"]
+__all__ = ["Candidate", "Evolution", "GridGenerator", "SearchSpace", "evolve", "read_grid", "write_grid"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A point of a `Space`.
+    """A point of a `SearchSpace`.
 
     Attributes:
       steps: K distinct places in the pool of times, falling: noise end first.
@@ -45,7 +45,7 @@ class Candidate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """What is searched.
 
     Attributes:
@@ -161,7 +161,7 @@ class Evolution:
 
 
 def evolve(
-    space: Space,
+    space: SearchSpace,
     settings: Evolution,
     score: Callable[[Candidate], float],
     path: Path | None = None,
@@ -195,7 +195,7 @@ def evolve(
 
 
 def _generation(
-    space: Space,
+    space: SearchSpace,
     settings: Evolution,
     rng: np.random.Generator,
     parents: list[Candidate],

@@ -13,7 +13,7 @@ import numpy as np
 
 from gen.errors import GenError
 from gen.sampling.grids import Grid, snap
-from gen.sampling.integrate import Problem, Row, State, interleave
+from gen.sampling.integrate import Problem, Row, SolverState, interleave
 
 __all__ = ["DDIM", "Ancestral", "EDMStochastic", "Euler", "Heun", "Renoise"]
 
@@ -21,9 +21,9 @@ __all__ = ["DDIM", "Ancestral", "EDMStochastic", "Euler", "Heun", "Renoise"]
 class _OnePoint:
     """The start of a solver that keeps nothing but x."""
 
-    def start(self, problem: Problem) -> State:
+    def start(self, problem: Problem) -> SolverState:
         """See `Solver`."""
-        return State(problem.x, problem.carry)
+        return SolverState(problem.x, problem.carry)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,26 +37,26 @@ class Euler(_OnePoint):
         """Does what `Solver.rows` says."""
         return {"t": grid.times[:-1], "h": grid.times[1:] - grid.times[:-1]}
 
-    def step(self, problem: Problem, state: State, row: Row) -> State:
+    def step(self, problem: Problem, state: SolverState, row: Row) -> SolverState:
         """Does what `Solver.step` says."""
         prediction, carry = problem.predict(state.x, row, state.carry)
-        return State(state.x + row["h"] * prediction.velocity, carry)
+        return SolverState(state.x + row["h"] * prediction.velocity, carry)
 
 
 class _Stages:
     """Rows of Euler's or of a two-stage Runge-Kutta method: x' = base + h (old * first slope + new * this slope)."""
 
-    def start(self, problem: Problem) -> State:
+    def start(self, problem: Problem) -> SolverState:
         """The memory holds x at the step's start and the slope of the step's first call."""
-        return State(problem.x, problem.carry, (problem.x, jnp.zeros_like(problem.x)))
+        return SolverState(problem.x, problem.carry, (problem.x, jnp.zeros_like(problem.x)))
 
-    def step(self, problem: Problem, state: State, row: Row) -> State:
+    def step(self, problem: Problem, state: SolverState, row: Row) -> SolverState:
         """See `Solver`."""
         base, slope = state.memory
         prediction, carry = problem.predict(state.x, row, state.carry)
         velocity = prediction.velocity
         x = base + row["h"] * (row["old"] * slope + row["new"] * velocity)
-        return State(x, carry, (jnp.where(row["last"], x, base), velocity))
+        return SolverState(x, carry, (jnp.where(row["last"], x, base), velocity))
 
 
 def _two_stages(grid: Grid, starts: Any, alpha: float) -> dict[str, Any]:
@@ -138,13 +138,13 @@ class EDMStochastic(_Stages):
             rows = interleave({"t": hats, "h": grid.times[1:] - hats, "old": zeros, "new": zeros + 1.0})
         return rows | {"grow": grow[rows["i"]], "spread": spread[rows["i"]]}
 
-    def step(self, problem: Problem, state: State, row: Row) -> State:
+    def step(self, problem: Problem, state: SolverState, row: Row) -> SolverState:
         """Does what `Solver.step` says."""
         if self.stochastic:
             base, slope = state.memory
             churned = row["grow"] * base + row["spread"] * problem.noise(row["i"])
             base = jnp.where(row["first"], churned, base)
-            state = State(jnp.where(row["first"], base, state.x), state.carry, (base, slope))
+            state = SolverState(jnp.where(row["first"], base, state.x), state.carry, (base, slope))
         return super().step(problem, state, row)
 
     def _churn(self, grid: Grid) -> tuple[Any, Any, Any]:
@@ -198,13 +198,13 @@ class DDIM(_OnePoint):
         direction = xp.sqrt(xp.maximum(s_next**2 - tau**2, 0.0))
         return {"t": grid.times[:-1], "data": a_next, "direction": direction, "tau": tau}
 
-    def step(self, problem: Problem, state: State, row: Row) -> State:
+    def step(self, problem: Problem, state: SolverState, row: Row) -> SolverState:
         """Does what `Solver.step` says."""
         prediction, carry = problem.predict(state.x, row, state.carry)
         x = row["data"] * prediction.denoised + row["direction"] * prediction.eps
         if self.stochastic:
             x = x + row["tau"] * problem.noise(row["i"])
-        return State(x, carry)
+        return SolverState(x, carry)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,10 +222,10 @@ class Renoise(_OnePoint):
         """Does what `Solver.rows` says."""
         return {"t": grid.times[:-1], "data": grid.alpha[1:], "noise": grid.sigma[1:]}
 
-    def step(self, problem: Problem, state: State, row: Row) -> State:
+    def step(self, problem: Problem, state: SolverState, row: Row) -> SolverState:
         """Does what `Solver.step` says."""
         prediction, carry = problem.predict(state.x, row, state.carry)
-        return State(row["data"] * prediction.denoised + row["noise"] * problem.noise(row["i"]), carry)
+        return SolverState(row["data"] * prediction.denoised + row["noise"] * problem.noise(row["i"]), carry)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +266,7 @@ class Ancestral(_OnePoint):
             "live": s_next > 0,
         }
 
-    def step(self, problem: Problem, state: State, row: Row) -> State:
+    def step(self, problem: Problem, state: SolverState, row: Row) -> SolverState:
         """Does what `Solver.step` says. Raises GenError where the network gives no learned variance and that was asked
         for.
         """
@@ -275,7 +275,7 @@ class Ancestral(_OnePoint):
         variance = row[self.variance] if self.variance != "learned" else self._learned(prediction, row)
         if "mean_gradient" in prediction.extra:
             mean = mean + variance * prediction.extra["mean_gradient"]
-        return State(mean + row["live"] * jnp.sqrt(variance) * problem.noise(row["i"]), carry)
+        return SolverState(mean + row["live"] * jnp.sqrt(variance) * problem.noise(row["i"]), carry)
 
     def _learned(self, prediction: Any, row: Row) -> jax.Array:
         if "variance" not in prediction.extra:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from gen.sampling.grids import Grid
-from gen.sampling.integrate import Problem, Row, State, interleave
+from gen.sampling.integrate import Problem, Row, SolverState, interleave
 
 __all__ = ["Anchored", "Backstep"]
 
@@ -40,12 +40,12 @@ class Anchored:
             return interleave(one)
         return interleave(one, {**one, "t": t_next, "second": xp.ones(grid.steps)}, drop=1)
 
-    def start(self, problem: Problem) -> State:
+    def start(self, problem: Problem) -> SolverState:
         """Keeps the unit noise of the start in memory, and x and the velocity of the step's first call."""
         unit = problem.x / problem.grid.sigma[0]
-        return State(problem.x, problem.carry, (unit, problem.x, jnp.zeros_like(problem.x)))
+        return SolverState(problem.x, problem.carry, (unit, problem.x, jnp.zeros_like(problem.x)))
 
-    def step(self, problem: Problem, state: State, row: Row) -> State:
+    def step(self, problem: Problem, state: SolverState, row: Row) -> SolverState:
         """Does what `Solver.step` says."""
         unit, base, slope = state.memory
         base = jnp.where(row["first"], state.x, base)
@@ -57,7 +57,7 @@ class Anchored:
         # the data prediction that has this velocity at the step's start: velocity = a' D + s' (x - a D) / s
         denoised = (s * velocity - ds * base) / (da * s - ds * a)
         x = row["data"] * denoised + row["noise"] * unit
-        return State(x, carry, (unit, base, prediction.velocity))
+        return SolverState(x, carry, (unit, base, prediction.velocity))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +86,12 @@ class Backstep:
             "spread": xp.where(last, 0.0, spread),
         }
 
-    def start(self, problem: Problem) -> State:
+    def start(self, problem: Problem) -> SolverState:
         """Does what `Solver.start` says."""
-        return State(problem.x, problem.carry)
+        return SolverState(problem.x, problem.carry)
 
-    def step(self, problem: Problem, state: State, row: Row) -> State:
+    def step(self, problem: Problem, state: SolverState, row: Row) -> SolverState:
         """Does what `Solver.step` says."""
         prediction, carry = problem.predict(state.x, row, state.carry)
         x = row["data"] * prediction.denoised + row["direction"] * prediction.eps
-        return State(row["keep"] * x + row["spread"] * problem.noise(row["i"]), carry)
+        return SolverState(row["keep"] * x + row["spread"] * problem.noise(row["i"]), carry)

@@ -19,7 +19,7 @@ from gen.tokenizers.quantizers.binary import Binary
 from gen.tokenizers.towers import (
     Decoder,
     Encoder,
-    Levels,
+    TowerSizes,
     check_images,
     check_latents,
     check_levels,
@@ -31,7 +31,7 @@ __all__ = ["BinaryAutoencoder", "BinaryAutoencoderConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
-class BinaryAutoencoderConfig(Levels, Discrete):
+class BinaryAutoencoderConfig(TowerSizes, Discrete):
     """An autoencoder of bits; itself the `gen.tokenizers.base.DiscreteTokenizer`.
 
     The defaults are the published C64; C128 has 128 bits a position and 6 `decoder_blocks`.

@@ -23,7 +23,7 @@ from gen.tokenizers.base import Gaussian, TokenizerSpec
 from gen.tokenizers.continuous import Continuous
 from gen.tokenizers.trunk import Tower, Trunk, grid_of
 
-__all__ = ["SIZES", "DeTok", "DeTokConfig", "Draws", "LatentDenoising", "detok", "rotation"]
+__all__ = ["SIZES", "DeTok", "DeTokConfig", "DenoisingDraws", "LatentDenoising", "detok", "rotation"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +178,7 @@ class DeTok(nnx.Module):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Draws:
+class DenoisingDraws:
     """What `LatentDenoising` draws for each sample.
 
     Attributes:
@@ -212,15 +212,15 @@ class LatentDenoising:
         if not 0 <= self.mask < 1 or self.gamma < 0:
             raise GenError(f"mask {self.mask}, gamma {self.gamma}; the mask is in [0, 1), the noise at least 0")
 
-    def draw(self, tokenizer: DeTokConfig, keys: jax.Array) -> Draws:
+    def draw(self, tokenizer: DeTokConfig, keys: jax.Array) -> DenoisingDraws:
         """Gives the draws of samples with keys (B,)."""
         shape, tokens = tokenizer.spec.shape, math.prod(tokenizer.grid)
 
-        def one(key: jax.Array) -> Draws:
+        def one(key: jax.Array) -> DenoisingDraws:
             share, order, posterior, noise, level = jax.random.split(key, 5)
             ratio = jnp.maximum(jax.random.uniform(share, minval=-0.1, maxval=self.mask), 0.0)
             rank = jnp.argsort(jnp.argsort(jax.random.uniform(order, (tokens,))))
-            return Draws(
+            return DenoisingDraws(
                 (rank < jnp.ceil(tokens * (1.0 - ratio))).reshape(tokenizer.grid),
                 jax.random.normal(posterior, shape),
                 jax.random.normal(noise, shape),
@@ -229,14 +229,14 @@ class LatentDenoising:
 
         return jax.vmap(one)(keys)
 
-    def latents(self, posterior: Gaussian, draws: Draws) -> jax.Array:
+    def latents(self, posterior: Gaussian, draws: DenoisingDraws) -> jax.Array:
         """(B, h, w, channels) that are decoded: posterior samples with noise."""
         z = posterior.mean + posterior.std * draws.posterior
         keep = 1.0 if self.additive else 1.0 - draws.level
         return keep * z + draws.level * self.gamma * draws.noise
 
     def encode(
-        self, tokenizer: DeTokConfig, params: Params, images: jax.Array, draws: Draws
+        self, tokenizer: DeTokConfig, params: Params, images: jax.Array, draws: DenoisingDraws
     ) -> tuple[Gaussian, jax.Array]:
         """Gives the posterior of images in [-1, 1], standard normal where nothing is seen, and what is decoded."""
         posterior = Network(tokenizer).apply(params, images, _flat(draws.visible), method="encode")
@@ -244,7 +244,7 @@ class LatentDenoising:
         posterior = Gaussian(jnp.where(seen, posterior.mean, 0.0), jnp.where(seen, posterior.logvar, 0.0))
         return posterior, self.latents(posterior, draws)
 
-    def decode(self, tokenizer: DeTokConfig, params: Params, latents: jax.Array, draws: Draws) -> jax.Array:
+    def decode(self, tokenizer: DeTokConfig, params: Params, latents: jax.Array, draws: DenoisingDraws) -> jax.Array:
         """Images (B, H, W, C) of latents, of which the hidden ones are not looked at."""
         images: jax.Array = Network(tokenizer).apply(params, latents, _flat(draws.visible), method="decode")
         return images

@@ -16,13 +16,13 @@ from gen.config import suggest
 from gen.errors import GenError
 from gen.tokenizers.base import Gaussian, TokenizerSpec
 from gen.tokenizers.continuous import Continuous
-from gen.tokenizers.towers import Decoder, Encoder, Levels, check_images, check_latents, check_levels, conv
+from gen.tokenizers.towers import Decoder, Encoder, TowerSizes, check_images, check_latents, check_levels, conv
 
 __all__ = ["KLVAE", "SIZES", "KLVAEConfig", "kl_vae"]
 
 
 @dataclasses.dataclass(frozen=True)
-class KLVAEConfig(Levels, Continuous):
+class KLVAEConfig(TowerSizes, Continuous):
     """A KL autoencoder; itself the `gen.tokenizers.base.Tokenizer`. The defaults are the SD-VAE (kl-f8).
 
     Attributes:

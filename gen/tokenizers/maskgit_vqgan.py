@@ -16,14 +16,14 @@ from flax import nnx
 from gen.tokenizers.base import TokenizerSpec
 from gen.tokenizers.discrete import Discrete, DiscreteModule
 from gen.tokenizers.quantizers.vq import VQ
-from gen.tokenizers.towers import Levels, check_images, check_latents, check_levels, conv, norm
+from gen.tokenizers.towers import TowerSizes, check_images, check_latents, check_levels, conv, norm
 from gen.training.sharding import constrain
 
 __all__ = ["Decoder", "Encoder", "MaskGITVQGAN", "MaskGITVQGANConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskGITVQGANConfig(Levels, Discrete):
+class MaskGITVQGANConfig(TowerSizes, Discrete):
     """The VQ autoencoder of MaskGIT; itself the `gen.tokenizers.base.DiscreteTokenizer`. The defaults are published.
 
     Attributes:

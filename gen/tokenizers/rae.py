@@ -160,7 +160,7 @@ class RAE(nnx.Module):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Draws:
+class NoiseDraws:
     """What `LatentNoise` draws for each sample.
 
     Attributes:
@@ -186,28 +186,28 @@ class LatentNoise:
         if self.tau < 0:
             raise GenError(f"tau {self.tau}; the strength of noise is at least 0")
 
-    def draw(self, tokenizer: RAEConfig, keys: jax.Array) -> Draws:
+    def draw(self, tokenizer: RAEConfig, keys: jax.Array) -> NoiseDraws:
         """Gives the draws of samples with keys (B,)."""
         shape = tokenizer.spec.shape
 
-        def one(key: jax.Array) -> Draws:
+        def one(key: jax.Array) -> NoiseDraws:
             noise, level = jax.random.split(key)
-            return Draws(jax.random.normal(noise, shape), jax.random.uniform(level, (1,) * len(shape)))
+            return NoiseDraws(jax.random.normal(noise, shape), jax.random.uniform(level, (1,) * len(shape)))
 
         return jax.vmap(one)(keys)
 
-    def latents(self, posterior: Gaussian | Exact, draws: Draws) -> jax.Array:
+    def latents(self, posterior: Gaussian | Exact, draws: NoiseDraws) -> jax.Array:
         """Gives the latents (B, *spec.shape) that are decoded."""
         return posterior.mode() + self.tau * draws.level * draws.noise
 
     def encode(
-        self, tokenizer: RAEConfig, params: Params, images: jax.Array, draws: Draws
+        self, tokenizer: RAEConfig, params: Params, images: jax.Array, draws: NoiseDraws
     ) -> tuple[Gaussian | Exact, jax.Array]:
         """Gives the latents of images in [-1, 1], without noise and as they are decoded."""
         posterior = tokenizer.encode(params, images)
         return posterior, self.latents(posterior, draws)
 
-    def decode(self, tokenizer: RAEConfig, params: Params, latents: jax.Array, draws: Draws) -> jax.Array:
+    def decode(self, tokenizer: RAEConfig, params: Params, latents: jax.Array, draws: NoiseDraws) -> jax.Array:
         """Images (B, H, W, C) of latents."""
         del draws
         return tokenizer.decode(params, latents)

@@ -29,7 +29,7 @@ from gen.tokenizers.base import Tokenizer
 from gen.tokenizers.quantizers.base import frequencies, used
 from gen.training.indexed import sample_keys
 
-__all__ = ["SHOWN", "Pixels", "Reconstructed", "Usage", "evaluate_reconstruction", "reconstructions"]
+__all__ = ["SHOWN", "NoFeatures", "Reconstructed", "Usage", "evaluate_reconstruction", "reconstructions"]
 
 
 _COND = "cond/"  # begins the names of rows that are conditions
@@ -37,7 +37,7 @@ SHOWN = 16  # images of the picture before and after
 
 
 @dataclasses.dataclass(frozen=True)
-class Pixels:
+class NoFeatures:
     """An `Extractor` of nothing, for measures that look at the images alone.
 
     Attributes:
@@ -234,7 +234,7 @@ def evaluate_reconstruction(
     if keep and made.labels != "none":
         kept["kept_labels"] = Features(made.count, "label", "int32", "kept_labels")
     spec = tokenizer.spec
-    network = Pixels(spec.picture) if extractor is None else extractor
+    network = NoFeatures(spec.picture) if extractor is None else extractor
     job = None
     statistics: dict[str, Statistic] = {"pairs": Pairs()}
     kept |= {n: Features(SHOWN, key, "uint8", n) for n, key in (("before", "original"), ("after", "levels"))}

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-class Levels:
+class TowerSizes:
     """What follows for every configuration of towers from its `width` and `mult`, finest level first."""
 
     width: int

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gen.errors import GenError
-from gen.nn.layers import Remat, Stacked, run_stack, stack
+from gen.nn.layers import Remat, StackOutput, run_stack, stack
 from gen.nn.vit import FeedForward, ViTBlock, normed
 from gen.training.sharding import constrain
 
@@ -82,7 +82,7 @@ class Trunk(nnx.Module):
         *,
         mask: jax.Array | None = None,
         keep: tuple[int, ...] = (),
-    ) -> Stacked:
+    ) -> StackOutput:
         """Gives the blocks without the last norm; `keep` as in `gen.nn.layers.run_stack`."""
 
         def call(block: ViTBlock, x: jax.Array, _: None) -> tuple[jax.Array, None]:

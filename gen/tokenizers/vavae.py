@@ -26,7 +26,7 @@ from gen.tokenizers.train import Rows
 from gen.training.part import Part, with_buffers
 from gen.training.task import Frozen, State
 
-__all__ = ["Projected", "Projection", "VAVAETask", "VisionFoundation"]
+__all__ = ["Projection", "VAVAETask", "VisionFoundation", "WithProjection"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ class VisionFoundation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Projected:
+class WithProjection:
     """A tokenizer with the projection beside its own parameters, under "projection"."""
 
     tokenizer: Any
@@ -121,7 +121,7 @@ class VAVAETask(AdversarialTask):
         """Gives the tokenizer with its projection, and the discriminator."""
         first, *others = super().parts
         projection = Projection(self.tokenizer.spec.shape[-1], self.alignment.encoder.width)
-        return (dataclasses.replace(first, network=Projected(self.tokenizer, projection)), *others)
+        return (dataclasses.replace(first, network=WithProjection(self.tokenizer, projection)), *others)
 
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
         """Fresh parameters, or those of the previous stage. Raises GenError where the encoder is not given."""

@@ -17,13 +17,13 @@ from gen.errors import GenError
 from gen.tokenizers.base import TokenizerSpec
 from gen.tokenizers.discrete import Discrete, DiscreteModule
 from gen.tokenizers.quantizers.vq import VQ
-from gen.tokenizers.towers import Decoder, Encoder, Levels, check_images, check_latents, check_levels, conv
+from gen.tokenizers.towers import Decoder, Encoder, TowerSizes, check_images, check_latents, check_levels, conv
 
 __all__ = ["SIZES", "VQGAN", "VQGANConfig", "vqgan"]
 
 
 @dataclasses.dataclass(frozen=True)
-class VQGANConfig(Levels, Discrete):
+class VQGANConfig(TowerSizes, Discrete):
     """A quantising autoencoder; itself the `gen.tokenizers.base.DiscreteTokenizer`. The defaults are LlamaGen's VQ-16.
 
     The last level's every residual block is followed by self-attention, and so is the first of the middle.

@@ -25,7 +25,7 @@ from gen.training.budget import abstract_states, describe, device_bytes, held, r
 from gen.training.checkpoints import Checkpoints, latest_step
 from gen.training.checks import batches, check_batch, check_data, check_run, close, drawable
 from gen.training.logging import MetricsLog, write_picture
-from gen.training.meter import Meter, Reading, Skipped
+from gen.training.meter import Meter, Skipped, StepMetrics
 from gen.training.program import Compiled, Placement
 from gen.training.run import RunConfig, semantic, settle_config
 from gen.training.sharding import batch_sharding, make_mesh, microbatch_count, place, replicated, shardings
@@ -343,7 +343,7 @@ class _Leg:
                 state, row = program(state, run.frozen, used, self.task.inputs(step - offset, stage.steps))
                 if step + 1 < end:  # the next batch travels while the device works
                     batch = self._put(next(rows))
-                meter.add(Reading(step + 1, name, program.metrics, row, used))
+                meter.add(StepMetrics(step + 1, name, program.metrics, row, used))
                 if run.status.due() and meter.line:
                     run.status.show(meter.line)
                 self._after(step + 1, end, state, meter)

@@ -12,19 +12,19 @@ import numpy as np
 from gen.errors import GenError
 from gen.progress import Pace, duration
 
-__all__ = ["Meter", "Reading", "Skipped"]
+__all__ = ["Meter", "Skipped", "StepMetrics"]
 
 
 class Skipped(GenError):
     """Loss or gradients were not finite for too many steps in a row; `reading` is the last of them."""
 
-    def __init__(self, message: str, reading: "Reading") -> None:
+    def __init__(self, message: str, reading: "StepMetrics") -> None:
         super().__init__(message)
         self.reading = reading
 
 
 @dataclasses.dataclass
-class Reading:
+class StepMetrics:
     """A step's metrics on their way from the device.
 
     Attributes:
@@ -69,7 +69,7 @@ class Meter:
         self.every, self.patience, self.fresh, self.record = every, patience, fresh, record
         self.line = ""  # what the newest step looks like, for the status line
         self._applied = 0  # steps read that were not skipped
-        self._pending: Reading | None = None
+        self._pending: StepMetrics | None = None
         self._sums: dict[str, tuple[float, int]] = {}  # metric -> sum since the last record, of how many steps
         self._newest: dict[str, float] = {}
         self._pace = Pace()
@@ -81,7 +81,7 @@ class Meter:
         """Gives the stage's last global step."""
         return self.offset + self.steps
 
-    def add(self, reading: Reading) -> None:
+    def add(self, reading: StepMetrics) -> None:
         """Takes the row of a step (still being computed) and reads the one before. Raises `Skipped`."""
         late, self._pending = self._pending, reading
         if late is not None:
@@ -101,7 +101,7 @@ class Meter:
         self._mark = (self._mark[0] + seconds, self._mark[1])
         self._pace.pause(seconds)
 
-    def _read(self, late: Reading) -> None:
+    def _read(self, late: StepMetrics) -> None:
         metrics = dict(zip(late.names, np.asarray(late.row, np.float64).tolist(), strict=True))
         of = {name: [value for key, value in metrics.items() if _last(key) == name] for name in ("loss", "skipped")}
         skipped = any(value > 0 for value in of["skipped"]) or not all(map(math.isfinite, of["loss"]))

@@ -124,9 +124,9 @@ def _cut(path: str, shape: tuple[int, ...], sizes: Mapping[str, int], shard_from
         return (), 0
     free = range(1 if "blocks" in path else 0, len(shape))
     for names in (used, *((axis,) for axis in used)):
-        fits = [i for i in free if shape[i] % math.prod(sizes[name] for name in names) == 0]
-        if fits:
-            return names, max(fits, key=lambda i: (shape[i], i))
+        axis = axes.largest_axis(shape, math.prod(sizes[name] for name in names), free)
+        if axis is not None:
+            return names, axis
     return (), 0
 
 

@@ -12,7 +12,7 @@ from gen.autoregressive.decoding import ConstantScale
 from gen.autoregressive.generator import TokenGenerator
 from gen.autoregressive.masked import entering, hidden, masked_share
 from gen.autoregressive.maskgit import MaskGITConfig
-from gen.autoregressive.unmasking import MaskedSampler, RampScale, RisenCosineScale
+from gen.autoregressive.unmasking import MaskedSampler, RampScale, RisenCosineScale, unmask
 from gen.errors import GenError
 from gen.nn.network import Network
 from tests.autoregressive.drawn import drawn
@@ -78,6 +78,32 @@ def test_a_sample_depends_on_its_key_and_class(sampled: Any) -> None:
     assert (ids.min() >= 0, ids.max() < MODEL.vocabulary) == (True, True)
 
 
+def test_tokens_are_drawn_by_their_probabilities_at_every_step() -> None:
+    """MaskGIT's rule, of a network that says the same at every step; surest first favours what is likely."""
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.1, 0.1]))
+
+    class Says(MaskGITConfig):
+        def logits(self, params: Any, tokens: Any, cond: Any) -> Any:
+            return jnp.broadcast_to(logits, (*tokens.shape, 4))
+
+    model, blank = Says(shape=(4,), vocabulary=4), jnp.full((4000, 4), 4, jnp.int32)
+    keys = jax.random.split(jax.random.key(0), 8)
+
+    @jax.jit
+    def shares(temperature: Any, token_temperature: Any) -> Any:
+        def noise(i: Any) -> tuple[jax.Array, jax.Array]:
+            return jax.random.gumbel(keys[2 * i], (4000, 4, 4)), jax.random.gumbel(keys[2 * i + 1], (4000, 4))
+
+        settings = {"temperature": temperature, "annealed": False, "token_temperature": token_temperature}
+        ids = unmask(model, {}, {}, noise, blank, steps=4, **settings)[-1]
+        return jnp.stack([(ids == v).mean() for v in range(4)])
+
+    np.testing.assert_allclose(shares(1e6, 1.0), [0.5, 0.3, 0.1, 0.1], atol=0.015)
+    sharp = np.array([0.25, 0.09, 0.01, 0.01]) / 0.36
+    np.testing.assert_allclose(shares(1e6, 0.5), sharp, atol=0.015)
+    assert shares(0.0, 1.0)[0] > 0.6
+
+
 def test_training_draws_and_drops(params: Any) -> None:
     tokens, label = jnp.arange(12).reshape(2, 6) % 8, jnp.array([0, 1])
     draws = jax.jit(MODEL.draw)(jax.random.key(0), tokens, {})
@@ -99,6 +125,8 @@ def test_training_draws_and_drops(params: Any) -> None:
 def test_refusals(params: Any) -> None:
     with pytest.raises(GenError, match="expected at least 1 step"):
         MaskedSampler(0)
+    with pytest.raises(GenError, match="tokens drawn at temperature 0"):
+        MaskedSampler(token_temperature=0.0)
     with pytest.raises(GenError, match="neither solver nor grid"):
         SAMPLER.changed(solver=1)
     assert SAMPLER.changed(steps=2, guidance=3.0) == dataclasses.replace(SAMPLER, steps=2, guidance=ConstantScale(3.0))

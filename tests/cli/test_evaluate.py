@@ -10,7 +10,7 @@ from PIL import Image
 
 from gen.cli import main
 from gen.data.sources import digits
-from gen.metrics.protocol import PRESETS, Preset, Result
+from gen.metrics.protocol import PRESETS, NamedProtocol, Result
 from gen.metrics.reference import Reference
 from tests.cli.test_runs import fails, write_run
 
@@ -145,7 +145,7 @@ def test_a_run_is_sampled_as_its_protocol_wants_it(
     (tmp_path / "tiny").mkdir()
     run = write_run(tmp_path / "tiny")
     fields = {"extractor": "digits", "count": 50, "labels": "random", "quantiser": "truncate", "split": "train"}
-    monkeypatch.setitem(PRESETS, "toy", Preset("a toy", "digits-extractor", fields))
+    monkeypatch.setitem(PRESETS, "toy", NamedProtocol("a toy", "digits-extractor", fields))
     found = evaluate(run, "--reference", reference, "--protocol", "toy", "--out", tmp_path / "a.json")
     assert {name: getattr(found.protocol, name) for name in fields} == fields
     assert (found.protocol.name, found.protocol.seeds) == ("toy", "0-49")

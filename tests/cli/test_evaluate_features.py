@@ -10,7 +10,7 @@ import pytest
 from gen.cli import main
 from gen.data.sources import digits
 from gen.features.bpe import Vocabulary
-from gen.features.clip import CLIPConfig, CLIPExtractor, TowerConfig
+from gen.features.clip import CLIPConfig, CLIPExtractor, CLIPTowerConfig
 from gen.features.dinov2 import DINOv2Extractor
 from gen.features.vit import ViTConfig
 from gen.features.weights import cache_path, store_weights
@@ -19,7 +19,7 @@ from gen.metrics.kernels import cmmd
 from gen.metrics.protocol import Result
 from gen.nn.network import Network
 
-TOWER = TowerConfig(64, 1, 1, 32)
+TOWER = CLIPTowerConfig(64, 1, 1, 32)
 CLIP = CLIPConfig(TOWER, TOWER, size=24, patch=8, vocabulary=516, length=8, projection=6)
 DINOV2 = ViTConfig(size=28, width=64, depth=1, heads=1, hidden=32)
 PICTURES = {name: np.random.default_rng(i).integers(0, 256, (20, 12, 10, 3), np.uint8) for i, name in enumerate("ab")}

@@ -39,7 +39,7 @@ from gen.features.vit import ViTConfig
 from gen.finetune.difffit import DiffFit
 from gen.finetune.probes import LinearHead
 from gen.kinds import KINDS
-from gen.nn.adversarial import TokenHead
+from gen.nn.adversarial import TokenLogits
 from gen.nn.discriminators import PatchGAN
 from gen.nn.network import Network, Params
 from gen.sampling.records import make_records
@@ -58,7 +58,7 @@ from gen.tokenizers.var_vqvae import VARVQVAEConfig
 from gen.tokenizers.vavae import VisionFoundation
 from gen.tokenizers.vqgan import VQGANConfig
 from gen.training.optim import OptimConfig
-from tests.conformance.tokenizers import Codebook
+from tests.conformance.tokenizers import Codebook, Patches
 from tests.data import files
 from tests.distill.tiny import Tiny
 
@@ -68,7 +68,7 @@ TWO_TIMES = dataclasses.replace(NETWORK, times=2)
 DENOISER = Denoiser(NETWORK, Linear(), Predict("velocity"))
 # A large epsilon: Adam would blow up the rounding of gradients that are zero in exact arithmetic.
 OPTIM = OptimConfig(lr=1e-3, eps=1e-2)
-TOKENIZER = TiTokConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
+TOKENIZER = Patches(SHAPE[-1])
 WRITER = GPTConfig((2, 2), 8, 16, 1, 2, 16, num_classes=CLASSES, scan=False)
 FILLER = MARConfig(
     shape=SHAPE, num_classes=CLASSES, width=16, depth=1, heads=2, buffer=1, head_width=16, head_depth=1, scan=False
@@ -119,10 +119,10 @@ SMALL: dict[str, Any] = {
     "maskgit-vqgan": PROXY,
     "flextok": FLEXTOK,
 }
-CODES = dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3))
+CODES = TiTokConfig((8, 8, 1), 4, 4, None, Tower(16, 1, 4), Tower(16, 1, 4), quantizer=VQ(8, 3), scan=False)
 # words that mean something else to one kind
 OWN: dict[str, dict[str, Any]] = {
-    "proxy-task": {"tokenizer": dataclasses.replace(TOKENIZER, channels=None, quantizer=VQ(8, 3), pixels=PROXY)},
+    "proxy-task": {"tokenizer": dataclasses.replace(CODES, pixels=PROXY)},
     "flextok-task": {"tokenizer": FLEXTOK},
     "patch-vq": {"image": (8, 8, 1), "patch": 4, "quantizer": VQ(8, 16)},
     "consistency-distillation-task": {"flow_map": data_map(DENOISER)},
@@ -151,8 +151,8 @@ OWN: dict[str, dict[str, Any]] = {
     "meanflow-task": {"flow_map": FlowMap(TWO_TIMES, Linear())},
     "shortcut-task": {"flow_map": FlowMap(TWO_TIMES, Linear(), AverageVelocity("halvings"))},
     "guided-task": {"student": Denoiser(GuidedConfig(TWO_TIMES), Linear(), Predict("velocity"))},
-    "f-distill-task": {"head": TokenHead(16, 8), "taps": ("hidden",), "bins": RatioBins()},
-    "ladd-task": {"head": TokenHead(16, 8), "taps": ("hidden",), "r1": ApproximateR1()},
+    "f-distill-task": {"head": TokenLogits(16, 8), "taps": ("hidden",), "bins": RatioBins()},
+    "ladd-task": {"head": TokenLogits(16, 8), "taps": ("hidden",), "r1": ApproximateR1()},
     "multi-student-task": {
         "task": DMD2Task(teacher=DENOISER, optim=OPTIM, fake_optim=OPTIM, ratio=3),
         "partition": (0, 0, 1),
@@ -177,6 +177,8 @@ SLOW = (
     "f-distill-task",
     "flextok-task",
     "flowtok-task",
+    "ladd-task",
+    "latent-token-task",
     "multi-student-task",
     "probe-task",
     "proxy-task",
@@ -191,6 +193,7 @@ DIVIDED = ("multi-student-task",)  # whose batches hold the classes of one part 
 TOKENIZERS = {
     "toy-codebook": "tests.conformance.tokenizers:Codebook",
     "toy-drawn": "tests.conformance.tokenizers:Drawn",
+    "toy-patches": "tests.conformance.tokenizers:Patches",
 }
 KINDS_HERE = {
     "conformance-rows": f"{__name__}:Rows",

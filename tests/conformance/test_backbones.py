@@ -120,7 +120,10 @@ def test_every_backbone_has_an_example() -> None:
     assert set(EXAMPLES) == set(KINDS["backbone"])
 
 
-@every_kind
+# the network of four levels takes as long to compile as all others together
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "lamamba" else ()) for kind in EXAMPLES]
+)
 def test_interface(kind: str) -> None:
     config = EXAMPLES[kind]
     run, names, controls = program(config)

@@ -1,4 +1,4 @@
-"""Toy members of the tokenizers' interface: ids of a codebook, and a decoder that samples."""
+"""Toy members of the tokenizers' interface: a product each way, ids of a codebook, and a decoder that samples."""
 
 import dataclasses
 from typing import Any
@@ -65,6 +65,34 @@ class _Codebook(nnx.Module):
         self.codes = Buffer(jax.random.normal(rngs.params(), (config.size, PATCH**2)))
         self.used = Buffer(jnp.full(config.size, 1.0 / config.size))
         self.scale = nnx.Param(jnp.ones(()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Patches:
+    """A Gaussian of `channels` numbers for each patch, by one product each way."""
+
+    channels: int = 3
+
+    last_layer = "decoder/kernel"
+
+    @property
+    def spec(self) -> TokenizerSpec:
+        return TokenizerSpec("continuous", (4, self.channels), (8, 8, 1))
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        return _Patches(self, rngs)
+
+    def encode(self, params: Any, images: jax.Array, *, cond: Any = None, keys: Any = None) -> Gaussian:
+        return Gaussian(*jnp.split(Network(self).module(params).encoder(_cut(images)), 2, axis=-1))
+
+    def decode(self, params: Any, codes: jax.Array, *, cond: Any = None, keys: Any = None, options: Any = None) -> Any:
+        return _joined(Network(self).module(params).decoder(codes))
+
+
+class _Patches(nnx.Module):
+    def __init__(self, config: Patches, rngs: nnx.Rngs) -> None:
+        self.encoder = nnx.Linear(PATCH**2, 2 * config.channels, rngs=rngs)
+        self.decoder = nnx.Linear(config.channels, PATCH**2, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """Clamped velocities, early heads, and internal guidance by them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gen.diffusion.backbones.rae_v2 import RAEv2Config
-from gen.diffusion.clamped import ClampedMatching, DataAsVelocity, EarlyHead
+from gen.diffusion.clamped import Clamped, ClampedMatching, EarlyHead
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.objectives import Draws, VelocityMatching
 from gen.diffusion.prediction import EARLY, Prediction
@@ -25,7 +27,7 @@ COND = {"label": jnp.asarray([0, 1, 2, 3])}  # 3 is the null label
 
 def prediction(value: float, early: float | None = None) -> Prediction:
     def of(value: float) -> Prediction:
-        return DataAsVelocity().prediction(Linear(), jnp.full_like(X, value), X, T, {})
+        return Clamped().prediction(Linear(), jnp.full_like(X, value), X, T, {})
 
     found = of(value)
     return found if early is None else Prediction(found.value, X, T, {EARLY: of(early)}, Linear(), "velocity")
@@ -37,11 +39,28 @@ def test_velocities_are_clamped_near_the_data() -> None:
     np.testing.assert_allclose(found.velocity[2], X[2] / 0.5, rtol=1e-5)
     np.testing.assert_allclose(found.denoised[2:], jnp.zeros_like(X[2:]), atol=1e-5)
     with pytest.raises(GenError, match="of the linear process"):
-        DataAsVelocity().inputs(EDM(), X, T)
+        Clamped().inputs(EDM(), X, T)
     draws = Draws(T[1:], jax.random.normal(jax.random.key(1), X[1:].shape))
     evaluate = lambda x, t, c: Prediction(0.0 * x, x, t, {}, Linear(), "velocity")  # noqa: E731
     losses = [loss.loss(evaluate, Linear(), X[1:], {}, draws)[0] for loss in (ClampedMatching(), VelocityMatching())]
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_the_clamp_of_a_prediction_is_its_loss_s_too() -> None:
+    """A prediction of zeros misses a velocity of data by x / max(t, least)."""
+    draws = Draws(T, jax.random.normal(jax.random.key(1), X.shape))
+    for least in (0.05, 0.4):
+        model = Clamped(least=least)
+
+        def evaluate(x_t: jax.Array, t: jax.Array, cond: Any, model: Clamped = model) -> Prediction:
+            return model.prediction(Linear(), 0.0 * x_t, x_t, t, {})
+
+        losses, _ = ClampedMatching().loss(evaluate, Linear(), X, {}, draws)
+        np.testing.assert_allclose(losses, jnp.square(X).mean((1, 2)) / jnp.square(jnp.maximum(T, least)), rtol=1e-4)
+    eps = draws.eps
+    np.testing.assert_allclose(Clamped("velocity").target(Linear(), X, eps, T)[1:], (eps - X)[1:], rtol=1e-3, atol=1e-4)
+    with pytest.raises(GenError, match="expected one of 'x', 'velocity'"):
+        Clamped("eps")  # type: ignore[arg-type]
 
 
 def test_internal_guidance_leads_away_from_the_early_head() -> None:
@@ -61,7 +80,7 @@ def test_internal_guidance_leads_away_from_the_early_head() -> None:
 
 
 def test_a_network_without_early_head_cannot_be_trained_with_one() -> None:
-    model = Denoiser(Tiny(), Linear(), DataAsVelocity(), EarlyHead())
+    model = Denoiser(Tiny(), Linear(), Clamped(), EarlyHead())
     params, draws = model.net.init(jax.random.key(0)), model.objective.draw(jax.random.key(1), Linear(), X)
     with pytest.raises(GenError, match="has no early head"):
         model.objective.loss(lambda x, t, c: model(params, x, t, c), Linear(), X, COND, draws)

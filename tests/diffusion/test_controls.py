@@ -59,6 +59,7 @@ def test_skip_scales_of_every_step_without_recompiling(params, skips):
     np.testing.assert_allclose(constant, by_hand(jnp.full_like(rising, 0.7)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_denoiser_under_another_process_offers_the_same(params, skips):
     controls, t = {"skips": jnp.linspace(0.5, 1.5, skips[0])}, jnp.float32(0.6)
     seen = DENOISER.under(Linear())

@@ -88,6 +88,7 @@ def test_the_teachers_distribution_is_the_one_it_is_sampled_from() -> None:
     assert np.isneginf(np.asarray(found)).any()  # filtered away, and never matched
 
 
+@pytest.mark.slow
 def test_the_fake_score_learns_alone_at_first_then_both_do() -> None:
     task, frozen = tasks(ratio=3, aligned=2)["gpt"]
     order = ["fake_score", "fake_score", "student", "fake_score", "fake_score", "student", "fake_score"]

@@ -17,7 +17,7 @@ from gen.diffusion.times import Levels
 from gen.distill.dmd2 import DMD2Draws, DMD2Task, backward_simulation, matching_gradient, matching_loss, sample_norm
 from gen.distill.kd import KDTask
 from gen.errors import GenError
-from gen.nn.adversarial import ConvHead, TokenHead, logistic_discriminator_loss, logistic_generator_loss
+from gen.nn.adversarial import ConvHead, TokenLogits, logistic_discriminator_loss, logistic_generator_loss
 from gen.nn.network import Network
 from gen.sampling.guidance import ClassifierFree
 from gen.training.ema import Constant
@@ -31,7 +31,7 @@ DENOISER = Denoiser(NET, Linear(), Predict("velocity"))
 TASK = DMD2Task(
     teacher=DENOISER,
     guidance=ClassifierFree(1.5),
-    head=TokenHead(16, 8),
+    head=TokenLogits(16, 8),
     taps=("hidden",),
     ratio=3,
     optim=OptimConfig(lr=1e-3),

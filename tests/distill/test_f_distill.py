@@ -9,14 +9,14 @@ from gen.diffusion.process import EDM, Linear
 from gen.diffusion.times import Levels
 from gen.distill.f_distill import DIVERGENCES, FDistillTask, RatioBins, density_ratio, divergence_weight
 from gen.errors import GenError
-from gen.nn.adversarial import TokenHead
+from gen.nn.adversarial import TokenLogits
 from gen.nn.network import Network
 from gen.training.optim import OptimConfig
 from tests.distill.test_dmd2 import DENOISER, batch, teacher
 
 OPTIM = OptimConfig(lr=1e-3)
 TASK = FDistillTask(
-    teacher=DENOISER, head=TokenHead(16, 8), taps=("hidden",), optim=OPTIM, fake_optim=OPTIM, bins=RatioBins(4)
+    teacher=DENOISER, head=TokenLogits(16, 8), taps=("hidden",), optim=OPTIM, fake_optim=OPTIM, bins=RatioBins(4)
 )
 
 

@@ -8,7 +8,7 @@ import pytest
 from gen.distill.discriminator import ApproximateR1
 from gen.distill.ladd import LADDTask
 from gen.errors import GenError
-from gen.nn.adversarial import Heads, PooledHead, TokenHead
+from gen.nn.adversarial import Heads, PooledHead, TokenLogits
 from gen.nn.network import Network
 from gen.training.optim import OptimConfig
 from tests.distill.test_dmd2 import DENOISER, batch, teacher
@@ -16,7 +16,7 @@ from tests.training.keys import Uses
 
 TASK = LADDTask(
     teacher=DENOISER,
-    head=Heads((TokenHead(16, 8), TokenHead(16, 8))),
+    head=Heads((TokenLogits(16, 8), TokenLogits(16, 8))),
     taps=("hidden", "again"),
     r1=ApproximateR1(1.0),
     ratio=3,
@@ -88,7 +88,7 @@ def test_pooled_head_takes_maps_and_square_token_images_alike() -> None:
 
 
 def test_heads_of_several_features() -> None:
-    heads = Network(Heads((TokenHead(4, 8), TokenHead(6, 8))))
+    heads = Network(Heads((TokenLogits(4, 8), TokenLogits(6, 8))))
     params = heads.init(jax.random.key(0))
     x, y = jnp.ones((2, 5, 4)), jnp.ones((2, 3, 6))
     assert heads(params, x, y).shape == (2, 8)

@@ -14,7 +14,7 @@ from gen.distill.f_distill import FDistillTask
 from gen.distill.kd import KDTask
 from gen.distill.ladd import LADDTask
 from gen.distill.multi_student import MultiStudentTask
-from gen.nn.adversarial import TokenHead
+from gen.nn.adversarial import TokenLogits
 from gen.sampling.generator import Sampler
 from gen.sampling.grids import Uniform
 from gen.sampling.noise import unit_noise
@@ -25,7 +25,7 @@ from gen.training.optim import OptimConfig
 from tests.distill import toy2d
 
 OPTIM = OptimConfig(1e-3, betas=(0.0, 0.99), schedule="cosine", warmup=50, final=0.05, clip=10.0)
-HEAD: dict[str, Any] = {"head": TokenHead(64), "taps": ("inner2",)}
+HEAD: dict[str, Any] = {"head": TokenLogits(64), "taps": ("inner2",)}
 COMMON: dict[str, Any] = {"teacher": toy2d.DENOISER, "optim": OPTIM, "emas": (Constant(0.98, warmup=True),)}
 MATCHING: dict[str, Any] = COMMON | {"fake_optim": dataclasses.replace(OPTIM, lr=2e-3), "ratio": 2}
 

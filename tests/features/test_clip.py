@@ -6,13 +6,13 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from gen.errors import GenError
-from gen.features.clip import CLIPConfig, CLIPExtractor, TowerConfig, model_name
+from gen.features.clip import CLIPConfig, CLIPExtractor, CLIPTowerConfig, model_name
 from gen.features.weights import load_weights, store_weights
 from gen.nn.network import Network
 from gen.pretrained.clip import IMPORTER, OPENAI
 from gen.pretrained.features import convert_network
 
-TOWER = TowerConfig(64, 1, 1, 32)
+TOWER = CLIPTowerConfig(64, 1, 1, 32)
 NETWORK = CLIPConfig(TOWER, TOWER, size=24, patch=8, vocabulary=20, length=6, projection=5)
 MEAN, DEVIATION = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
 
@@ -81,7 +81,7 @@ def test_texts(stored, params):
 def test_names_and_refusals(monkeypatch, tmp_path):
     assert model_name(CLIPConfig()) == "vit-l-14"
     assert model_name(CLIPConfig(size=336)) == "vit-l-14-336"
-    assert model_name(CLIPConfig(TowerConfig(768, 12, 12, 3072), patch=32)) == "vit-b-32"
+    assert model_name(CLIPConfig(CLIPTowerConfig(768, 12, 12, 3072), patch=32)) == "vit-b-32"
     with pytest.raises(GenError, match="unknown CLIP 'vit-b-33'; did you mean"):
         CLIPExtractor("vit-b-33")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -15,7 +15,7 @@ from gen.nn.network import Network
 from gen.pretrained.detok import IMPORTER
 from gen.pretrained.readers import read_weights
 from gen.pretrained.systems import locate
-from gen.tokenizers.detok import DeTokConfig, Draws, LatentDenoising, rotation
+from gen.tokenizers.detok import DenoisingDraws, DeTokConfig, LatentDenoising, rotation
 from gen.tokenizers.trunk import Tower
 from tests.parity.conftest import Fixture, fixtures
 from tests.parity.test_dit import nchw, nhwc
@@ -71,7 +71,7 @@ def test_training(fx: Fixture) -> None:
 
     visible = placed(np.ones((*kept.shape, 1), bool))[..., 0]
     level = io["noise_level_draw"][..., None]
-    draws = Draws(visible, placed(io["posterior_normal_draw"]), placed(io["noise_normal_draw"]), level)
+    draws = DenoisingDraws(visible, placed(io["posterior_normal_draw"]), placed(io["noise_normal_draw"]), level)
     training = LatentDenoising(gamma=given["gamma"], additive=given["use_additive_noise"])
 
     def loss(params: Any) -> tuple[jax.Array, Any]:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.diffusion.clamped import clamped_velocity
-from gen.diffusion.denoiser import Denoiser, Predict
+from gen.diffusion.clamped import Clamped, clamped_velocity
+from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.objectives import Draws, noised
 from gen.diffusion.prediction import EARLY
 from gen.diffusion.times import TimeSampler
@@ -52,7 +52,7 @@ def denoiser(fx: Fixture) -> Denoiser:
         config, given["time_dist_shift"], least=given["t_eps"], weight=given["base_model_coeff"], times=times
     )
     if given["prediction"] == "velocity":
-        made = Denoiser(config, made.process, Predict("velocity"), made.objective)
+        made = Denoiser(config, made.process, Clamped("velocity", given["t_eps"]), made.objective)
     return made
 
 

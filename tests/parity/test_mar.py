@@ -23,7 +23,7 @@ from gen.pretrained.mar import IMPORTER, head_rules
 from gen.pretrained.rules import load, save
 from gen.pretrained.systems import locate
 from gen.sampling.grids import Respaced
-from gen.sampling.integrate import Problem, State
+from gen.sampling.integrate import Problem, SolverState
 from gen.sampling.solvers import Ancestral
 from tests.parity.conftest import Fixture, fixtures
 from tests.parity.test_dit import nchw, nhwc
@@ -119,7 +119,7 @@ def test_head_sampling(fx: Fixture) -> None:
         x = jnp.asarray(io["single_step_in"][k])
         problem = Problem(denoiser.bind(params), x, grid, lambda i, n=noise: n, {"z": z})
         row = {name: column[k] for name, column in columns.items()} | {"i": jnp.int32(k)}
-        fx.close(solver.step(problem, State(x, ()), row).x, io["single_step_out"][k], atol=0.0)
+        fx.close(solver.step(problem, SolverState(x, ()), row).x, io["single_step_out"][k], atol=0.0)
 
 
 def model_of(fx: Fixture) -> tuple[MARConfig, Any]:

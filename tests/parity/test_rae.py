@@ -18,7 +18,7 @@ from gen.nn.network import Network
 from gen.pretrained.rae import IMPORTER
 from gen.pretrained.readers import read_weights
 from gen.pretrained.systems import locate
-from gen.tokenizers.rae import Draws, LatentNoise, RAEConfig
+from gen.tokenizers.rae import LatentNoise, NoiseDraws, RAEConfig
 from gen.tokenizers.trunk import Tower
 from tests.parity.conftest import Fixture, fixtures
 from tests.parity.test_dit import nchw, nhwc
@@ -86,7 +86,7 @@ def test_encoder(fx: Fixture) -> None:
     # an image of the encoder's own size is shown as it is
     native = encoder(seen(pixels(fx.io["native_image"]), fx.config["encoder_input_size"]))["patches"]
     fx.close(nchw((native.reshape(latents.shape) - shift) / scale), "native_latent")
-    draws = Draws(fx.io["noise_normal"].reshape(latents.shape), fx.io["noise_uniform"][..., None])
+    draws = NoiseDraws(fx.io["noise_normal"].reshape(latents.shape), fx.io["noise_uniform"][..., None])
     noisy = LatentNoise(fx.config["noise_tau"]).latents(encode(params, images), draws)
     fx.close(nchw(noisy), "train_latent_unnormalised")
     fx.close(nchw((noisy - shift) / scale), "train_latent")
@@ -115,7 +115,7 @@ def test_training(fx: Fixture) -> None:
     config, params = model(fx)
     images, target = pixels(fx.io["image"]), pixels(fx.io["target"])
     shape = (len(images), *config.spec.shape)
-    draws = Draws(fx.io["noise_normal"].reshape(shape), fx.io["noise_uniform"][..., None])
+    draws = NoiseDraws(fx.io["noise_normal"].reshape(shape), fx.io["noise_uniform"][..., None])
     training = LatentNoise(fx.config["noise_tau"])
 
     def loss(params: Any) -> tuple[jax.Array, jax.Array]:

@@ -27,8 +27,11 @@ TIGHT = Dopri5(1e-8, 1e-8)
 
 @pytest.mark.parametrize(
     ("process", "start", "end"),
-    [(Linear(), 1.0, 0.01), (Trigonometric(), 0.02, 0.98), (EDM(), 80.0, 0.01)],
-    ids=["linear", "inversion", "edm"],
+    [
+        pytest.param(Linear(), 1.0, 0.01, id="linear"),
+        pytest.param(Trigonometric(), 0.02, 0.98, id="inversion"),
+        pytest.param(EDM(), 80.0, 0.01, id="edm", marks=pytest.mark.slow),
+    ],
 )
 def test_flow_is_followed_within_the_tolerance(process, start, end):
     x = np.linspace(-2.0, 2.0, 5) * process.sigma(start) + 0.1

@@ -13,11 +13,11 @@ from gen.errors import GenError
 from gen.nn.network import Network
 from gen.sampling.generator import DiffusionGenerator, Sampler
 from gen.sampling.grids import Searched
-from gen.sampling.search import Candidate, Evolution, GridGenerator, Space, evolve, read_grid, write_grid
+from gen.sampling.search import Candidate, Evolution, GridGenerator, SearchSpace, evolve, read_grid, write_grid
 from gen.sampling.solvers import Heun
 
 POOL = tuple(float(t) for t in np.arange(1, 101) / 100)
-SPACE = Space(POOL, 3, layers=6, most=0.5, budget=14)
+SPACE = SearchSpace(POOL, 3, layers=6, most=0.5, budget=14)
 SMALL = Evolution(20, 6, 5, 10, 5, layers_from=1)
 
 
@@ -120,11 +120,11 @@ def test_files_of_grids(tmp_path: Path) -> None:
 
 def test_bad_searches_are_refused() -> None:
     with pytest.raises(GenError, match="over 200 of 100 times"):
-        Space(POOL, 200)
+        SearchSpace(POOL, 200)
     with pytest.raises(GenError, match="leaves out 50% of 0 layers"):
-        Space(POOL, 3, most=0.5)
+        SearchSpace(POOL, 3, most=0.5)
     with pytest.raises(GenError, match="3 steps run at least 9"):
-        Space(POOL, 3, layers=6, most=0.5, budget=8)
+        SearchSpace(POOL, 3, layers=6, most=0.5, budget=8)
     with pytest.raises(GenError, match="does not evolve"):
         Evolution(population=10)
     with pytest.raises(GenError, match="probability 0"):

@@ -83,8 +83,17 @@ def test_order_of_convergence(solver, process):
 
 @pytest.mark.parametrize(
     ("solver", "process", "grid"),
-    [pytest.param(s, *place, id=f"{s}-{place[0]}") for s in REGISTERED for place in PLACES]
-    + [pytest.param(s, *place, id=f"{s}-{place[0]}") for s in OPTIONS for place in PLACES[:2]],
+    # each in one place, in turn, and in the others slowly
+    [
+        pytest.param(s, *place, id=f"{s}-{place[0]}", marks=() if i % 4 == j else pytest.mark.slow)
+        for i, s in enumerate(REGISTERED)
+        for j, place in enumerate(PLACES)
+    ]
+    + [
+        pytest.param(s, *place, id=f"{s}-{place[0]}", marks=() if i % 2 == j else pytest.mark.slow)
+        for i, s in enumerate(OPTIONS)
+        for j, place in enumerate(PLACES[:2])
+    ],
 )
 def test_samples_follow_the_data(solver, process, grid):
     grid, ks = grid(process, 200), keys(8192)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from gen.experiments import presets
 from gen.experiments.compare_distillers import METHODS
@@ -37,7 +38,7 @@ class Case:
 
 
 def _pair(
-    preset: str, slice_: str, mesh: str, each: int, *, alone: int | None = None, cut: bool = True, **inputs: str
+    preset: str, slice_: str, mesh: str, each: int, *, alone: int | None = None, cut: bool = True, **inputs: Any
 ) -> list[Case]:
     """A preset on a TPU slice and on one H200, with `each` and `alone` images a device."""
     devices = math.prod(map(int, slice_.partition(":")[2].split("x")))

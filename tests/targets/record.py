@@ -6,14 +6,27 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from typing import Any
+
+import numpy as np
 
 from tests.targets.cases import CASES, Case
 from tests.targets.conftest import RECORDED
 
 __all__ = ["compile_case"]
+
+# VGG16's convolutions (Simonyan & Zisserman 2015, table 1, D) in the slices of LPIPS: (in, out) by index of the layer
+_VGG = (
+    {0: (3, 64), 2: (64, 64)},
+    {5: (64, 128), 7: (128, 128)},
+    {10: (128, 256), 12: (256, 256), 14: (256, 256)},
+    {17: (256, 512), 19: (512, 512), 21: (512, 512)},
+    {24: (512, 512), 26: (512, 512), 28: (512, 512)},
+)
 
 
 def compile_case(case: Case) -> dict[str, Any]:
@@ -26,12 +39,38 @@ def compile_case(case: Case) -> dict[str, Any]:
     return found
 
 
+def _perceptual() -> None:
+    """Writes the networks of tokenizers' losses, of zeros: steps must not depend on which of them this machine has."""
+    from gen.arrays import unflatten
+    from gen.features.convnext import ConvNeXt
+    from gen.features.weights import cache_path, store_weights
+
+    convnext = ConvNeXt()
+    lpips: dict[str, tuple[int, ...]] = {f"lin{i}": (max(layers.values())[1],) for i, layers in enumerate(_VGG)}
+    for i, layers in enumerate(_VGG):
+        for index, channels in layers.items():
+            path = f"net/slice{i + 1}/{index}"
+            lpips |= {f"{path}/kernel": (3, 3, *channels), f"{path}/bias": channels[1:]}
+    for name, shapes in ((convnext.name, convnext.shapes()), ("lpips-vgg", lpips)):
+        tree = unflatten({path: np.zeros(shape, np.float32) for path, shape in shapes.items()})
+        store_weights(cache_path(name), tree, origin="zeros")
+
+
 def _figures(case: Case) -> dict[str, Any]:
+    from gen.training.targets import prepare
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        prepare()
+        _perceptual()
+        return _compiled(case)
+
+
+def _compiled(case: Case) -> dict[str, Any]:
     from gen.cli.estimates import estimates
     from gen.cli.overrides import mesh_overrides
-    from gen.training.targets import find_target, prepare
+    from gen.training.targets import find_target
 
-    prepare()
     inputs = {"data": None, "teacher": case.teacher, "tokenizer": case.tokenizer}
     _, made = estimates(
         case.preset,
@@ -43,6 +82,7 @@ def _figures(case: Case) -> dict[str, Any]:
     return {
         program.name: {
             "step_ms": None if found.step is None else round(1e3 * found.step, 3),
+            "share": None if found.share is None else round(found.share, 3),
             "arguments": found.arguments,
             "temporaries": found.temporaries,
             "parameters": program.parameters,

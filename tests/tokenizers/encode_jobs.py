@@ -1,4 +1,4 @@
-"""Encoding in processes of its own, for tests that kill it or need several devices or processes."""
+"""Encoding and reconstructing in processes of their own, for tests that kill them or need several devices."""
 
 import dataclasses
 import os
@@ -10,9 +10,11 @@ import jax
 import numpy as np
 
 from gen.data.sources import ArraySource, digits
+from gen.metrics.sources import from_arrays
 from gen.nn.network import Network
 from gen.tokenizers.encode import encode_images
 from gen.tokenizers.quantizers.vq import VQ
+from gen.tokenizers.reconstruct import evaluate_reconstruction, reconstructions
 from gen.tokenizers.titok import TiTokConfig, Tower
 from gen.training.indexed import ArrayWriter
 from gen.training.sharding import MeshConfig, batch_sharding, make_mesh
@@ -20,6 +22,7 @@ from gen.training.sharding import MeshConfig, batch_sharding, make_mesh
 COUNT = 120
 LATENTS = TiTokConfig((8, 8, 1), 4, 4, 3, Tower(16, 1, 4), Tower(16, 1, 4), scan=False)
 TOKENS = dataclasses.replace(LATENTS, channels=None, quantizer=VQ(32, 3))
+BOTH = {"latents": LATENTS, "tokens": TOKENS}
 
 
 def images() -> ArraySource:
@@ -38,9 +41,27 @@ def params(tokenizer: TiTokConfig) -> Any:
 def encode(out: str, mesh: Any = None, names: tuple[str, ...] = ("latents", "tokens")) -> None:
     """Caches of latents and of tokens, with mirror images, in OUT/latents and OUT/tokens."""
     for name in names:
-        tokenizer = {"latents": LATENTS, "tokens": TOKENS}[name]
-        own = params(tokenizer)
+        tokenizer, own = BOTH[name], params(BOTH[name])
         encode_images(tokenizer, own, images(), f"{out}/{name}", batch=16, mesh=mesh, label="", flip=True)
+
+
+def reconstruct(out: str, mesh: Any = None) -> None:
+    """The images after both tokenizers with their scores, in OUT/latents.npz and OUT/tokens.npz."""
+    rows = images().gather(np.arange(COUNT))
+    source = from_arrays(rows["image"], rows["label"], quantiser="round")
+    for name, tokenizer in BOTH.items():
+        made = reconstructions(tokenizer, params(tokenizer), source, identity=name)
+        found = evaluate_reconstruction(
+            made, source, None, name="digits", tokenizer=tokenizer, keep=True, batch=16, mesh=mesh
+        )
+        if jax.process_index() == 0:
+            np.savez(f"{out}/{name}.npz", images=found.images, labels=found.labels, **found.result.values)
+
+
+def encode_and_reconstruct(out: str, mesh: Any = None) -> None:
+    """The caches, then the reconstructions."""
+    encode(out, mesh)
+    reconstruct(out, mesh)
 
 
 def codebooks(out: str) -> None:
@@ -73,13 +94,13 @@ def killed(out: str, rows: str) -> None:
 
 
 def devices(out: str) -> None:
-    encode(out, mesh=make_mesh(MeshConfig()))
+    encode_and_reconstruct(out, mesh=make_mesh(MeshConfig()))
 
 
 def two_processes(out: str, port: str, process: str) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process))
-    encode(out, mesh=make_mesh(MeshConfig()))
+    encode_and_reconstruct(out, mesh=make_mesh(MeshConfig()))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,6 @@ def test_stages_train_what_they_should() -> None:
 
 def test_a_tokenizer_without_a_2d_one_is_refused() -> None:
     with pytest.raises(GenError, match="set its `pixels`"):
-        dataclasses.replace(FIRST, tokenizer=examples.TOKENIZER)
+        dataclasses.replace(FIRST, tokenizer=examples.CODES)
     with pytest.raises(GenError, match="frozen role 'proxy'"):
         FIRST.init(jax.random.key(0), {}, None)

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from gen.training.meter import Meter, Reading, Skipped
+from gen.training.meter import Meter, Skipped, StepMetrics
 
 
 class Clock:
@@ -29,7 +29,7 @@ def meter(records: list, steps: int = 100, every: int = 10) -> Meter:
 
 def read(into: Meter, step: int, program: str = "net", **metrics: float) -> None:
     names = tuple(name.replace("__", "/") for name in metrics)
-    into.add(Reading(50 + step, program, names, np.float32(list(metrics.values())), {}))  # type: ignore[arg-type]
+    into.add(StepMetrics(50 + step, program, names, np.float32(list(metrics.values())), {}))  # type: ignore[arg-type]
 
 
 def test_metrics_are_means_over_the_steps_that_gave_them(clock: Clock) -> None:

@@ -19,7 +19,7 @@ from gen.nn.convolution import convolution
 from gen.nn.layers import dropout, matrix_product
 from gen.nn.mesh import gathered
 
-__all__ = ["BOX", "FIR", "Conv", "GroupNorm", "Linear", "Style", "UNetBlock", "fir_down", "fir_up", "law_of"]
+__all__ = ["BOX", "FIR", "Conv", "EDMLinear", "GroupNorm", "Style", "UNetBlock", "fir_down", "fir_up", "law_of"]
 
 Init = Any  # (key, shape, dtype) -> array; the last two axes of a shape are (in, out)
 BOX = (1, 1)
@@ -181,7 +181,7 @@ class Conv(nnx.Module):
         return convolution(x, kernel, stride=self.stride, padding=pad)
 
 
-class Linear(nnx.Module):
+class EDMLinear(nnx.Module):
     """x W + b with the initialisation laws of this family; float32."""
 
     def __init__(self, inputs: int, outputs: int, law: Init, bias: float | None, rngs: nnx.Rngs) -> None:
@@ -247,9 +247,9 @@ class UNetBlock(nnx.Module):
         width = outputs * (2 if style.adaptive else 1)
         self.norm0 = GroupNorm(inputs, style)
         self.conv0 = Conv(inputs, outputs, 3, **sampled)
-        self.affine = Linear(emb, width, law, style.bias, rngs)
+        self.affine = EDMLinear(emb, width, law, style.bias, rngs)
         if times == 2:
-            self.affine_s = Linear(emb, width, law, style.bias, rngs)
+            self.affine_s = EDMLinear(emb, width, law, style.bias, rngs)
         self.norm1 = GroupNorm(outputs, style)
         self.conv1 = Conv(outputs, outputs, 3, **{**shared, "law": zero})
         size = 1 if style.project or outputs != inputs else 0

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gen.diffusion.backbones.edm_blocks import Linear, law_of
+from gen.diffusion.backbones.edm_blocks import EDMLinear, law_of
 from gen.nn.network import Buffer, Cond
 
 __all__ = ["DhariwalMapping", "SongMapping", "positional"]
@@ -36,12 +36,12 @@ class SongMapping(nnx.Module):
         if config.embedding == "fourier":
             self.freqs = Buffer(config.frequencies * jax.random.normal(rngs.params(), (width // 2,)))
         if config.num_classes:
-            self.label = Linear(config.num_classes, width, law, 0.0, rngs)
+            self.label = EDMLinear(config.num_classes, width, law, 0.0, rngs)
         if config.augment:
-            self.augment = Linear(config.augment, width, law, None, rngs)
+            self.augment = EDMLinear(config.augment, width, law, None, rngs)
         for s in ("", "_s")[: config.times]:
-            setattr(self, f"layer0{s}", Linear(width, emb, law, 0.0, rngs))
-            setattr(self, f"layer1{s}", Linear(emb, emb, law, 0.0, rngs))
+            setattr(self, f"layer0{s}", EDMLinear(width, emb, law, 0.0, rngs))
+            setattr(self, f"layer1{s}", EDMLinear(emb, emb, law, 0.0, rngs))
 
     def __call__(self, times: tuple[jax.Array, ...], cond: Cond) -> tuple[jax.Array, ...]:
         """Gives one conditioning vector (B, width emb) float32 per time."""
@@ -76,13 +76,13 @@ class DhariwalMapping(nnx.Module):
         style, emb = config.style, config.width * config.emb
         law = law_of(*style.law)
         if config.augment:
-            self.augment = Linear(config.augment, config.width, law_of(*style.zero), None, rngs)
+            self.augment = EDMLinear(config.augment, config.width, law_of(*style.zero), None, rngs)
         for s in ("", "_s")[: config.times]:
-            setattr(self, f"layer0{s}", Linear(config.width, emb, law, style.bias, rngs))
-            setattr(self, f"layer1{s}", Linear(emb, emb, law, style.bias, rngs))
+            setattr(self, f"layer0{s}", EDMLinear(config.width, emb, law, style.bias, rngs))
+            setattr(self, f"layer1{s}", EDMLinear(emb, emb, law, style.bias, rngs))
         if config.num_classes:
             unit = law_of("kaiming-normal", math.sqrt(config.num_classes))
-            self.label = Linear(config.num_classes, emb, unit, None, rngs)
+            self.label = EDMLinear(config.num_classes, emb, unit, None, rngs)
 
     def __call__(self, times: tuple[jax.Array, ...], cond: Cond) -> tuple[jax.Array, ...]:
         """Gives one conditioning vector (B, width emb) float32 per time."""
