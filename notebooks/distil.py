@@ -25,9 +25,11 @@ def command(line: str) -> None:
 
 # %% [markdown]
 # ## The teacher
+#
+# Patches of 4 x 4 pixels make four tokens of an image: coarse, and four times as quick as the preset's.
 
 # %%
-command("train sit-smoke --outdir teacher --steps 600")
+command("train sit-smoke --outdir teacher --steps 600 --stages.0.task.denoiser.network.patch 4")
 teacher = gen.load("teacher").with_sampler(gen.Sampler(gen.Heun(), steps=10, guidance=gen.ClassifierFree(1.5)))
 
 # %% [markdown]

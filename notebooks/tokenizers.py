@@ -22,7 +22,7 @@ from gen.training.ema import Constant
 from gen.training.optim import OptimConfig
 
 tower = Tower(width=64, depth=1, heads=4)
-shape = {"image": (8, 8, 1), "patch": 2, "tokens": 8, "encoder": tower, "decoder": tower, "scan": False}
+shape = {"image": (8, 8, 1), "patch": 4, "tokens": 8, "encoder": tower, "decoder": tower, "scan": False}
 tokenizers = {
     "8 latents of 4": (TiTokConfig(channels=4, **shape), 8 * 4 * 32),
     "8 of 64 codes": (TiTokConfig(channels=None, quantizer=VQ(64, 8, restart="random"), **shape), 8 * math.log2(64)),
@@ -45,7 +45,7 @@ for name, (config, _) in tokenizers.items():
         kl=1e-5,
         quantizer={"commitment": 0.05, "codebook": 0.2},
     )
-    stage = gen.Stage("tokenizer", task, steps=500, batch=64, data=Digits("train"))
+    stage = gen.Stage("tokenizer", task, steps=400, batch=64, data=Digits("train"))
     folder = name.replace(" ", "-")
     gen.train(gen.RunConfig(folder, (stage,), engine=gen.EngineConfig(quiet=True)), folder)
     trained[name] = gen.load(folder)

@@ -12,7 +12,7 @@ from gen.config import from_json
 from gen.files import read_json
 from gen.metrics.protocol import Result
 
-COUNT = ["--count", "64"]
+COUNT = ["--count", "64", "--batch", "64"]
 
 
 @pytest.fixture(scope="module")
