@@ -120,7 +120,7 @@ class Plan:
 
     def _run(self, out: Path, redo: set[str]) -> "Made":
         made, log = Made(self), _Log(out / "plan.json")
-        prints = {name: fingerprint(run.config) + run.origin for name, run in self.given.items()}
+        prints = {name: fingerprint(run.config.sampler) + run.origin for name, run in self.given.items()}
         for number, step in enumerate(self.steps, 1):
             given = {name: made[source] for name, source in step.takes.items()}
             now = {_SETTINGS: fingerprint(step.settings(given))} | {n: prints[n] for n in step.takes.values()}

@@ -13,6 +13,7 @@ import numpy as np
 from gen import arrays
 from gen.config import fingerprint, suggest
 from gen.errors import GenError
+from gen.files import read_json
 from gen.nn.conditions import make_conditions
 from gen.nn.network import param_shapes
 from gen.sampling.generate import quantise
@@ -39,6 +40,8 @@ class Loaded:
       params: arrays by role: what the last stage's task exports (``net`` or ``tokenizer``), and the run's artifacts.
       weights: which weights ``params`` holds: ``ema`` where the task keeps an average, else ``raw``.
       step: the training step they are from.
+      identity: fingerprint of the configuration as it was written, whatever settings later versions add to it; "" for
+        a run that is in no folder.
     """
 
     path: Path
@@ -46,6 +49,7 @@ class Loaded:
     params: Mapping[str, Any]
     weights: Weights
     step: int
+    identity: str = ""
 
     def __repr__(self) -> str:
         what = ", ".join(type(model.config).__name__ for model in self.config.exported().values())
@@ -158,8 +162,11 @@ class Loaded:
 
     @property
     def origin(self) -> str:
-        """Tells where these weights came from: name and fingerprint of the configuration, step, averaged or raw."""
-        return f"{self.config.name} {fingerprint(self.config)} step {self.step} {self.weights}"
+        """Tells where these weights came from: name and fingerprint of the configuration, step, averaged or raw.
+
+        How they are sampled is no part of it.
+        """
+        return f"{self.config.name} {self.identity or fingerprint(self.config)} step {self.step} {self.weights}"
 
     def _what(self) -> str:
         tasks = ", ".join(type(stage.task).__name__ for stage in self.config.stages)
@@ -233,16 +240,17 @@ def load(path: str | Path, *, weights: Weights = "ema", step: int | None = None)
     """
     path = Path(path)
     config = read_config(path)
+    identity = fingerprint(read_json(path / "config.json"))
     params = {file.stem: arrays.load(file) for file in sorted((path / "artifacts").glob("*.safetensors"))}
     if not config.stages:
-        loaded = Loaded(path, config, params, "raw", 0)
+        loaded = Loaded(path, config, params, "raw", 0, identity)
     else:
         step = latest_step(path) if step is None else step
         _, stage, state = load_run(path, step)
         if weights == "raw":
             state = dataclasses.replace(state, ema={})
         params = dict(stage.task.opened({**params, **stage.task.export(state)}))
-        loaded = Loaded(path, config, params, "ema" if state.ema else "raw", step)
+        loaded = Loaded(path, config, params, "ema" if state.ema else "raw", step, identity)
     _check_shapes(loaded)
     return loaded
 

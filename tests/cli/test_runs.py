@@ -31,7 +31,7 @@ from gen.cli import main
 from gen.cli.flags import Sampling
 from gen.cli.opening import open_run
 from gen.cli.sample import parse_labels
-from gen.config import config_class, to_json
+from gen.config import config_class, fingerprint, to_json
 from gen.diffusion.denoiser import Denoiser
 from gen.errors import GenError
 from gen.kinds import KINDS
@@ -109,6 +109,20 @@ def test_a_loaded_run_says_what_it_is_not(run: Path) -> None:
     no_generator = dataclasses.replace(loaded, config=RunConfig("x", ()))
     with pytest.raises(GenError, match="holds no generator"):
         _ = no_generator.generator
+
+
+def test_a_run_stays_itself_when_settings_are_added_or_its_sampler_is_changed(run: Path, tmp_path: Path) -> None:
+    """Students, records and caches ask for the run by its origin."""
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    written = json.loads((old / "config.json").read_text())
+    del written["engine"]["keep"]  # as an earlier version would have written it
+    (old / "config.json").write_text(json.dumps(written, indent=1))
+    now, then = gen.load(run), gen.load(old)
+    assert then.config == now.config
+    assert then.origin == f"{then.config.name} {fingerprint(written)} step {then.step} raw"
+    assert then.origin != now.origin == f"{now.config.name} {fingerprint(now.config)} step {now.step} raw"
+    assert then.with_sampler(now.config.sampler.changed(steps=1)).origin == then.origin
 
 
 @pytest.mark.parametrize("label", [10, -1, [0, 1, 10]])
