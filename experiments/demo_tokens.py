@@ -5,7 +5,8 @@ them in rounds. Both are scored on balanced samples against the training images,
 whose figures stand beside where that demo has run. Bits per image are those of held-out digits, beside tokens that are
 each drawn by itself (unigram).
 
-Expected: see benchmarks/RESULTS.md.
+Expected (benchmarks/RESULTS.md, seed 0): Fréchet distance 0.59 of the RAR and 0.66 of the MaskGIT, beside 0.54 of the
+flow; 67.9 bits per held-out image, unigram 105.0.
 """
 
 import dataclasses
