@@ -64,7 +64,7 @@ class Budget:
 
     tokenizer: int = 800
     writer: int = 400
-    unmasker: int = 500
+    unmasker: int = 3000
     count: int = COUNT
     sets: int = 3
 
@@ -75,16 +75,20 @@ SMOKE = Budget(tokenizer=60, writer=40, unmasker=40, count=300, sets=1)
 TOKENIZER = PatchVQConfig((8, 8, 1), 2, VQ(256, 4, averages=True, restart="random", decay=0.97))
 # in raster order from the second step on
 MODEL = RARConfig((4, 4), 256, 64, 2, 4, 192, num_classes=CLASSES, anneal=(0, 0), scan=False)
-# smoothed targets would leave a tenth of the probability on tokens that do not fit
+# one token a round, so all numbers of masked tokens are trained alike; smoothed targets would leave a tenth of the
+# probability on tokens that do not fit
 MASKED = MaskGITConfig(
     shape=(4, 4),
     vocabulary=256,
     num_classes=CLASSES,
+    schedule="linear",
     smoothing=0.0,
-    width=64,
+    unmasked=0.0,
+    dropout=0.0,
+    width=128,
     depth=2,
     heads=4,
-    hidden=256,
+    hidden=512,
     scan=False,
 )
 
@@ -106,7 +110,17 @@ def _tokenizer(budget: Budget, seed: int) -> Recipe:
     return Recipe(RunConfig("demo-tokens-tokenizer", (stage,), engine=_engine(seed)))
 
 
-def _model(name: str, model: Any, sampler: Any, steps: int, seed: int, tokenizer: Loaded, tokens: TokenCache) -> Recipe:
+def _model(
+    name: str,
+    model: Any,
+    sampler: Any,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    tokenizer: Loaded,
+    tokens: TokenCache,
+) -> Recipe:
     return token_recipe(
         name,
         model,
@@ -114,8 +128,8 @@ def _model(name: str, model: Any, sampler: Any, steps: int, seed: int, tokenizer
         tokenizer,
         sampler=sampler,
         steps=steps,
-        batch=64,
-        optim=_optim(3e-3, steps, 0.05),
+        batch=batch,
+        optim=_optim(lr, steps, 0.05),
         emas=(Constant(0.99, warmup=True),),
         engine=_engine(seed),
     )
@@ -147,11 +161,11 @@ _SHOWN = ("frechet_distance", "recall")
 def plan(outdir: str | Path, budget: Budget, seed: int) -> Plan:
     """The demo's steps."""
     takes = {"tokenizer": "tokenizer", "tokens": "tokens"}
-    writer = functools.partial(
-        _model, "demo-writer", MODEL, TokenSampler(ConstantScale(1.2), top_p=0.95), budget.writer, seed
-    )
-    masked = MaskedSampler(16, 2.0, annealed=False)
-    unmasker = functools.partial(_model, "demo-unmasker", MASKED, masked, budget.unmasker, seed)
+    written = TokenSampler(ConstantScale(1.2), top_p=0.95)
+    # one token a round at almost random places: the surest first would make the likeliest digits alone
+    masked = MaskedSampler(16, 100.0, annealed=False, token_temperature=0.7, guidance=ConstantScale(1.2))
+    writer = functools.partial(_model, "demo-writer", MODEL, written, budget.writer, 64, 3e-3, seed)
+    unmasker = functools.partial(_model, "demo-unmasker", MASKED, masked, budget.unmasker, 32, 2e-3, seed)
     steps = (
         Train("tokenizer", functools.partial(_tokenizer, budget, seed), about="8x8 pixels to 4x4 tokens of 256"),
         Encode("tokens", "tokenizer", Digits("train"), about="the training images, encoded once"),

@@ -204,11 +204,11 @@ class CachedModel(TokenModel):
         return found
 
     def step(self, params: Params, cache: Cache, ids: jax.Array, at: jax.Array, cond: Cond) -> tuple[Cache, jax.Array]:
-        """Reads token `at`. Gives the cache with it and logits (B, 1, vocabulary) of token at + 1.
+        """Reads n tokens from `at` on. Gives the cache with them and logits (B, n, vocabulary) of the token after each.
 
         Args:
           cache: of the tokens before.
-          ids: (B, 1) int32; at: () int32, from 0.
+          ids: (B, n) int32; at: () int32, from 0. A model may take one at a time only (n = 1).
         """
         found: tuple[Cache, jax.Array] = self.net.apply(params, cache, ids, at, cond, method="step")
         return found

@@ -15,7 +15,7 @@ from flax import nnx
 from gen.errors import GenError
 from gen.nn.attention import attention
 from gen.nn.conditions import Condition, Conditions, label
-from gen.nn.layers import Remat, linear, run_stack, sincos_positions, stack
+from gen.nn.layers import Embed, Remat, linear, run_stack, sincos_positions, stack
 from gen.nn.network import Cond
 from gen.nn.vit import ViTBlock, normed
 from gen.training.sharding import constrain
@@ -108,7 +108,7 @@ class BinaryTransformer(nnx.Module):
         self.time1, self.time2 = (linear(width, width, rngs=rngs) for _ in range(2))
         if config.num_classes:
             normal = nnx.initializers.normal(1.0)
-            self.label = nnx.Embed(config.num_classes, width, embedding_init=normal, rngs=rngs)
+            self.label = Embed(config.num_classes, width, init=normal, rngs=rngs)
         self.blocks = stack(lambda rngs: _Block(config, rngs), config.depth, rngs)
         self.norm = normed("layer", width, _EPS, rngs)
         self.head = linear(width, bits, rngs=rngs)

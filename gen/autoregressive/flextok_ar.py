@@ -17,7 +17,7 @@ from gen.autoregressive.blocks import Reading, run_causal
 from gen.autoregressive.gpt import Block
 from gen.errors import GenError
 from gen.nn.attention import new_cache
-from gen.nn.layers import Remat, dropout, linear, stack
+from gen.nn.layers import Embed, Remat, dropout, linear, stack
 from gen.nn.network import Buffer, Cond, Params
 from gen.training.sharding import constrain
 
@@ -101,10 +101,10 @@ class FlexTokEmbedding(nnx.Module):
         def even(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
             return jax.random.uniform(key, shape, dtype, -0.1, 0.1)
 
-        self.tokens = nnx.Embed(config.vocabulary, width, embedding_init=even, rngs=rngs)
+        self.tokens = Embed(config.vocabulary, width, init=even, rngs=rngs)
         self.start = nnx.Param(small(rngs.params(), (width,), jnp.float32))
         if config.num_classes:
-            self.label = nnx.Embed(config.num_classes, width, embedding_init=small, rngs=rngs)
+            self.label = Embed(config.num_classes, width, init=small, rngs=rngs)
         learned = config.positions == "learned"
         self.positions: Any = (
             nnx.Param(small(rngs.params(), (count, width), jnp.float32))

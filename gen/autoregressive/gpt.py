@@ -23,7 +23,7 @@ from gen.config import suggest
 from gen.errors import GenError
 from gen.nn.attention import new_cache
 from gen.nn.conditions import Condition, Conditions, label
-from gen.nn.layers import Remat, dropout, linear, stack
+from gen.nn.layers import Embed, Remat, dropout, linear, stack
 from gen.nn.network import Buffer, Cond, Params
 from gen.nn.rotary import axial_rotation, rotate_pairs
 from gen.nn.vit import Gated
@@ -181,10 +181,10 @@ class GPT(nnx.Module):
 
     def __init__(self, config: GPTConfig, rngs: nnx.Rngs) -> None:
         self.config, dtype = config, jnp.dtype(config.dtype)
-        self.tokens = nnx.Embed(config.vocabulary, config.width, embedding_init=_INIT, rngs=rngs)
+        self.tokens = Embed(config.vocabulary, config.width, init=_INIT, rngs=rngs)
         if config.text is None:
             rows = config.num_classes + config.null_class
-            self.label = nnx.Embed(max(rows, 1), config.width, embedding_init=_INIT, rngs=rngs)
+            self.label = Embed(max(rows, 1), config.width, init=_INIT, rngs=rngs)
         else:
             self.text = Caption(config.text, config.width, dtype, rngs)
         self.blocks = stack(lambda rngs: Block(config, rngs), config.depth, rngs)
@@ -236,7 +236,7 @@ class GPT(nnx.Module):
     def step(self, cache: KeyValues, ids: jax.Array, at: jax.Array, cond: Cond) -> tuple[KeyValues, jax.Array]:
         """Does what `gen.autoregressive.base.CachedModel.step` says."""
         place = self.config.prefix + at
-        x, cache = self.run(self.tokens(ids), self.reading(cond, place, 1, cache))
+        x, cache = self.run(self.tokens(ids), self.reading(cond, place, ids.shape[1], cache))
         return cache, self.read(x)
 
     def reading(self, cond: Cond, at: jax.Array | int, count: int, cache: KeyValues | None = None) -> Reading:

@@ -16,7 +16,7 @@ from flax import nnx
 from gen.errors import GenError
 from gen.nn.attention import attention
 from gen.nn.conditions import Condition, Conditions, label
-from gen.nn.layers import MLP, Remat, add_gated, layer_norm, linear, matrix_product, modulate, run_stack, stack
+from gen.nn.layers import MLP, Embed, Remat, add_gated, layer_norm, linear, matrix_product, modulate, run_stack, stack
 from gen.nn.network import Cond
 from gen.training.sharding import constrain
 
@@ -152,7 +152,7 @@ class InstellaDiffusion(nnx.Module):
         self.enter = linear(bits, width, rngs=rngs)
         self.time1, self.time2 = linear(1, width, rngs=rngs), linear(width, width, rngs=rngs)
         if config.num_classes:
-            self.label = nnx.Embed(config.num_classes + 1, width, rngs=rngs)
+            self.label = Embed(config.num_classes + 1, width, rngs=rngs)
         self.blocks = stack(lambda rngs: _Block(config, rngs), config.depth, rngs)
         self.head_modulation = linear(width, 2 * width, rngs=rngs)
         self.head = linear(width, bits, rngs=rngs)

@@ -14,7 +14,7 @@ from gen.autoregressive.base import Cache, CachedModel
 from gen.autoregressive.binary_diffusion import bit_entropy
 from gen.autoregressive.instella import EPS, CaptionedAttention, InstellaNetwork, by_layer, caption_null
 from gen.nn.attention import extend_cache, new_cache
-from gen.nn.layers import MLP, linear, run_stack, stack
+from gen.nn.layers import MLP, Embed, linear, run_stack, stack
 from gen.nn.network import Cond, Params
 from gen.training.sharding import constrain
 
@@ -83,7 +83,7 @@ class InstellaAR(nnx.Module):
         self.start = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
         self.enter = linear(bits, width, rngs=rngs)
         if config.num_classes:
-            self.label = nnx.Embed(config.num_classes + 1, width, rngs=rngs)
+            self.label = Embed(config.num_classes + 1, width, rngs=rngs)
         self.blocks = stack(lambda rngs: _Block(config, rngs), config.depth, rngs)
         self.norm = nnx.RMSNorm(width, epsilon=EPS, rngs=rngs)
         self.head = linear(width, bits, rngs=rngs)

@@ -17,7 +17,7 @@ from gen.autoregressive.token_head import HeadConfig, TokenHead
 from gen.config import suggest
 from gen.errors import GenError
 from gen.nn.conditions import Conditions, label
-from gen.nn.layers import Remat, dropout, linear, run_stack, stack
+from gen.nn.layers import Embed, Remat, dropout, linear, run_stack, stack
 from gen.nn.network import Cond
 from gen.nn.vit import ViTBlock, normed
 from gen.training.sharding import constrain
@@ -166,7 +166,7 @@ class MAR(nnx.Module):
             return nnx.Param(_normal(rngs.params(), (rows, width)))
 
         if config.num_classes:
-            self.label = nnx.Embed(config.num_classes, width, embedding_init=_normal, rngs=rngs)
+            self.label = Embed(config.num_classes, width, init=_normal, rngs=rngs)
         self.unknown, self.mask_token = table(1), table(1)
         self.enter = linear(config.channels, width, dtype=dtype, rngs=rngs)
         self.enter_norm = normed("layer", width, 1e-6, rngs)

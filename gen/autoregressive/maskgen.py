@@ -16,6 +16,7 @@ from gen.autoregressive.masked import MaskedModel
 from gen.config import suggest
 from gen.errors import GenError
 from gen.nn.conditions import Conditions
+from gen.nn.layers import Embed
 from gen.nn.network import Cond
 from gen.training.task import Frozen
 
@@ -68,7 +69,7 @@ class MaskGen(nnx.Module):
     def __init__(self, config: MaskGenConfig, rngs: nnx.Rngs) -> None:
         rows, width = config.vocabulary + 1 + config.spare, config.trunk.width
         self.config = config
-        self.embedding = nnx.Embed(rows, width, embedding_init=truncated, rngs=rngs)
+        self.embedding = Embed(rows, width, init=truncated, rngs=rngs)
         self.trunk = JointTrunk(config.trunk, config.text, config.length, rngs)
 
     def null(self, cond: Cond) -> Cond:

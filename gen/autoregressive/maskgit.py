@@ -17,7 +17,7 @@ from gen.autoregressive.masked import MaskedModel
 from gen.config import suggest
 from gen.errors import GenError
 from gen.nn.attention import Attention
-from gen.nn.layers import MLP, Remat, dropout, linear, run_stack, stack
+from gen.nn.layers import MLP, Embed, Remat, dropout, linear, run_stack, stack
 from gen.nn.network import Cond
 from gen.nn.vit import normed
 from gen.training.sharding import constrain
@@ -120,7 +120,7 @@ class _Masked(nnx.Module):
         """Makes the table of ids, the positions and the last layer."""
         self.config = config
         rows = config.vocabulary + config.num_classes + 2
-        self.embedding = nnx.Embed(rows, config.width, embedding_init=self.init, rngs=rngs)
+        self.embedding = Embed(rows, config.width, init=self.init, rngs=rngs)
         self.positions = nnx.Param(self.init(rngs.params(), (config.length + 1, config.width)))
         self.head = linear(config.width, config.vocabulary, init=self.init, dtype=jnp.dtype(config.dtype), rngs=rngs)
 

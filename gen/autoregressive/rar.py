@@ -22,7 +22,7 @@ from gen.autoregressive.blocks import CausalAttention, KeyValues, Reading, run_c
 from gen.config import suggest
 from gen.errors import GenError
 from gen.nn.attention import new_cache
-from gen.nn.layers import MLP, Remat, layer_norm, linear, stack
+from gen.nn.layers import MLP, Embed, Remat, layer_norm, linear, stack
 from gen.nn.network import Cond, Params
 from gen.training.sharding import constrain
 from gen.training.task import Schedule
@@ -168,7 +168,7 @@ class RAR(nnx.Module):
         self.config, dtype, width = config, jnp.dtype(config.dtype), config.width
         positions, places = config.table_rows
         rows = config.vocabulary + 1 + config.num_classes + 1
-        self.embed = nnx.Embed(rows, width, embedding_init=_INIT, rngs=rngs)
+        self.embed = Embed(rows, width, init=_INIT, rngs=rngs)
         self.start = nnx.Param(jnp.zeros((1, width)))
         self.positions = nnx.Param(_INIT(rngs.params(), (positions, width)))
         self.targets = nnx.Param(_INIT(rngs.params(), (positions, width)))

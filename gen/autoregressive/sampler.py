@@ -25,7 +25,15 @@ def both(model: Any, params: Params, cond: Cond) -> Cond:
 
 
 def write(
-    model: CachedModel, params: Params, cond: Cond, batch: int, pick: Pick, guidance: Any = ConstantScale()
+    model: CachedModel,
+    params: Params,
+    cond: Cond,
+    batch: int,
+    pick: Pick,
+    guidance: Any = ConstantScale(),
+    *,
+    begun: jax.Array | None = None,
+    count: int | None = None,
 ) -> jax.Array:
     """Writes sequences (B, N) int32 token by token, with the guided logits of each.
 
@@ -34,6 +42,8 @@ def write(
       cond: conditions by name, (B, ...); batch: B.
       pick: chooses token i from its logits (B, 1, V).
       guidance: a `gen.autoregressive.decoding.ScaleSchedule` over the tokens.
+      begun: (B, n) the first tokens, which are read in one call; None for none.
+      count: how many tokens a sequence gets, `begun` among them; None for all.
     """
     scales, guided = jnp.asarray(guidance.scales(model.length), jnp.float32), guidance.guides
     cond = both(model, params, cond) if guided else cond
@@ -50,8 +60,13 @@ def write(
         return (cache, chosen(logits, at + 1)), ids[:, 0]
 
     cache, logits = model.prefill(params, cond, 2 * batch if guided else batch)
-    last, written = jax.lax.scan(step, (cache, chosen(logits, 0)), jnp.arange(model.length - 1))
-    return jnp.concatenate([jnp.swapaxes(written, 0, 1), last[1]], axis=1)
+    at, end = 0, model.length if count is None else count
+    if begun is not None:
+        at, known = begun.shape[1], jnp.concatenate([begun, begun]) if guided else begun
+        cache, logits = model.step(params, cache, known, jnp.int32(0), cond)
+    last, written = jax.lax.scan(step, (cache, chosen(logits[:, -1:], at)), jnp.arange(at, end - 1))
+    found = jnp.concatenate([jnp.swapaxes(written, 0, 1), last[1]], axis=1)
+    return found if begun is None else jnp.concatenate([begun, found], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +121,22 @@ class TokenSampler(WritingSampler):
                 "and top_p up to 1"
             )
 
-    def tokens(self, model: Any, params: GeneratorParams, keys: jax.Array, cond: Cond, tokenizer: Any) -> jax.Array:
-        """Does what `TokenSamplerConfig.tokens` says."""
+    def tokens(
+        self,
+        model: Any,
+        params: GeneratorParams,
+        keys: jax.Array,
+        cond: Cond,
+        tokenizer: Any,
+        *,
+        begun: jax.Array | None = None,
+        count: int | None = None,
+    ) -> jax.Array:
+        """Does what `TokenSamplerConfig.tokens` says; `begun` and `count` as in `write`."""
         del tokenizer
 
         def pick(logits: jax.Array, at: Any) -> jax.Array:
             kept = filtered(logits, temperature=self.temperature, k=self.top_k, p=self.top_p)
             return drawn(keys, kept, at)
 
-        return write(model, params["net"], cond, len(keys), pick, self.guidance)
+        return write(model, params["net"], cond, len(keys), pick, self.guidance, begun=begun, count=count)

@@ -19,7 +19,7 @@ from flax import nnx
 from gen.autoregressive.base import Draws, TokenModel
 from gen.errors import GenError
 from gen.nn.attention import attention
-from gen.nn.layers import MLP, Remat, add_gated, layer_norm, linear, modulate, run_stack, stack
+from gen.nn.layers import MLP, Embed, Remat, add_gated, layer_norm, linear, modulate, run_stack, stack
 from gen.nn.network import Cond, Network, Params
 from gen.tokenizers.quantizers.residual import Residual
 from gen.training.sharding import constrain
@@ -243,7 +243,7 @@ class VAR(nnx.Module):
     def __init__(self, config: VARConfig, rngs: nnx.Rngs) -> None:
         self.config, width, init = config, config.width, _init(config.width)
         tokens, first = config.shape[0], config.groups[0]
-        self.label = nnx.Embed(config.num_classes + 1, width, embedding_init=init, rngs=rngs)
+        self.label = Embed(config.num_classes + 1, width, init=init, rngs=rngs)
         self.start = nnx.Param(init(rngs.params(), (first, width), jnp.float32))
         self.positions = nnx.Param(init(rngs.params(), (tokens, width), jnp.float32))
         self.levels = nnx.Param(init(rngs.params(), (len(config.scales), width), jnp.float32))

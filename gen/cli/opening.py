@@ -81,9 +81,15 @@ def _on_grid(loaded: Any, path: Path, steps: int | None) -> Any:
 
 
 def _guided(loaded: Any, weak: Any, scaled: bool) -> Any:
-    """The run with autoguidance by the run `weak`. Raises GenError where the two do not go together."""
+    """The run with autoguidance by the run `weak`, or with its teacher's hand in it.
+
+    Raises GenError where the two do not go together.
+    """
+    from gen.distill.noise_decoder import NoiseDecoding
     from gen.sampling.guidance import Autoguidance
 
+    if isinstance(loaded.config.sampler, NoiseDecoding):
+        return _taught(loaded, weak)
     if not scaled:
         raise GenError("--guide without a guidance scale changes nothing; add --cfg-scale W, such as 2")
     ours, theirs = loaded.generator.shape, weak.generator.shape
@@ -92,6 +98,15 @@ def _guided(loaded: Any, weak: Any, scaled: bool) -> Any:
     sampler = dataclasses.replace(loaded.config.sampler.changed(guidance=Autoguidance()), guide=weak.denoiser)
     loaded = loaded.with_sampler(sampler)
     return dataclasses.replace(loaded, params={**loaded.params, "guide": weak.params["net"]})
+
+
+def _taught(loaded: Any, teacher: Any) -> Any:
+    """The student of a Distilled Decoding with its teacher. Raises GenError for another than its own."""
+    stated, subject = loaded.config.frozen.get("teacher", teacher.origin), teacher.generator.subject
+    if subject != loaded.generator.model or stated != teacher.origin:
+        raise GenError(f"{teacher.path} ({teacher.origin}) is not the teacher of {loaded.path}; that is {stated}")
+    loaded = loaded.with_sampler(loaded.config.sampler.guided_by(teacher.config.sampler))
+    return dataclasses.replace(loaded, params={**loaded.params, "guide": teacher.params["net"]})
 
 
 def describe(loaded: Any) -> str:

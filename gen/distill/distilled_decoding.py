@@ -32,6 +32,7 @@ __all__ = [
     "perturbed",
     "sampled",
     "spliced",
+    "taught",
 ]
 
 Student = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]  # (x, known) -> logits, vectors
@@ -78,6 +79,33 @@ def sampled(student: Student, noise: jax.Array, codes: jax.Array, starts: Sequen
         x = perturbed(x, noise, known)
         x = spliced(*answered(x, known, *student(x, known), codes), codes, split)
     return x
+
+
+def taught(
+    student: Student,
+    noise: jax.Array,
+    codes: jax.Array,
+    write: Callable[[jax.Array | None], jax.Array],
+    rewritten: int,
+    split: int,
+) -> jax.Array:
+    """Gives code vectors (B, N, D) of noise, the teacher's hand in between (arXiv 2412.17153, table 1).
+
+    The student says all tokens; the teacher keeps the first `rewritten` of them and writes the next; the student goes
+    on after these. With `rewritten` 0 the teacher begins, and the first call is saved.
+
+    Args:
+      write: gives the first t tokens (B, t) that the teacher writes, after the given ones (B, rewritten) or None.
+      split: as in `spliced`.
+    """
+    begun = None
+    if rewritten:
+        nothing = jnp.zeros(len(noise), jnp.int32)
+        begun = answered(noise, nothing, *student(noise, nothing), codes)[0][:, :rewritten]
+    ids = write(begun)
+    known = jnp.full(len(noise), ids.shape[1], jnp.int32)
+    x = jnp.concatenate([codes[ids], noise[:, ids.shape[1] :]], axis=1)
+    return spliced(*answered(x, known, *student(x, known), codes), codes, split)
 
 
 def distillation_loss(

@@ -15,7 +15,7 @@ from gen.autoregressive.blocks import Reading, run_causal
 from gen.autoregressive.gpt import Block, GPTConfig, rotation
 from gen.errors import GenError
 from gen.nn.conditions import Conditions
-from gen.nn.layers import linear, stack
+from gen.nn.layers import Embed, linear, stack
 from gen.nn.network import Cond, Params
 from gen.nn.rotary import rotate_pairs
 from gen.training.sharding import constrain
@@ -84,8 +84,8 @@ class GPTStudent(nnx.Module):
         self.config, of = config, config.of
         dtype = jnp.dtype(of.dtype)
         self.tokens = linear(config.channels, of.width, init=_INIT, dtype=dtype, rngs=rngs)
-        self.label = nnx.Embed(max(of.num_classes + of.null_class, 1), of.width, embedding_init=_INIT, rngs=rngs)
-        self.known = nnx.Embed(2, of.width, embedding_init=_INIT, rngs=rngs)
+        self.label = Embed(max(of.num_classes + of.null_class, 1), of.width, init=_INIT, rngs=rngs)
+        self.known = Embed(2, of.width, init=_INIT, rngs=rngs)
         self.blocks = stack(lambda rngs: Block(of, rngs), of.depth, rngs)
         self.norm = nnx.RMSNorm(of.width, epsilon=of.eps, rngs=rngs)
         zeros = nnx.initializers.zeros_init()

@@ -17,7 +17,7 @@ from gen.autoregressive.sampler import TokenSampler, write
 from gen.autoregressive.scales import ScaleSampler, decode_scales
 from gen.config import fingerprint
 from gen.distill.code_flow import flow_to_codes
-from gen.distill.distilled_decoding import sampled
+from gen.distill.distilled_decoding import sampled, taught
 from gen.errors import GenError
 from gen.nn.network import Cond, Network
 from gen.sampling.generator import GeneratorParams, LatentGenerator, changes, decode
@@ -89,14 +89,26 @@ class NoiseDecoding:
     Attributes:
       starts: for each network call how many tokens it keeps of the one before; the first keeps none.
       split: the position from which on the vectors are taken instead of the likeliest code.
+      writer: the sampler of the teacher, which writes anew the tokens that the second call keeps, from number
+        `rewritten` on; its arrays are those of the role ``guide``. None for the student alone.
+      rewritten: the first token that the teacher writes; 0 saves the student's first call.
       decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
     """
 
     starts: tuple[int, ...] = (0,)
     split: int = 0
+    writer: Any = None
+    rewritten: int = 0
     decoding: Any = None
 
     def __post_init__(self) -> None:
+        if self.writer is None and self.rewritten:
+            raise GenError("no teacher writes here; give it (gen sample --guide TEACHER), or leave out rewritten")
+        if self.writer is not None and not (len(self.starts) == 2 and 0 <= self.rewritten < self.starts[1]):
+            raise GenError(
+                f"a teacher writes from token {self.rewritten} on between the calls {self.starts}; expected two calls, "
+                "(0, K), and a token before K"
+            )
         if self.starts[:1] != (0,) or list(self.starts) != sorted(set(self.starts)) or self.split < 0:
             raise GenError(f"starts {self.starts}, split {self.split}; expected numbers rising from 0, and 0 or more")
 
@@ -105,6 +117,10 @@ class NoiseDecoding:
         if changes(None, settings) not in ({}, {"steps": len(self.starts)}):
             raise GenError("a student of noise and tokens has its own calls; change sampler.starts and sampler.split")
         return self
+
+    def guided_by(self, writer: Any) -> "NoiseDecoding":
+        """Gives this sampler with the teacher's own in it, whose tokens all are written that the second call keeps."""
+        return dataclasses.replace(self, writer=writer)
 
     def generator(self, models: Mapping[str, Model], tokenizer: Any) -> "NoiseDecoder":
         """Gives the Generator of the student ``net`` of a run."""
@@ -153,8 +169,11 @@ class NoiseDecoder(LatentGenerator):
 
     @property
     def nfe(self) -> int:
-        """Gives the network calls per sample."""
-        return len(self.sampler.starts)
+        """Gives the network calls per sample, the teacher's among them."""
+        sampler, ends = self.sampler, itertools.accumulate(self.model.groups)
+        if sampler.writer is None:
+            return len(sampler.starts)
+        return (1 if sampler.rewritten else 0) + sum(sampler.rewritten < end <= sampler.starts[1] for end in ends) + 1
 
     def __call__(self, params: GeneratorParams, keys: jax.Array, cond: Cond) -> jax.Array:
         """Does what `gen.sampling.generator.Generator.__call__` says. Raises GenError without a tokenizer."""
@@ -165,8 +184,18 @@ class NoiseDecoder(LatentGenerator):
             )
         codes, net = code_table(self.tokenizer, params["tokenizer"]), Network(self.student)
         noise = unit_noise(keys, self.student.shape)
-        vectors = sampled(
-            lambda x, known: net(params["net"], x, known, cond), noise, codes, self.sampler.starts, self.sampler.split
-        )
+        sampler, student = self.sampler, lambda x, known: net(params["net"], x, known, cond)
+        if sampler.writer is None:
+            vectors = sampled(student, noise, codes, sampler.starts, sampler.split)
+        else:
+            held = {**params, "net": params["guide"]}
+
+            def write(begun: jax.Array | None) -> jax.Array:
+                found: jax.Array = sampler.writer.tokens(
+                    self.model, held, keys, cond, self.tokenizer, begun=begun, count=sampler.starts[1]
+                )
+                return found
+
+            vectors = taught(student, noise, codes, write, sampler.rewritten, sampler.split)
         latents = decodable(self.tokenizer, params["tokenizer"], vectors)
         return decode(self.tokenizer, params, latents, keys=keys, cond=cond, options=self.options)

@@ -17,7 +17,7 @@ from gen.autoregressive.var import VAR, Block, VARConfig
 from gen.distill.gpt_student import CodeHead
 from gen.errors import GenError
 from gen.nn.conditions import Conditions
-from gen.nn.layers import linear, run_stack
+from gen.nn.layers import Embed, linear, run_stack
 from gen.nn.network import Cond, Params
 from gen.training.sharding import constrain
 
@@ -89,7 +89,7 @@ class VARStudent(VAR):
     def __init__(self, config: VARStudentConfig, rngs: nnx.Rngs) -> None:
         super().__init__(config.inner, rngs)
         init, width = nnx.initializers.normal(0.02), config.of.width
-        self.known = nnx.Embed(2, width, embedding_init=init, rngs=rngs)
+        self.known = Embed(2, width, init=init, rngs=rngs)
         self.last = linear(width, width, init=init, rngs=rngs)
         self.codes = CodeHead(width, config.of.quantizer.width, rngs)
 

@@ -40,6 +40,7 @@ __all__ = [
 Remat = Literal["none", "dots", "full"]
 
 xavier = nnx.initializers.xavier_uniform()
+_vectors = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)  # unit length on average
 
 
 def linear(
@@ -76,12 +77,12 @@ def _dot(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any
 class Embed(nnx.Module):
     """A table of vectors, read by index; each device holds it whole meanwhile (`gen.nn.mesh.gathered`)."""
 
-    def __init__(self, rows: int, width: int, *, init: Callable[..., jax.Array], rngs: nnx.Rngs) -> None:
+    def __init__(self, rows: int, width: int, *, init: Callable[..., jax.Array] = _vectors, rngs: nnx.Rngs) -> None:
         self.embedding = nnx.Param(init(rngs.params(), (rows, width), jnp.float32))
 
     def __call__(self, indices: jax.Array) -> jax.Array:
         """Maps (...) int32 -> (..., width) float32."""
-        return jnp.take(gathered(self.embedding[...]), indices, axis=0)
+        return jnp.take(gathered(self.embedding[...], table=True), indices, axis=0)
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:

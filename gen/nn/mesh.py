@@ -35,24 +35,33 @@ def largest_axis(shape: tuple[int, ...], parts: int, among: Iterable[int] | None
     return max(fits, key=lambda i: (shape[i], i), default=None)
 
 
-def gathered(weights: Any) -> Any:
+def gathered(weights: Any, *, table: bool = False) -> Any:
     """Gives weights that each device holds whole while a layer uses them, where they are stored in parts over fsdp.
 
     Left to itself XLA cuts the products of such a layer into windows, one for each part, and passes the parts round:
-    by the TPU compiler's estimate LightningDiT-XL/1 on eight chips then takes 1.7 times as long. Gradients of all but
-    vectors and small matrices are cut as weights are stored: summed over fsdp each device keeps its part, and only that
-    is summed over copies of the model. The identity where no mesh is set, without fsdp, and with tensor parallelism,
-    whose layers use their parts alone.
+    by the TPU compiler's estimate LightningDiT-XL/1 on eight chips then takes 1.7 times as long. The identity where no
+    mesh is set, without fsdp, and with tensor parallelism, whose layers use their parts alone.
+
+    Gradients are asked for whole as well: the TPU's compiler sums them and keeps a part in one step. It cannot where
+    there are copies of the model beside the parts. There those of all but vectors and small matrices are cut as the
+    weights are stored: each device keeps its part of the sum over fsdp, and only that is summed over copies.
+
+    Args:
+      weights: a tree of arrays.
+      table: whether rows are read by index. Their gradient is summed whole: from parts of it XLA would make all devices
+        exchange rows.
     """
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     parts = sizes.get("fsdp", 1)
     if parts == 1 or sizes.get("tensor", 1) > 1:
         return weights
 
+    copies = sizes.get("data", 1) > 1
+
     def gather(a: jax.Array) -> jax.Array:
-        if a.ndim < 2 or a.size < _CUT_FROM or not jnp.issubdtype(a.dtype, jnp.floating):
-            return jax.lax.with_sharding_constraint(a, P())
-        return _gathered(a, parts)
+        if copies and not table and a.ndim > 1 and a.size >= _CUT_FROM and jnp.issubdtype(a.dtype, jnp.floating):
+            return _gathered(a, parts)
+        return jax.lax.with_sharding_constraint(a, P())
 
     return jax.tree.map(gather, weights)
 

@@ -10,15 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen import arrays
+from gen import arrays, runs
 from gen.autoregressive.decoding import ConstantScale
 from gen.autoregressive.gpt import GPTConfig
 from gen.autoregressive.sampler import TokenSampler
 from gen.autoregressive.scales import ScaleSampler
 from gen.autoregressive.var import VARConfig
 from gen.cli import main
+from gen.cli.flags import Sampling
+from gen.cli.opening import open_run
 from gen.config import to_json
-from gen.distill.distilled_decoding import DistilledDecodingTask, distillation_loss
+from gen.distill.distilled_decoding import DistilledDecodingTask, distillation_loss, taught
 from gen.distill.gpt_student import GPTStudentConfig
 from gen.distill.noise_decoder import FlowedTokens, NoiseDecoder, NoiseDecoding
 from gen.distill.teacher_records import make_of
@@ -80,7 +82,11 @@ def test_tokens_follow_from_noise_as_the_teacher_says(teacher: Loaded, records: 
     assert 0 <= tokens.min() <= tokens.max() < model.vocabulary
 
 
-def test_a_student_trains_on_them_and_makes_images(teacher: Loaded, records: str, tmp_path: Path) -> None:
+def test_a_student_trains_on_them_and_makes_images(
+    teacher: Loaded, records: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = {teacher.path: teacher, Path("row"): row()}
+    monkeypatch.setattr(runs, "load", lambda path, **settings: others.get(path) or load(path, **settings))
     recipe = distilled_decoding(teacher, records, updates=3, batch=8)
     engine = dataclasses.replace(recipe.config.engine, quiet=True, log_every=1)
     train(dataclasses.replace(recipe.config, engine=engine), tmp_path, frozen=recipe.frozen, artifacts=recipe.artifacts)
@@ -89,6 +95,16 @@ def test_a_student_trains_on_them_and_makes_images(teacher: Loaded, records: str
     images = student.sample([0, 1], labels=[0, 1])
     assert images.shape == (2, *teacher.tokenizer.spec.image)
     np.testing.assert_array_equal(student.sample([1], labels=[1])[0], images[1])
+
+    helped = open_run(tmp_path, Sampling(guide=teacher.path), overrides=(("sampler.starts", "[0, 3]"),))
+    assert helped.generator.nfe == 4  # three tokens of the teacher and the last call
+    later = open_run(
+        tmp_path, Sampling(guide=teacher.path), overrides=(("sampler.starts", "[0, 3]"), ("sampler.rewritten", "2"))
+    )
+    assert later.generator.nfe == 3
+    assert later.sample([0], labels=[0]).shape == (1, *teacher.tokenizer.spec.image)
+    with pytest.raises(GenError, match="is not the teacher of"):
+        open_run(tmp_path, Sampling(guide=Path("row")))
 
 
 def pyramid() -> Loaded:
@@ -101,6 +117,60 @@ def pyramid() -> Loaded:
 def row() -> Loaded:
     """A toy LlamaGen of a row of tokens."""
     return _random("row", dataclasses.replace(WRITER, shape=(4,)), TokenSampler(), CODES)
+
+
+@pytest.mark.parametrize("of", [row, pyramid])
+def test_a_teacher_goes_on_where_others_began(of: Any) -> None:
+    """Read in one call or written one after the other, the first tokens lead to the same next ones."""
+    run = of()
+    generator, keys = run.generator, jax.random.split(jax.random.key(4), 3)
+    model, sampler, cond = generator.model, generator.sampler.changed(guidance=1.5), {"label": jnp.arange(3)}
+    tokens = jax.jit(sampler.tokens, static_argnums=(0, 4), static_argnames="count")
+    whole = tokens(model, run.params, keys, cond, run.tokenizer)
+    ends = np.cumsum(model.groups)
+    begun, stop = whole[:, : ends[0]], int(ends[-2])
+    found = tokens(model, run.params, keys, cond, run.tokenizer, begun=begun, count=stop)
+    np.testing.assert_array_equal(found, whole[:, :stop])
+    assert not np.array_equal(tokens(model, run.params, keys, cond, run.tokenizer, begun=(begun + 1) % 3), whole)
+
+
+def test_a_students_teacher_writes_between_its_calls() -> None:
+    run = pyramid()
+    model, (first, second, _) = run.generator.model, run.generator.model.groups
+    generator = NoiseDecoder(student_of(run), NoiseDecoding((0, first + second), first).guided_by(ScaleSampler()))
+    generator = dataclasses.replace(generator, tokenizer=run.tokenizer)
+    later = dataclasses.replace(generator, sampler=dataclasses.replace(generator.sampler, rewritten=first))
+    assert (generator.nfe, later.nfe) == (3, 3)  # two maps and a call; a call, a map and a call
+    params = {**run.params, "net": Network(student_of(run)).init(jax.random.key(5)), "guide": run.params["net"]}
+    keys, cond = jax.random.split(jax.random.key(6), 2), {"label": jnp.arange(2)}
+    images = [np.asarray(jax.jit(made)(params, keys, cond)) for made in (generator, later)]
+    assert images[0].shape == (2, *run.tokenizer.spec.image)
+    assert not np.array_equal(*images)
+    alone = jax.jit(generator)(params, keys[1:], {"label": jnp.arange(1, 2)})
+    np.testing.assert_allclose(alone[0], images[0][1], atol=1e-5)
+
+    codes, seen = jnp.arange(8.0)[:, None], []
+
+    def student(x: jax.Array, known: jax.Array) -> tuple[jax.Array, jax.Array]:
+        seen.append((np.asarray(x)[0, :, 0].tolist(), int(known[0])))
+        return jnp.full((1, 4, 8), 0.0).at[..., 2].set(1.0), jnp.full((1, 4, 1), 0.5)
+
+    def write(begun: jax.Array | None) -> jax.Array:
+        return jnp.concatenate([jnp.array([[7]]) if begun is None else begun, jnp.array([[5]])], axis=1)
+
+    noise = jnp.full((1, 4, 1), -1.0)
+    found = [taught(student, noise, codes, write, rewritten, 3)[0, :, 0].tolist() for rewritten in (0, 1)]
+    assert found == [[7.0, 5.0, 2.0, 0.5], [2.0, 5.0, 2.0, 0.5]]
+    assert seen == [([7.0, 5.0, -1.0, -1.0], 2), ([-1.0] * 4, 0), ([2.0, 5.0, -1.0, -1.0], 2)]
+    with pytest.raises(GenError, match=r"3 tokens of a model whose maps end after \[1, "):
+        ScaleSampler().tokens(model, run.params, keys, cond, run.tokenizer, count=3)
+    for bad, message in (
+        ({"rewritten": 1}, "no teacher writes here; give it"),
+        ({"writer": ScaleSampler()}, r"between the calls \(0,\); expected two calls"),
+        ({"writer": ScaleSampler(), "starts": (0, 2), "rewritten": 2}, "a token before K"),
+    ):
+        with pytest.raises(GenError, match=message):
+            NoiseDecoding(**bad)
 
 
 def _random(name: str, model: Any, sampler: Any, tokenizer: Any) -> Loaded:

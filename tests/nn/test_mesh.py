@@ -29,14 +29,16 @@ def slope(kernels: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.square(jax.jvp(run, (x,), (x,))[1]).sum()
 
 
-def test_gradients_of_gathered_matrices_are_cut_as_they_are_stored() -> None:
+def test_gradients_of_gathered_matrices_are_cut_as_they_are_stored_where_there_are_copies() -> None:
     kernels, x = jnp.zeros((3, 128, 128)), jnp.zeros((8, 128))
     assert cuts(jax.grad(slope), kernels, x, data=2, fsdp=4) == {"", "None, 'fsdp'"}
     assert cuts(jax.grad(slope), kernels, x, data=2, fsdp=4, tensor=2) == set()
     assert cuts(jax.grad(slope), kernels, x, data=8, fsdp=1) == set()
+    assert cuts(jax.grad(slope), kernels, x, data=1, fsdp=4) == {""}
     small, vector = jnp.zeros((3, 8, 8)), jnp.zeros((8,))
-    assert cuts(jax.grad(slope), small, jnp.zeros((8, 8)), fsdp=4) == {""}
-    assert cuts(jax.grad(lambda bias: jnp.square(gathered(bias)).sum()), vector, fsdp=4) == {""}
+    assert cuts(jax.grad(slope), small, jnp.zeros((8, 8)), data=2, fsdp=4) == {""}
+    assert cuts(jax.grad(lambda bias: jnp.square(gathered(bias)).sum()), vector, data=2, fsdp=4) == {""}
+    assert cuts(jax.grad(lambda table: gathered(table, table=True)[0].sum()), kernels[0], data=2, fsdp=4) == {""}
 
 
 def test_the_largest_axis_that_the_parts_divide_is_cut() -> None:

@@ -18,7 +18,7 @@ from gen.diffusion.backbones.backbone import Backbone, BackboneConfig, Call, Fac
 from gen.diffusion.prediction import EARLY
 from gen.errors import GenError
 from gen.nn.attention import Attention
-from gen.nn.layers import Remat, linear, patchify, run_stack, stack, unpatchify
+from gen.nn.layers import Embed, Remat, linear, patchify, run_stack, stack, unpatchify
 from gen.nn.network import Buffer, Cond
 from gen.nn.rotary import axial_rotation, rotate_pairs
 from gen.nn.vit import Gated
@@ -174,7 +174,7 @@ class RAEv2(Backbone):
             self.time2 = _Time(width, rngs, silent=True)
         self.time_tokens = nnx.Param(normal(rngs.params(), (config.time_tokens, width)))
         self.class_tokens = nnx.Param(normal(rngs.params(), (config.class_tokens, width)))
-        self.label = nnx.Embed(config.num_classes + 1, width, embedding_init=normal, rngs=rngs)
+        self.label = Embed(config.num_classes + 1, width, init=normal, rngs=rngs)
         self.blocks = stack(
             lambda rngs: _Block(width, config.heads, config, rngs, places + further), config.depth, rngs
         )
