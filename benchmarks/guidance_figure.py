@@ -19,7 +19,7 @@ import numpy as np
 
 import gen
 from gen.data.sources import digits
-from gen.experiments._search import scored
+from gen.experiments.demo import score_images
 from gen.features.digits import DigitsExtractor
 from gen.metrics.reference import make_reference
 from gen.metrics.sources import from_arrays
@@ -52,16 +52,16 @@ def main(arguments: list[str] | None = None) -> None:
     run, real, extractor = gen.load(options.run), digits("train").arrays, DigitsExtractor()
     reference = make_reference("digits", from_arrays(real["image"], real["label"]), extractor, split="train")
     figure, rows = plt.subplots(len(GUIDANCE), 1, figsize=(9, 0.52 * len(GUIDANCE)), layout="constrained")
-    found = {}
+    seeds, found = range(options.count), {}
     for row, (name, guidance) in zip(rows, GUIDANCE.items(), strict=True):
         guided = run.with_sampler(dataclasses.replace(run.config.sampler, guidance=guidance))
-        values = scored(guided, reference, extractor, range(options.count), batch=1024).values
+        images = guided.sample(seeds, batch=1024)
+        values = score_images(images, np.asarray(seeds) % 10, reference, extractor, seeds).values
         found[name] = {measure: values[measure] for measure in ("frechet_distance", "recall", "accuracy")}
         print(
             f"{name:<26}" + "".join(f"{measure} {value:8.3f}   " for measure, value in found[name].items()), flush=True
         )
-        images = guided.sample(range(SHOWN), batch=SHOWN)
-        row.imshow(np.concatenate(list(images[..., 0]), axis=1), cmap="gray", vmin=0, vmax=255)
+        row.imshow(np.concatenate(list(images[:SHOWN, ..., 0]), axis=1), cmap="gray", vmin=0, vmax=255)
         row.set(xticks=[], yticks=[])
         row.spines[:].set_visible(False)
         about = f"{name}\ndistance {values['frechet_distance']:.2f}, recall {values['recall']:.2f}"

@@ -38,10 +38,10 @@ teacher = gen.load("teacher").with_sampler(gen.Sampler(gen.Heun(), steps=10, gui
 # The first two learn from pairs of noise and sample that the teacher makes once; the other two from data.
 
 # %%
-command("distill kd --teacher teacher --pairs 512 --outdir kd --steps 300")
-command("distill reflow --teacher teacher --pairs 512 --outdir reflow --steps 300")
-command("distill ect --teacher teacher --outdir ect --steps 300")
-command("distill meanflow --teacher teacher --outdir meanflow --steps 300")
+command("distill kd --teacher teacher --pairs 512 --outdir kd --steps 200")
+command("distill reflow --teacher teacher --pairs 512 --outdir reflow --steps 200")
+command("distill ect --teacher teacher --outdir ect --steps 200")
+command("distill meanflow --teacher teacher --outdir meanflow --steps 200")
 
 # %% [markdown]
 # ## Side by side
