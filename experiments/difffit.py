@@ -63,7 +63,8 @@ def adapted(
     kept = latent_arrays(teacher)
     if "tokenizer" in kept and hasattr(source, "tokenizer"):
         expect_maker(source, teacher.tokenizer, kept["tokenizer"])
-    task = AdaptTask(denoiser, adapter=adapter, **settings, **_rescaled(source, teacher))
+    scales = {} if data == RANDOM else _rescaled(source, teacher)
+    task = AdaptTask(denoiser, adapter=adapter, **settings, **scales)
     frozen = {"teacher": teacher.params["net"]}
     config = RunConfig(
         name,

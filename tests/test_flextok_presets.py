@@ -46,7 +46,7 @@ def test_full_size_presets(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_another_first_stage(tmp_path: Path) -> None:
-    with pytest.raises(GenError, match="latents of a KL autoencoder, not of TiTokConfig"):
+    with pytest.raises(GenError, match="latents of a KL autoencoder, not of Patches"):
         build(MINE[0], {"data": "images.zip", "tokenizer": autoencoder(tmp_path, TOKENIZER)})
 
 

@@ -37,8 +37,7 @@ class Sampling:
       solver: one of gen list solver, or dopri5, which chooses its steps itself.
       grid: the solver's times: gen list grid, or FILE of gen search.
       guidance: guidance scale; 1 is none.
-      guide: autoguidance: a weaker run of the same images, in place of the model without a class; or the teacher of a
-        student of distilled decoding, which writes tokens between its two calls.
+      guide: autoguidance by a weaker run of the same images; of distilled decoding the teacher, writing in between.
       weights: ema, the averaged weights, or raw.
       cond: conditions such as text=features.npy: an array for all images or a row for each; a mask as text_mask=FILE.
     """
