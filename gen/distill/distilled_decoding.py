@@ -89,7 +89,7 @@ def taught(
     rewritten: int,
     split: int,
 ) -> jax.Array:
-    """Gives code vectors (B, N, D) of noise, the teacher's hand in between (arXiv 2412.17153, table 1).
+    """Gives code vectors (B, N, D) of noise, with the teacher's hand in between (released with arXiv 2412.17153).
 
     The student says all tokens; the teacher keeps the first `rewritten` of them and writes the next; the student goes
     on after these. With `rewritten` 0 the teacher begins, and the first call is saved.
