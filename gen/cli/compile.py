@@ -29,6 +29,7 @@ def compile_preset(
     programs: Annotated[str, flag("KIND,...")] = "train,sample,one-step",
     json: Annotated[Path | None, flag("FILE")] = None,
     hlo: Annotated[Path | None, flag("DIR")] = None,
+    quick: bool = False,
     overrides: Overrides = (),
 ) -> None:
     """Compiles a preset's programs for TPUs or GPUs that are not here, and shows what the compiler says of them.
@@ -56,6 +57,8 @@ def compile_preset(
         evaluate (Inception features, the same for all models of images of a size; minutes of compiling for TPUs).
       json: a file for the same figures.
       hlo: a folder for the compiled programs as text.
+      quick: for TPUs: memory and traffic alone, in a fraction of the time where there are convolutions. Memory comes
+        out a little higher.
     """
     from gen.training.targets import find_target
     from gen.training.targets import prepare as prepare_compilers
@@ -73,6 +76,7 @@ def compile_preset(
         batch_gpu=batch_gpu,
         kinds=kinds,
         hlo=hlo,
+        quick=quick,
         say=print,
     )
     _show(found, made)

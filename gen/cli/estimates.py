@@ -63,6 +63,7 @@ def estimates(
     batch_gpu: int | None = None,
     kinds: Sequence[str] = ("train",),
     hlo: Path | None = None,
+    quick: bool = False,
     say: Any = None,
 ) -> tuple[Any, list[tuple[Any, Any]]]:
     """Compiles a preset for a target.
@@ -70,6 +71,7 @@ def estimates(
     Args:
       inputs: by name, None where not given.
       kinds: of programs (`gen.programs.KINDS`).
+      quick: as in `gen.training.ahead.estimate`.
       say: takes a line for each program that is done.
 
     Returns:
@@ -104,7 +106,8 @@ def estimates(
 
     def compiled(program: Any, traced: Any) -> Any:
         file = re.sub(r"\W+", "-", program.name)
-        found = estimate(program.name, traced, target, None if hlo is None else hlo / f"{file}.hlo.txt")
+        dump = None if hlo is None else hlo / f"{file}.hlo.txt"
+        found = estimate(program.name, traced, target, dump, quick=quick)
         if say is not None:
             say(f"compiled '{program.name}' in {found.seconds:.0f} s")
         held = program.held or Memory(found.arguments, 0, 0, 0, 0)

@@ -56,19 +56,21 @@ class Estimate:
         return sum(traffic.sent for traffic in self.traffic.values())
 
 
-def estimate(name: str, traced: Any, target: Target, dump: Path | None = None) -> Estimate:
+def estimate(name: str, traced: Any, target: Target, dump: Path | None = None, *, quick: bool = False) -> Estimate:
     """Compiles a program traced for the devices of `target`; several may compile at a time, each in a thread.
 
     Args:
       name: what the program is called.
       traced: as of ``jax.jit(...).trace(...)``, of shapes whose shardings name those devices.
       dump: a file that gets the text of the compiled program; None for none.
+      quick: whether a TPU's compiler looks no further for fast code. What is cut and sent stays what it is, memory
+        comes out a little higher, and of time nothing is said: it would be several times too long.
 
     Raises GenError for a program that needs more memory than a device has, and one that the compiler refuses.
     """
-    began = time.monotonic()
+    began, quick = time.monotonic(), quick and target.chip.clock > 0
     try:
-        compiled = traced.lower().compile()
+        compiled = traced.lower().compile(compiler_options=_QUICK if quick else None)
     except jax.errors.JaxRuntimeError as error:
         raise GenError(_refused(name, target, str(error))) from None
     seconds, text, memory = time.monotonic() - began, compiled.as_text(), compiled.memory_analysis()
@@ -79,7 +81,7 @@ def estimate(name: str, traced: Any, target: Target, dump: Path | None = None) -
     flops = Flops(flops.model / target.count, flops.recomputed / target.count)
     rows = _labelled(hlo.cycles(text))
     total = sum(cycles for cycles, _ in rows.values())
-    step = total / clock if clock and total else None
+    step = total / clock if clock and total and not quick else None
     dearest = sorted(rows.items(), key=lambda row: -row[1][0])[:10]
     return Estimate(
         name,
@@ -94,6 +96,9 @@ def estimate(name: str, traced: Any, target: Target, dump: Path | None = None) -
         flops.model / target.chip.peak / step if step else None,
     )
 
+
+# of the scale from -1 to 1 on which XLA places how long it may look for fast code
+_QUICK = {"exec_time_optimization_effort": -1.0}
 
 # the two ways in which a TPU's compiler says that its memory does not do
 _BEYOND = re.compile(r"Used ([\d.]+[KMGT]) of [\d.]+[KMGT] hbm|\(([\d.]+[KMGT])\) exceeds available HBM")

@@ -64,7 +64,8 @@ class Refusing:
     def lower(self) -> "Refusing":
         return self
 
-    def compile(self) -> Any:
+    def compile(self, compiler_options: Any) -> Any:
+        self.options = compiler_options
         raise jax.errors.JaxRuntimeError(self.text)
 
 
@@ -87,6 +88,14 @@ class Refusing:
 def test_a_program_that_does_not_fit_memory_is_one_line(text: str, said: str) -> None:
     with pytest.raises(ahead.GenError, match="^" + said.replace("(", r"\(")):
         estimate("train net", Refusing(text), TARGET)
+
+
+@pytest.mark.parametrize(("target", "options"), [("v5e:2x2", {"exec_time_optimization_effort": -1.0}), ("h200", None)])
+def test_only_a_tpus_compiler_is_told_to_be_quick(target: str, options: Any) -> None:
+    refusing = Refusing("no tile")
+    with pytest.raises(ahead.GenError):
+        estimate("train net", refusing, find_target(target), quick=True)
+    assert refusing.options == options
 
 
 def made() -> list[tuple[Traced, Estimate]]:

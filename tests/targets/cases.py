@@ -21,6 +21,7 @@ class Case:
       batch: global; small enough for the target.
       teacher, tokenizer: presets that give the shapes of those that it needs.
       fused: whether its attention must be a fused kernel's there.
+      quick: whether memory and traffic alone are asked for (`gen compile --quick`).
     """
 
     preset: str
@@ -30,19 +31,26 @@ class Case:
     teacher: str | None = None
     tokenizer: str | None = None
     fused: bool = False
+    quick: bool = False
 
     @property
     def name(self) -> str:
         """As it stands in recorded.json."""
-        return f"{self.preset} {self.target} {self.mesh} batch {self.batch}"
+        return f"{self.preset} {self.target} {self.mesh} batch {self.batch}{' quick' if self.quick else ''}"
+
+
+_WHOLE = ("dit-b2", "dit-xl2", "sit-b2", "lightningdit-xl1")
 
 
 def _pair(
     preset: str, slice_: str, mesh: str, each: int, *, alone: int | None = None, cut: bool = True, **inputs: Any
 ) -> list[Case]:
-    """A preset on a TPU slice and on one H200, with `each` and `alone` images a device."""
+    """A preset on a TPU slice and on one H200, with `each` and `alone` images a device.
+
+    On the slice memory and traffic alone are asked for, but for presets whose estimated step is a promise (`_WHOLE`).
+    """
     devices = math.prod(map(int, slice_.partition(":")[2].split("x")))
-    there = Case(preset, slice_, mesh, each * devices, **inputs)
+    there = Case(preset, slice_, mesh, each * devices, **inputs, quick=preset not in _WHOLE)
     return [there, Case(preset, "h200", "data=1", alone or each, **inputs, fused=cut)]
 
 

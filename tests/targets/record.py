@@ -78,6 +78,7 @@ def _compiled(case: Case) -> dict[str, Any]:
         inputs=inputs,
         overrides=mesh_overrides(case.mesh),
         batch=case.batch,
+        quick=case.quick,
     )
     return {
         program.name: {
