@@ -102,7 +102,7 @@ _CASES = [
     _pair("instella-tokenizer", "v5e:2x4", "data=1,fsdp=8", 4, alone=32, cut=False),
     _pair("titok-proxy", "v5e:2x4", "data=8", 8, alone=32, cut=False),
     _pair("titok-l32", "v5e:2x4", "data=1,fsdp=8", 8, alone=32, cut=False, tokenizer="titok-proxy"),
-    _pair("titok-b64", "v5e:2x4", "data=8", 16, alone=64, cut=False, tokenizer="titok-proxy"),
+    _pair("titok-b64", "v5e:2x4", "data=8", 8, alone=64, cut=False, tokenizer="titok-proxy"),
     _pair("titok-s128", "v5e:2x4", "data=8", 32, alone=64, cut=False, tokenizer="titok-proxy"),
     _pair("titok-bl64-vq", "v5e:2x4", "data=1,fsdp=8", 8, alone=32, cut=False),
     _pair("titok-bl128-vq", "v5e:2x4", "data=1,fsdp=8", 8, alone=32, cut=False),
