@@ -243,8 +243,10 @@ def sized() -> list[str]:
     return [name for name, module in rows.items() if not module.endswith(".demo")]
 
 
-def expected_traffic(parameters: int, blocks: int, sizes: Mapping[str, int]) -> float:
-    """Bytes that a device has to send in a training step, as the layouts are meant; parameters travel in bfloat16.
+def expected_traffic(parameters: int, blocks: int, sizes: Mapping[str, int], width: int = 2) -> float:
+    """Bytes that a device has to send in a training step, as the layouts are meant.
+
+    Parameters and gradients travel in the compute type, of `width` bytes.
 
     - data: the gradients are summed over n copies, 2 (n - 1) / n of them.
     - fsdp: the parameters are gathered for the forward and for the backward pass, their gradients summed and scattered:
@@ -253,7 +255,7 @@ def expected_traffic(parameters: int, blocks: int, sizes: Mapping[str, int]) -> 
       each direction.
     """
     data, fsdp, tensor = (sizes.get(axis, 1) for axis in ("data", "fsdp", "tensor"))
-    part = 2 * parameters / tensor
+    part = width * parameters / tensor
     gathered = 3 * part * (fsdp - 1) / fsdp
     summed = 2 * part / fsdp * (data - 1) / data
     return gathered + summed + 4 * 2 * blocks * (tensor - 1) / tensor

@@ -69,10 +69,11 @@ def _figures(case: Case) -> dict[str, Any]:
 def _compiled(case: Case) -> dict[str, Any]:
     from gen.cli.estimates import estimates
     from gen.cli.overrides import mesh_overrides
+    from gen.config import to_json
     from gen.training.targets import find_target
 
     inputs = {"data": None, "teacher": case.teacher, "tokenizer": case.tokenizer}
-    _, made = estimates(
+    config, made = estimates(
         case.preset,
         find_target(case.target),
         inputs=inputs,
@@ -80,6 +81,7 @@ def _compiled(case: Case) -> dict[str, Any]:
         batch=case.batch,
         quick=case.quick,
     )
+    width = 2 if "bfloat16" in json.dumps(to_json(config)) else 4
     return {
         program.name: {
             "step_ms": None if found.step is None else round(1e3 * found.step, 3),
@@ -87,6 +89,7 @@ def _compiled(case: Case) -> dict[str, Any]:
             "arguments": found.arguments,
             "temporaries": found.temporaries,
             "parameters": program.parameters,
+            "width": width,
             "sent": round(found.sent),
             "collectives": {kind: traffic.count for kind, traffic in found.traffic.items()},
             "attention": dict(found.attention),

@@ -26,6 +26,7 @@ def test_what_is_recorded_is_of_cases_that_there_are() -> None:
 
 def test_traffic_of_the_layouts() -> None:
     assert expected_traffic(100, 0, {"data": 4}) == 300.0
+    assert expected_traffic(100, 0, {"data": 4}, width=4) == 600.0
     assert expected_traffic(100, 0, {"fsdp": 8}) == 525.0
     assert expected_traffic(100, 0, {"data": 8, "fsdp": 8}) == pytest.approx(525.0 + 2 * 25 * 7 / 8)
     assert expected_traffic(100, 1000, {"data": 2, "tensor": 2}) == 100.0 + 4000.0

@@ -23,7 +23,7 @@ def test_a_preset_on_a_target(case: Case, recorded: dict[str, Any]) -> None:
         assert now["arguments"] + now["temporaries"] <= target.chip.memory, name
         assert now["temporaries"] <= 1.05 * before["temporaries"], name
         assert "all-to-all" not in now["collectives"], name
-        assert now["sent"] <= 1.15 * expected_traffic(now["parameters"], 0, sizes) + 1e6, name
+        assert now["sent"] <= 1.15 * expected_traffic(now["parameters"], 0, sizes, now["width"]) + 1e6, name
         assert sum(now["attention"].values()) >= sum(before["attention"].values()), name
         assert now["attention"] or not case.fused, name
         if before["step_ms"] is not None:
