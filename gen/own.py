@@ -185,7 +185,7 @@ def record(config: Any) -> list[dict[str, Any]]:
         if kind is None and module in _imported:
             raise GenError(
                 f"{cls.__name__} of {_imported[module].file} has no kind; add a line to the file, such as "
-                f'KINDS["backbone"]["{cls.__name__.lower()}"] = f"{{__name__}}:{cls.__name__}"'
+                f'KINDS["{_family(cls)}"]["{cls.__name__.lower()}"] = f"{{__name__}}:{cls.__name__}"'
             )
         if kind is None or kind in given or module.partition(".")[0] == "gen":
             continue
@@ -195,6 +195,14 @@ def record(config: Any) -> list[dict[str, Any]]:
             entry = {"file": str(file), "sha256": digest, "uses": uses, "kinds": []}
             found.setdefault(module, entry)["kinds"].append(kind)
     return [{**entry, "kinds": sorted(entry["kinds"])} for entry in found.values()]
+
+
+def _family(cls: type) -> str:
+    """The family of kinds that a class without one is most like: that of its bases' names, else of the networks."""
+    bases = {base.__name__ for base in cls.__mro__}
+    if "Task" in bases or "Method" in bases:
+        return "task"
+    return "solver" if hasattr(cls, "rows") and hasattr(cls, "step") else "backbone"
 
 
 def _classes(value: Any) -> Iterator[type]:

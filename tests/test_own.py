@@ -1,6 +1,7 @@
 """A user's own files: found by path, recorded by hash, refused in one line where something is wrong."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import io
 import json
@@ -20,12 +21,16 @@ import pytest
 import gen
 from gen import config, kinds, own
 from gen.cli import main
+from gen.cli.opening import prepare
+from gen.cli.train import check_decoded
 from gen.diffusion.process import Linear
 from gen.errors import GenError
 from gen.experiments import find
 from gen.sampling.grids import Grid
 from gen.sampling.integrate import Problem, integrate
+from gen.training.checks import check_run
 from gen.training.run import RunConfig, load_config, settle_config
+from tests.conformance.tokenizers import Patches
 
 DOCS = Path(__file__).parents[1] / "docs"
 SOLVER = """
@@ -154,6 +159,19 @@ def test_the_pages_solver_and_distiller(
     assert main(["distill", "./mystudent.py", "--teacher", "mine", "--outdir", "student", *quick]) == 0
     assert main(["sample", "student", "--seeds", "0-1", "--out", "y.npz"]) == 0
     assert "1 network call per image" in capsys.readouterr().out
+
+
+def test_what_a_student_cannot_be_sampled_without_is_said_before_it_is_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A teacher of latents has a tokenizer; its student needs the configuration and the arrays."""
+    config = prepare("dit-smoke", {}, ()).config
+    tokenized = dataclasses.replace(config, tokenizer=Patches())
+    monkeypatch.setattr("gen.runs.read_config", lambda path: tokenized)
+    with pytest.raises(GenError, match="makes latents and no images: its teacher t has a tokenizer"):
+        check_decoded(config, Path("t"))
+    with pytest.raises(GenError, match=r"samples with 'tokenizer' and has no arrays of it"):
+        check_run(tokenized, {})
 
 
 class Slope(NamedTuple):
@@ -286,6 +304,10 @@ def test_a_class_without_a_row_is_named(tmp_path: Path) -> None:
     module = own.import_file(tmp_path / "net.py")
     with pytest.raises(GenError, match=r"Mine of .*net.py has no kind; add a line to the file"):
         own.record(RunConfig("mine", sampler=module.Mine()))
+    (tmp_path / "task.py").write_text("import dataclasses\n\n@dataclasses.dataclass\nclass Task:\n    a: int = 1\n")
+    task = own.import_file(tmp_path / "task.py").Task()
+    with pytest.raises(GenError, match=r'has no kind; add .* KINDS\["task"\]\["task"\]'):
+        own.record(RunConfig("mine", sampler=task))
 
 
 def test_a_bare_file_with_one_preset_is_enough(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def sweep(
     Examples:
       gen sweep runs/demo/teacher --cfg-scale 1,1.15,1.5 --steps 3,6,12
       gen sweep runs/edm2 --ema 0.05,0.1,0.15 --cfg-scale 1.2,1.6 --interval 0.3:1.6,0.2:5
-      gen sweep runs/dit --solver euler,heun,dpm++2m --steps 10,20
+      gen sweep runs/dit --solver euler,heun,dpm-solver --steps 10,20
 
     Args:
       run: the run folder of a diffusion or flow model.

@@ -11,7 +11,7 @@ from gen.cli.opening import Overrides, prepare
 from gen.cli.start import ALONE, Job, Multihost, start
 from gen.errors import GenError
 
-__all__ = ["Training", "demo", "distill", "train"]
+__all__ = ["Training", "check_decoded", "demo", "distill", "train"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +144,8 @@ def _train(
         unconditional=training.unconditional,
         start=training.start,
     )
+    if recipe.config.tokenizer is None and inputs.get("teacher") is not None:
+        check_decoded(recipe.config, Path(inputs["teacher"]))
     outdir = outdir or Path("runs") / find(preset).name
     from gen.training.checks import dry_run
     from gen.training.engine import train as run
@@ -240,6 +242,18 @@ def distill(
             _store_pairs(preset, teacher, folder, pairs, multihost)
     inputs = {"data": data, "teacher": teacher, "student": student, "calls": calls}
     _train(preset, inputs, outdir, training, multihost, overrides)
+
+
+def check_decoded(config: Any, teacher: Path) -> None:
+    """Raises GenError for a run that samples latents which its teacher's tokenizer would decode."""
+    from gen.runs import read_config
+
+    if config.sampler is not None and read_config(teacher).tokenizer is not None:
+        raise GenError(
+            f"run '{config.name}' makes latents and no images: its teacher {teacher} has a tokenizer, and its preset "
+            "gives none; add RunConfig(..., tokenizer=teacher.config.tokenizer) and Recipe(..., artifacts={role: "
+            'teacher.params[role] for role in ("tokenizer", "normalizer") if role in teacher.params})'
+        )
 
 
 def _store_pairs(preset: str, teacher: Path, folder: Path, count: int, multihost: Job) -> None:

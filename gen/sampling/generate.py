@@ -62,8 +62,9 @@ def generate(
       for generators that measure their network calls, those of the images made now (n,); None for others, and on
       processes other than the first.
 
-    Raises GenError for seeds that repeat, conditions of another length, NaN images, an `out` that holds other samples
-    or whose ending is another kind of file's, and a disk that does not take them.
+    Raises GenError for a model of latents without their tokenizer, seeds that repeat, conditions of another length, NaN
+    images, an `out` that holds other samples or whose ending is another kind of file's, and a disk that does not take
+    them.
     """
     ending = sample_form(out)
     cond = dict(cond or {}) | ({} if labels is None else {"label": np.asarray(labels, np.int32)})
@@ -84,6 +85,11 @@ def generate(
         weights, rows = arguments
         given = weights, sample_keys(0, indices), rows
         images, calls = (generator(*given), None) if counted is None else counted(*given)
+        if images.ndim != 4:
+            raise GenError(
+                f"the model makes latents {images.shape[1:]} and no images: its run has no tokenizer; give it one, "
+                "RunConfig(tokenizer=...) with the arrays in Recipe(artifacts=...)"
+            )
         made = {"arr_0": quantise(images), "image": jnp.abs(images).max(axis=(1, 2, 3))}
         made |= {} if calls is None else {"calls": calls}
         return made | ({"arr_1": rows["label"]} if "label" in rows else {})

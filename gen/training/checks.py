@@ -69,7 +69,8 @@ def check_run(config: RunConfig, artifacts: Mapping[str, Any] | None = None) -> 
 
     Raises:
       GenError: a value that the configuration may not hold, such as a misspelt choice; a sampler, guidance or
-        tokenizer that does not go with the model, said before it is trained.
+        tokenizer that does not go with the model, said before it is trained; a network that sampling needs, such as the
+        tokenizer, of which neither the run nor its artifacts have arrays.
     """
     from_json(to_json(config), RunConfig)
     for stage in config.stages:
@@ -77,6 +78,14 @@ def check_run(config: RunConfig, artifacts: Mapping[str, Any] | None = None) -> 
         if generator is None:
             continue
         params = {role: param_shapes(network) for role, network in generator.networks.items()}
+        missing = sorted(
+            params.keys() - stage.task.models().keys() - (params if artifacts is None else artifacts).keys()
+        )
+        if missing:
+            raise GenError(
+                f"run '{config.name}' samples with '{missing[0]}' and has no arrays of it; give them to the recipe, "
+                f"such as Recipe(..., artifacts={{'{missing[0]}': teacher.params['{missing[0]}']}})"
+            )
         params |= {role: jax.tree.map(_shape, tree) for role, tree in (artifacts or {}).items()}
         try:
             cond = empty_conditions(generator.conditions, 1)
