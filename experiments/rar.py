@@ -6,7 +6,8 @@ betas 0.9 and 0.96, weight decay 0.03, clipping at 1, batch 2048, 250,000 steps;
 then fewer, none from 187,500 on. Dropout 0.1, label dropout 0.1, bfloat16, no average of weights.
 
 Expected (ImageNet-256, FID-50k by ADM's evaluator; official README): B 1.95 (`rar-b`), L 1.70, XL 1.50 (`rar-xl`),
-XXL 1.48. A user who changed batch and steps got 0.7 more for B. Not reproduced here yet.
+XXL 1.48. A user who changed batch and steps got 0.7 more for B. Not reproduced here yet; `rar-smoke` is
+measured by the tests.
 """
 
 from typing import Any

@@ -6,10 +6,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from scipy.special import xlogy
 
 import gen
 from gen import cli
+from gen.autoregressive.binary_diffusion import BinaryDiffusion
 from gen.cli.estimates import planned
+from gen.cli.overrides import override
 from gen.config import from_json, to_json
 from gen.data.sources import Digits, digits
 from gen.errors import GenError
@@ -21,8 +24,10 @@ from gen.tokenizers.quantizers.residual import Residual
 from gen.tokenizers.train import TokenizerTask
 from gen.tokenizers.var_vqvae import VARVQVAEConfig
 from gen.training.engine import train
+from gen.training.logging import read_metrics
 from gen.training.run import RunConfig
 from gen.training.task import Stage
+from tests.autoregressive.learned import agreement
 from tests.training.conformance import same
 
 COUNTS = {
@@ -112,6 +117,33 @@ def _check_files(run: Loaded, images: np.ndarray, system: str, folder: Path) -> 
     assert again.generator == run.generator
     assert same(again.params["net"], run.params["net"])
     np.testing.assert_array_equal(again.sample([0, 1, 2]), images)
+
+
+@pytest.mark.slow
+def test_diffusion_over_bits_learns_digits(tmp_path: Path) -> None:
+    """The toys at full length: far below the loss of independent bits, and digits of the class that is asked for."""
+    quiet = [("engine.quiet", "true")]
+    recipe = build("binary-ae-smoke", {})
+    train(override(recipe.config, quiet), tmp_path / "tokenizer", frozen=recipe.frozen)
+    loaded = gen.load(tmp_path / "tokenizer")
+    params = loaded.params["tokenizer"]
+    cache = encode_images(loaded.tokenizer, params, digits("train"), tmp_path / "cache", batch=128, label="")
+    recipe = build("binary-diffusion-smoke", {"data": cache.path, "tokenizer": loaded})
+    train(override(recipe.config, quiet), tmp_path / "run", artifacts=recipe.artifacts)
+    source = cache.source()
+    bits = source.gather(np.arange(len(source)))["bits"]
+    losses = [row["loss"] for row in read_metrics(tmp_path / "run")]
+    assert np.mean(losses[-5:]) < 0.8 * independent(bits, recipe.config.stages[0].task.model)
+    assert agreement(gen.load(tmp_path / "run").sample(range(100), [i % 10 for i in range(100)])) > 0.6
+
+
+def independent(bits: np.ndarray, model: BinaryDiffusion) -> float:
+    """The loss of the best guess that knows each bit's share of ones, and of what noise left that bit alone."""
+    assert model.levels is not None
+    p, t = bits.mean(0)[..., None], np.arange(1, model.levels + 1) / model.levels
+    same = model.process.chance(np.ones_like(t), t)  # P(x_t = x)
+    joint = np.stack([[(1 - p) * same, (1 - p) * (1 - same)], [p * (1 - same), p * same]])  # of x and x_t
+    return float(-xlogy(joint, joint / joint.sum(0)).sum((0, 1)).mean())
 
 
 @pytest.mark.parametrize("name", ["var-d16", "var-smoke"])

@@ -22,6 +22,7 @@ from gen.training.engine import train
 from gen.training.run import RunConfig
 from gen.training.task import Model
 from tests.autoregressive.caches import token_cache
+from tests.autoregressive.learned import agreement, patch_tokenizer
 from tests.conformance import examples
 from tests.conformance.tokenizers import Codebook
 
@@ -60,17 +61,29 @@ def codebook(folder: Path) -> Loaded:
     return Loaded(folder / "tokenizer", run, {"tokenizer": params}, "raw", 0)
 
 
-@pytest.mark.parametrize("name", [SMOKE[0], *(pytest.param(n, marks=pytest.mark.slow) for n in SMOKE[1:])])
-def test_smoke_presets_train_and_sample(name: str, tmp_path: Path) -> None:
-    tokenizer = codebook(tmp_path)
-    cache = encode_images(tokenizer.tokenizer, tokenizer.params["tokenizer"], digits("train"), tmp_path / "c", label="")
+def trained(name: str, tokenizer: Loaded, folder: Path, *overrides: tuple[str, str]) -> Loaded:
+    """The preset's run on the digits' tokens."""
+    params = tokenizer.params["tokenizer"]
+    cache = encode_images(tokenizer.tokenizer, params, digits("train"), folder / "c", label="")
     recipe = build(name, {"data": cache.path, "tokenizer": tokenizer})
-    config = override(recipe.config, [("stages.0.steps", "20"), ("engine.quiet", "true")])
-    train(config, tmp_path / "run", frozen=recipe.frozen, artifacts=recipe.artifacts)
-    loaded = gen.load(tmp_path / "run")
+    config = override(recipe.config, [("engine.quiet", "true"), *overrides])
+    train(config, folder / "run", frozen=recipe.frozen, artifacts=recipe.artifacts)
+    return gen.load(folder / "run")
+
+
+def test_a_smoke_preset_trains_and_samples(tmp_path: Path) -> None:
+    loaded = trained("llamagen-smoke", codebook(tmp_path), tmp_path, ("stages.0.steps", "20"))
     images = loaded.sample(range(4))
     assert (images.shape, images.dtype) == ((4, 8, 8, 1), np.uint8)
     np.testing.assert_array_equal(loaded.sample([2, 3, 0, 1]), images[[2, 3, 0, 1]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMOKE)
+def test_smoke_presets_learn_digits(name: str, tmp_path: Path) -> None:
+    """Digits -> tokens of patches -> digits of the class that is asked for."""
+    loaded = trained(name, gen.load(patch_tokenizer(tmp_path / "patches")), tmp_path)
+    assert agreement(loaded.sample(range(100), [i % 10 for i in range(100)])) > 0.6
 
 
 def test_tokens_of_another_tokenizer_are_refused(tmp_path: Path) -> None:

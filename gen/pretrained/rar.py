@@ -43,11 +43,11 @@ def rules(config: RARConfig) -> Rules:
     ]
 
 
-def config(weights: Arrays, *, shape: tuple[int, int] = (16, 16)) -> RARConfig:
+def config(weights: Arrays, *, shape: tuple[int, ...] = (16, 16)) -> RARConfig:
     """Gives the configuration of a state dict, from its names and shapes.
 
     Args:
-      shape: sides of the grid of tokens, which the tables of positions do not tell.
+      shape: sides of the grid of tokens, or the length of a row, which the tables of positions do not tell.
 
     Raises GenError when a needed array is missing or not shaped as in this network.
     """

@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gen
+from gen import cli
 from gen.autoregressive.infilling import InfillingSampler, KnownScale, LatentTokenGenerator, fullest
 from gen.autoregressive.mar import MARConfig, mar
 from gen.diffusion.ddpm import DDPM
 from gen.errors import GenError
 from gen.nn.network import Network, count, param_shapes
 from tests.autoregressive.drawn import drawn
+from tests.autoregressive.learned import agreement
 from tests.conformance.examples import TOKENIZER
 
 MODEL = MARConfig(
@@ -123,13 +126,9 @@ def test_refusals(params: Any) -> None:
 
 @pytest.mark.slow
 def test_smoke_preset_learns_digits(tmp_path: Path) -> None:
-    import gen
-    from gen import cli
-    from tests.autoregressive.test_maskgit import _agreement
-
     out = str(tmp_path / "mar")
     words = ["train", "mar-smoke", "--outdir", out, "--engine.quiet", "true", "--stages.0.steps"]
     assert cli.main([*words, "1200"]) == 0
     images = gen.load(out).sample(range(100), [i % 10 for i in range(100)])
     assert images.shape == (100, 8, 8, 1)
-    assert _agreement(images) > 0.6
+    assert agreement(images) > 0.6

@@ -9,17 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gen
+from gen import cli
 from gen.autoregressive.generator import TokenGenerator
 from gen.autoregressive.infilling import InfillingSampler, KnownScale, LatentTokenGenerator
 from gen.autoregressive.joint import TextConfig, TrunkConfig
 from gen.autoregressive.maskgen import MaskGenConfig, maskgen
 from gen.autoregressive.maskgen_kl import MaskGenKLConfig, maskgen_kl
 from gen.autoregressive.unmasking import MaskedSampler, RisenCosineScale
+from gen.data.sources import ArraySource, digits
 from gen.diffusion.ddpm import DDPM
 from gen.errors import GenError
 from gen.nn.conditions import make_conditions
 from gen.nn.network import count, param_shapes
+from gen.tokenizers.encode import encode_images
 from tests.autoregressive.drawn import drawn
+from tests.autoregressive.learned import agreement, patch_tokenizer
 
 TEXT = TextConfig(5, 6, 4)
 TRUNK = TrunkConfig(16, 2, 2, scan=False)
@@ -88,14 +93,11 @@ def test_continuous_refusals() -> None:
 @pytest.mark.parametrize("kind", ["vq", "kl"])
 def test_smoke_presets_learn_captions(kind: str, tmp_path: Path) -> None:
     """Digits with a caption for each class: what is made is of the class that the caption names."""
-    import gen
-    from gen import cli
-    from gen.data.sources import digits
-    from tests.autoregressive.test_maskgit import _agreement
-
     run, out = str(tmp_path / "tokenizer"), tmp_path / "cache"
-    tokenizer = "titok-smoke" if kind == "vq" else "detok-smoke"
-    assert cli.main(["train", tokenizer, "--outdir", run, "--engine.quiet", "true"]) == 0
+    if kind == "vq":
+        patch_tokenizer(Path(run))
+    else:
+        assert cli.main(["train", "detok-smoke", "--outdir", run, "--engine.quiet", "true"]) == 0
     label = digits("train").arrays["label"]
     rng = np.random.default_rng(0)
     prompts = rng.normal(size=(10, 4, 8)).astype(np.float32)
@@ -117,15 +119,11 @@ def test_smoke_presets_learn_captions(kind: str, tmp_path: Path) -> None:
     loaded = gen.load(tmp_path / "run")
     asked = np.arange(100) % 10
     images = loaded.sample(range(100), cond={"prompt": prompts[asked], "pooled": prompts[asked].mean(1)})
-    assert _agreement(images) > 0.5
+    assert agreement(images) > 0.5
 
 
 def _encode(run: str, rows: Path, out: Path) -> None:
     """A cache with everything that stands beside the images."""
-    import gen
-    from gen.data.sources import ArraySource
-    from gen.tokenizers.encode import encode_images
-
     loaded = gen.load(run)
     with np.load(rows) as file:
         source = ArraySource(**{name: file[name] for name in file.files})

@@ -2,16 +2,18 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gen
+from gen import cli
 from gen.autoregressive.maskgit import PUBLISHED, MaskGITConfig, MaskGITSkipConfig, maskgit
 from gen.errors import GenError
 from gen.nn.network import Network, count, param_shapes
+from tests.autoregressive.learned import agreement, patch_tokenizer
 
 SKIPS = MaskGITSkipConfig(
     shape=(2, 3), vocabulary=8, num_classes=0, cond_dropout=0.0, width=16, depth=4, heads=2, hidden=32
@@ -48,42 +50,11 @@ def test_refusals() -> None:
 
 @pytest.mark.slow
 def test_smoke_preset_learns_digits(tmp_path: Path) -> None:
-    """Digits -> TiTok's tokens -> a MaskGIT that makes digits of the class that is asked for."""
-    run, tokens = _digits(tmp_path)
-    out = str(tmp_path / "maskgit")
+    """Digits -> tokens of patches -> a MaskGIT that makes digits of the class that is asked for."""
+    run, tokens, out = patch_tokenizer(tmp_path / "patches"), str(tmp_path / "tokens"), str(tmp_path / "maskgit")
+    assert cli.main(["encode", run, "--data", "digits:train", "--out", tokens]) == 0
     words = ["train", "maskgit-smoke", "--data", tokens, "--tokenizer", run, "--outdir", out, "--engine.quiet", "true"]
-    _main(words)
-    loaded = _load(out)
-    images = loaded.sample(range(100), [i % 10 for i in range(100)])
+    assert cli.main([*words, "--stages.0.steps", "700"]) == 0
+    images = gen.load(out).sample(range(100), [i % 10 for i in range(100)])
     assert images.shape == (100, 8, 8, 1)
-    assert _agreement(images) > 0.6
-
-
-def _digits(folder: Path) -> tuple[str, str]:
-    """A tokenizer's run, and the digits as its tokens."""
-    run, tokens = str(folder / "titok"), str(folder / "tokens")
-    _main(["train", "titok-smoke", "--outdir", run, "--engine.quiet", "true"])
-    _main(["encode", run, "--data", "digits:train", "--out", tokens])
-    return run, tokens
-
-
-def _main(words: list[str]) -> None:
-    from gen import cli
-
-    assert cli.main(words) == 0
-
-
-def _load(path: str) -> Any:
-    import gen
-
-    return gen.load(path)
-
-
-def _agreement(images: np.ndarray) -> float:
-    """The share of images (N, 8, 8, 1), of the classes 0 to 9 in turn, whose nearest digit is of their class."""
-    from gen.data.sources import digits
-
-    known = digits("all").arrays
-    flat, real = (a.reshape(len(a), -1).astype(np.float32) for a in (images, known["image"]))
-    nearest = np.square(flat[:, None] - real[None]).sum(-1).argmin(1)
-    return float((known["label"][nearest] == np.arange(len(images)) % 10).mean())
+    assert agreement(images) > 0.6
