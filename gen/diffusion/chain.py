@@ -36,6 +36,8 @@ class Chain:
 
     Step i of the chain goes from its i-th noise level to the (i - 1)-th; before step 0 is clean data. The float64
     tables hold one entry per step and are cast to float32 when gathered.
+
+    Raises GenError for a process that is no DDPM chain, and kept indices that do not rise within it.
     """
 
     process: DDPM

@@ -195,6 +195,8 @@ class MinSNRLoss(TimesAndNoise):
 def min_snr(snr: jax.Array, gamma: float, kind: PredictionKind) -> jax.Array:
     """Gives the weights on the squared error of an x, eps or v prediction that amount to min(snr, gamma) on the
     data.
+
+    Raises GenError for a network that predicts neither x, eps nor v.
     """
     match kind:
         case "x":

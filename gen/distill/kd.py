@@ -35,7 +35,10 @@ class KDTask(StudentMethod):
     """
 
     def check(self, row: Mapping[str, np.ndarray]) -> None:
-        """Checks what `Method.check` does, and the trajectories."""
+        """Checks what `Method.check` does, and the trajectories.
+
+        Raises GenError for data that are no pairs of a teacher.
+        """
         super().check(row)
         name = "noise" if len(self.times) == 1 else "path"
         if name not in row:

@@ -256,6 +256,8 @@ class LogLevels:
       mean, std: location and scale.
       freedom: degrees of freedom of Student's t; None for the normal law.
       low, high: levels between which the law is truncated; None for no truncation.
+
+    Raises GenError for levels that do not rise, and Student's t without both ends.
     """
 
     mean: float = -1.1
@@ -316,6 +318,8 @@ class ShrinkingPairs:
       floor: smallest level r.
       begun: steps that were made before, for runs that go on.
       count: both levels are moved to the nearest of this many points of the process's own grid; None for no grid.
+
+    Raises GenError for a factor of at most 1, and numbers out of range.
     """
 
     levels: LogLevels = LogLevels()

@@ -114,6 +114,8 @@ class SCMTask(FlowMapMethod):
       scaling: ``sum``, the paper's norm of the tangent; or ``mean``, the root mean square and a loss over D, with which
         gradients are sqrt(D) smaller.
       weight_optim: the optimiser of the learned weight.
+
+    Raises GenError for a flow map that is not TrigFlow's, and numbers that are not positive.
     """
 
     levels: LogLevels = LogLevels(-1.0, 1.4)

@@ -108,6 +108,8 @@ def distances(params: Params, a: jax.Array, b: jax.Array, net: str = "vgg", head
       params: "net" (slices) and "lin0" (C,) ... as `gen.pretrained.lpips.fold` makes them.
       a, b: (B, H, W, 3) float32 in [-1, 1].
       heads: whether channels are weighted by the learned heads; else their plain sum ("baseline").
+
+    Raises GenError for images of different shapes.
     """
     if a.shape != b.shape:
         raise GenError(f"LPIPS compares images of equal shapes, got {a.shape} and {b.shape}")

@@ -201,6 +201,8 @@ class Fit:
     Attributes:
       steps, batch, rate, decay: of the optimiser.
       seed: of initial weights and order.
+
+    Raises GenError for numbers that are not positive.
     """
 
     steps: int = 1500

@@ -108,6 +108,8 @@ def sliced_wasserstein(x: Array, y: Array, directions: Array) -> Array:
     Args:
       x, y: (N, D) features of equally many samples.
       directions: (P, D) unit vectors.
+
+    Raises GenError for sets of different sizes.
     """
     x, y = _pair(x, y)
     if len(x) != len(y):

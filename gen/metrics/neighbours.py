@@ -75,7 +75,10 @@ def radii_sq(points: np.ndarray | jax.Array, k: int) -> jax.Array:
 def neighbours(
     queries: np.ndarray | jax.Array, points: np.ndarray | jax.Array, points_radii_sq: jax.Array | None = None
 ) -> Neighbours:
-    """Compares every query (Q, D) with all points (N, D) with their squared ball radii (N,) (0 when not given)."""
+    """Compares every query (Q, D) with all points (N, D) with their squared ball radii (N,) (0 when not given).
+
+    Raises GenError for features of different lengths.
+    """
     queries, points = _features(queries, "queries"), _features(points, "points")
     if queries.shape[1] != points.shape[1]:
         raise GenError(

@@ -207,6 +207,8 @@ class PooledHead:
 
     Attributes:
       channels: of the features, even; groups of four share a norm.
+
+    Raises GenError for an odd number of channels.
     """
 
     channels: int
@@ -246,6 +248,8 @@ class Heads:
 
     Attributes:
       heads: configurations of the heads.
+
+    Raises GenError for no heads.
     """
 
     heads: tuple[Any, ...]

@@ -230,6 +230,8 @@ class Scan2D(nnx.Module):
       rank: of the step sizes' projection; ceil(width / 16) when None.
       conv: side of the depthwise convolution, odd; 1 for none.
       conv_bias: whether it has a bias.
+
+    Raises GenError for a convolution of even side.
     """
 
     def __init__(
