@@ -23,12 +23,14 @@ import dataclasses
 from typing import Any
 
 from gen.autoregressive.gpt import GPTConfig
+from gen.autoregressive.maskgit import MaskGITConfig, MaskGITSkipConfig
 from gen.autoregressive.var import VARConfig
 from gen.data.loader import expect
 from gen.data.random import RANDOM, Random
 from gen.distill.conditional_score import ConditionalScoreTask
 from gen.distill.distilled_decoding import DistilledDecodingTask
 from gen.distill.gpt_student import GPTStudentConfig
+from gen.distill.maskgit_student import MaskGITStudentConfig
 from gen.distill.noise_decoder import NoiseDecoding
 from gen.distill.var_student import VARStudentConfig
 from gen.errors import GenError
@@ -44,30 +46,43 @@ from gen.training.task import Stage
 __all__ = ["PRESETS", "decoder_of", "student_of"]
 
 
-def decoder_of(teacher: Loaded) -> GPTConfig | VARConfig:
-    """Gives the teacher's model. Raises GenError for another than LlamaGen's or VAR's."""
+Writer = GPTConfig | VARConfig | MaskGITConfig | MaskGITSkipConfig
+
+
+def decoder_of(teacher: Loaded) -> Writer:
+    """Gives the teacher's model. Raises GenError for another than LlamaGen's, VAR's or MaskGIT's."""
     model = teacher.generator.subject
-    if not isinstance(model, GPTConfig | VARConfig):
+    if not isinstance(model, Writer):
         raise GenError(
-            f"{teacher.path} is a {type(model).__name__}; distilled decoding takes a LlamaGen or a VAR: give its run"
+            f"{teacher.path} is a {type(model).__name__}; distilled decoding takes a LlamaGen, a VAR or a MaskGIT: "
+            "give its run"
         )
     return model
 
 
-def student_of(teacher: Loaded) -> GPTStudentConfig | VARStudentConfig:
+def student_of(teacher: Loaded) -> GPTStudentConfig | VARStudentConfig | MaskGITStudentConfig:
     """Gives the student's network for a teacher that `decoder_of` takes."""
     model = decoder_of(teacher)
     if isinstance(model, VARConfig):
         return VARStudentConfig(model)
-    return GPTStudentConfig(model, teacher.tokenizer.spec.width)
+    width = teacher.tokenizer.spec.width
+    return GPTStudentConfig(model, width) if isinstance(model, GPTConfig) else MaskGITStudentConfig(model, width)
 
 
-def _halves(model: GPTConfig | VARConfig) -> tuple[int, int]:
-    """How many tokens a second call keeps, and up to where codes are taken: of a VAR the coarser half of the maps."""
-    if isinstance(model, VARConfig):
-        kept = sum(model.groups[: len(model.groups) // 2])
-        return kept, kept
-    return model.length // 4, model.length // 2
+def _calls(model: Writer) -> tuple[tuple[int, ...], int]:
+    """How many tokens each call keeps, and up to where codes are taken.
+
+    A second call keeps the coarser half of a VAR's maps, or a quarter of a LlamaGen's tokens. A MaskGIT has no first
+    tokens that the others follow from: its student makes one call.
+    """
+    match model:
+        case VARConfig():
+            kept = sum(model.groups[: len(model.groups) // 2])
+            return (0, kept), kept
+        case GPTConfig():
+            return (0, model.length // 4), model.length // 2
+        case _:
+            return (0,), model.length
 
 
 def _recipe(
@@ -109,14 +124,14 @@ def _student(
 
 
 def distilled_decoding(teacher: Loaded, data: str, *, updates: int = 3000, batch: int = 128) -> Recipe:
-    """Any LlamaGen or VAR: Distilled Decoding in two calls, minutes on a laptop for digits (data: its records)."""
-    kept, split = _halves(decoder_of(teacher))
+    """Any LlamaGen or VAR in two calls, any MaskGIT in one, minutes on a laptop for digits (data: its records)."""
+    starts, split = _calls(decoder_of(teacher))
     optim = OptimConfig(2e-3, betas=(0.9, 0.99), schedule="cosine", warmup=50, final=0.01, clip=1.0)
     return _recipe(
         "distilled-decoding",
         teacher,
         data,
-        (0, kept),
+        starts,
         split,
         steps=updates,
         batch=batch,
@@ -189,7 +204,7 @@ def distilled_decoding_var(teacher: Loaded, data: str) -> Recipe:
 
 
 def distilled_decoding_smoke(teacher: Loaded, data: str) -> Recipe:
-    """Any LlamaGen or VAR: Distilled Decoding for a few steps, which checks the path and not the quality."""
+    """Any LlamaGen, VAR or MaskGIT: Distilled Decoding for a few steps, which checks the path and not the quality."""
     return distilled_decoding(teacher, data, updates=20, batch=32)
 
 

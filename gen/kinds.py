@@ -81,6 +81,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "token-student": {
         "gpt-student": "gen.distill.gpt_student:GPTStudentConfig",
+        "maskgit-student": "gen.distill.maskgit_student:MaskGITStudentConfig",
         "var-student": "gen.distill.var_student:VARStudentConfig",
     },
     "latent-token-model": {

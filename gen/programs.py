@@ -72,7 +72,7 @@ def programs(
     Args:
       frozen, artifacts: arrays or shapes by role.
       kinds: which of `KINDS`; those that the run has.
-      batch_gpu: images one device trains on at a time.
+      batch_gpu: images one device trains on, or at most samples, at a time.
 
     Raises GenError for a batch that the devices do not divide, and data that the task does not take.
     """
@@ -84,7 +84,7 @@ def programs(
             found += _training(config, stage, state, mesh, frozen, batch_gpu)
     for kind, generator in _generators(config).items():
         if kind in kinds:
-            found.append(_sampling(kind, generator, mesh, artifacts))
+            found.append(_sampling(kind, generator, mesh, artifacts, batch_gpu))
     if "evaluate" in kinds and config.generator() is not None:
         found.append(_evaluation(config, mesh))
     return found
@@ -134,9 +134,10 @@ def _generators(config: RunConfig) -> dict[str, Any]:
     return {"sample": generator, "one-step": OneStepGenerator(models["net"].config, tokenizer=config.tokenizer)}
 
 
-def _sampling(kind: str, generator: Any, mesh: Mesh, artifacts: Mapping[str, Any]) -> Traced:
+def _sampling(kind: str, generator: Any, mesh: Mesh, artifacts: Mapping[str, Any], batch_gpu: int | None) -> Traced:
     """A batch of images, as `gen.sampling.generate` makes it."""
-    images = _rounded(_SAMPLES, mesh)
+    most = _SAMPLES if batch_gpu is None else batch_gpu * batch_parts(mesh.shape)
+    images = _rounded(min(_SAMPLES, most), mesh)
     params = {role: param_shapes(network) for role, network in generator.networks.items()} | dict(artifacts)
     made = empty_conditions(generator.conditions, images)
 

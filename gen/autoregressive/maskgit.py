@@ -130,6 +130,11 @@ class _Masked(nnx.Module):
             raise GenError("this MaskGIT is unconditional; sample it without guidance")
         return {**cond, "label": jnp.full_like(cond["label"], self.config.num_classes)}
 
+    def labelled(self, cond: Cond, batch: int) -> jax.Array:
+        """Gives the embedding of the class, or of none, (B, width)."""
+        label = cond["label"] if self.config.num_classes else jnp.zeros(batch, jnp.int32)
+        return self.embedding(self.config.vocabulary + 1 + label)
+
     def sequence(self, tokens: jax.Array, cond: Cond) -> jax.Array:
         """Embeds the class and the tokens with their positions: (B, 1 + K, width) float32.
 
@@ -137,10 +142,8 @@ class _Masked(nnx.Module):
         """
         if tokens.shape[1:] != (self.config.length,):
             raise GenError(f"tokens are {tokens.shape}; this MaskGIT takes (B, {self.config.length})")
-        label = cond["label"] if self.config.num_classes else jnp.zeros_like(tokens[:, 0])
-        first = (self.config.vocabulary + 1 + label).astype(tokens.dtype)
-        ids = jnp.concatenate([first[:, None], tokens], axis=1)
-        return constrain(self.embedding(ids) + self.positions[...])
+        first = self.labelled(cond, len(tokens))
+        return constrain(jnp.concatenate([first[:, None], self.embedding(tokens)], axis=1) + self.positions[...])
 
     @abc.abstractmethod
     def trunk(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:

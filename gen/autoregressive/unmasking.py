@@ -23,10 +23,17 @@ from gen.nn.network import Cond, Params
 from gen.sampling.generator import GeneratorParams, changes
 from gen.training.task import Model
 
-__all__ = ["MaskedSampler", "RampScale", "RisenCosineScale", "unmask"]
+__all__ = ["MaskedSampler", "RampScale", "RisenCosineScale", "largest", "unmask"]
 
-# noise(i) is step i's Gumbel noise on the logits (B, N, vocabulary) and on the confidences (B, N)
-DecodingNoise = Callable[[Any], tuple[jax.Array, jax.Array]]
+# draw(scores, spread, i) gives step i's candidates (B, N) of scores (B, N, vocabulary) by softmax(scores / spread)
+Draw = Callable[[jax.Array, jax.Array, Any], jax.Array]
+# order(i) is the Gumbel noise of step i on the confidences (B, N)
+Order = Callable[[Any], jax.Array]
+
+
+def largest(noise: Callable[[Any], jax.Array]) -> Draw:
+    """Gives the draw that takes the largest of score + spread noise(i), Gumbel noise (B, N, vocabulary)."""
+    return lambda scores, spread, i: jnp.argmax(scores + spread * noise(i), axis=-1).astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +81,8 @@ def unmask(
     model: MaskedModel,
     params: Params,
     cond: Cond,
-    noise: DecodingNoise,
+    draw: Draw,
+    order: Order,
     blank: jax.Array,
     *,
     steps: int,
@@ -85,14 +93,15 @@ def unmask(
 ) -> jax.Array:
     """Gives the tokens after each step, (steps, B, N) int32: after the last none is masked.
 
-    With r = (i + 1) / steps and T = temperature (1 - r), step i draws a candidate for each masked token as the largest
-    of score + S noise, and masks again those of which score + T noise' is least. In TiTok's rule the score is the logit
+    With r = (i + 1) / steps and T = temperature (1 - r), step i draws a candidate for each masked token from
+    softmax(score / S), and masks again those of which score + T noise is least. In TiTok's rule the score is the logit
     and S = T; in MaskGIT's it is log softmax(logit / token_temperature) and S = 1.
 
     Args:
       model: the masked model; params: of its network.
       cond: conditions by name, with leading axis B.
-      noise: Gumbel noise by step.
+      draw: gives the candidates of a step; see `largest`.
+      order: Gumbel noise on the confidences, by step.
       blank: (B, N) int32, all masked.
       annealed: whether the guided logits are divided by 0.5 + 0.8 (1 - r) first.
       token_temperature: that of MaskGIT's rule; None for TiTok's.
@@ -114,14 +123,13 @@ def unmask(
         if guided:
             own, null = jnp.split(logits, 2)
             logits = mix(own, null, row["scale"])
-        scores, (on_tokens, on_order) = logits / row["divisor"], noise(row["i"])
-        spread = row["heat"]
+        scores, spread = logits / row["divisor"], row["heat"]
         if token_temperature is not None:
             scores, spread = jax.nn.log_softmax(scores / token_temperature, axis=-1), jnp.ones(())
-        found = jnp.argmax(scores + spread * on_tokens, axis=-1).astype(jnp.int32)
+        found = draw(scores, spread, row["i"])
         score = jnp.take_along_axis(scores, found[..., None], axis=-1)[..., 0]
         masked = ids == model.vocabulary
-        surety = jnp.where(masked, score + row["heat"] * on_order, jnp.inf)
+        surety = jnp.where(masked, score + row["heat"] * order(row["i"]), jnp.inf)
         rank = jnp.argsort(jnp.argsort(surety, axis=-1), axis=-1)
         ids = jnp.where(rank < row["left"], model.vocabulary, jnp.where(masked, found, ids))
         return ids, ids
@@ -182,18 +190,24 @@ class MaskedSampler(TokenSamplerConfig):
     def tokens(self, model: Any, params: GeneratorParams, keys: jax.Array, cond: Cond, tokenizer: Any) -> jax.Array:
         """Does what `TokenSamplerConfig.tokens` says."""
         del tokenizer
-        blank = jnp.full((len(keys), model.length), model.vocabulary, jnp.int32)
-        cond = {**cond, **model.forced(params, blank)}
 
-        def noise(i: Any) -> tuple[jax.Array, jax.Array]:
-            own = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, i)), out_axes=1)(keys)
-            return gumbel(own[0], (model.length, model.vocabulary)), gumbel(own[1], (model.length,))
+        def own(i: Any) -> jax.Array:
+            return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, i)), out_axes=1)(keys)
 
+        draw = largest(lambda i: gumbel(own(i)[0], (model.length, model.vocabulary)))
+        return self.unmasked(model, params, cond, len(keys), draw, lambda i: gumbel(own(i)[1], (model.length,)))
+
+    def unmasked(
+        self, model: Any, params: GeneratorParams, cond: Cond, batch: int, draw: Draw, order: Order
+    ) -> jax.Array:
+        """Gives the tokens (batch, N) int32 of `unmask` with these settings."""
+        blank = jnp.full((batch, model.length), model.vocabulary, jnp.int32)
         path = unmask(
             model,
             params["net"],
-            cond,
-            noise,
+            {**cond, **model.forced(params, blank)},
+            draw,
+            order,
             blank,
             steps=self.steps,
             temperature=self.temperature,

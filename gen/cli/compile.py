@@ -48,7 +48,7 @@ def compile_preset(
       target: v5e:8x8, v5p:4x4x4, v6e:4x4: a slice of TPUs; h200, or h200:8 for the GPUs of one machine.
       mesh: axis sizes, as for gen info; the preset's own by default.
       batch: global batch size of every stage.
-      batch_gpu: samples per device at a time, as for gen train.
+      batch_gpu: samples per device at a time, in training as for gen train and in sampling.
       data: the data or latent cache; random arrays of the shapes that the preset takes by default.
       teacher: the teacher's run folder, or its preset, whose shapes are enough.
       tokenizer: the tokenizer's run folder, or its preset.

@@ -15,6 +15,7 @@ from gen.autoregressive.decoding import filtered
 from gen.autoregressive.generator import TokenGenerator
 from gen.autoregressive.sampler import TokenSampler, write
 from gen.autoregressive.scales import ScaleSampler, decode_scales
+from gen.autoregressive.unmasking import MaskedSampler
 from gen.config import fingerprint
 from gen.distill.code_flow import flow_to_codes
 from gen.distill.distilled_decoding import sampled, taught
@@ -27,16 +28,20 @@ from gen.training.task import Model
 
 __all__ = ["FlowedTokens", "NoiseDecoder", "NoiseDecoding"]
 
+_COLDEST = 1e-6  # of a temperature that falls to 0: the likeliest token then has all the probability
+
 
 @dataclasses.dataclass(frozen=True)
 class FlowedTokens:
     """A `gen.sampling.records.Make`: ``noise`` (B, N, D) and the ``tokens`` that a teacher's probabilities make of it.
 
     Token i is where the flow of the teacher's (guided, filtered) distribution takes noise i, and the distributions of
-    the next one, or of the next map, follow from it (arXiv 2412.17153, sec. 4).
+    the next one, or of the next map, follow from it (arXiv 2412.17153, sec. 4). Of a masked model all candidates of a
+    round flow at once, and the noise on its confidences is one for all samples, so that tokens follow from their own
+    noise alone.
 
     Attributes:
-      generator: the teacher, which writes token by token or map by map, with its sampler and tokenizer.
+      generator: the teacher, which writes token by token, map by map or round by round, with its sampler and tokenizer.
       steps: of Euler's method along each flow.
 
     Raises GenError for a teacher that draws otherwise, or without its tokenizer.
@@ -47,9 +52,10 @@ class FlowedTokens:
 
     def __post_init__(self) -> None:
         sampler = self.generator.sampler
-        if not isinstance(sampler, TokenSampler | ScaleSampler):
+        if not isinstance(sampler, TokenSampler | ScaleSampler | MaskedSampler):
             raise GenError(
-                f"{type(sampler).__name__} writes neither token by token nor map by map; give a teacher that does"
+                f"{type(sampler).__name__} draws tokens neither one by one, by maps nor by rounds of a masked model; "
+                "give a teacher that does"
             )
         if self.generator.tokenizer is None:
             raise GenError("flows end in code vectors, and this teacher has no tokenizer; train it with --tokenizer")
@@ -64,6 +70,19 @@ class FlowedTokens:
         model, sampler = self.generator.model, self.generator.sampler
         codes = code_table(self.generator.tokenizer, params["tokenizer"])
         noise = unit_noise(keys, (model.length, codes.shape[1]))
+        if isinstance(sampler, MaskedSampler):
+            shared = jax.random.key(0)
+
+            def draw(scores: jax.Array, spread: jax.Array, i: Any) -> jax.Array:
+                del i
+                log_p = jax.nn.log_softmax(scores / jnp.maximum(spread, _COLDEST))
+                return flow_to_codes(log_p, codes, noise, self.steps)[0]
+
+            def order(i: Any) -> jax.Array:
+                return jax.random.gumbel(jax.random.fold_in(shared, i), (1, model.length))
+
+            ids = sampler.unmasked(model, params, cond, len(keys), draw, order)
+            return {"noise": noise, "tokens": model.stored(ids)}
 
         starts = jnp.asarray([0, *itertools.accumulate(model.groups)])
         temperature = getattr(sampler, "temperature", 1.0)
@@ -124,7 +143,12 @@ class NoiseDecoding:
         return self
 
     def guided_by(self, writer: Any) -> "NoiseDecoding":
-        """Gives this sampler with the teacher's own in it, whose tokens all are written that the second call keeps."""
+        """Gives this sampler with the teacher's own in it, whose tokens all are written that the second call keeps.
+
+        Raises GenError for a masked teacher, which does not write the first tokens first.
+        """
+        if isinstance(writer, MaskedSampler):
+            raise GenError("a masked teacher writes no first tokens for its student to go on from; leave out --guide")
         return dataclasses.replace(self, writer=writer)
 
     def generator(self, models: Mapping[str, Model], tokenizer: Any) -> "NoiseDecoder":

@@ -12,7 +12,7 @@ from gen.autoregressive.decoding import ConstantScale
 from gen.autoregressive.generator import TokenGenerator
 from gen.autoregressive.masked import entering, hidden, masked_share
 from gen.autoregressive.maskgit import MaskGITConfig
-from gen.autoregressive.unmasking import MaskedSampler, RampScale, RisenCosineScale, unmask
+from gen.autoregressive.unmasking import MaskedSampler, RampScale, RisenCosineScale, largest, unmask
 from gen.errors import GenError
 from gen.nn.network import Network
 from tests.autoregressive.drawn import drawn
@@ -91,11 +91,13 @@ def test_tokens_are_drawn_by_their_probabilities_at_every_step() -> None:
 
     @jax.jit
     def shares(temperature: Any, token_temperature: Any) -> Any:
-        def noise(i: Any) -> tuple[jax.Array, jax.Array]:
-            return jax.random.gumbel(keys[2 * i], (4000, 4, 4)), jax.random.gumbel(keys[2 * i + 1], (4000, 4))
+        draw = largest(lambda i: jax.random.gumbel(keys[2 * i], (4000, 4, 4)))
+
+        def order(i: Any) -> jax.Array:
+            return jax.random.gumbel(keys[2 * i + 1], (4000, 4))
 
         settings = {"temperature": temperature, "annealed": False, "token_temperature": token_temperature}
-        ids = unmask(model, {}, {}, noise, blank, steps=4, **settings)[-1]
+        ids = unmask(model, {}, {}, draw, order, blank, steps=4, **settings)[-1]
         return jnp.stack([(ids == v).mean() for v in range(4)])
 
     np.testing.assert_allclose(shares(1e6, 1.0), [0.5, 0.3, 0.1, 0.1], atol=0.015)

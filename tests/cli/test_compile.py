@@ -11,12 +11,13 @@ import pytest
 from gen.cli import main
 from gen.cli.compile import as_json, rows
 from gen.cli.estimates import planned
-from gen.programs import KINDS, Traced
+from gen.programs import KINDS, Traced, programs
 from gen.training import ahead
 from gen.training.ahead import Estimate, estimate
 from gen.training.budget import Memory
 from gen.training.flops import Flops
 from gen.training.hlo import Traffic
+from gen.training.sharding import make_mesh
 from gen.training.targets import Target, find_target
 
 TARGET = find_target("v5e:2x2")
@@ -142,3 +143,13 @@ def test_every_kind_of_program_compiles_for_the_devices_that_are_here(
     assert len(found) == len(KINDS)
     assert all(program["arguments"] > 0 for program in found.values())
     assert len(list(tmp_path.glob("*.hlo.txt"))) == len(KINDS)
+
+
+@pytest.mark.parametrize(("batch_gpu", "images"), [(None, 64), (4, 4), (100, 64)])
+def test_a_device_samples_no_more_at_a_time_than_it_is_told(batch_gpu: int | None, images: int) -> None:
+    recipe = planned("dit-b2", {}, (), {})
+    mesh = make_mesh(recipe.config.engine.mesh, jax.devices()[:1])
+    (found,) = programs(
+        recipe.config, mesh, frozen={}, artifacts=recipe.artifacts, kinds=("sample",), batch_gpu=batch_gpu
+    )
+    assert found.images == images

@@ -13,8 +13,10 @@ import pytest
 from gen import arrays, runs
 from gen.autoregressive.decoding import ConstantScale
 from gen.autoregressive.gpt import GPTConfig
+from gen.autoregressive.maskgit import MaskGITConfig, MaskGITSkipConfig
 from gen.autoregressive.sampler import TokenSampler
 from gen.autoregressive.scales import ScaleSampler
+from gen.autoregressive.unmasking import MaskedSampler
 from gen.autoregressive.var import VARConfig
 from gen.cli import main
 from gen.cli.flags import Sampling
@@ -22,6 +24,7 @@ from gen.cli.opening import open_run
 from gen.config import to_json
 from gen.distill.distilled_decoding import DistilledDecodingTask, distillation_loss, taught
 from gen.distill.gpt_student import GPTStudentConfig
+from gen.distill.maskgit_student import MaskGITStudentConfig
 from gen.distill.noise_decoder import FlowedTokens, NoiseDecoder, NoiseDecoding
 from gen.distill.teacher_records import make_of
 from gen.distill.var_student import VARStudentConfig
@@ -119,6 +122,46 @@ def row() -> Loaded:
     return _random("row", dataclasses.replace(WRITER, shape=(4,)), TokenSampler(), CODES)
 
 
+SIZES = {"shape": (4,), "vocabulary": 8, "num_classes": CLASSES, "width": 16, "depth": 2, "heads": 2, "hidden": 32}
+
+
+def masked(model: Any = MaskGITConfig) -> Loaded:
+    """A toy MaskGIT of a row of tokens."""
+    sampler = MaskedSampler(3, 4.0, annealed=False, token_temperature=1.0, guidance=ConstantScale(1.5))
+    return _random("masked", model(**SIZES, scan=False), sampler, CODES)
+
+
+def skips() -> Loaded:
+    """The same with long skips."""
+    return masked(MaskGITSkipConfig)
+
+
+@pytest.mark.parametrize("token_temperature", [None, 0.5])
+def test_tokens_of_a_masked_teacher_follow_from_noise_as_it_says(token_temperature: float | None) -> None:
+    """Of a teacher that says the same in every round the flows keep the shares; the last round of TiTok's is cold."""
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.1, 0.1, 0.0, 0.0, 0.0, 0.0]))
+
+    class Says(MaskGITConfig):
+        def logits(self, params: Any, tokens: Any, cond: Any) -> Any:
+            return jnp.broadcast_to(logits, (*tokens.shape, 8))
+
+    of = masked(Says)
+    sampler = MaskedSampler(2, 1e6 if token_temperature else 2.0, annealed=False, token_temperature=token_temperature)
+    make = FlowedTokens(dataclasses.replace(of.generator, sampler=sampler), steps=100)
+    keys = jax.random.split(jax.random.key(0), 1500)
+    made = jax.jit(make)(of.params, keys, {"label": jnp.zeros(1500, jnp.int32)})
+    share = np.array([(made["tokens"] == v).mean(axis=0) for v in range(4)])
+    assert made["noise"].shape == (1500, 4, 3)
+    if token_temperature:
+        sharp = np.array([0.25, 0.09, 0.01, 0.01]) / 0.36
+        np.testing.assert_allclose(share, np.tile(sharp[:, None], 4), atol=0.04)
+    else:
+        assert 0.4 < share[0].min() < 0.6 < 0.9 < share[0].max()  # which is decided last in most samples
+    np.testing.assert_array_equal(
+        jax.jit(make)(of.params, keys[5:7], {"label": jnp.zeros(2)})["tokens"], made["tokens"][5:7]
+    )
+
+
 @pytest.mark.parametrize("of", [row, pyramid])
 def test_a_teacher_goes_on_where_others_began(of: Any) -> None:
     """Read in one call or written one after the other, the first tokens lead to the same next ones."""
@@ -184,8 +227,11 @@ def _random(name: str, model: Any, sampler: Any, tokenizer: Any) -> Loaded:
 
 
 @pytest.mark.slow
-def test_a_student_of_maps_trains_on_its_teachers_records(tmp_path: Path) -> None:
-    teacher, folder = pyramid(), tmp_path / "pairs"
+@pytest.mark.parametrize(
+    ("of", "starts"), [(pyramid, (0, 1)), (masked, (0,)), (skips, (0,))]
+)  # of three maps the first
+def test_a_student_trains_on_its_teachers_records(of: Any, starts: tuple[int, ...], tmp_path: Path) -> None:
+    teacher, folder = of(), tmp_path / "pairs"
     generator = teacher.generator
     cond = make_conditions(generator.conditions, np.arange(ROWS))
     make_records(make_of(generator), teacher.params, folder, count=ROWS, maker=teacher.origin, cond=cond, batch=ROWS)
@@ -194,10 +240,34 @@ def test_a_student_of_maps_trains_on_its_teachers_records(tmp_path: Path) -> Non
     out = tmp_path / "run"
     train(dataclasses.replace(recipe.config, engine=engine), out, frozen=recipe.frozen, artifacts=recipe.artifacts)
     student = load(out)
-    assert student.generator.nfe == 2
-    assert student.generator.sampler.starts == (0, 1)  # the first of the three maps
+    assert student.generator.nfe == len(starts)
+    assert student.generator.sampler.starts == starts
     images = student.sample([0, 1], labels=[0, 1])
     np.testing.assert_array_equal(student.sample([1], labels=[1])[0], images[1])
+
+
+def test_a_student_of_a_masked_model_is_its_teacher_with_other_ears() -> None:
+    """Where it hears what the teacher reads it says what the teacher says; without a teacher in between."""
+    teacher = masked()
+    student, own = student_of(teacher), teacher.params["net"]
+    assert isinstance(student, MaskGITStudentConfig)
+    task = _task(teacher, student=student)
+    frozen = {"teacher": own, "tokenizer": teacher.params["tokenizer"]}
+    begun = task.start(jax.random.key(2), frozen, None)["student"]
+    jax.tree.map(np.testing.assert_array_equal, begun["body"], own)
+    ids, cond = jnp.array([[1, 2, 3, 8]]), {"label": jnp.zeros(1, jnp.int32)}
+    rows = jax.random.normal(jax.random.key(3), (9, 3)) @ jnp.eye(3, 16)
+    table = {**own, "embedding": {"embedding": own["embedding"]["embedding"].at[:9].set(rows)}}
+    heard = {
+        **begun,
+        "body": table,
+        "tokens": {"kernel": jnp.eye(3, 16), "bias": jnp.zeros(16)},
+        "known": {"embedding": jnp.zeros((2, 16))},
+    }
+    said, _ = Network(student)(heard, rows[ids][..., :3], jnp.zeros(1, jnp.int32), cond)
+    np.testing.assert_allclose(said, teacher.generator.model.logits(table, ids, cond), atol=1e-5)
+    with pytest.raises(GenError, match="writes no first tokens for its student"):
+        NoiseDecoding((0, 2)).guided_by(teacher.config.sampler)
 
 
 def test_a_student_of_maps_starts_as_its_teacher() -> None:
@@ -282,7 +352,7 @@ def test_refusals(teacher: Loaded, records: str) -> None:
     flow = RunConfig("flow", sampler=Sampler(steps=2), models={"net": Model(VOCABULARY["denoiser"])})
     denoiser = Loaded(Path("flow"), flow, {"net": Network(NETWORK).init(jax.random.key(0))}, "ema", 1)
     assert isinstance(make_of(denoiser.generator), Solved)
-    with pytest.raises(GenError, match="flow is a Denoiser; distilled decoding takes a LlamaGen or a VAR"):
+    with pytest.raises(GenError, match="flow is a Denoiser; distilled decoding takes a LlamaGen, a VAR or a MaskGIT"):
         distilled_decoding(denoiser, records)
     with pytest.raises(GenError, match="this student's teacher is other"):
         Records(records, "other").source()

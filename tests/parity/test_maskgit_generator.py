@@ -10,7 +10,7 @@ import pytest
 from gen.autoregressive.decoding import ConstantScale, PowerCosineScale
 from gen.autoregressive.masked import entering, hidden, masked_accuracy, smoothed_cross_entropy, weighted
 from gen.autoregressive.maskgit import MaskGITConfig
-from gen.autoregressive.unmasking import RampScale, unmask
+from gen.autoregressive.unmasking import RampScale, largest, unmask
 from gen.nn.layers import run_stack
 from gen.nn.network import Network
 from gen.pretrained.maskgit_generators import BERT, SKIPS
@@ -117,9 +117,9 @@ def test_decoding(fx: Fixture, name: str) -> None:
     own = {key.removeprefix(f"{name}_"): jnp.asarray(fx.io[key]) for key in fx.io if key.startswith(f"{name}_")}
     cond, steps = {"label": jnp.asarray(fx.io["condition"])}, run["num_sample_steps"]
 
-    def noise(i: Any) -> tuple[jax.Array, jax.Array]:
-        uniform = (own["uniform_tokens"][i], own["uniform_confidence"][i])
-        return tuple(-jnp.log(jnp.maximum(-jnp.log(jnp.maximum(u, 1e-20)), 1e-20)) for u in uniform)
+    def noise(name: str, i: Any) -> jax.Array:
+        uniform = own[f"uniform_{name}"][i]
+        return -jnp.log(jnp.maximum(-jnp.log(jnp.maximum(uniform, 1e-20)), 1e-20))
 
     @jax.jit
     def found(params: Any) -> tuple[jax.Array, ...]:
@@ -127,7 +127,8 @@ def test_decoding(fx: Fixture, name: str) -> None:
             config,
             params,
             cond,
-            noise,
+            largest(lambda i: noise("tokens", i)),
+            lambda i: noise("confidence", i),
             jnp.full_like(own["ids_in"][0], config.vocabulary, dtype=jnp.int32),
             steps=steps,
             temperature=run["randomize_temperature"],
