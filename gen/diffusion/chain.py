@@ -26,7 +26,7 @@ Variance = Literal["learned", "small", "large"]
 
 
 def mean_over_data(value: jax.Array) -> jax.Array:
-    """Takes the mean over all axes but the first."""
+    """Takes the mean over all axes but the first: (B, ...) -> (B,)."""
     return value.reshape(value.shape[0], -1).mean(axis=1)
 
 

@@ -81,7 +81,7 @@ class Objective(Protocol):
 
 
 def noised(process: Any, x: jax.Array, draws: Draws) -> jax.Array:
-    """Gives x_t = alpha(t) x + sigma(t) eps."""
+    """Gives x_t = alpha(t) x + sigma(t) eps, (B, ...) like x, of the times (B,) and the noise drawn."""
     a, s = pair(process, draws.t, x)
     return a * x + s * draws.eps
 

@@ -21,7 +21,7 @@ __all__ = ["KDTask", "regression_loss"]
 
 
 def regression_loss(x: jax.Array, target: jax.Array) -> jax.Array:
-    """Gives 0.5 mean (x - target)^2 over all axes."""
+    """Gives 0.5 mean (x - target)^2 over all axes of two arrays of one shape: a scalar."""
     return 0.5 * jnp.square(x - target).mean()
 
 

@@ -37,7 +37,9 @@ __all__ = [
 
 
 def at_level(process: Any, level: jax.Array) -> jax.Array:
-    """Gives the times at which sigma / alpha has the values `level`; on EDM's process they are the same."""
+    """Gives the times, shaped like `level`, at which sigma / alpha has the values `level`, all above 0; on EDM's process
+    they are the same.
+    """
     if isinstance(process, VE):
         return level
     times: jax.Array = process.time_of(-2.0 * jnp.log(level))

@@ -95,7 +95,7 @@ def trunk(params: Params, images: jax.Array, net: str = "vgg") -> list[jax.Array
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """x at unit length over channels; 0 stays 0, with gradient 0."""
+    """Gives x (..., C) at unit length over channels; 0 stays 0, with gradient 0."""
     square = jnp.square(x).sum(-1, keepdims=True)
     length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
     return x / (length + _EPS)

@@ -124,6 +124,7 @@ def authenticity(real: np.ndarray | jax.Array, fake: np.ndarray | jax.Array) -> 
     """Gives the fraction of fakes whose nearest real point is closer to another real point than to the fake.
 
     Alaa et al. 2022 ("How faithful is your synthetic data?"), as in dgm-eval, which reports it in percent.
+    Features are (N, D) and (M, D); the fraction is in [0, 1].
     """
     found = neighbours(fake, real)
     return _fraction(radii_sq(real, 1)[found.closest] < found.distance_sq)
