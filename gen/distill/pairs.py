@@ -37,8 +37,9 @@ __all__ = [
 
 
 def at_level(process: Any, level: jax.Array) -> jax.Array:
-    """Gives the times, shaped like `level`, at which sigma / alpha has the values `level`, all above 0; on EDM's process
-    they are the same.
+    """Gives the times at which sigma / alpha has the values `level`, above 0, in their shape.
+
+    On EDM's process they are the same.
     """
     if isinstance(process, VE):
         return level

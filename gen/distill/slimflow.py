@@ -55,8 +55,9 @@ def loss_weight(t: jax.Array, weighting: Weighting) -> jax.Array:
 
 
 def annealed_noise(z: jax.Array, fresh: jax.Array, beta: jax.Array) -> jax.Array:
-    """Gives sqrt(1 - beta^2) z + beta z' (arXiv 2407.12718): the noise of the pair, and fresh noise of its shape, of the
-    scalar beta in [0, 1].
+    """Gives sqrt(1 - beta^2) z + beta z' (arXiv 2407.12718): the noise of the pair, and fresh noise of its shape.
+
+    The scalar beta lies in [0, 1].
     """
     return jnp.sqrt(1.0 - beta**2) * z + beta * fresh
 

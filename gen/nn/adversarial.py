@@ -37,8 +37,9 @@ GANLoss = Literal["hinge", "vanilla", "non-saturating"]
 
 
 def logistic_generator_loss(fake: jax.Array) -> jax.Array:
-    """Gives mean softplus(-logit) of generated samples, over logits of any shape: the non-saturating loss (Goodfellow et
-    al. 2014).
+    """Gives mean softplus(-logit) of generated samples, over logits of any shape.
+
+    This is the non-saturating loss (Goodfellow et al. 2014).
     """
     return jax.nn.softplus(-fake).mean()
 
