@@ -1,6 +1,5 @@
 """Pictures of the pages of methods: what each method makes of the embedded digits, trained on one CPU for a minute.
 
-    python -m benchmarks.digits_figures tokenizers --out docs/tokenizers.png
     python -m benchmarks.digits_figures backbones --out docs/backbones.png
     python -m benchmarks.digits_figures tokens --runs runs/demo-tokens --out docs/token-generators.png
     python -m benchmarks.digits_figures measures --out docs/measures.png
@@ -8,15 +7,17 @@
     python -m gen.experiments.compare_distillers runs/demo/teacher --updates 1000 --outdir runs/distillers
     python -m benchmarks.digits_figures distillers --runs runs/distillers --out docs/distillers.png
 
-The first two train the ``-smoke`` presets as they are (``--runs``, runs/digits unless given; started again they go on
-where they were), seed 0. Nothing is tuned and sizes differ: a picture shows that a method works and how its errors
-look, and ranks nothing. Distances are Frechet distances in the digits classifier's features; of samples against the
-1,438 training images, of reconstructions of the 359 held-out digits against these.
+The first trains ``-smoke`` presets as they are (``--runs``, runs/digits unless given; started again it goes on where
+it was), seed 0; tokens and distillers show what a ``gen demo --tokens`` and a comparison made. Nothing is tuned.
+Distances are Frechet distances in the digits classifier's features to the 1,438 training images.
 """
 
 import argparse
+import base64
 import dataclasses
 import functools
+import io
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ from gen.experiments.demo import score_images
 from gen.features.digits import DigitsExtractor
 from gen.files import read_json
 from gen.metrics.evaluate import Settings, evaluate
-from gen.metrics.image import psnr
 from gen.metrics.reference import make_reference
 from gen.metrics.sources import from_arrays
 from gen.nn.network import count
@@ -49,7 +49,6 @@ from gen.training.program import enable_compile_cache
 Figures = dict[str, dict[str, float]]
 Rows = dict[str, np.ndarray]
 
-TOKENIZERS = ("titok-smoke", "vqgan-smoke", "vavae-smoke", "vitok-smoke", "detok-smoke", "bsq-smoke")
 # the other toys take minutes to compile or to train on a CPU
 BACKBONES = ("dit-smoke", "sit-smoke", "lightningdit-smoke", "edm-smoke")
 
@@ -75,34 +74,6 @@ def samples(run: Loaded, number: int) -> tuple[np.ndarray, dict[str, float]]:
     return images[:SHOWN], {name: values[name] for name in ("frechet_distance", "recall", "accuracy")}
 
 
-def tokenizers(runs: Path, number: int, out: Path) -> Figures:
-    """Held-out digits as each tokenizer gives them back."""
-    del number
-    made = Plan(runs, tuple(preset(name) for name in TOKENIZERS)).run()
-    real = digits("test").arrays
-    found: Figures = {}
-    rows: Rows = {"held-out digits": real["image"][:SHOWN]}
-    for name in TOKENIZERS:
-        run = made[name]
-        images = run.decode(run.encode(real["image"]))
-        values = score_images(images, real["label"], reference("test"), DigitsExtractor()).values
-        found[name] = {
-            "bits": bits(run.tokenizer.spec),
-            "psnr": float(psnr(images, real["image"]).mean()),
-            "frechet_distance": values["frechet_distance"],
-            "parameters": count(run.params["tokenizer"]),
-        }
-        told = f"{name}, {found[name]['bits']:.0f} bits\n{found[name]['psnr']:.1f} dB"
-        rows[f"{told}, distance {values['frechet_distance']:.2f}"] = images[:SHOWN]
-    rows_of_images(rows, out)
-    return found
-
-
-def bits(spec: Any) -> float:
-    """Bits of one image; 32 for a continuous number."""
-    return float(np.prod(spec.shape)) * {"tokens": np.log2(spec.vocabulary or 1), "bits": 1}.get(spec.kind, 32)
-
-
 def generated(made: Mapping[str, Loaded], number: int, out: Path) -> Figures:
     """A row of samples of each run."""
     found: Figures = {}
@@ -125,8 +96,20 @@ def backbones(runs: Path, number: int, out: Path) -> Figures:
 
 
 def tokens(runs: Path, number: int, out: Path) -> Figures:
-    """Samples of both models of the ``gen demo --tokens`` in the folder `runs`."""
-    return generated({"RAR": load(runs / "writer"), "MaskGIT": load(runs / "unmasker")}, number, out)
+    """Pictures and scores of the ``gen demo --tokens`` in the folder `runs`, from its page."""
+    del number
+    page = (runs / "report.html").read_text()
+    strips = re.findall(r'<div class="label">([^<]*)</div><img src="data:image/png;base64,([^"]*)"', page)
+    figure, axes = plt.subplots(len(strips), 1, figsize=(9, 0.55 * len(strips)))
+    for axis, (name, strip) in zip(axes, strips, strict=True):
+        axis.imshow(plt.imread(io.BytesIO(base64.b64decode(strip))), cmap="gray")
+        axis.axis("off")
+        axis.text(-10, 20, name, ha="right", va="center", fontsize=7)
+    figure.subplots_adjust(left=0.18, right=0.995, top=0.99, bottom=0.01, hspace=0.1)
+    figure.savefig(out, dpi=110, pil_kwargs={"optimize": True})
+    files = read_json(runs / "scores" / "subjects.json")
+    scores = {name: read_json(runs / "scores" / file)["values"] for name, file in files.items()}
+    return {name: {key: values[key] for key in ("frechet_distance", "recall")} for name, values in scores.items()}
 
 
 SOLVERS: dict[str, tuple[Any, int]] = {  # with the number of steps that comes nearest to twelve calls
@@ -244,7 +227,6 @@ def measures(runs: Path, number: int, out: Path) -> Figures:
 
 
 PAGES: dict[str, Callable[[Path, int, Path], Figures]] = {
-    "tokenizers": tokenizers,
     "backbones": backbones,
     "tokens": tokens,
     "solvers": solvers,
