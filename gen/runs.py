@@ -65,7 +65,7 @@ class Loaded:
 
     @property
     def denoiser(self) -> Any:
-        """Gives the Denoiser; its parameters are ``params["net"]``."""
+        """Gives the Denoiser; its parameters are ``params["net"]``. Raises GenError for a run of another kind."""
         models = self.config.exported()
         if "net" not in models:
             raise GenError(f"{self.path} holds no denoiser ({self._what()}); give a diffusion or flow model's run")
@@ -73,7 +73,10 @@ class Loaded:
 
     @property
     def tokenizer(self) -> Any:
-        """Gives the Tokenizer; its parameters are ``params["tokenizer"]``."""
+        """Gives the Tokenizer; its parameters are ``params["tokenizer"]``.
+
+        Raises GenError for a run without a tokenizer.
+        """
         models = self.config.exported()
         found = models["tokenizer"].config if "tokenizer" in models else self.config.tokenizer
         if found is None or "tokenizer" not in self.params:
@@ -127,6 +130,8 @@ class Loaded:
 
         Args:
           cond: the tokenizer's conditions by name, one value for all images or one each.
+
+        Raises GenError for images of another size or type.
         """
         tokenizer = self.tokenizer
         expected = tuple(tokenizer.spec.image)
@@ -151,6 +156,8 @@ class Loaded:
           seeds: of decoders that sample, one per image; 0 to N - 1 by default.
           cond: the tokenizer's conditions by name.
           options: settings of a decoder that samples; None for its own.
+
+        Raises GenError for latents, ids or bits of another shape or range.
         """
         tokenizer = self.tokenizer
         if tuple(stored.shape[1:]) != tuple(tokenizer.spec.shape):

@@ -67,7 +67,10 @@ class Train(_About):
     best: bool = False
 
     def settings(self, given: Mapping[str, Any]) -> Any:
-        """Gives the run's configuration, of how it is carried out only the seed, and of the data what they are."""
+        """Gives the run's configuration, of how it is carried out only the seed, and of the data what they are.
+
+        Raises GenError for ``best`` where the recipe names no metric.
+        """
         recipe = self.recipe(**given)
         config = to_json(recipe.config, places=False)
         if self.best and not config["engine"]["best"]:
@@ -251,7 +254,10 @@ class Evaluate(_About):
         return {"options": self.options}
 
     def run(self, given: Mapping[str, Any], out: Path) -> None:
-        """Writes a file for each subject; they are read back in the order in which `score` gave them."""
+        """Writes a file for each subject; they are read back in the order in which `score` gave them.
+
+        Raises GenError for two subjects whose files would share a name.
+        """
         results = self.score(**given)
         files = {name: re.sub(r"[^\w.]+", "-", name).strip("-") + ".json" for name in results}
         if len(set(files.values())) < len(files):

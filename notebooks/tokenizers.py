@@ -13,8 +13,8 @@ import numpy as np
 import gen
 from gen.data.sources import Digits, digits
 from gen.metrics.image import psnr
-from gen.tokenizers.quantizers.binary import Binary
 from gen.tokenizers.quantizers.fsq import FSQ
+from gen.tokenizers.quantizers.lfq import BSQ
 from gen.tokenizers.quantizers.vq import VQ
 from gen.tokenizers.titok import TiTokConfig, Tower
 from gen.tokenizers.train import TokenizerTask
@@ -23,11 +23,16 @@ from gen.training.optim import OptimConfig
 
 tower = Tower(width=64, depth=1, heads=4)
 shape = {"image": (8, 8, 1), "patch": 4, "tokens": 8, "encoder": tower, "decoder": tower, "scan": False}
-tokenizers = {
-    "8 latents of 4": (TiTokConfig(channels=4, **shape), 8 * 4 * 32),
-    "8 of 64 codes": (TiTokConfig(channels=None, quantizer=VQ(64, 8, restart="random"), **shape), 8 * math.log2(64)),
-    "8 of a grid of 64": (TiTokConfig(channels=None, quantizer=FSQ((4, 4, 4)), **shape), 8 * math.log2(64)),
-    "8 vectors of 6 bits": (TiTokConfig(channels=None, quantizer=Binary(6), **shape), 8 * 6),
+learned, bits = {"commitment": 0.05, "codebook": 0.2}, {"commitment": 0.0, "entropy": 0.01}  # losses of quantizers
+tokenizers = {  # name: configuration, bits of an image, weights of the quantizer's losses
+    "8 latents of 4": (TiTokConfig(channels=4, **shape), 8 * 4 * 32, {}),
+    "8 of 64 codes": (
+        TiTokConfig(channels=None, quantizer=VQ(64, 8, restart="random"), **shape),
+        8 * math.log2(64),
+        learned,
+    ),
+    "8 of a grid of 64": (TiTokConfig(channels=None, quantizer=FSQ((4, 4, 4)), **shape), 8 * math.log2(64), {}),
+    "8 vectors of 6 bits": (TiTokConfig(channels=None, quantizer=BSQ(6), **shape), 8 * 6, bits),
 }
 
 # %% [markdown]
@@ -37,13 +42,13 @@ tokenizers = {
 
 # %%
 trained = {}
-for name, (config, _) in tokenizers.items():
+for name, (config, _, losses) in tokenizers.items():
     task = TokenizerTask(
         config,
         optim=OptimConfig(3e-3, betas=(0.9, 0.99), schedule="cosine", warmup=50, clip=1.0),
         emas=(Constant(0.99, warmup=True),),
         kl=1e-5,
-        quantizer={"commitment": 0.05, "codebook": 0.2},
+        quantizer=losses,
     )
     stage = gen.Stage("tokenizer", task, steps=400, batch=64, data=Digits("train"))
     folder = name.replace(" ", "-")

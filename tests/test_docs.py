@@ -145,14 +145,52 @@ def test_python_blocks_run(page: Path) -> None:
         exec(compile(block, name(page), "exec"), types.ModuleType("page").__dict__)
 
 
-def test_method_pages_have_every_part() -> None:
-    """Each section of the newer pages says idea, formula and how to run; the others say it in their own words."""
-    for page in ("tokenizers", "backbones", "solvers", "guidance", "measures"):
-        sections = re.split(r"^## ", (ROOT / "docs" / f"{page}.md").read_text(), flags=re.M)[1:]
-        methods = [text for text in sections if "**Idea.**" in text]
-        assert len(methods) >= 5, page
-        for text in methods:
-            assert all(f"**{part}.**" in text for part in ("Formula", "Run")), text.partition("\n")[0]
+def method_sections() -> dict[str, str]:
+    """The sections of the method pages that describe a method, by page and heading."""
+    found = {}
+    for page in METHOD_PAGES:
+        for section in re.split(r"^##+ ", (ROOT / "docs" / f"{page}.md").read_text(), flags=re.M)[1:]:
+            if "**Idea.**" in section:
+                found[f"{page}: {section.partition(chr(10))[0]}"] = section
+    return found
+
+
+def test_every_method_section_has_every_part() -> None:
+    sections = method_sections()
+    assert len(sections) > 60
+    for name, text in sections.items():
+        for part in ("Formula", "When", "Cost", "Run", "Digits"):
+            assert f"**{part}.**" in text, f"{name} lacks **{part}.**"
+        assert re.search(r"arxiv\.org|arXiv \d|Ours; no paper|convention of this project|-log2 p", text), (
+            f"{name} names no paper"
+        )
+
+
+def test_every_registered_method_has_a_section() -> None:
+    """By its kind, or by the name of its class or module."""
+    from gen.experiments.compare_distillers import METHODS
+    from gen.kinds import KINDS
+
+    text = "".join(method_sections().values()) + (ROOT / "docs" / "after-training.md").read_text()
+    families = ("backbone", "solver", "adaptive", "guidance", "tokenizer", "token-model", "latent-token-model")
+    families += ("text-flow", "token-student", "bit-network", "bit-process", "adapter", "task")
+    # these train what any section describes
+    general = {"denoiser-task", "token-task", "latent-token-task", "tokenizer-task", "adversarial-tokenizer-task"}
+    missing = [
+        f"{family} {kind}"
+        for family in families
+        for kind, target in KINDS[family].items()
+        if kind not in general
+        and not named_in(kind, text)
+        and not any(f"`{name}`" in text for name in (target.partition(":")[0], target.replace(":", ".")))
+    ]
+    missing += [method for method in METHODS if not named_in(method, text)]
+    assert not missing
+
+
+def named_in(word: str, text: str) -> bool:
+    """Whether inline code of a text is this word, or a command with it."""
+    return bool(re.search(rf"`(?:[^`\n]* )?{word}(?: [^`\n]*)?`", text))
 
 
 def test_every_building_block_stands_on_a_method_page() -> None:
@@ -160,14 +198,9 @@ def test_every_building_block_stands_on_a_method_page() -> None:
     from gen.metrics.measures import MEASURES
 
     text = "".join((ROOT / "docs" / f"{page}.md").read_text() for page in METHOD_PAGES)
-    families = ("backbone", "solver", "adaptive", "grid", "guidance", "tokenizer", "quantizer")
-    rows = {family: list(KINDS[family]) for family in families}
+    rows = {family: list(KINDS[family]) for family in ("grid", "quantizer")}
     rows["measure"] = [measure for measure, row in MEASURES.items() if row.asked]
-    missing = {
-        family: [row for row in named if not re.search(rf"`(?:[^`\n]* )?{row}(?: [^`\n]*)?`", text)]
-        for family, named in rows.items()
-    }
-    missing = {family: named for family, named in missing.items() if named}
+    missing = [f"{family} {row}" for family, named in rows.items() for row in named if not named_in(row, text)]
     assert not missing
 
 

@@ -31,3 +31,42 @@ def test_docstrings_are_sentences(file: str) -> None:
         assert len(words) >= 3, (name, text)
         assert any(word[-1] in ".:" for word in words), (name, text)
         assert not is_function or words[0] not in PHRASES, (name, text)
+
+
+def raising(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
+    """(name, docstrings) of every public function and class that raises GenError by itself.
+
+    What a class raises when it is made stands in its docstring; so may what its methods without one raise.
+    """
+    for node in body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            own = ast.get_docstring(node) or ""
+            for method in node.body:
+                if not isinstance(method, ast.FunctionDef) or not refuses(method):
+                    continue
+                if method.name.startswith("_") and not method.name.endswith("__"):
+                    continue
+                text = ast.get_docstring(method) or own
+                yield f"{node.name}.{method.name}", text + own * (method.name in ("__post_init__", "__init__"))
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and refuses(node):
+            yield node.name, ast.get_docstring(node) or ""
+
+
+def refuses(node: ast.AST) -> bool:
+    return any(
+        isinstance(n, ast.Raise) and n.exc is not None and "GenError" in ast.unparse(n.exc) for n in ast.walk(node)
+    )
+
+
+# docstrings of gen.cli are what --help shows, where an error speaks for itself; the other two were not gone through yet
+LEFT_OUT = ("cli/", "autoregressive/", "tokenizers/")
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if not file.startswith(LEFT_OUT)])
+def test_docstrings_say_what_is_raised(file: str) -> None:
+    silent = [
+        name
+        for name, text in raising(ast.parse((ROOT / file).read_text()).body)
+        if not any(word in text for word in ("aise", "efuse", "says", "GenError"))
+    ]
+    assert not silent

@@ -267,7 +267,10 @@ def _refuse_positional_flags(command: str, parameters: Mapping[str, inspect.Para
 
 
 def split_overrides(args: Sequence[str]) -> tuple[list[str], tuple[tuple[str, str], ...]]:
-    """Separates ``--a.b value`` and ``--a.b=value`` from the other arguments, as ("a.b", "value") pairs."""
+    """Separates ``--a.b value`` and ``--a.b=value`` from the other arguments, as ("a.b", "value") pairs.
+
+    Raises GenError for a flag without its value.
+    """
     rest: list[str] = []
     overrides: list[tuple[str, str]] = []
     queue = list(args)

@@ -48,6 +48,8 @@ class RandomAffine:
       rotate: largest rotation in degrees (uniform).
       scale: largest change of size as a fraction; the size is uniform in log between 1 / (1 + scale) and 1 + scale.
       fill: value that comes in from outside (-1 is black).
+
+    Raises GenError for a negative shift, rotation or scale.
     """
 
     shift: float = 0.5

@@ -43,6 +43,8 @@ class Transcode:
       crop, filter: see `gen.data.images.Images`; "random" makes no sense here.
       channels: 3 or 1.
       quality: JPEG quality 1 to 100; None is PNG without compression (`encode_png`): quickest to read.
+
+    Raises GenError for random crops, a size without a crop, and a size or quality out of range.
     """
 
     size: int | None = None
@@ -147,6 +149,8 @@ def split_rows(store: Store, count: int, seed: int = 0) -> tuple[np.ndarray, np.
 
     A class's share is rounded down; the images still lacking come from the classes with the largest remainders.
     The choice within a class is a fixed function of (seed, number of images in the class).
+
+    Raises GenError for a part that is empty, or leaves none.
     """
     from gen.data.loader import epoch_order
 
@@ -387,7 +391,10 @@ class Shards:
 
 
 class RecordSink:
-    """An ArrayRecord file of {"name", "label"} lines followed by the image's bytes; an interrupted one starts over."""
+    """An ArrayRecord file of {"name", "label"} lines followed by the image's bytes; an interrupted one starts over.
+
+    Raises GenError for a missing package array_record.
+    """
 
     next = 0
     done = 0

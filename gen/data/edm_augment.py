@@ -63,6 +63,8 @@ class EDMAugment:
       rotate_max, hue_max: largest angle, as a share of half a turn.
       anisotropic_turned: probability that the stretched axis is turned.
       translate_std: standard deviation of the shift, as a share of the image's sides; brightness_std: of the sum.
+
+    Raises GenError for negative probabilities, and a shift that is not positive.
     """
 
     p: float = 0.12

@@ -36,6 +36,8 @@ class ImageSource:
       channels: 3 or 1.
       shape: (H, W) that every image must come out with; None for any.
       length: positions that sequences of text are padded to; None for as many as the longest has.
+
+    Reading a record raises GenError for a file that is no image, or comes out with another shape.
     """
 
     def __init__(
@@ -300,6 +302,8 @@ class Zipped:
 
     Attributes:
       parts: data configurations with ``source()`` and ``identity()``; random flips and crops of `Images` do not apply.
+
+    Raises GenError for images that are mirrored or cropped at random.
     """
 
     parts: tuple[Any, ...]

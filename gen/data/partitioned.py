@@ -105,6 +105,8 @@ class Partitioned:
     Attributes:
       data: a data configuration with ``source()``, whose records have labels; random flips and crops do not apply.
       partition: the part of each class.
+
+    Raises GenError for images that are mirrored or cropped at random, and a part without classes.
     """
 
     data: Any

@@ -69,7 +69,7 @@ def decode(data: bytes, name: str, channels: int = 3) -> Image.Image:
 
 
 def decode_pixels(data: bytes, name: str, channels: int = 3) -> np.ndarray:
-    """As `decode`, to (H, W, channels) uint8."""
+    """Gives what `decode` gives as an array (H, W, channels) uint8; raises what it raises."""
     plain = _plain_jpeg(data)
     if plain is None:
         plain = np.asarray(_by_pillow(data, name, channels))

@@ -26,7 +26,7 @@ Variance = Literal["learned", "small", "large"]
 
 
 def mean_over_data(value: jax.Array) -> jax.Array:
-    """Takes the mean over all axes but the first."""
+    """Takes the mean over all axes but the first: (B, ...) -> (B,)."""
     return value.reshape(value.shape[0], -1).mean(axis=1)
 
 
@@ -36,6 +36,8 @@ class Chain:
 
     Step i of the chain goes from its i-th noise level to the (i - 1)-th; before step 0 is clean data. The float64
     tables hold one entry per step and are cast to float32 when gathered.
+
+    Raises GenError for a process that is no DDPM chain, and kept indices that do not rise within it.
     """
 
     process: DDPM

@@ -65,6 +65,8 @@ class TrigPrecondition:
       clock: what the network receives: the angle ``time``, or ``quarter-log-level``, EDM's ln(sigma) / 4.
       sign: -1 for EDM's networks.
       scale: factor on the network's time.
+
+    `inputs` raises GenError for a process that is not TrigFlow's.
     """
 
     clock: Literal["time", "quarter-log-level"] = "time"

@@ -16,6 +16,8 @@ class Cosine:
 
     alpha = cos(c t + b) and sigma = sin(c t + b), with c and b such that the log-SNR is ``logsnr_max``
     at t = 0 and ``logsnr_min`` at t = 1.
+
+    Raises GenError for log-SNRs in the wrong order.
     """
 
     logsnr_min: float = -20.0

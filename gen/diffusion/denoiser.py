@@ -75,6 +75,11 @@ class Predict:
       scale: factor on the network's time (1000 where a continuous model was built for chain indices).
       sign: -1 where the official code predicts the negative (velocities on reversed clocks).
       learned_variance: the network has twice the data's channels; the second half is the raw variance output.
+
+    Raises GenError for a sign other than 1 and -1.
+
+    `inputs` raises it for a chain that ends in pure noise where the network says noise alone, and for a chain's clock
+    on another process.
     """
 
     output: PredictionKind = "velocity"
@@ -145,6 +150,8 @@ class EDMPrecondition:
 
     Attributes:
       scale: factor on the network's time: 1000 where EDM's recipe trains a network made for the indices of a chain.
+
+    `inputs` raises GenError for a process that is not EDM's.
     """
 
     scale: float = 1.0

@@ -73,6 +73,8 @@ class AverageVelocity:
       inner: how the network sees x_t and the time, and how u comes out of it as a denoiser's velocity does: the
         parameterization of a denoiser that the map starts from. None for a network that gives u on our clock.
       finest: with halvings, how many of the shortest jumps make the whole; the velocity is asked as such a jump.
+
+    Raises GenError for a finest grid that is no power of two.
     """
 
     second: Literal["duration", "end", "halvings"] = "duration"
@@ -239,6 +241,8 @@ class FlowMap:
       network: the config of a backbone, with as many times as the parameterization has.
       process: the process whose probability flow is followed.
       parameterization: see `TwoTimes`.
+
+    Raises GenError for a network of another number of times than the parameterization.
     """
 
     network: Any

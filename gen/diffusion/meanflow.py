@@ -31,6 +31,8 @@ __all__ = ["AverageVelocityMethod", "MeanFlowTask", "adaptive_loss", "average_ma
 def average_map(denoiser: Denoiser, second: Literal["duration", "halvings"] = "duration") -> FlowMap:
     """Gives the flow map that starts as a denoiser seen as a rectified flow: its network with a second time.
 
+    So MeanFlow (arXiv 2505.13447) and shortcut models (arXiv 2410.12557) start from a teacher's weights.
+
     Args:
       second: what that time is, see `AverageVelocity`; a duration on the scale of the network's own time.
     """
@@ -74,6 +76,8 @@ class AverageVelocityMethod(FlowMapMethod):
       teacher: a Denoiser of any process, ``frozen["teacher"]``, whose velocity is learned in place of the samples' own;
         None for none. A network of the teacher's family takes over its arrays that fit.
       guidance: of the teacher (`gen.sampling.guidance`); None for none.
+
+    Raises GenError for a dropout outside [0, 1), guidance without a teacher, and a teacher of other data.
     """
 
     dropout: float = 0.1
@@ -97,7 +101,10 @@ class AverageVelocityMethod(FlowMapMethod):
         return "" if self.teacher is not None else super().classes_at
 
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
-        """Gives the previous stage's weights, what fits of a teacher of the same family, or random ones."""
+        """Gives the previous stage's weights, what fits of a teacher of the same family, or random ones.
+
+        Raises GenError for a missing frozen teacher, where the configuration has one.
+        """
         if self.teacher is not None and "teacher" not in frozen:
             raise GenError(f"this flow map learns from the frozen role 'teacher'; got {', '.join(frozen) or 'none'}")
         if self.teacher is None or type(self.teacher.network) is not type(self.flow_map.network):
@@ -132,6 +139,8 @@ class MeanFlowTask(AverageVelocityMethod):
       omega, kappa: of the guidance that is learned without a teacher (`guided_velocity`); 1 and 0 for none.
       guided_from, guided_to: the times t between which it acts.
       power, floor: see `adaptive_loss`.
+
+    Raises GenError for shares out of range, and omega or kappa beside a teacher or without classes.
     """
 
     times: TimeSampler = TimeSampler("logit-normal", -0.4, 1.0)

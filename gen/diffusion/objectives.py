@@ -81,7 +81,7 @@ class Objective(Protocol):
 
 
 def noised(process: Any, x: jax.Array, draws: Draws) -> jax.Array:
-    """Gives x_t = alpha(t) x + sigma(t) eps."""
+    """Gives x_t = alpha(t) x + sigma(t) eps, (B, ...) like x, of the times (B,) and the noise drawn."""
     a, s = pair(process, draws.t, x)
     return a * x + s * draws.eps
 
@@ -195,6 +195,8 @@ class MinSNRLoss(TimesAndNoise):
 def min_snr(snr: jax.Array, gamma: float, kind: PredictionKind) -> jax.Array:
     """Gives the weights on the squared error of an x, eps or v prediction that amount to min(snr, gamma) on the
     data.
+
+    Raises GenError for a network that predicts neither x, eps nor v.
     """
     match kind:
         case "x":

@@ -179,6 +179,8 @@ class TrigFlow:
     Attributes:
       sigma_data: standard deviation of the data.
       sigma_max: the highest level, which gives t_max; pure noise is the angle pi / 2.
+
+    Raises GenError for numbers that are not positive.
     """
 
     sigma_data: float = 0.5
@@ -267,7 +269,10 @@ class VP:
 
 @dataclasses.dataclass(frozen=True)
 class VE:
-    """Variance-exploding process with the noise level as its clock: alpha = 1, sigma = t."""
+    """Variance-exploding process with the noise level as its clock: alpha = 1, sigma = t.
+
+    Raises GenError for noise levels that do not rise above 0.
+    """
 
     sigma_min: float = 0.02
     sigma_max: float = 100.0

@@ -50,6 +50,9 @@ class ShortcutTask(AverageVelocityMethod):
       biased: see `bootstrap_halvings`; for models of one and two steps.
       scale: guidance scale of the shortest of the two jumps alone, from which the longer ones inherit it; 1 for none.
       limit: entries of a middle point and of a bootstrap target are clipped to it.
+
+    Raises GenError for a network that is not told halvings, a process whose time is not [0, 1], a finest grid that is
+    too coarse, and guidance without classes.
     """
 
     every: int = 8

@@ -23,6 +23,8 @@ class Levels:
 
     Attributes:
       low, high: the fractions of the table between which indices are drawn, both ends included.
+
+    Raises GenError for levels that do not rise within [0, 1].
     """
 
     low: float = 0.0
@@ -64,6 +66,8 @@ class TimeSampler:
       shift: resolution shift u' = shift u / (1 + (shift - 1) u); 1 for none. Not for ``lognormal``.
       levels: of ``lognormal``: only these many times of the process's own grid are drawn, each but the lowest with the
         mass of the interval below it (improved consistency training, Song and Dhariwal 2024, sec. 3.5); None for all.
+
+    Raises GenError for settings that are of another law, and a mode scale out of range.
     """
 
     law: Literal["uniform", "logit-normal", "mode", "lognormal"] = "uniform"

@@ -39,6 +39,8 @@ def diffusion(process: Any, t: Any, form: DiffusionForm = "sigma", norm: float =
     Args:
       form: ``sbdm`` norm w0 (the forward SDE's own), ``sigma`` norm sigma(t), ``linear`` norm t, ``decreasing``
         (1 - norm cos(pi t))^2 / 4, ``increasing-decreasing`` norm sin(pi t)^2, ``constant`` norm.
+
+    Raises GenError for a form that is not known.
     """
     xp = jnp if isinstance(t, jax.Array) else np
     match form:

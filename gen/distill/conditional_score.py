@@ -70,6 +70,8 @@ class ConditionalScoreTask(TokenStudentMethod):
       ratio: updates of the fake score for each of the student.
       aligned: first updates that the fake score makes alone, until it knows the student that training begins with.
       fake_optim: the optimiser of the fake score.
+
+    Raises GenError for a ratio below 1, and a teacher that does not write in one order.
     """
 
     sampler: Any = given("teacher")

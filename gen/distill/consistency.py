@@ -99,6 +99,9 @@ class ConsistencyTask(FlowMapMethod):
       weight: on the distance, see `weighting`.
       target_decay: the target's parameters are an average of the student's with this decay, which a progressive grid
         brings nearer to 1 as it grows (arXiv 2303.01469, app. C); None where they are the student's own.
+
+    Raises GenError for a flow map that jumps elsewhere than to the data end, a decay outside [0, 1], and an averaged
+    target without a grid.
     """
 
     pairs: Any = GridPairs(Doubling(), mean=-1.1)
@@ -216,6 +219,8 @@ class ConsistencyDistillationTask(ConsistencyTask):
       teacher: the teacher's Denoiser, of the flow map's process.
       guidance: applied to the teacher.
       solver: of the step: ``heun`` (two calls of the teacher) or ``euler``.
+
+    Raises GenError for a teacher of another process.
     """
 
     teacher: Any = given("teacher")
@@ -262,6 +267,8 @@ class TruncatedTask(ConsistencyTask):
       pairs: as in the first stage; its levels are truncated from below at t'.
       share: of the batch that is held to the boundary.
       boundary: weight of the mean of its losses.
+
+    Raises GenError for pairs without a lowest level, and a share outside [0, 1].
     """
 
     pairs: Any = ShrinkingPairs(LogLevels(0.0, 0.2, freedom=0.01, low=1.0, high=80.0))

@@ -97,6 +97,8 @@ class CTMTask(FlowMapMethod):
       discriminator_optim: its optimiser.
       gan: weight of the GAN term.
       gan_range: the adaptive part of that weight is clipped to it.
+
+    Raises GenError for a teacher of another process, a flow map that does not know s = t, and numbers out of range.
     """
 
     teacher: Any = given("teacher")

@@ -32,6 +32,8 @@ class ApproximateR1:
       spread: standard deviation of the disturbance.
       clean: disturb the data before they are noised, and judge them unnoised at the noised data's time, as
         NVlabs/FastGen does.
+
+    Raises GenError for numbers that are not positive.
     """
 
     weight: float = 100.0
@@ -52,6 +54,8 @@ class AdversarialStudent(StudentMethod):
       taps: names of the features; a single head gets several joined on the channel axis.
       gan_levels: how the times are drawn at which it judges (`gen.diffusion.times`).
       r1: keeps it smooth around real data; None for DMD2's, which is not.
+
+    Raises GenError for a head without taps, or taps without a head.
     """
 
     head: Any = None

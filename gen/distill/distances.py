@@ -66,6 +66,8 @@ class PseudoHuber(_Plain):
 
     Attributes:
       c: None for 0.00054 sqrt(D), D the number of a sample's elements (sec. 3.3); 0 for the norm itself.
+
+    Raises GenError for a negative c.
     """
 
     c: float | None = None

@@ -64,7 +64,13 @@ def answered(
 
 
 def spliced(ids: jax.Array, vectors: jax.Array, codes: jax.Array, split: int) -> jax.Array:
-    """Gives (B, N, D): the codes of the ids before position `split`, the vectors from there on."""
+    """Gives (B, N, D): the codes of the ids before position `split`, the vectors from there on.
+
+    Args:
+      ids: (B, N) int32 in [0, V).
+      vectors: (B, N, D) what the student says at every position.
+      codes: (V, D) the tokenizer's code vectors.
+    """
     return jnp.where((jnp.arange(ids.shape[1]) < split)[:, None], codes[ids], vectors)
 
 
@@ -134,6 +140,8 @@ class TokenStudentMethod(Method):
       teacher: the teacher's token model.
       tokenizer: the teacher's tokenizer, whose code vectors the student reads and writes.
       student: the student's network, which starts from what fits of the teacher's.
+
+    Raises GenError for a student of another shape than the teacher's tokens and their codes.
     """
 
     teacher: Any = given("teacher")
@@ -171,7 +179,10 @@ class TokenStudentMethod(Method):
         return {"net": Model(self.student)}
 
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
-        """Gives the student of the previous stage, or else what fits of the teacher."""
+        """Gives the student of the previous stage, or else what fits of the teacher.
+
+        Raises GenError for a missing frozen role.
+        """
         for role in ("teacher", "tokenizer"):
             if role not in frozen:
                 raise GenError(f"distilled decoding needs the frozen role '{role}'; got {', '.join(frozen) or 'none'}")
@@ -188,6 +199,8 @@ class DistilledDecodingTask(TokenStudentMethod):
     Attributes:
       starts: the numbers of tokens that are given in training, one of them drawn for each sample.
       weight: of the distance of the vectors, beside the cross-entropy.
+
+    Raises GenError for starts that are no positions of the tokens.
     """
 
     starts: tuple[int, ...] = (0,)
@@ -200,7 +213,7 @@ class DistilledDecodingTask(TokenStudentMethod):
             raise GenError(f"starts {self.starts} of {length} tokens; expected numbers from 0 to {length - 1}")
 
     def check(self, row: Mapping[str, np.ndarray]) -> None:
-        """Checks what `Method.check` does, and the noise."""
+        """Checks what `Method.check` does, and the noise. Raises GenError for data without the teacher's noise."""
         found = np.shape(row.get("noise", ()))[1:]
         if found != tuple(self.student.shape):
             has = f"noise {found}" if "noise" in row else "no noise"

@@ -145,6 +145,8 @@ class DMD2Task(AdversarialStudent):
         network is a frozen role; None for half the mean squared error.
       ratio: fake-score updates per student update.
       fake_optim: the optimiser of fake score and head together.
+
+    Raises GenError for a ratio below 1, and regression with several times.
     """
 
     levels: Levels = Levels(0.02, 0.98)
@@ -169,7 +171,10 @@ class DMD2Task(AdversarialStudent):
             raise GenError("regression on stored pairs is for one-step students; leave it 0, or give one time")
 
     def check(self, row: Mapping[str, np.ndarray]) -> None:
-        """Checks what `Method.check` does, and the pairs of the regression."""
+        """Checks what `Method.check` does, and the pairs of the regression.
+
+        Raises GenError for data without noise, where regression needs it.
+        """
         super().check(row)
         if self.regression and "noise" not in row:
             raise GenError(

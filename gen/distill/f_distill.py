@@ -59,6 +59,8 @@ class RatioBins:
       rate: share that a bin keeps of its old mean; 0 takes the batch's own mean, which makes a lone sample's ratio 1.
       spacing: bins of equal width in the ``logsnr`` over the process's times, or in ``time`` itself. On EDM's clock
         the latter, which NVlabs/FastGen takes, puts most draws into the first bin.
+
+    Raises GenError for no bins, and a rate outside [0, 1).
     """
 
     count: int = 10
@@ -101,6 +103,8 @@ class FDistillTask(DMD2Task):
       divergence: which one is minimised.
       ratio_range: where density ratios are clipped.
       bins: divides ratios by running means before h is taken; None for none.
+
+    Raises GenError for a missing head, and a range of ratios without 1.
     """
 
     features: Literal["fake", "teacher"] = "teacher"

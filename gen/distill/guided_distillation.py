@@ -41,6 +41,8 @@ class GuidedTask(ScaleMethod):
     Attributes:
       student: its Denoiser, which `guided_student` makes.
       weight: of the squared error, see `gen.distill.progressive_distillation.weighted_error`.
+
+    Raises GenError for a teacher without a null condition, and a student that takes no scale.
     """
 
     student: Any = dataclasses.field()

@@ -21,7 +21,7 @@ __all__ = ["KDTask", "regression_loss"]
 
 
 def regression_loss(x: jax.Array, target: jax.Array) -> jax.Array:
-    """Gives 0.5 mean (x - target)^2 over all axes."""
+    """Gives 0.5 mean (x - target)^2 over all axes of two arrays of one shape: a scalar."""
     return 0.5 * jnp.square(x - target).mean()
 
 
@@ -35,7 +35,10 @@ class KDTask(StudentMethod):
     """
 
     def check(self, row: Mapping[str, np.ndarray]) -> None:
-        """Checks what `Method.check` does, and the trajectories."""
+        """Checks what `Method.check` does, and the trajectories.
+
+        Raises GenError for data that are no pairs of a teacher.
+        """
         super().check(row)
         name = "noise" if len(self.times) == 1 else "path"
         if name not in row:

@@ -54,6 +54,8 @@ class LADDTask(AdversarialStudent):
       paired: real data get the times and noises of the generated ones.
       ratio: steps per student update; the others are the discriminator's. 2 takes turns.
       head_optim: the heads' optimiser.
+
+    Raises GenError for a ratio below 2, and a missing head.
     """
 
     gan_levels: Levels | TimeSampler = TimeSampler("logit-normal", mean=1.0)

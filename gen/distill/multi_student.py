@@ -39,6 +39,8 @@ class ScoreMatchingTask(StudentMethod):
     A student of another shape than its teacher starts at random, one that is alike with what fits.
 
     The exported student has the times of the one-step generator that it becomes.
+
+    Raises GenError for a student of other data or conditions than the teacher's.
     """
 
     def __post_init__(self) -> None:
@@ -169,7 +171,10 @@ class MultiStudentTask:
         return ""
 
     def check(self, row: Mapping[str, np.ndarray]) -> None:
-        """Checks what the method does, and that whole batches are in the order of the parts."""
+        """Checks what the method does, and that whole batches are in the order of the parts.
+
+        Raises GenError for data that are not divided among the students.
+        """
         self.task.check(row)
         labels, count = np.asarray(row["label"]), self.count
         if len(labels) % count == 0 and jax.process_count() == 1:

@@ -112,6 +112,8 @@ class NoiseDecoding:
         `rewritten` on; its arrays are those of the role ``guide``. None for the student alone.
       rewritten: the first token that the teacher writes; 0 saves the student's first call.
       decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
+
+    Raises GenError for starts that do not rise from 0, and rewriting without a teacher or without two calls.
     """
 
     starts: tuple[int, ...] = (0,)
@@ -132,7 +134,10 @@ class NoiseDecoding:
             raise GenError(f"starts {self.starts}, split {self.split}; expected numbers rising from 0, and 0 or more")
 
     def changed(self, **settings: Any) -> "NoiseDecoding":
-        """Gives this sampler where nothing is given but its own number of calls as ``steps``."""
+        """Gives this sampler where nothing is given but its own number of calls as ``steps``.
+
+        Raises GenError for any setting, for the student has its own calls.
+        """
         if changes(None, settings) not in ({}, {"steps": len(self.starts)}):
             raise GenError("a student of noise and tokens has its own calls; change sampler.starts and sampler.split")
         return self

@@ -37,7 +37,10 @@ __all__ = [
 
 
 def at_level(process: Any, level: jax.Array) -> jax.Array:
-    """Gives the times at which sigma / alpha has the values `level`; on EDM's process they are the same."""
+    """Gives the times at which sigma / alpha has the values `level`, above 0, in their shape.
+
+    On EDM's process they are the same.
+    """
     if isinstance(process, VE):
         return level
     times: jax.Array = process.time_of(-2.0 * jnp.log(level))
@@ -256,6 +259,8 @@ class LogLevels:
       mean, std: location and scale.
       freedom: degrees of freedom of Student's t; None for the normal law.
       low, high: levels between which the law is truncated; None for no truncation.
+
+    Raises GenError for levels that do not rise, and Student's t without both ends.
     """
 
     mean: float = -1.1
@@ -316,6 +321,8 @@ class ShrinkingPairs:
       floor: smallest level r.
       begun: steps that were made before, for runs that go on.
       count: both levels are moved to the nearest of this many points of the process's own grid; None for no grid.
+
+    Raises GenError for a factor of at most 1, and numbers out of range.
     """
 
     levels: LogLevels = LogLevels()

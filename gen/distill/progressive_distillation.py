@@ -93,6 +93,8 @@ class ScaleMethod(StudentMethod):
 
     Attributes:
       scales: between which guidance scales are drawn uniformly, for networks that know theirs (`GuidedConfig`).
+
+    Raises GenError for scales in the wrong order, and a student of another process.
     """
 
     scales: tuple[float, float] = (1.0, 5.0)
@@ -137,6 +139,8 @@ class ProgressiveTask(ScaleMethod):
     Attributes:
       steps: N, the student's steps.
       weight: see `weighted_error`.
+
+    Raises GenError for fewer steps than 1.
     """
 
     steps: int = 4
@@ -148,7 +152,10 @@ class ProgressiveTask(ScaleMethod):
             raise GenError(f"a student of {self.steps} steps; expected at least 1")
 
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
-        """Gives the student of the stage before, averaged where it is, or else what fits of the teacher."""
+        """Gives the student of the stage before, averaged where it is, or else what fits of the teacher.
+
+        Raises GenError for a student that knows a scale of a teacher that does not.
+        """
         if previous is not None:
             return {"student": self.student_part.averaged(previous)}
         if self.scaled and SCALE not in self.teacher.network.conditions:

@@ -56,6 +56,8 @@ class UShaped:
 
     Attributes:
       a: how much; 4 in the paper.
+
+    Raises GenError for an a that is not positive.
     """
 
     a: float = 4.0
@@ -115,6 +117,8 @@ class PairMethod(StudentMethod):
     Attributes:
       flip: images are mirrored with probability 1/2, each together with its noise: the mirrored noise makes the
         mirrored image. For images, not for latents.
+
+    Raises GenError for a student that is no linear flow, and mirror images of data that are none.
     """
 
     flip: bool = False
@@ -137,7 +141,10 @@ class PairMethod(StudentMethod):
             raise GenError(f"data {self.shape} cannot be mirrored; set flip to false")
 
     def check(self, row: Mapping[str, np.ndarray]) -> None:
-        """Checks what `Method.check` does, and that there are pairs."""
+        """Checks what `Method.check` does, and that there are pairs.
+
+        Raises GenError for data that are no pairs of a teacher.
+        """
         super().check(row)
         if "noise" not in row:
             raise GenError(
@@ -170,6 +177,8 @@ class ReflowTask(PairMethod):
         velocities weighs 1 - t; its weights are a frozen role of its name. Any distance will do, since each z_t
         belongs to one pair. None for none.
       over_time: whether the perceptual term is divided by t.
+
+    Raises GenError for a perceptual term on data that are no images.
     """
 
     law: Any = TimeSampler()

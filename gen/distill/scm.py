@@ -51,7 +51,7 @@ def tangent(value: jax.Array, moved: jax.Array, velocity: jax.Array, x: jax.Arra
 
 
 def normalised(g: jax.Array, c: float, scaling: Scaling) -> jax.Array:
-    """Gives g / (||g|| + c) over each sample: with the square root of the sum of squares, or of their mean."""
+    """Gives g / (||g|| + c) over each sample of (B, ...): the root of the sum of squares, or of their mean."""
     flat = g.reshape(g.shape[0], -1)
     norm = jnp.linalg.norm(flat, axis=1) * (flat.shape[1] ** -0.5 if scaling == "mean" else 1.0)
     return g / expand(norm + c, g)
@@ -114,6 +114,8 @@ class SCMTask(FlowMapMethod):
       scaling: ``sum``, the paper's norm of the tangent; or ``mean``, the root mean square and a loss over D, with which
         gradients are sqrt(D) smaller.
       weight_optim: the optimiser of the learned weight.
+
+    Raises GenError for a flow map that is not TrigFlow's, and numbers that are not positive.
     """
 
     levels: LogLevels = LogLevels(-1.0, 1.4)

@@ -55,7 +55,10 @@ def loss_weight(t: jax.Array, weighting: Weighting) -> jax.Array:
 
 
 def annealed_noise(z: jax.Array, fresh: jax.Array, beta: jax.Array) -> jax.Array:
-    """Gives sqrt(1 - beta^2) z + beta z' (arXiv 2407.12718): the noise of the pair, and fresh noise."""
+    """Gives sqrt(1 - beta^2) z + beta z' (arXiv 2407.12718): the noise of the pair, and fresh noise of its shape.
+
+    The scalar beta lies in [0, 1].
+    """
     return jnp.sqrt(1.0 - beta**2) * z + beta * fresh
 
 
@@ -68,6 +71,8 @@ class AnnealingReflowTask(PairMethod):
         K)) / 2 (``cosine``), exp(-k / K) (``exponential``), or 0 throughout (``none``, plain reflow).
       horizon: K; 300,000 of the paper's 800,000 steps.
       weighting: of the squared error over times.
+
+    Raises GenError for a horizon below 1.
     """
 
     annealing: Literal["linear", "cosine", "exponential", "none"] = "linear"
@@ -151,6 +156,8 @@ class FlowGuidedTask(PairMethod):
       squared: weight of the mean squared error of the velocities; 0 for none.
       perceptual: an image term on noise + velocity; its weights are a frozen role of its name. None for none.
       between: the times between which the flow takes over from the student.
+
+    Raises GenError for several times, a loss without a term, and a perceptual term on data that are no images.
     """
 
     times: tuple[float, ...] = (1.0 - EDGE,)

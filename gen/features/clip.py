@@ -33,7 +33,10 @@ MODES = {
 
 @dataclasses.dataclass(frozen=True)
 class CLIPTowerConfig:
-    """A transformer: its width, number of blocks, attention heads, and inner width of the MLPs."""
+    """A transformer: its width, number of blocks, attention heads, and inner width of the MLPs.
+
+    Raises GenError for a width that the heads do not divide.
+    """
 
     width: int
     depth: int
@@ -58,6 +61,8 @@ class CLIPConfig:
       end_token: whose first position a text is read at; 2 stands for the largest token of each text, as in OpenAI's
         published configurations.
       eps: of the layer norms.
+
+    Raises GenError for a size that is no multiple of the patch.
     """
 
     vision: CLIPTowerConfig = CLIPTowerConfig(1024, 24, 16, 4096)
@@ -206,6 +211,8 @@ class CLIPExtractor(ConvertedWeights):
         those models with CLIP's own preprocessing: the shorter side resized by Pillow's bicubic filter to 8-bit
         values, the middle square cut out, embeddings as they come.
       weights: a file made by ``gen convert clip``; the model's in the per-user cache by default.
+
+    Raises GenError for a model that is not known.
     """
 
     modes: ClassVar[tuple[str, ...]] = tuple(MODES)

@@ -100,7 +100,10 @@ class DigitsExtractor:
             raise GenError(f"cannot read the digits extractor's weights: {reason}; install the package again") from None
 
     def __call__(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        """Maps images (B, 8, 8, 1) float32 on the 0..255 grid -> "features" (B, 64), "logits" (B, 10) float32."""
+        """Maps images (B, 8, 8, 1) float32 on the 0..255 grid -> "features" (B, 64), "logits" (B, 10) float32.
+
+        Raises GenError for images of another shape.
+        """
         if images.shape[1:] != self.image:
             raise GenError(f"the digits extractor takes images of shape (B, 8, 8, 1), got {images.shape}")
         highest = jax.lax.Precision.HIGHEST

@@ -298,6 +298,8 @@ class Inception(ConvertedWeights):
         labelled samples are read as their class; its distances are no FID.
       weights: a file made by ``gen convert inception``; that of the per-user cache by default.
       fast: the device's fast arithmetic (TF32, bfloat16) for monitoring; never for scores that are reported.
+
+    Raises GenError for a mode that is not known.
     """
 
     modes: ClassVar[tuple[str, ...]] = (*RESIZES, "torchvision")

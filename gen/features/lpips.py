@@ -95,7 +95,7 @@ def trunk(params: Params, images: jax.Array, net: str = "vgg") -> list[jax.Array
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """x at unit length over channels; 0 stays 0, with gradient 0."""
+    """Gives x (..., C) at unit length over channels; 0 stays 0, with gradient 0."""
     square = jnp.square(x).sum(-1, keepdims=True)
     length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
     return x / (length + _EPS)
@@ -108,6 +108,8 @@ def distances(params: Params, a: jax.Array, b: jax.Array, net: str = "vgg", head
       params: "net" (slices) and "lin0" (C,) ... as `gen.pretrained.lpips.fold` makes them.
       a, b: (B, H, W, 3) float32 in [-1, 1].
       heads: whether channels are weighted by the learned heads; else their plain sum ("baseline").
+
+    Raises GenError for images of different shapes.
     """
     if a.shape != b.shape:
         raise GenError(f"LPIPS compares images of equal shapes, got {a.shape} and {b.shape}")

@@ -40,6 +40,8 @@ class ViTConfig:
       masked: whether there is a mask token, which only training uses; files of timm and of MAE's encoder have none.
       affine: whether the final norm has a gain and a bias; RAE (Zheng et al. 2025) goes without.
       eps: of all norms.
+
+    Raises GenError for a size that is no multiple of the patch, and a width that the heads do not divide.
     """
 
     size: int = 518

@@ -52,7 +52,10 @@ class AdaptTask(DenoiserTask):
         return (Part("net", self.adapted, self.optim, self.emas),)
 
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
-        """Gives an adapter that changes nothing, or that of the previous stage."""
+        """Gives an adapter that changes nothing, or that of the previous stage.
+
+        Raises GenError for a missing frozen teacher.
+        """
         if "teacher" not in frozen:
             raise GenError(f"an adapter needs the frozen role 'teacher'; got {', '.join(frozen) or 'none'}")
         return {"net": self.adapted.start(key, frozen["teacher"]) if previous is None else previous.params["net"]}

@@ -109,6 +109,8 @@ class Adapted:
 
         A table of labels of another number of classes starts afresh, but for its last row, the null label's, where the
         network has one.
+
+        Raises GenError for parameters of another shape that are not trained.
         """
         value_key, extra_key = jax.random.split(key)
         given, fresh = flatten(params), flatten(Network(self.network).init(value_key))

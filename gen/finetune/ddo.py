@@ -55,6 +55,8 @@ class DDOMethod(Method):
       teacher: the reference's model.
       alpha: weight of the generated samples.
       beta: temperature; it scales like one over the numbers in a sample.
+
+    Raises GenError for an alpha or beta that is not positive.
     """
 
     teacher: Any = given("teacher")
@@ -75,14 +77,20 @@ class DDOMethod(Method):
         return {"net": Model(self.teacher)}
 
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
-        """Gives the reference's parameters, or those of the previous stage."""
+        """Gives the reference's parameters, or those of the previous stage.
+
+        Raises GenError for a missing frozen teacher.
+        """
         del key
         if "teacher" not in frozen:
             raise GenError(f"DDO needs the frozen role 'teacher', its reference; got {', '.join(frozen) or 'none'}")
         return {"net": frozen["teacher"] if previous is None else previous.params["net"]}
 
     def check(self, row: Mapping[str, np.ndarray]) -> None:
-        """Checks what `Method.check` does, for the real data and for the reference's samples."""
+        """Checks what `Method.check` does, for the real data and for the reference's samples.
+
+        Raises GenError for data without the reference's samples.
+        """
         super().check(row)
         made = {name.removeprefix(FAKE): value for name, value in row.items() if name.startswith(FAKE)}
         if not made:
@@ -179,6 +187,8 @@ class TokenDDOTask(DDOMethod):
     Attributes:
       teacher: the reference's `gen.autoregressive.base.TokenModel`. One of several scales reads codes of the frozen
         role ``tokenizer``.
+
+    Raises GenError for a model without an exact likelihood.
     """
 
     takes = ("tokens", "bits")

@@ -36,6 +36,8 @@ class DiffFit(Adapter):
       scales: patterns over paths of dense layers whose outputs get factors: `BRANCHES`, or `EVERY_LAYER`, as the
         unofficial code does; () for none.
       blocks: factors are in the first so many of the stacked blocks; None for all.
+
+    Raises GenError for scales in fewer blocks than one.
     """
 
     train: tuple[str, ...] = ("*/bias|*norm*|label/*",)
@@ -47,7 +49,10 @@ class DiffFit(Adapter):
             raise GenError(f"DiffFit in the first {self.blocks} blocks; give at least 1, or no scales")
 
     def extra(self, config: Any) -> dict[str, tuple[int, ...]]:
-        """Gives the shapes of the factors, those of the layers' biases, cut to the first blocks."""
+        """Gives the shapes of the factors, those of the layers' biases, cut to the first blocks.
+
+        Raises GenError for more blocks than the network has.
+        """
         shapes = param_shapes(config)
         flat = flatten(shapes)
         found = {}

@@ -25,6 +25,8 @@ class LoRA(Adapter):
       layers: patterns over paths of dense layers.
       rank: of the products.
       alpha: factor on them, over the rank.
+
+    Raises GenError for a rank below 1, and no layers.
     """
 
     train: tuple[str, ...] = ("label/*",)

@@ -52,6 +52,8 @@ class ProbeTask(Method):
       head: a `LinearHead` of one feature at one time, or an `AttentionHead` of `taps` at `times`.
       taps: names of the features.
       times: of the noise, on the teacher's clock.
+
+    Raises GenError for no feature or time, and a head of other ones.
     """
 
     teacher: Denoiser = given("teacher")
@@ -94,7 +96,7 @@ class ProbeTask(Method):
         return label(self.head.classes)
 
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
-        """Gives a fresh head, or that of the previous stage."""
+        """Gives a fresh head, or that of the previous stage. Raises GenError for a missing frozen teacher."""
         if "teacher" not in frozen:
             raise GenError(f"a probe needs the frozen role 'teacher'; got {', '.join(frozen) or 'none'}")
         return {"head": Network(self.head).init(key) if previous is None else previous.params["head"]}

@@ -201,6 +201,8 @@ class Fit:
     Attributes:
       steps, batch, rate, decay: of the optimiser.
       seed: of initial weights and order.
+
+    Raises GenError for numbers that are not positive.
     """
 
     steps: int = 1500
@@ -256,7 +258,7 @@ def _answers(head: Any, params: Params, features: Features) -> jax.Array:
 
 
 def accuracy(head: Any, params: Params, features: Features, labels: np.ndarray, batch: int = 1024) -> float:
-    """Gives the share of features that the head gives their label."""
+    """Gives the share, in [0, 1], of features (N, ...) that the head gives their label (N,)."""
     right = 0
     for start in range(0, len(labels), batch):
         rows = slice(start, start + batch)

@@ -42,6 +42,8 @@ class Classifier:
       steps, batch, rate, decay: of AdamW under a cosine schedule with 5 % of warmup.
       shift: images are moved by up to this share of the side while training, the border repeated.
       runs: trainings from other weights and orders; the score is their mean.
+
+    Raises GenError for numbers that are not positive, and a width that 8 does not divide.
     """
 
     size: int = 64

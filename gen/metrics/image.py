@@ -27,6 +27,8 @@ class Window:
       sigma: of the Gaussian; None for equal weights.
       sample: whether covariances are divided by n - 1 instead of n.
       border: "crop" keeps the pixels whose window lies inside; "mirror" keeps all, reflecting at the edge pixel.
+
+    Raises GenError for an even window, or one below 3.
     """
 
     size: int = 11

@@ -39,7 +39,7 @@ class Spread(NamedTuple):
 
 
 def cubic(x: Array, y: Array) -> Array:
-    """Gives (x.y / D + 1)^3, the kernel of KID (Binkowski et al. 2018)."""
+    """Gives (x.y / D + 1)^3, (N, M) of features (N, D) and (M, D): the kernel of KID (Binkowski et al. 2018)."""
     return np.asarray((x @ y.T / x.shape[1] + 1) ** 3)
 
 
@@ -108,6 +108,8 @@ def sliced_wasserstein(x: Array, y: Array, directions: Array) -> Array:
     Args:
       x, y: (N, D) features of equally many samples.
       directions: (P, D) unit vectors.
+
+    Raises GenError for sets of different sizes.
     """
     x, y = _pair(x, y)
     if len(x) != len(y):

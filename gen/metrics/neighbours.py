@@ -75,7 +75,10 @@ def radii_sq(points: np.ndarray | jax.Array, k: int) -> jax.Array:
 def neighbours(
     queries: np.ndarray | jax.Array, points: np.ndarray | jax.Array, points_radii_sq: jax.Array | None = None
 ) -> Neighbours:
-    """Compares every query (Q, D) with all points (N, D) with their squared ball radii (N,) (0 when not given)."""
+    """Compares every query (Q, D) with all points (N, D) with their squared ball radii (N,) (0 when not given).
+
+    Raises GenError for features of different lengths.
+    """
     queries, points = _features(queries, "queries"), _features(points, "points")
     if queries.shape[1] != points.shape[1]:
         raise GenError(
@@ -121,6 +124,7 @@ def authenticity(real: np.ndarray | jax.Array, fake: np.ndarray | jax.Array) -> 
     """Gives the fraction of fakes whose nearest real point is closer to another real point than to the fake.
 
     Alaa et al. 2022 ("How faithful is your synthetic data?"), as in dgm-eval, which reports it in percent.
+    Features are (N, D) and (M, D); the fraction is in [0, 1].
     """
     found = neighbours(fake, real)
     return _fraction(radii_sq(real, 1)[found.closest] < found.distance_sq)

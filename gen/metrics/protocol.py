@@ -250,6 +250,8 @@ class Result:
       runs: how many evaluations the values are the mean of.
       seconds: wall time.
       versions: of the packages that took part.
+
+    Raises GenError for a score that is not finite.
     """
 
     values: Mapping[str, float]

@@ -37,12 +37,15 @@ GANLoss = Literal["hinge", "vanilla", "non-saturating"]
 
 
 def logistic_generator_loss(fake: jax.Array) -> jax.Array:
-    """Gives mean softplus(-logit) of generated samples: the non-saturating loss (Goodfellow et al. 2014)."""
+    """Gives mean softplus(-logit) of generated samples, over logits of any shape.
+
+    This is the non-saturating loss (Goodfellow et al. 2014).
+    """
     return jax.nn.softplus(-fake).mean()
 
 
 def logistic_discriminator_loss(real: jax.Array, fake: jax.Array) -> jax.Array:
-    """Gives mean softplus(fake logit) + mean softplus(-real logit)."""
+    """Gives mean softplus(fake logit) + mean softplus(-real logit), each over logits of any shape."""
     return jax.nn.softplus(fake).mean() + jax.nn.softplus(-real).mean()
 
 
@@ -207,6 +210,8 @@ class PooledHead:
 
     Attributes:
       channels: of the features, even; groups of four share a norm.
+
+    Raises GenError for an odd number of channels.
     """
 
     channels: int
@@ -246,6 +251,8 @@ class Heads:
 
     Attributes:
       heads: configurations of the heads.
+
+    Raises GenError for no heads.
     """
 
     heads: tuple[Any, ...]

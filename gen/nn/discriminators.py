@@ -51,6 +51,8 @@ class PatchGAN:
       norm: "batch", with the statistics of the batch as published; or "group", with those of each image in 32 groups
         or one for every two channels, so that a logit depends on its image alone.
       dtype: compute type; normalisations are float32.
+
+    Raises GenError for no channel or layer.
     """
 
     channels: int = 3
@@ -77,6 +79,8 @@ class TiTokDiscriminator:
       width: channels of the first layers; later stages double it. A multiple of 32.
       stages: halvings of the image.
       dtype: compute type; normalisations are float32.
+
+    Raises GenError for no stage, and a width that 32 does not divide.
     """
 
     channels: int = 3
@@ -108,6 +112,8 @@ class StyleGAN:
       group: images whose standard deviation is a further map of the last block (minibatch standard deviation); 0 for
         none, as in ViTok. It divides the batch.
       dtype: compute type.
+
+    Raises GenError for a side that is no power of two from 8 on.
     """
 
     image: tuple[int, int] = (256, 3)

@@ -52,7 +52,9 @@ def linear(
     bias: bool = True,
     init: Callable[..., jax.Array] = xavier,
 ) -> nnx.Linear:
-    """Gives a dense layer with Xavier-uniform weights and zero bias unless told otherwise."""
+    """Gives a dense layer, (..., features_in) -> (..., features_out), with Xavier-uniform weights and zero bias unless
+    told otherwise; float32 parameters, products in `dtype`.
+    """
     return nnx.Linear(
         features_in, features_out, use_bias=bias, dtype=dtype, kernel_init=init, dot_general=_dot, rngs=rngs
     )

@@ -92,7 +92,7 @@ def depthwise(x: jax.Array, kernel: jax.Array, padding: tuple[tuple[int, int], .
 
 
 def step_bias(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Biases whose softplus is log-uniform in [0.001, 0.1]."""
+    """Draws biases of a shape, float32, whose softplus is log-uniform in [0.001, 0.1] (Mamba's step widths)."""
     low, high = math.log(0.001), math.log(0.1)
     step = jnp.maximum(jnp.exp(jax.random.uniform(key, shape) * (high - low) + low), 1e-4)
     return step + jnp.log(-jnp.expm1(-step))
@@ -230,6 +230,8 @@ class Scan2D(nnx.Module):
       rank: of the step sizes' projection; ceil(width / 16) when None.
       conv: side of the depthwise convolution, odd; 1 for none.
       conv_bias: whether it has a bias.
+
+    Raises GenError for a convolution of even side.
     """
 
     def __init__(

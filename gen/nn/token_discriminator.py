@@ -31,6 +31,8 @@ class TokenDiscriminator:
       width: of the tokens.
       heads: how many arrays of tokens are judged, each by its own head.
       kernel: odd; neighbours of the residual layer.
+
+    Raises GenError for no heads, and an even kernel.
     """
 
     width: int = 384

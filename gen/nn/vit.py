@@ -23,7 +23,10 @@ def normed(kind: Literal["layer", "rms"], width: int, eps: float, rngs: nnx.Rngs
 
 
 class Gated(nnx.Module):
-    """fc2(activation(a) b) with (a, b) the halves of fc1: SwiGLU, GEGLU (Shazeer 2020, arXiv 2002.05202)."""
+    """fc2(activation(a) b) with (a, b) the halves of fc1: SwiGLU, GEGLU (Shazeer 2020, arXiv 2002.05202).
+
+    (..., width) -> (..., width), through `hidden` channels.
+    """
 
     def __init__(
         self,

@@ -141,7 +141,11 @@ def openai_rules(config: CLIPConfig) -> Rules:
 
 
 def openai_config(weights: Arrays, *, vision_heads: int | None = None, text_heads: int | None = None) -> CLIPConfig:
-    """Gives the configuration of a state dict of openai/CLIP; see `config`."""
+    """Gives the configuration of a state dict of openai/CLIP; see `config`.
+
+    Raises GenError for a width that is not published, where no heads are given, and a network that is no vision
+    transformer.
+    """
 
     def tower(name: str, heads: int | None) -> CLIPTowerConfig:
         hidden, width = weights[f"{name}.resblocks.0.mlp.c_fc.weight"].shape

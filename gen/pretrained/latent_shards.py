@@ -89,6 +89,8 @@ class LatentShards:
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Gives the mean and unbiased deviation (C,) of the unflipped latents: the stored ones, or those of 10,000
         rows.
+
+        Raises GenError for a file of other statistics.
         """
         file = Path(self.path) / "latents_stats.pt"
         if file.exists():

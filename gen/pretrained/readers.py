@@ -44,7 +44,10 @@ def read_weights(path: str | Path, key: str | None = None) -> dict[str, np.ndarr
 
 
 def read_state(path: str | Path, key: str | None = None) -> tuple[dict[str, np.ndarray], str]:
-    """As `read_weights`, with the name of the entry that was taken ("" when the file is the state dict itself)."""
+    """As `read_weights`, with the name of the entry that was taken ("" when the file is the state dict itself).
+
+    Raises GenError for one file of several.
+    """
     path = Path(path)
     if path.name.endswith(".index.json"):
         return choose(_read_shards(path), key, path)

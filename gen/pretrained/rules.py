@@ -298,7 +298,10 @@ def _take(
 
 
 def save(rules: Rules, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Gives the official state dict of our parameters: the inverse of `load`."""
+    """Gives the official state dict of our parameters: the inverse of `load`.
+
+    Raises GenError for parameters that the official format has no place for, or that are missing.
+    """
     ours = flatten(params)
     weights: dict[str, np.ndarray] = {}
     for rule in rules:

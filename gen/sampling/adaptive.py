@@ -40,6 +40,8 @@ class Dopri5:
     Attributes:
       rtol, atol: relative and absolute tolerance of a step's error, root mean square over a sample.
       max_steps: attempted steps after which a sample is given up: its entries are NaN.
+
+    Raises GenError for tolerances or a limit that are not positive.
     """
 
     rtol: float = 1e-5
@@ -141,7 +143,10 @@ class AdaptiveSampler:
         return cls(solver, sampler.guidance, sampler.process, sampler.guide, start, sampler.decoding)
 
     def changed(self, **settings: Any) -> "AdaptiveSampler":
-        """Changes the settings ``solver`` and ``guidance`` that are not None."""
+        """Changes the settings ``solver`` and ``guidance`` that are not None.
+
+        Raises GenError for a number of steps or a grid.
+        """
         given = changes(self.guidance, settings)
         if {"steps", "grid"} & set(given):
             raise GenError("an adaptive solver chooses its steps itself; leave out steps and grid")

@@ -72,6 +72,8 @@ class FlowMapSampler:
         published consistency models do.
       steps: number of jumps where no times are given, at equal spacing of the process's uniform time.
       decoding: as in `gen.sampling.generator.Sampler`.
+
+    Raises GenError for neither times nor a positive number of steps.
     """
 
     times: tuple[float, ...] | None = None
@@ -104,6 +106,9 @@ class FlowMapGenerator(LatentGenerator):
       flow_map: the sampled `FlowMap`.
       sampler: times and noise.
       tokenizer: a tokenizer config, or None for pixel models.
+
+    Raises GenError for times that do not fall within the process's, a gamma outside [0, 1], clipping of jumps that end
+    before the data, and of a consistency model several jumps without noise.
     """
 
     flow_map: FlowMap

@@ -20,8 +20,8 @@ __all__ = ["generate", "quantise"]
 
 
 def quantise(images: jax.Array) -> jax.Array:
-    """Gives images in [-1, 1] as uint8 levels, ``floor(clip(127.5 x + 128, 0, 255))``: the rounding of the official
-    codes.
+    """Gives images (...) float in [-1, 1] as uint8 levels, ``floor(clip(127.5 x + 128, 0, 255))``: the rounding of the
+    official codes. Values outside of [-1, 1] are cut.
     """
     return jnp.floor(jnp.clip(127.5 * images + 128.0, 0.0, 255.0)).astype(jnp.uint8)
 

@@ -108,6 +108,8 @@ class Sampler:
         the denoiser by equal log-SNR (`Denoiser.under`).
       guide: the weaker denoiser of autoguidance; None where it differs from the sampled one in parameters only.
       decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
+
+    Raises GenError for fewer steps than 1.
     """
 
     solver: Any = Heun()
@@ -338,7 +340,7 @@ class FewSteps:
     decoding: Any = None
 
     def changed(self, **settings: Any) -> "FewSteps":
-        """Gives this sampler where no setting is given."""
+        """Gives this sampler where no setting is given. Raises GenError for any setting but one step."""
         given = changes(None, settings)
         if given and given != {"steps": 1}:
             raise GenError(

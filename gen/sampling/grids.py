@@ -118,6 +118,8 @@ class Uniform:
     Attributes:
       shift: resolution shift u' = shift u / (1 + (shift - 1) u) (Esser et al. 2024, sec. 5.3); 1 for none.
       start, end: ends of the u interval, noise end first, within [0, 1].
+
+    Raises GenError for ends that do not fall within [0, 1], and a shift that is not positive.
     """
 
     shift: float = 1.0
@@ -146,6 +148,8 @@ class Karras:
     Attributes:
       rho: larger values put more steps near the data.
       sigma_min, sigma_max: the lowest and highest level that is evaluated.
+
+    Raises GenError for levels that do not fall above 0.
     """
 
     rho: float = 7.0
@@ -213,6 +217,8 @@ class Respaced:
 
     Attributes:
       spec: a respacing of `space_timesteps`; empty for the plain number of steps.
+
+    Calling it raises GenError for a process that is no DDPM chain.
     """
 
     spec: str = ""
@@ -229,7 +235,10 @@ class Respaced:
 
 @dataclasses.dataclass(frozen=True)
 class Explicit:
-    """The listed times, noise end first, on the process's own clock; the last is where the run ends (0 = data)."""
+    """The listed times, noise end first, on the process's own clock; the last is where the run ends (0 = data).
+
+    Calling it raises GenError for fewer times than two.
+    """
 
     times: tuple[float, ...]
 
@@ -248,6 +257,8 @@ class Searched:
       times: on the clock of `process`, noise end first; the last is where the run ends (0 = data).
       process: the process that was sampled.
       controls: (name, one row for each step) of the network's controls: which layers run, skip scales.
+
+    Calling it raises GenError for another process than it was searched on.
     """
 
     times: tuple[float, ...]
@@ -278,6 +289,8 @@ class ChainLevels:
 
     Attributes:
       sigma_min, sigma_max: levels sigma / alpha of the chain outside of these are left out.
+
+    Calling it raises GenError for a process that is no DDPM chain, and for more steps than the range has levels.
     """
 
     sigma_min: float = 0.002
@@ -308,6 +321,8 @@ class Spaced:
       offset: of ``leading``; 1 for Stable Diffusion.
       end_point: ``linspace`` and ``leading`` are laid out for m = steps + 1 points and leave the last one out, as
         published multistep solvers do.
+
+    Calling it raises GenError for a process that is no DDPM chain, and for a spacing that is not known.
     """
 
     spacing: Literal["linspace", "leading", "trailing"] = "trailing"

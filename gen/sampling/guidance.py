@@ -288,6 +288,8 @@ class Interval:
         noise level); with ``by="step"`` of the solver's step index. Official codes differ: they
         limit by the time of the evaluation, or by step, where a method evaluates the network twice a step.
       by: ``time`` or ``step``.
+
+    Raises GenError for an empty interval.
     """
 
     guidance: Any = ClassifierFree()

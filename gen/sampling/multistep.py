@@ -53,6 +53,8 @@ class DPMSolver:
       stochastic: the SDE instead of the probability flow.
       lower_final: in runs of fewer than 15 steps the last two are of order 2 and 1 at most. A step to clean data is of
         order 1 in any case.
+
+    Raises GenError for an order that the form does not have.
     """
 
     solver_order: int = 2
@@ -134,6 +136,8 @@ class UniPC:
       form: B = h (``bh1``) or 1 - e^-h (``bh2``).
       lower_final: the order is at most the number of steps left.
       uncorrected: steps whose result is not corrected.
+
+    Raises GenError for an order below 1.
     """
 
     solver_order: int = 2

@@ -30,7 +30,7 @@ def unit_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def prior(grid: Grid, keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Gives the state from which a solver starts: sigma(times[0]) times `unit_noise`."""
+    """Gives the state (B, *shape) float32 from which a solver starts: sigma(times[0]) times `unit_noise`."""
     return jnp.asarray(grid.sigma[0], jnp.float32) * unit_noise(keys, shape)
 
 

@@ -70,6 +70,8 @@ class Solved:
     Attributes:
       generator: the teacher with its sampler.
       points: numbers of solver steps after which the state is kept, ascending; 0 is the noise.
+
+    Raises GenError for points that do not rise within the solver's steps.
     """
 
     generator: DiffusionGenerator

@@ -27,6 +27,8 @@ class Students:
     Attributes:
       denoiser: each of them.
       partition: the student of each class.
+
+    Raises GenError for a partition of other classes, and a student without classes.
     """
 
     denoiser: Denoiser
@@ -69,7 +71,10 @@ class Routed:
     decoding: Any = None
 
     def changed(self, **settings: Any) -> "Routed":
-        """Gives this sampler where no setting is given."""
+        """Gives this sampler where no setting is given.
+
+        Raises GenError for steps and guidance, which students have of their own.
+        """
         if changes(None, settings):
             raise GenError("students make images in the steps they were trained for; leave out steps and guidance")
         return self

@@ -35,6 +35,8 @@ class RungeKutta:
 
     Attributes:
       method: ``midpoint`` and ``trapezoid`` of second order, ``rk4`` of fourth (Kutta's 3/8 rule).
+
+    Raises GenError for a method that is not known.
     """
 
     method: Literal["midpoint", "trapezoid", "rk4"] = "midpoint"

@@ -27,6 +27,8 @@ class EulerMaruyama:
       last: ``mean``: one Euler step with b; ``euler``: with the velocity alone; ``tweedie``: the denoised prediction;
         ``none``: a step like the others.
       second_order: SiT's stochastic Heun method.
+
+    Raises GenError for a negative norm.
     """
 
     form: DiffusionForm = "sigma"

@@ -54,6 +54,8 @@ class SearchSpace:
       layers: number of layers that can be left out; 0 to search times alone.
       most: greatest share of the layers that a step leaves out.
       budget: greatest number of layers that run, over all steps; 0 for no limit.
+
+    Raises GenError for more steps than times, all layers left out, and a budget that is too small.
     """
 
     pool: tuple[float, ...]
@@ -141,6 +143,8 @@ class Evolution:
       share: probability that a gene mutates.
       layers_from: the generation from which layers are left out; before, times alone are searched.
       seed: of all draws.
+
+    Raises GenError for counts that are not positive, and a share of mutations outside (0, 1].
     """
 
     population: int = 50

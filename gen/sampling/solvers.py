@@ -173,6 +173,8 @@ class DDIM(_OnePoint):
 
     Attributes:
       eta: share of the ancestral noise, in [0, 1]; 0 is deterministic.
+
+    Raises GenError for an eta outside [0, 1].
     """
 
     eta: float = 0.0

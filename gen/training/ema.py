@@ -53,6 +53,8 @@ class Constant:
     Attributes:
       decay: in [0, 1); 0.9999 is the habit of the field.
       warmup: use min(decay, (1 + n) / (10 + n)) at update n, so that short runs forget their start.
+
+    Raises GenError for a decay outside [0, 1).
     """
 
     decay: float = 0.9999
@@ -75,6 +77,8 @@ class HalfLife:
     Attributes:
       images: half-life in images.
       rampup: the half-life is at most this fraction of the images seen; 0 for none.
+
+    Raises GenError for a half-life that is not positive, and a negative ramp.
     """
 
     images: float = 500_000.0
@@ -97,6 +101,8 @@ class PowerFunction:
 
     Attributes:
       std: standard deviation of the profile relative to the training length; EDM2 tracks 0.05 and 0.10.
+
+    Raises GenError for a width outside (0, 0.28).
     """
 
     std: float = 0.05
@@ -187,6 +193,8 @@ def _inner(ta: Float64, ga: Float64, tb: Float64, gb: Float64) -> Float64:
 def combine(snapshots: Sequence[Any], weights: ArrayLike) -> Any:
     """Gives the weighted sum of M trees (one column of `posthoc_coefficients`), summed in float64, given in their
     dtype.
+
+    Raises GenError for another number of weights than of snapshots.
     """
     weights = np.asarray(weights, np.float64)
     if weights.shape != (len(snapshots),):

@@ -41,6 +41,8 @@ class MetricsLog:
       tensorboard: also write event files to ``<run>/tensorboard``; needs the extra.
       wandb: W&B project name, or None; needs the extra.
       name: run name for W&B.
+
+    Raises GenError for a missing package of the logger that was asked for.
     """
 
     def __init__(
@@ -102,7 +104,10 @@ class MetricsLog:
 
 
 def picture_grid(images: Any, columns: int | None = None) -> np.ndarray:
-    """Tiles pictures (N, H, W, C) float in [-1, 1] into one uint8 (rows H, columns W, C), black where none is left."""
+    """Tiles pictures (N, H, W, C) float in [-1, 1] into one uint8 (rows H, columns W, C), black where none is left.
+
+    Raises GenError for pictures of another shape.
+    """
     images = np.asarray(images, np.float32)
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise GenError(f"pictures have shape {images.shape}; expected (N, H, W, 1 or 3)")

@@ -216,6 +216,8 @@ class StudentMethod(Method):
       student: the student's Denoiser where it is another one than the teacher's; arrays that fit are taken over.
       times: the student's times, noise end first; one time makes a one-step generator.
       noise_scale: standard deviation of the student's first input; None for that of the process at the first time.
+
+    Raises GenError for times that do not fall, or none.
     """
 
     teacher: Any = given("teacher")
@@ -253,7 +255,10 @@ class StudentMethod(Method):
         return {"net": Model(self.denoiser, self.times, self.noise_scale)}
 
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
-        """Gives the student of the previous stage, or else what fits of the teacher."""
+        """Gives the student of the previous stage, or else what fits of the teacher.
+
+        Raises GenError for a missing frozen teacher.
+        """
         if "teacher" not in frozen:
             raise GenError(f"distillation needs the frozen role 'teacher'; got {', '.join(frozen) or 'none'}")
         source = frozen["teacher"] if previous is None else previous.params["student"]

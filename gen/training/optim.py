@@ -29,6 +29,8 @@ class OptimConfig:
       knee: update from which "inverse-sqrt" falls.
       final: see `schedule`.
       clip: largest global norm of the gradient; 0 for no clipping.
+
+    Raises GenError for negative numbers, and a knee of a schedule that has none.
     """
 
     lr: float = 1e-4

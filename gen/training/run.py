@@ -37,6 +37,8 @@ class EngineConfig:
       tensorboard: also write TensorBoard files.
       wandb: W&B project, or None.
       quiet: no lines on stdout.
+
+    Raises GenError for intervals below 1, and a memory that is not positive.
     """
 
     seed: int = 0

@@ -18,6 +18,9 @@ def open_array_record(path: Path) -> Store:
 
     The native reader is used without `ArrayRecordDataSource`, which starts 64 Python threads to count records; where
     memory is limited one of them may not come up, and it waits for that one for ever.
+
+    Raises GenError for a file that is empty or cannot be read, a missing package array_record, and a store that a
+    forked process uses.
     """
     try:
         from array_record.python.array_record_module import ArrayRecordReader

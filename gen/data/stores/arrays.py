@@ -77,6 +77,8 @@ def _stored(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, title: 
 def npy(file: Any, length: int, name: str, believable: int) -> np.ndarray:
     """Gives an array from a stream that holds `length` bytes; `believable` bounds what the packed bytes can unpack
     to.
+
+    Raises GenError for a member that is cut off, or claims more than its bytes can hold.
     """
     dtype, shape, fortran, offset = _npy_header(file, length, name)
     if length > believable + 1024:
@@ -110,7 +112,11 @@ def _npy_header(file: Any, length: int, name: str) -> tuple[np.dtype[Any], tuple
 
 
 def open_arrays(path: Path) -> Store:
-    """Gives the images of an .npz or .npy; see `gen.data.stores.open_store`."""
+    """Gives the images of an .npz or .npy; see `gen.data.stores.open_store`.
+
+    Raises GenError for a file without images, images that are not uint8 (N, H, W, 1 or 3), and labels of another
+    number.
+    """
     arrays = load_arrays(path)
     images = _first(arrays, "image", "images", "arr_0")
     if images is None:

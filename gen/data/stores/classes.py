@@ -84,6 +84,8 @@ def of_folders(names: Sequence[str], where: str) -> Classes:
     Args:
       names: of the images, with "/" between folders.
       where: how messages call the data.
+
+    Raises GenError for folders that are splits (train, val) and no classes.
     """
     parts = [tuple(part for part in name.split("/") if part not in ("", ".", "..")) for name in names]
     if not parts:

@@ -15,7 +15,10 @@ __all__ = ["open_folder"]
 
 
 def open_folder(path: Path) -> Store:
-    """Gives the image files below `path` in the order of their names; see `gen.data.stores.open_store`."""
+    """Gives the image files below `path` in the order of their names; see `gen.data.stores.open_store`.
+
+    Raises GenError for a file that is too large to be an image.
+    """
     names, ignored = sorted_out(_files(path), str(path))
     names.sort()
 

@@ -18,7 +18,11 @@ __all__ = ["open_table"]
 
 
 def open_table(place: str) -> Store:
-    """Gives the images of hf:NAME, hf:NAME:SPLIT, hf:NAME:SPLIT:IMAGES or hf:NAME:SPLIT:IMAGES:LABELS (two columns)."""
+    """Gives the images of hf:NAME, hf:NAME:SPLIT, hf:NAME:SPLIT:IMAGES or hf:NAME:SPLIT:IMAGES:LABELS (two columns).
+
+    Raises GenError for a name that cannot be read, a data set that cannot be loaded or has no images, and a missing
+    package.
+    """
     parts = re.fullmatch(r"hf:([^:]+)(?::([^:]+))?(?::([^:]+))?(?::([^:]+))?", place)
     if not parts:
         raise GenError(

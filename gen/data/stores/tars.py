@@ -34,7 +34,10 @@ Image = tuple[int, str, int, int]  # number of the shard, name, offset, bytes
 
 
 def open_tars(path: Path, shards: list[Path]) -> Store:
-    """Gives the images of one or more shards in their order; see `gen.data.stores.open_store`."""
+    """Gives the images of one or more shards in their order; see `gen.data.stores.open_store`.
+
+    Raises GenError for a shard that has become shorter since it was indexed.
+    """
     images: list[Image] = []
     labels: list[int | None] = []
     texts: list[np.ndarray | None] = []

@@ -20,7 +20,10 @@ __all__ = ["open_zip"]
 
 
 def open_zip(path: Path) -> Store:
-    """Gives the images in a zip in the order of their names; see `gen.data.stores.open_store`."""
+    """Gives the images in a zip in the order of their names; see `gen.data.stores.open_store`.
+
+    Raises GenError for a file that is no zip, or holds two files of one name.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             listed = [info for info in archive.infolist() if info.filename and info.filename[-1] not in "/\\"]

@@ -28,6 +28,8 @@ class AlignedConfig(WrappedConfig):
       tap: the aligned feature: REPA takes the 8th block of L and XL (``block_7``), the 4th of B.
       widths: channels of each encoder's features; DINOv2 ViT-B/14 has 768.
       hidden: hidden size of the projectors.
+
+    Raises GenError for no encoder to align with.
     """
 
     network: Any
@@ -77,6 +79,8 @@ class AlignedNetwork(Backbone):
 
     They are the projections of the backbone's feature `tap`, float32. Inputs, conditions and controls are those of the
     backbone.
+
+    Raises GenError for a tap that the network does not have.
     """
 
     def __init__(self, config: AlignedConfig, rngs: nnx.Rngs) -> None:

@@ -167,7 +167,10 @@ class Backbone(nnx.Module):
         """Gives what a checked call gives."""
 
     def null(self, cond: Cond) -> Cond:
-        """Gives the same condition with the null label num_classes; GenError where the network knows none."""
+        """Gives the same condition with the null label num_classes; GenError where the network knows none.
+
+        Raises GenError for a network without a condition, or without a null class.
+        """
         if not self.config.num_classes:
             raise GenError(f"this {self.title} is unconditional; sample with guidance 1 and train with dropout 0")
         if not self.config.null_class:

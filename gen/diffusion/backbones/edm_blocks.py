@@ -56,6 +56,8 @@ class Style:
       dropout: share of activations dropped before the second convolution, in training.
       law: of weights; of layers that start at zero, or nearly; of the attention's qkv.
       bias: factor of `law` for biases; 0 for zero biases.
+
+    Raises GenError for a resampling filter of an odd number of taps, and a dropout outside [0, 1).
     """
 
     adaptive: bool = True

@@ -30,6 +30,8 @@ class GuidedConfig(WrappedConfig):
       factor: the second time is factor (w - 1), 0 for no guidance. The published embedding has 1000, after Kingma et
         al. 2021 (arXiv 2107.00630); sines of scales that differ by less are told apart, and hardly interpolated.
       usual: the scale where none is given.
+
+    Raises GenError for a network that has other times than two.
     """
 
     network: Any

@@ -42,6 +42,8 @@ class LightningDiTConfig(DiTConfig):
       rope: rotary positions on q and k of every block, beside the additive ones.
       qk_norm: q and k are normed over each head (against divergence of long runs).
       shift: the blocks' modulation has shifts; False for the official ``wo_shift``.
+
+    Raises GenError for heads whose size rotary positions do not divide.
     """
 
     size: tuple[int, ...] = (16, 16)

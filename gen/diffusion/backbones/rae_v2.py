@@ -46,6 +46,9 @@ class RAEv2Config(BackboneConfig):
       times: 1, or 2 for flow maps: the second time's embedding, 0 at first, is added to the first's.
       dtype: compute type of the matrix products.
       remat, scan: as DiT's.
+
+    Raises GenError for an early head after no block that there is, no classes, and a size of heads that 4 does not
+    divide.
     """
 
     size: tuple[int, int] = (16, 16)
