@@ -57,8 +57,8 @@ def compile_preset(
         evaluate (Inception features, the same for all models of images of a size; minutes of compiling for TPUs).
       json: a file for the same figures.
       hlo: a folder for the compiled programs as text.
-      quick: for TPUs: memory and traffic alone, in a fraction of the time where there are convolutions. Memory comes
-        out a little higher.
+      quick: for TPUs: memory and traffic alone, in a fraction of the time. Memory comes out a little higher, gathered
+        weights may count in float32.
     """
     from gen.training.targets import find_target
     from gen.training.targets import prepare as prepare_compilers

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gen.errors import GenError
+from gen.nn.convolution import general_convolution
 from gen.nn.layers import layer_norm, linear
 
 __all__ = [
@@ -160,6 +161,7 @@ class _ConvHead(nnx.Module):
                 strides=stride,
                 padding=((pad, pad), (pad, pad)),
                 kernel_init=torch_uniform,
+                conv_general_dilated=general_convolution,
                 rngs=rngs,
             )
             norm = nnx.GroupNorm(c, num_groups=config.groups, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
@@ -229,7 +231,14 @@ class _PooledHead(nnx.Module):
     def __init__(self, config: PooledHead, rngs: nnx.Rngs) -> None:
         c = config.channels // 2
         self.conv = nnx.Conv(
-            2 * c, c, (4, 4), strides=2, padding=((1, 1), (1, 1)), kernel_init=torch_uniform, rngs=rngs
+            2 * c,
+            c,
+            (4, 4),
+            strides=2,
+            padding=((1, 1), (1, 1)),
+            kernel_init=torch_uniform,
+            conv_general_dilated=general_convolution,
+            rngs=rngs,
         )
         groups = math.gcd(c, max(1, c // 4))
         self.norm = nnx.GroupNorm(c, num_groups=groups, epsilon=1e-5, use_fast_variance=False, rngs=rngs)

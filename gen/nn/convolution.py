@@ -20,7 +20,9 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-__all__ = ["CONVOLUTIONS", "convolution"]
+from gen.nn.mesh import gathered
+
+__all__ = ["CONVOLUTIONS", "convolution", "general_convolution"]
 
 CONVOLUTIONS = ("forward_3x3", "backward_3x3", "correlate_3x3")  # the primitives' names in a jaxpr
 
@@ -41,6 +43,7 @@ def convolution(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: in
     Returns:
       (B, H', W', K) of the same type.
     """
+    kernel = gathered(kernel)
     b, height, width, inputs = x.shape
     plain = kernel.shape[:2] == (3, 3) and stride == 1 and padding in (None, 1) and x.dtype == jnp.float32
     tiles = b * math.ceil(height / 2) * math.ceil(width / 2)
@@ -49,6 +52,14 @@ def convolution(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: in
         return _forward.bind(x, kernel)
     pads = [(size // 2 if padding is None else padding,) * 2 for size in kernel.shape[:2]]
     return _xla(x, kernel, pads, stride)
+
+
+def general_convolution(x: jax.Array, kernel: jax.Array, *args: Any, **options: Any) -> jax.Array:
+    """Gives `jax.lax.conv_general_dilated` with a kernel that each device holds whole (`gen.nn.mesh.gathered`).
+
+    It is what `nnx.Conv` calls for strides, paddings and kernels that `convolution` does not take.
+    """
+    return jax.lax.conv_general_dilated(x, gathered(kernel), *args, **options)
 
 
 def _xla(x: jax.Array, kernel: jax.Array, pads: Any = ((1, 1), (1, 1)), stride: int = 1) -> jax.Array:

@@ -16,7 +16,7 @@ from flax import nnx
 
 from gen.errors import GenError
 from gen.nn.adversarial import torch_uniform
-from gen.nn.convolution import convolution
+from gen.nn.convolution import convolution, general_convolution
 from gen.nn.layers import linear
 from gen.nn.network import Buffer
 
@@ -184,7 +184,7 @@ def _conv(
         use_bias=bias,
         dtype=dtype,
         kernel_init=init,
-        conv_general_dilated=_plain if size % 2 else jax.lax.conv_general_dilated,
+        conv_general_dilated=_plain if size % 2 else general_convolution,
         rngs=rngs,
     )
 

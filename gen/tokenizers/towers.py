@@ -12,7 +12,7 @@ from flax import nnx
 
 from gen.errors import GenError
 from gen.nn.attention import attention
-from gen.nn.convolution import convolution
+from gen.nn.convolution import convolution, general_convolution
 from gen.training.sharding import constrain
 
 __all__ = [
@@ -131,7 +131,7 @@ def conv(
         dtype=dtype,
         kernel_init=law,
         bias_init=law,
-        conv_general_dilated=jax.lax.conv_general_dilated if half else _same,
+        conv_general_dilated=general_convolution if half else _same,
         rngs=rngs,
     )
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from gen.errors import GenError
 from gen.nn.conditions import Conditions, empty_conditions
+from gen.nn.mesh import gathered
 from gen.nn.network import Cond, Network, Params
 from gen.sampling.noise import decode_keys
 from gen.tokenizers.losses import expect_frozen, penalties
@@ -156,7 +157,9 @@ class TokenizerMethod(Method):
             chosen = jax.random.bernoulli(choose_key, self.augmented, (count, 1, 1, 1))
             images = jnp.where(chosen, self.augment(augment_key, images), images)
         new = {"shown": batch["image"], **{f"shown_{name}": value for name, value in cond.items()}}
-        shown = {name: state.aux[name].at[:count].set(rows[: self.pictures]) for name, rows in new.items()}
+        # whole on every device first: from parts of a batch to parts of a picture all devices would exchange pieces
+        first = gathered({name: rows[: self.pictures] for name, rows in new.items()})
+        shown = {name: state.aux[name].at[:count].set(rows) for name, rows in first.items()}
         rows = Rows(images, jax.random.split(sample_key, count), cond)
         return dataclasses.replace(state, aux=state.aux | shown), rows
 

@@ -63,8 +63,9 @@ def estimate(name: str, traced: Any, target: Target, dump: Path | None = None, *
       name: what the program is called.
       traced: as of ``jax.jit(...).trace(...)``, of shapes whose shardings name those devices.
       dump: a file that gets the text of the compiled program; None for none.
-      quick: whether a TPU's compiler looks no further for fast code. What is cut and sent stays what it is, memory
-        comes out a little higher, and of time nothing is said: it would be several times too long.
+      quick: whether a TPU's compiler looks no further for fast code. Collectives stay what they are, but weights that
+        are gathered may travel in float32; memory comes out a little higher, and of time nothing is said: it would be
+        several times too long.
 
     Raises GenError for a program that needs more memory than a device has, and one that the compiler refuses.
     """

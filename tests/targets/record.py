@@ -81,7 +81,8 @@ def _compiled(case: Case) -> dict[str, Any]:
         batch=case.batch,
         quick=case.quick,
     )
-    width = 2 if "bfloat16" in json.dumps(to_json(config)) else 4
+    wide = case.quick and "fsdp" in case.mesh  # a quick compiler gathers in float32
+    width = 2 if "bfloat16" in json.dumps(to_json(config)) and not wide else 4
     return {
         program.name: {
             "step_ms": None if found.step is None else round(1e3 * found.step, 3),

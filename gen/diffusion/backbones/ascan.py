@@ -22,6 +22,7 @@ from gen.diffusion.backbones.dit import Block as AttentionBlock
 from gen.diffusion.backbones.dit import DiTConfig
 from gen.diffusion.backbones.staged import Staged
 from gen.errors import GenError
+from gen.nn.convolution import general_convolution
 from gen.nn.layers import (
     Remat,
     add_gated,
@@ -125,7 +126,17 @@ def ascan(name: str, *, size: tuple[int, int] = (32, 32), **changes: Any) -> AsC
 
 
 def _conv(width: int, features: int, dtype: Any, rngs: nnx.Rngs, stride: int = 1, bias: bool = False) -> nnx.Conv:
-    return nnx.Conv(width, features, (3, 3), stride, padding=((1, 1), (1, 1)), use_bias=bias, dtype=dtype, rngs=rngs)
+    return nnx.Conv(
+        width,
+        features,
+        (3, 3),
+        stride,
+        padding=((1, 1), (1, 1)),
+        use_bias=bias,
+        dtype=dtype,
+        conv_general_dilated=general_convolution,
+        rngs=rngs,
+    )
 
 
 class ConvBlock(nnx.Module):

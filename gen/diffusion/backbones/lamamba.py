@@ -19,6 +19,7 @@ from gen.diffusion.backbones.backbone import BackboneConfig, Factors, scaled
 from gen.diffusion.backbones.staged import Staged
 from gen.errors import GenError
 from gen.nn.attention import attention
+from gen.nn.convolution import general_convolution
 from gen.nn.layers import (
     MLP,
     Remat,
@@ -291,7 +292,16 @@ class Merging(nnx.Module):
             self.reduce = linear(4 * width, features, dtype=dtype, rngs=rngs)
             self.norm = affine_norm(features, rngs)
         else:
-            self.reduce = nnx.Conv(width, features, (3, 3), 2, padding=((1, 1), (1, 1)), dtype=dtype, rngs=rngs)
+            self.reduce = nnx.Conv(
+                width,
+                features,
+                (3, 3),
+                2,
+                padding=((1, 1), (1, 1)),
+                dtype=dtype,
+                conv_general_dilated=general_convolution,
+                rngs=rngs,
+            )
             self.norm = affine_norm(features, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
