@@ -1,6 +1,6 @@
-"""Pictures of the pages of methods: what each method makes of the embedded digits, trained on one CPU for a minute.
+"""Pictures of the pages of methods: what methods make of the embedded digits, and what measures say of them.
 
-    python -m benchmarks.digits_figures backbones --out docs/backbones.png
+    python -m benchmarks.digits_figures backbones --count 600 --out docs/backbones.png
     python -m benchmarks.digits_figures tokens --runs runs/demo-tokens --out docs/token-generators.png
     python -m benchmarks.digits_figures measures --out docs/measures.png
     python -m benchmarks.digits_figures solvers --runs runs/demo/teacher --out docs/solvers.png
@@ -34,7 +34,6 @@ from gen.files import read_json
 from gen.metrics.evaluate import Settings, evaluate
 from gen.metrics.reference import make_reference
 from gen.metrics.sources import from_arrays
-from gen.nn.network import count
 from gen.plan import Plan
 from gen.runs import Loaded, load
 from gen.sampling.grids import Uniform
@@ -60,17 +59,17 @@ def preset(name: str) -> Train:
 
 
 @functools.cache
-def reference(split: str) -> Any:
-    """Statistics of a split of the digits."""
-    real = digits(split).arrays
-    return make_reference("digits", from_arrays(real["image"], real["label"]), DigitsExtractor(), split=split)
+def training() -> Any:
+    """Statistics of the training images."""
+    real = digits("train").arrays
+    return make_reference("digits", from_arrays(real["image"], real["label"]), DigitsExtractor(), split="train")
 
 
 def samples(run: Loaded, number: int) -> tuple[np.ndarray, dict[str, float]]:
     """Samples of the seeds 0 to `number` - 1, classes in turn, and their scores."""
     seeds = range(number)
     images = run.sample(seeds, batch=600)
-    values = score_images(images, np.asarray(seeds) % 10, reference("train"), DigitsExtractor(), seeds).values
+    values = score_images(images, np.asarray(seeds) % 10, training(), DigitsExtractor(), seeds).values
     return images[:SHOWN], {name: values[name] for name in ("frechet_distance", "recall", "accuracy")}
 
 
@@ -80,7 +79,7 @@ def generated(made: Mapping[str, Loaded], number: int, out: Path) -> Figures:
     rows: Rows = {"training digits": digits("train").arrays["image"][:SHOWN]}
     for name, run in made.items():
         images, found[name] = samples(run, number)
-        found[name] |= {"calls": run.generator.nfe, "parameters": count(run.params["net"])}
+        found[name]["calls"] = run.generator.nfe
         print(name, {key: round(value, 3) for key, value in found[name].items()}, flush=True)
         told = f"{name}, {run.generator.nfe} call{'s' * (run.generator.nfe > 1)}\n"
         told += f"distance {found[name]['frechet_distance']:.2f}, recall {found[name]['recall']:.2f}"
