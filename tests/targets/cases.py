@@ -115,7 +115,7 @@ _CASES = [
     _pair("ta-titok-bl64-vq", "v5e:2x4", "data=1,fsdp=8", 8, alone=32, cut=False),
     _pair("ta-titok-bl128-vq", "v5e:2x4", "data=1,fsdp=8", 8, alone=32, cut=False),
     _pair("ta-titok-bl32-kl", "v5e:2x4", "data=1,fsdp=8", 8, alone=32, cut=False),
-    _pair("ta-titok-bl64-kl", "v5e:2x4", "data=1,fsdp=8", 8, alone=32, cut=False),
+    _pair("ta-titok-bl64-kl", "v5e:2x4", "data=1,fsdp=8", 4, alone=32, cut=False),
     _pair("ta-titok-sl128-kl", "v5e:2x4", "data=1,fsdp=8", 8, alone=32, cut=False),
     _pair("ta-titok-one-gpu", "v5e:2x4", "data=8", 16, alone=64, cut=False),
     _pair("flextok-vae-c16", "v5e:2x4", "data=8", 4, alone=16, cut=False),
