@@ -1,9 +1,9 @@
 # %% [markdown]
-# # One teacher, four students of one network call
+# # One teacher, five students of one network call
 #
-# A flow on handwritten digits needs many network calls. Four methods turn it into a generator of one call: regression
-# on stored pairs, reflow, easy consistency tuning, and MeanFlow. Every step is the command that one would type in a
-# shell; the budgets are seconds, so that the page is about the way and not about the last digit.
+# A flow on handwritten digits needs many network calls. Five methods turn it into a generator of one call: regression
+# on stored pairs, reflow, easy consistency tuning, MeanFlow, and distribution matching. Every step is the command that
+# one would type in a shell; the budgets are seconds, so that the page is about the way and not about the last digit.
 
 # %%
 import matplotlib.pyplot as plt
@@ -35,13 +35,14 @@ teacher = gen.load("teacher").with_sampler(gen.Sampler(gen.Heun(), steps=10, gui
 # %% [markdown]
 # ## The students
 #
-# The first two learn from pairs of noise and sample that the teacher makes once; the other two from data.
+# The first two learn from pairs of noise and sample that the teacher makes once; the others from data.
 
 # %%
 command("distill kd --teacher teacher --pairs 512 --outdir kd --steps 200")
 command("distill reflow --teacher teacher --pairs 512 --outdir reflow --steps 200")
 command("distill ect --teacher teacher --outdir ect --steps 200")
 command("distill meanflow --teacher teacher --outdir meanflow --steps 200")
+command("distill dmd2 --teacher teacher --outdir dmd2 --steps 200")
 
 # %% [markdown]
 # ## Side by side
@@ -52,8 +53,8 @@ command("distill meanflow --teacher teacher --outdir meanflow --steps 200")
 train = digits("train").arrays
 extractor = DigitsExtractor()
 reference = make_reference("digits", from_arrays(train["image"], train["label"]), extractor, split="train")
-models = {"teacher": teacher} | {name: gen.load(name) for name in ("kd", "reflow", "ect", "meanflow")}
-fig, axes = plt.subplots(len(models), 1, figsize=(8, 4.2))
+models = {"teacher": teacher} | {name: gen.load(name) for name in ("kd", "reflow", "ect", "meanflow", "dmd2")}
+fig, axes = plt.subplots(len(models), 1, figsize=(8, 4.9))
 for ax, (name, model) in zip(axes, models.items(), strict=True):
     images = model.sample(range(256), batch=256)
     scores = evaluate(from_arrays(images, np.arange(256) % 10), reference, extractor, batch=256).values
