@@ -10,7 +10,8 @@ CPU time), and goes on where it was when it is started again. Distances are Frec
 
 probes: accuracy on the held-out digits of linear probes of the teacher's blocks, and of raw pixels.
 search: the best four time steps of the teacher, beside a uniform grid and Karras's.
-away: guidance away from a copy that was trained on the teacher's samples (SIMS), beside the teacher with as many calls.
+away: the unguided teacher led away from a copy that was trained on its samples (SIMS), or from the same network after
+500 updates (autoguidance), beside the teacher with as many calls, and with its classifier-free guidance.
 few-parameters: a wider teacher of the digits 0 to 6 brought to 7, 8 and 9 by DiffFit, BitFit, LoRA and by all its
 parameters.
 """
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from gen.data.sources import ArraySource, digits
+from gen.data.sources import ArraySource, Digits, digits
 from gen.diffusion.train import DenoiserTask
 from gen.experiments import Recipe, autodiffusion, demo, difffit, features, sims
 from gen.experiments._search import scored
@@ -37,6 +38,7 @@ from gen.metrics.sources import from_arrays
 from gen.nn.network import count, param_shapes
 from gen.plan import Plan
 from gen.runs import Loaded, load
+from gen.sampling.guidance import ClassifierFree
 from gen.steps import Encode, Evaluate, Train
 from gen.training.ema import Constant
 from gen.training.program import enable_compile_cache
@@ -80,9 +82,27 @@ def search(out: Path, seed: int) -> Figures:
 
 
 def away(out: Path, seed: int) -> Figures:
-    """Distances of the teacher, of the teacher with twice the steps, and of guidance away from its copy."""
-    plan = sims.plan(out / f"away{seed}", teacher(out, seed), reference(), DigitsExtractor())
-    return distances(plan.run()["scores"])
+    """Distances of the unguided teacher, with twice the steps, led away from its copy and from an early network."""
+    guided, held, extractor = teacher(out, seed), reference(), DigitsExtractor()
+    base = guided.with_sampler(guided.config.sampler.changed(guidance=ClassifierFree()))
+    found = distances(sims.plan(out / f"away{seed}", base, held, extractor).run()["scores"])
+    steps: tuple[Any, ...] = (
+        Encode("latents", "tokenizer", Digits("train"), about="the training images, encoded once"),
+        Train(
+            "early",
+            functools.partial(demo._teacher, demo.Budget(teacher=500), seed),
+            {"tokenizer": "tokenizer", "latents": "latents"},
+        ),
+    )
+    given = {"tokenizer": load(guided.path.parent / "tokenizer")}
+    early = Plan(out / f"early{seed}", steps, given=given).run()["early"]
+    scale, value = next(
+        (name.partition(", ")[2], value)
+        for name, value in distances(sims.compared(base, early, reference=held, extractor=extractor)).items()
+        if name.startswith("SIMS")
+    )
+    usual = scored(guided, held, extractor, range(COUNT, 2 * COUNT), batch=1024)
+    return found | {f"autoguidance, {scale}": value} | distances({"model, its guidance of 1.15": usual})
 
 
 @dataclasses.dataclass(frozen=True)

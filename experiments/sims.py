@@ -167,7 +167,8 @@ def plan(
     """Gives the plan: ``samples`` of the model, the copy ``auxiliary``, and ``scores``.
 
     Args:
-      teacher: the model; it is sampled by its own sampler.
+      teacher: the model; it is sampled by its own sampler. Guidance away from the copy takes the place of its own
+        guidance: for a comparison of like with like give a model without.
       shares: of the classes among the samples; () for equal ones.
       recipe: a preset of this file.
 

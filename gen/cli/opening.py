@@ -48,7 +48,9 @@ def open_run(
     searched = Path(given.pop("grid")) if str(given.get("grid")).endswith(".json") else None
     for family, known in (("solver", members("solver") | adaptive), ("grid", members("grid"))):
         if family in given and given[family] not in known:
-            raise GenError(f"unknown {family} '{given[family]}'; {suggest(given[family], known)}")
+            raise GenError(
+                f"unknown {family} '{given[family]}'; {suggest(given[family], known)} (of your own file: --module FILE)"
+            )
     loaded = load(run, weights=sampling.weights, step=step)
     if sampling.guide is not None:
         weak = load(sampling.guide, weights=sampling.weights)

@@ -39,6 +39,7 @@ def sample(
       gen sample runs/demo/teacher --seeds 0-9 --class 7 --steps 10 --solver euler --cfg-scale 2 --out sevens/
       gen sample runs/demo/student --seeds 0-9,20,30-39 --out some/
       gen sample runs/edm2-s --guide runs/edm2-xs --cfg-scale 2.1
+      gen sample runs/mine --solver ralston --module ./mysolver.py
 
     Args:
       run: a run folder of a teacher or student.

@@ -164,7 +164,9 @@ def _kinds(family: str, text: str) -> list[str]:
     names = text.split(",") if text else []
     for name in names:
         if name not in members(family):
-            raise GenError(f"unknown {family} '{name}'; {suggest(name, members(family))}")
+            raise GenError(
+                f"unknown {family} '{name}'; {suggest(name, members(family))} (of your own file: --module FILE)"
+            )
     return names
 
 
