@@ -198,9 +198,8 @@ def record(config: Any) -> list[dict[str, Any]]:
 
 
 def _family(cls: type) -> str:
-    """The family of kinds that a class without one is most like: that of its bases' names, else of the networks."""
-    bases = {base.__name__ for base in cls.__mro__}
-    if "Task" in bases or "Method" in bases:
+    """The family of kinds that a class without one is most like; that of the networks where nothing tells."""
+    if any(base.__name__ == "Method" for base in cls.__mro__):
         return "task"
     return "solver" if hasattr(cls, "rows") and hasattr(cls, "step") else "backbone"
 

@@ -304,9 +304,10 @@ def test_a_class_without_a_row_is_named(tmp_path: Path) -> None:
     module = own.import_file(tmp_path / "net.py")
     with pytest.raises(GenError, match=r"Mine of .*net.py has no kind; add a line to the file"):
         own.record(RunConfig("mine", sampler=module.Mine()))
-    (tmp_path / "task.py").write_text("import dataclasses\n\n@dataclasses.dataclass\nclass Task:\n    a: int = 1\n")
-    task = own.import_file(tmp_path / "task.py").Task()
-    with pytest.raises(GenError, match=r'has no kind; add .* KINDS\["task"\]\["task"\]'):
+    student = re.sub(r"^KINDS.*\n", "", codes("own-solver-and-student.md")[1], flags=re.M)
+    (tmp_path / "student.py").write_text(student)
+    task = own.import_file(tmp_path / "student.py").HalvesTask(teacher=None)
+    with pytest.raises(GenError, match=r'has no kind; add .* KINDS\["task"\]\["halvestask"\]'):
         own.record(RunConfig("mine", sampler=task))
 
 

@@ -136,7 +136,7 @@ class NoiseDecoding:
     def changed(self, **settings: Any) -> "NoiseDecoding":
         """Gives this sampler where nothing is given but its own number of calls as ``steps``.
 
-        Raises GenError for any setting, for the student has its own calls.
+        Raises GenError for any other setting: the student has its own calls.
         """
         if changes(None, settings) not in ({}, {"steps": len(self.starts)}):
             raise GenError("a student of noise and tokens has its own calls; change sampler.starts and sampler.split")
