@@ -54,7 +54,7 @@ def consistency_distillation(
     student: Any = None,
     calls: int = 1,
     *,
-    steps: int = 2000,
+    steps: int = 3000,
     batch: int = 128,
     points: int = 8,
 ) -> Recipe:
@@ -66,7 +66,7 @@ def consistency_distillation(
         pairs=GridPairs(Fixed(points)),
         distance=PseudoHuber(0.03),
         weight="uniform",
-        **falling(2e-3),
+        **falling(1e-3, average=0.998),
     )
     return jumping_student("consistency-distillation", teacher, task, steps, batch, data, calls)
 
@@ -77,7 +77,7 @@ def consistency_training(
     student: Any = None,
     calls: int = 1,
     *,
-    steps: int = 2000,
+    steps: int = 3000,
     batch: int = 128,
 ) -> Recipe:
     """Consistency training on a growing grid from any teacher's weights, minutes on a laptop for the digits."""
@@ -87,7 +87,7 @@ def consistency_training(
         distance=Norm(),
         weight="uniform",
         target_decay=0.9,
-        **falling(1e-3),
+        **_slowly(),
     )
     return jumping_student("consistency-training", teacher, task, steps, batch, data, calls)
 
@@ -98,7 +98,7 @@ def ict(
     student: Any = None,
     calls: int = 1,
     *,
-    steps: int = 2000,
+    steps: int = 3000,
     batch: int = 128,
 ) -> Recipe:
     """Improved consistency training from any teacher's weights, minutes on a laptop for the digits."""
@@ -106,7 +106,7 @@ def ict(
         flow_map=consistency_map(like_teacher(teacher, student)),
         pairs=GridPairs(Doubling(4, 32), mean=-0.4, std=1.6),
         distance=PseudoHuber(0.06),
-        **falling(1e-3),
+        **_slowly(),
     )
     return jumping_student("ict", teacher, task, steps, batch, data, calls)
 
@@ -117,13 +117,13 @@ def ect(
     student: Any = None,
     calls: int = 1,
     *,
-    steps: int = 2000,
+    steps: int = 4000,
     batch: int = 128,
 ) -> Recipe:
     """Easy consistency tuning of any teacher, minutes on a laptop for the digits (data: latents or images)."""
     pairs = ShrinkingPairs(LogLevels(-0.4, 1.6), q=4.0, double=steps / 4)
     task = ConsistencyTask(
-        flow_map=data_map(like_teacher(teacher, student)), pairs=pairs, distance=PseudoHuber(0.06), **falling(1e-3)
+        flow_map=data_map(like_teacher(teacher, student)), pairs=pairs, distance=PseudoHuber(0.06), **_slowly()
     )
     return jumping_student("ect", teacher, task, steps, batch, data, calls)
 
@@ -134,7 +134,7 @@ def tcm(
     student: Any = None,
     calls: int = 1,
     *,
-    steps: int = 2000,
+    steps: int = 4000,
     batch: int = 128,
 ) -> Recipe:
     """Truncated consistency training of any teacher in two stages, minutes on a laptop for the digits."""
@@ -142,13 +142,18 @@ def tcm(
     (stage,) = first.config.stages
     pairs = ShrinkingPairs(LogLevels(0.0, 1.2, 2.0, 1.0, 80.0), q=4.0, double=steps / 8, begun=steps // 2)
     task = TruncatedTask(
-        flow_map=data_map(like_teacher(teacher, student)), pairs=pairs, distance=PseudoHuber(0.06), **falling(1e-3)
+        flow_map=data_map(like_teacher(teacher, student)), pairs=pairs, distance=PseudoHuber(0.06), **_slowly()
     )
     stages = (
         dataclasses.replace(stage, name="whole"),
         Stage("truncated", task, steps - steps // 2, batch, stage.data),
     )
     return dataclasses.replace(first, config=dataclasses.replace(first.config, name="tcm", stages=stages))
+
+
+def _slowly() -> dict[str, Any]:
+    """Settings of a student without a teacher's answers: what data alone say is noisy, and is averaged for longer."""
+    return falling(2e-4, average=0.999)
 
 
 def perceptual() -> tuple[Any, dict[str, tuple[str, Any]]]:

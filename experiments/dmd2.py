@@ -33,12 +33,12 @@ LAPTOP: dict[str, Any] = {
     "ratio": 2,
     "optim": FALLING,
     "fake_optim": dataclasses.replace(FALLING, lr=1e-3),
-    "emas": (Constant(0.95, warmup=True),),
+    "emas": (Constant(0.99, warmup=True),),
 }
 
 
 def laptop(teacher: Loaded, student: Any = None, calls: int = 1, **changes: Any) -> dict[str, Any]:
-    """Gives the settings of a matching task for the demo's teacher: high learning rates, a short average.
+    """Gives the settings of a matching task for the demo's teacher: high learning rates, averages of a hundred updates.
 
     Args:
       student: the student's network; None for the teacher's.

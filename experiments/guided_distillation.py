@@ -30,7 +30,10 @@ from gen.training.task import Stage
 
 __all__ = ["PRESETS"]
 
-LAPTOP = OptimConfig(1e-3, betas=(0.9, 0.99), schedule="linear", warmup=20, clip=1.0)
+LAPTOP: dict[str, Any] = {
+    "optim": OptimConfig(1e-3, betas=(0.9, 0.99), schedule="linear", warmup=20, clip=1.0),
+    "emas": (Constant(0.99, warmup=True),),
+}
 
 
 def _halved(first: int, last: int) -> list[int]:
@@ -69,7 +72,7 @@ def progressive_distillation(
 ) -> Recipe:
     """Any teacher, unguided: DDIM steps halved to one, minutes on a laptop for the demo's (data: the teacher's)."""
     source = student_data(data, teacher)
-    stages = _halvings(first, calls, updates, batch, source, teacher=teacher.denoiser, optim=LAPTOP)
+    stages = _halvings(first, calls, updates, batch, source, teacher=teacher.denoiser, **LAPTOP)
     return student_recipe("progressive-distillation", teacher, stages, sampler=_sampler(calls))
 
 
@@ -85,7 +88,7 @@ def guided_distillation(
     """Any guided teacher: one network for all guidance scales, then halved, minutes on a laptop for the demo's."""
     source, usual = student_data(data, teacher), getattr(guidance_of(teacher), "scale", 1.0)
     student = guided_student(teacher.denoiser, factor=1.0, usual=usual)
-    shared: dict[str, Any] = {"teacher": teacher.denoiser, "student": student, "scales": (1.0, 2.0), "optim": LAPTOP}
+    shared: dict[str, Any] = {"teacher": teacher.denoiser, "student": student, "scales": (1.0, 2.0), **LAPTOP}
     stages = (
         Stage("guided", GuidedTask(**shared), 2 * updates, batch, source),
         *_halvings(first, calls, updates, batch, source, **shared),

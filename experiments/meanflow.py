@@ -49,7 +49,7 @@ def meanflow(
         times=TimeSampler(),
         instant=0.25,
         optim=LAPTOP,
-        emas=(Constant(0.99, warmup=True),),
+        emas=(Constant(0.998, warmup=True),),
     )
     stage = Stage("meanflow", task, updates, batch, student_data(data, teacher))
     return student_recipe("meanflow", teacher, (stage,), sampler=_jumps(calls))
@@ -67,7 +67,7 @@ def shortcut(
         every=2,
         biased=True,
         optim=LAPTOP,
-        emas=(Constant(0.99, warmup=True),),
+        emas=(Constant(0.998, warmup=True),),
     )
     stage = Stage("shortcut", task, updates, batch, student_data(data, teacher))
     return student_recipe("shortcut", teacher, (stage,), sampler=_jumps(calls))

@@ -74,12 +74,12 @@ def _reflow(
     return student_recipe(name, teacher, (Stage("reflow", task, updates, batch, data),), sampler=_sampler(calls))
 
 
-def reflow(teacher: Loaded, data: str, calls: int = 1, *, updates: int = 3000, batch: int = 128) -> Recipe:
-    """Any teacher: one round of reflow, a minute or two on a laptop for the demo's (data: pairs of the teacher)."""
+def reflow(teacher: Loaded, data: str, calls: int = 1, *, updates: int = 6000, batch: int = 128) -> Recipe:
+    """Any teacher: one round of reflow, two minutes on a laptop for the demo's (data: pairs of the teacher)."""
     return _reflow("reflow", teacher, student_data(data, teacher), calls=calls, updates=updates, batch=batch)
 
 
-def rfpp(teacher: Loaded, data: str, calls: int = 1, *, updates: int = 3000, batch: int = 128) -> Recipe:
+def rfpp(teacher: Loaded, data: str, calls: int = 1, *, updates: int = 6000, batch: int = 128) -> Recipe:
     """Any teacher: reflow with U-shaped times and pseudo-Huber distances (data: pairs of the teacher)."""
     found = student_data(data, teacher)
     return _reflow("rfpp", teacher, found, calls=calls, updates=updates, batch=batch, law=UShaped(), distance="huber")

@@ -44,7 +44,9 @@ def scd(
     batch: int = 128,
 ) -> Recipe:
     """Continuous-time consistency distillation of any teacher, minutes on a laptop for the digits."""
-    task = SCDTask(teacher=teacher.denoiser, guidance=guidance_of(teacher), **_laptop(teacher, student, steps))
+    task = SCDTask(
+        teacher=teacher.denoiser, guidance=guidance_of(teacher), **_laptop(teacher, student, steps), **falling(1e-3)
+    )
     return jumping_student("scd", teacher, task, steps, batch, data, calls)
 
 
@@ -54,11 +56,13 @@ def sct(
     student: Any = None,
     calls: int = 1,
     *,
-    steps: int = 2000,
+    steps: int = 4000,
     batch: int = 128,
 ) -> Recipe:
     """Continuous-time consistency training from any teacher's weights, minutes on a laptop for the digits."""
-    return jumping_student("sct", teacher, SCMTask(**_laptop(teacher, student, steps)), steps, batch, data, calls)
+    # a small rate and a long average: the velocity of one sample is noisier than a teacher's
+    task = SCMTask(**_laptop(teacher, student, steps), **falling(2e-4, average=0.999))
+    return jumping_student("sct", teacher, task, steps, batch, data, calls)
 
 
 def _laptop(teacher: Loaded, student: Any, steps: int) -> dict[str, Any]:
@@ -67,7 +71,6 @@ def _laptop(teacher: Loaded, student: Any, steps: int) -> dict[str, Any]:
         "levels": LogLevels(-1.0, 1.4),  # the paper's: with higher ones sCD stays far from the data
         "warmup": max(1, steps // 4),
         "weight_optim": OptimConfig(1e-2),
-        **falling(1e-3),
     }
 
 

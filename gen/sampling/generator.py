@@ -2,8 +2,8 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -334,29 +334,40 @@ class FewSteps:
     """The sampler of distilled students, whose times are part of what was trained.
 
     Attributes:
+      steps: the network calls that are asked for, which have to be those that it was trained for; None for any.
       decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
     """
 
+    steps: int | None = None
     decoding: Any = None
 
-    def changed(self, **settings: Any) -> "FewSteps":
-        """Gives this sampler where no setting is given. Raises GenError for any setting but one step."""
+    def changed(self, **settings: Any) -> Self:
+        """Gives this sampler, asked for so many ``steps``. Raises GenError for any other setting."""
         given = changes(None, settings)
-        if given and given != {"steps": 1}:
+        if set(given) - {"steps"}:
             raise GenError(
-                "this is a student that makes images in the steps it was trained for; leave out steps, solver, grid "
-                "and guidance"
+                "this is a student that makes images in the steps it was trained for; leave out solver, grid and "
+                "guidance"
             )
-        return self
+        return dataclasses.replace(self, **given)
+
+    def expect(self, times: Sequence[float]) -> None:
+        """Raises GenError for a student without times, and one of another number of steps than is asked for."""
+        if not times:
+            raise GenError("this model has no times of a student; give it a sampler with a solver (sampler)")
+        if self.steps not in (None, len(times)):
+            raise GenError(
+                f"this is a student that makes images in the steps it was trained for, {len(times)}, and not in "
+                f"{self.steps}; leave out steps"
+            )
 
     def generator(self, models: Mapping[str, Model], tokenizer: Any) -> Generator:
         """One call for students of one time; renoising along the student's times otherwise.
 
-        Raises GenError for a model that was not trained for few steps.
+        Raises GenError for a model that was not trained for few steps, or for so many.
         """
         model = models["net"]
-        if not model.times:
-            raise GenError("this model has no times of a student; give it a sampler with a solver (sampler)")
+        self.expect(model.times)
         if len(model.times) == 1:
             return OneStepGenerator(model.config, model.times[0], tokenizer, model.noise_scale, self.decoding)
         grid = Explicit((*model.times, 0.0))

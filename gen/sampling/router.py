@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from gen.diffusion.denoiser import Denoiser
 from gen.errors import GenError
 from gen.nn.network import Cond, Stacked
-from gen.sampling.generator import FewSteps, Generator, GeneratorParams, LatentGenerator, changes, decode
+from gen.sampling.generator import FewSteps, Generator, GeneratorParams, LatentGenerator, decode
 from gen.training.task import Model
 
 __all__ = ["Routed", "RoutedGenerator", "Students", "served"]
@@ -61,29 +61,18 @@ class Students:
 
 
 @dataclasses.dataclass(frozen=True)
-class Routed:
-    """The sampler of several students: each sample goes to the student of its class.
-
-    Attributes:
-      decoding: as in `gen.sampling.generator.FewSteps`.
-    """
-
-    decoding: Any = None
-
-    def changed(self, **settings: Any) -> "Routed":
-        """Gives this sampler where no setting is given.
-
-        Raises GenError for steps and guidance, which students have of their own.
-        """
-        if changes(None, settings):
-            raise GenError("students make images in the steps they were trained for; leave out steps and guidance")
-        return self
+class Routed(FewSteps):
+    """The sampler of several students of few steps: each sample goes to the student of its class."""
 
     def generator(self, models: Mapping[str, Model], tokenizer: Any) -> Generator:
-        """Gives the Generator of a run's ``students``; of a stage before them that trains a single one, its own."""
+        """Gives the Generator of a run's ``students``; of a stage before them that trains a single one, its own.
+
+        Raises GenError for students that were not trained for few steps, or for so many.
+        """
         if "students" not in models:
-            return FewSteps(self.decoding).generator(models, tokenizer)
+            return super().generator(models, tokenizer)
         model = models["students"]
+        self.expect(model.times)
         return RoutedGenerator(model.config, model.times, model.noise_scale, tokenizer, self.decoding)
 
 

@@ -181,8 +181,9 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(GenError, match="not divided among the 2 students"):
         TASK.check({"latent": np.zeros((4, 4, 3), np.float32), "label": np.asarray([0, 1, 2, 0])})
     TASK.check({name: np.asarray(value) for name, value in batch().items()})
-    with pytest.raises(GenError, match="leave out steps"):
-        Routed().changed(steps=4)
+    with pytest.raises(GenError, match="trained for, 1, and not in 4"):
+        Routed().changed(steps=4).generator(TASK.models(), None)
+    assert Routed().changed(steps=1).generator(TASK.models(), None).nfe == 1
     other = Denoiser(Tiny(channels=5), Linear(), Predict("velocity"))
     with pytest.raises(GenError, match="give the student's network the size"):
         ScoreMatchingTask(teacher=DENOISER, student=other)
