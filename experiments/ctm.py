@@ -56,7 +56,7 @@ def ctm(
     points: int = 9,
 ) -> Recipe:
     """A consistency trajectory model of any teacher, minutes on a laptop for the digits."""
-    settings = falling(1e-3) | {"flow_map": jump_map(like_teacher(teacher, student))}
+    settings = falling(1e-3, average=0.995) | {"flow_map": jump_map(like_teacher(teacher, student))}
     task = _task(teacher, points, points - 1, Norm(), 0.95, settings)
     stage = Stage("student", task, steps, batch, student_data(data, teacher))
     return student_recipe("ctm", teacher, (stage,), sampler=FlowMapSampler(steps=calls))
