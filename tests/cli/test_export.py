@@ -73,6 +73,9 @@ def test_same_samples_without_gen(run: Path, tmp_path: Path) -> None:
         levels = loaded.sample([3, 5, 8], [0, 2, 1], steps=1).astype(int)
         assert np.abs(found["rounded"].astype(int) - levels).max() <= 1  # a tie of the rounding
     assert "| network calls | 1 |" in (run / "export" / "README.md").read_text()
+    weights = np.asarray(loaded.params["net"]["patch"]["kernel"]).tobytes()
+    assert weights in (run / "export" / "weights.safetensors").read_bytes()
+    assert weights not in (run / "export" / "model.stablehlo").read_bytes()  # which cannot hold more than 2 GB
 
 
 def test_page(run: Path) -> None:
