@@ -4,6 +4,7 @@
     python -m benchmarks.after_training search --out runs/after
     python -m benchmarks.after_training away --out runs/after
     python -m benchmarks.after_training few-parameters --out runs/after
+    python -m benchmarks.after_training few-images --out runs/after
 
 Each trains the tokenizer and the teacher of `gen demo --seed N` first, once (``OUT/teacherN``, a minute and a half of
 CPU time), and goes on where it was when it is started again. Distances are Frechet distances in the digits features.
@@ -14,6 +15,8 @@ away: the unguided teacher led away from a copy that was trained on its samples 
 500 updates (autoguidance), beside the teacher with as many calls, and with its classifier-free guidance.
 few-parameters: a wider teacher of the digits 0 to 6 brought to 7, 8 and 9 by DiffFit, BitFit, LoRA and by all its
 parameters.
+few-images: the same teacher, DiffFit and all parameters, these at a third of the rate too, by ten images of each new
+class; the distance is to all other images of these classes, and beside it is that of the ten themselves.
 """
 
 import argparse
@@ -32,6 +35,7 @@ from gen.experiments import Recipe, autodiffusion, demo, difffit, features, sims
 from gen.experiments._search import scored
 from gen.features.digits import DigitsExtractor
 from gen.finetune.adapt import AdaptTask
+from gen.metrics.evaluate import evaluate
 from gen.metrics.protocol import Result
 from gen.metrics.reference import Reference, make_reference
 from gen.metrics.sources import from_arrays
@@ -50,6 +54,7 @@ OLD, NEW = tuple(range(7)), (7, 8, 9)
 WIDTH = 128  # of the teacher that gets new classes: biases are under 1 % of its parameters, and not at the demo's 64
 BATCH = 64
 WAYS = ("difffit", "bitfit", "lora", "full-tuning")
+EACH = 10  # images of a class, where there are few
 COUNT = 1797
 
 
@@ -107,16 +112,35 @@ def away(out: Path, seed: int) -> Figures:
 
 @dataclasses.dataclass(frozen=True)
 class OfClasses:
-    """The training digits of some classes, which are counted from 0 in their order."""
+    """The training digits of some classes, which are counted from 0 in their order.
+
+    Attributes:
+      classes: the digits.
+      each: so many of each, drawn with `seed`; None for all.
+    """
 
     classes: tuple[int, ...]
+    each: int | None = None
+    seed: int = 0
+
+    def chosen(self) -> np.ndarray:
+        """Gives the rows of the training split."""
+        label, draw = digits("train").arrays["label"], np.random.default_rng(self.seed)
+        return np.concatenate([draw.permutation(np.flatnonzero(label == digit))[: self.each] for digit in self.classes])
 
     def source(self) -> ArraySource:
         """Gives the records by index."""
-        rows = digits("train")
-        chosen = np.isin(rows.arrays["label"], self.classes)
-        label = np.searchsorted(self.classes, rows.arrays["label"][chosen]).astype(np.int32)
-        return ArraySource(tuple(map(str, self.classes)), image=rows.arrays["image"][chosen], label=label)
+        rows = digits("train").arrays
+        chosen = np.sort(self.chosen())
+        label = np.searchsorted(self.classes, rows["label"][chosen]).astype(np.int32)
+        return ArraySource(tuple(map(str, self.classes)), image=rows["image"][chosen], label=label)
+
+    def others(self) -> dict[str, np.ndarray]:
+        """Gives the images and labels of these classes, of both splits, that are not chosen."""
+        train, test = digits("train").arrays, digits("test").arrays
+        left = np.setdiff1d(np.flatnonzero(np.isin(train["label"], self.classes)), self.chosen())
+        held = np.isin(test["label"], self.classes)
+        return {name: np.concatenate([train[name][left], test[name][held]]) for name in ("image", "label")}
 
     def identity(self) -> str:
         """Gives the fingerprint of the content."""
@@ -135,26 +159,59 @@ def of_old_classes(seed: int, updates: int, tokenizer: Loaded, latents: Any) -> 
     return Recipe(config, artifacts=kept)
 
 
-def to_new_classes(preset: str, seed: int, updates: int, teacher: Loaded, latents: Any) -> Recipe:
-    """A preset of `gen.experiments.difffit` on the latents of the new classes."""
-    made: Recipe = difffit.PRESETS[preset](teacher, latents.path, updates=updates, batch=BATCH)
-    return dataclasses.replace(made, config=dataclasses.replace(made.config, engine=demo._engine(seed)))
+def to_new_classes(preset: str, seed: int, updates: int, teacher: Loaded, latents: Any, rate: float = 1.0) -> Recipe:
+    """A preset of `gen.experiments.difffit` on the new classes, 64 latents in a batch where there are so many."""
+    batch = min(BATCH, len(latents.source()))
+    made: Recipe = difffit.PRESETS[preset](teacher, latents.path, updates=updates, batch=batch)
+    (stage,) = made.config.stages
+    optim = dataclasses.replace(stage.task.optim, lr=stage.task.optim.lr * rate)
+    stages = (dataclasses.replace(stage, task=dataclasses.replace(stage.task, optim=optim)),)
+    return dataclasses.replace(made, config=dataclasses.replace(made.config, stages=stages, engine=demo._engine(seed)))
+
+
+def _base(seed: int) -> tuple[Any, ...]:
+    """The steps to the teacher of the old classes."""
+    return (
+        Encode("old", "tokenizer", OfClasses(OLD), about="the digits 0 to 6"),
+        Train("teacher", functools.partial(of_old_classes, seed, 2000), {"tokenizer": "tokenizer", "latents": "old"}),
+    )
 
 
 def few_parameters(out: Path, seed: int) -> Figures:
     """Distances of each way to the new classes, and the share of the parameters that it trains."""
     tokenizer = load(teacher(out, seed).path.parent / "tokenizer")
     takes = {"teacher": "teacher", "latents": "new"}
-    steps: tuple[Any, ...] = (
-        Encode("old", "tokenizer", OfClasses(OLD), about="the digits 0 to 6"),
+    steps = (
+        *_base(seed),
         Encode("new", "tokenizer", OfClasses(NEW), about="the digits 7 to 9"),
-        Train("teacher", functools.partial(of_old_classes, seed, 2000), {"tokenizer": "tokenizer", "latents": "old"}),
         *(Train(way, functools.partial(to_new_classes, way, seed, 1000), takes) for way in WAYS),
         Evaluate("scores", functools.partial(scores, reference(NEW)), {way: way for way in WAYS}),
     )
     made = Plan(out / f"few{seed}", steps, given={"tokenizer": tokenizer}).run()
     shares = {f"{way}, % of the parameters": 100.0 * trained_share(made[way]) for way in WAYS}
     return distances(made["scores"]) | shares
+
+
+def few_images(out: Path, seed: int) -> Figures:
+    """Distances of DiffFit and of all parameters by a few images to the others of their classes."""
+    tokenizer = load(teacher(out, seed).path.parent / "tokenizer")
+    base = Plan(out / f"few{seed}", _base(seed), given={"tokenizer": tokenizer}).run()["teacher"]
+    few, extractor = OfClasses(NEW, EACH, seed), DigitsExtractor()
+    others, takes = few.others(), {"teacher": "teacher", "latents": "new"}
+    held = make_reference("others", from_arrays(others["image"], others["label"]), extractor)
+    ways = {"difffit": ("difffit", 1.0), "full-tuning": ("full-tuning", 1.0), "slow-full-tuning": ("full-tuning", 0.3)}
+    steps: tuple[Any, ...] = (
+        Encode("new", "tokenizer", few, about=f"{EACH} of each of the digits 7 to 9"),
+        *(
+            Train(name, functools.partial(to_new_classes, way, seed, 1000, rate=rate), takes)
+            for name, (way, rate) in ways.items()
+        ),
+        Evaluate("scores", functools.partial(scores, held), {name: name for name in ways}),
+    )
+    made = Plan(out / f"few-images{seed}", steps, given={"tokenizer": tokenizer, "teacher": base}).run()
+    own = few.source().arrays
+    themselves = evaluate(from_arrays(own["image"], own["label"]), held, extractor)
+    return distances(made["scores"] | {"the images themselves": themselves})
 
 
 def scores(held: Reference, **runs: Loaded) -> dict[str, Result]:
@@ -178,6 +235,7 @@ WHAT: dict[str, Callable[[Path, int], Figures]] = {
     "search": search,
     "away": away,
     "few-parameters": few_parameters,
+    "few-images": few_images,
 }
 
 

@@ -76,6 +76,9 @@ gen COMMAND --help explains one command. Every command takes --module FILE: a Py
 solvers ...), taken as it is now for runs that were made with an older version of it."""
 
 
+_MODULE = "a Python file of your own kinds."
+
+
 def overview(group: Sequence[str] = ()) -> str:
     """Gives the text of ``gen --help``, or of a group's, such as ``gen data --help``."""
     rows = "\n".join(f"  {name:<13} {COMMANDS[name][1]}" for name in group or COMMANDS)
@@ -291,14 +294,21 @@ def split_overrides(args: Sequence[str]) -> tuple[list[str], tuple[tuple[str, st
 def _binder(function: Callable[..., None]) -> Callable[..., Callable[..., None]]:
     """A function with the same parameters that only binds them: nothing may run before all flags are known good."""
 
+    from gen.cli.flags import flag
+
     @functools.wraps(function)
     def bind(*args: Any, **kwargs: Any) -> Callable[..., None]:
+        kwargs.pop("module")  # only its line in the help: `_split_modules` has taken its value
         return functools.partial(function, *args, **kwargs)
 
     del bind.__wrapped__  # the parser reads what stands here, and not the function behind it
-    bind.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
-    text, args, flags = (inspect.getdoc(function) or "").partition("\nArgs:\n")
-    bind.__doc__ = text + args + re.sub(r"\n {4,}", " ", flags)  # it would break lines where the source does
+    module = inspect.Parameter("module", inspect.Parameter.KEYWORD_ONLY, default=None)
+    signature = inspect.signature(function)
+    bind.__signature__ = signature.replace(parameters=[*signature.parameters.values(), module])  # type: ignore[attr-defined]
+    bind.__annotations__ = function.__annotations__ | {"module": typing.Annotated[Path | None, flag("FILE")]}
+    text, _, flags = (inspect.getdoc(function) or "").partition("\nArgs:\n")
+    rows = re.sub(r"\n {4,}", " ", flags)  # it would break lines where the source does
+    bind.__doc__ = f"{text}\nArgs:\n{rows}\n  module: {_MODULE}"
     return bind
 
 

@@ -45,15 +45,15 @@ def evaluate(
 ) -> None:
     """Scores a run, or images, against real images: a table, a JSON file with the protocol, and a page.
 
-    A run makes its images meanwhile, as many as the reference holds, 50,000 at most. --protocol keeps to
-    one that papers use, and refuses what departs from it. Interrupted, the same command goes on.
+    A run makes its images meanwhile, as many as the reference, 50,000 at most. --protocol keeps to
+    one that papers use, and refuses what departs from it. Interrupted, the same goes on.
 
     Examples:
       gen evaluate runs/demo/student
       gen evaluate runs/mine --reference photos.zip --measures kid vendi
       gen evaluate samples/ --reference photos/ --extractor clip:vit-b-32 --captions captions.txt
       gen evaluate runs/llamagen --measures likelihood --heldout tokens-of-val/
-      gen evaluate runs/big --reference big.npz --part 2/4 --out big.json     the last of the four jobs merges all
+      gen evaluate runs/big --reference big.npz --part 2/4 --out big.json     the last job merges all
 
     Args:
       what: a run folder, or images: a folder, .zip, .npz with arr_0 (and labels arr_1), digits:test.
@@ -63,11 +63,11 @@ def evaluate(
         first that takes the images and has its weights.
       measures: more of gen list measures; or likelihood, alone: bits per image of a token model on --heldout TOKENS.
       count: the first N images only.
-      seeds: those of a run's images; from 0 on if not given.
+      seeds: of a run's images; from 0 if not given.
       label_rule: "seed mod classes" or "random"; of stored images what is known.
       quantiser: round or truncate; of stored images what is known.
       neighbours: k of precision, recall, density, coverage.
-      captions: a line for each image, or token ids .npy, for the CLIP score.
+      captions: a line an image, or token ids .npy, for the CLIP score.
       training: real images that were trained on; with --heldout, which samples copy one.
       heldout: real images that were not.
       backend: cleanfid sets clean-fid's distances beside ours.

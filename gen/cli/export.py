@@ -21,10 +21,11 @@ def export(
     platforms: Annotated[str, flag("A,B,..")] = "cpu,cuda,tpu",
     sampling: SamplingFlags = USUAL,
 ) -> None:
-    """Writes a run as a folder that needs jax alone: a StableHLO program with its weights, a loader, a model card.
+    """Writes a run as a folder that needs jax alone: a StableHLO program, its weights, a loader, a model card.
 
-    OUT/model.stablehlo takes seeds and classes in any number and gives the run's images; OUT/load.py is ten lines;
-    OUT/weights.safetensors has the arrays, OUT/README.md the settings, and the scores of gen evaluate where there are.
+    OUT/model.stablehlo takes the weights, and seeds and classes in any number, and gives the run's images;
+    OUT/weights.safetensors has the weights, of any size; OUT/load.py is twenty lines; OUT/README.md has the settings,
+    and the scores of gen evaluate where there are.
 
     Examples:
       gen export runs/demo/student --out student/
@@ -42,14 +43,15 @@ def export(
     from gen.files import atomic, read_json
     from gen.nn.conditions import class_count
     from gen.nn.network import count
-    from gen.sampling.deployed import LOADER, card, exported
+    from gen.sampling.deployed import LOADER, card, deployed_weights, exported
 
     names = tuple(name for name in platforms.split(",") if name)
     if not names or set(names) - {"cpu", "cuda", "rocm", "tpu"}:
         raise GenError(f"--platforms '{platforms}' is not a list of cpu, cuda, rocm and tpu")
     loaded, folder = open_run(run, sampling), out or run / "export"
     generator = loaded.generator
-    program = exported(generator, loaded.params, names)
+    weights = deployed_weights(loaded.params)
+    program = exported(generator, weights, names)
     facts = {
         "made from": loaded.origin,
         "images": " x ".join(map(str, generator.shape)),
@@ -59,13 +61,14 @@ def export(
         "platforms": ", ".join(names),
     }
     scores = read_json(run / "scores.json") if (run / "scores.json").exists() and sampling == USUAL else None
-    arrays.save(folder / "weights.safetensors", loaded.params, {"origin": loaded.origin})
+    arrays.write(folder / "weights.safetensors", weights, {"origin": loaded.origin})
     texts = {"model.stablehlo": program, "load.py": LOADER.encode()}
     about = {"shape": list(generator.shape), "classes": class_count(generator.conditions)}
     texts |= {"README.md": card(loaded.config.name, facts, scores).encode(), "model.json": json.dumps(about).encode()}
     for name, content in texts.items():
         atomic(folder / name, _putting(content))
-    print(f"{len(program) / 1e6:.1f} MB for {', '.join(names)}; written to {folder}; try: python {folder}/load.py 0 0")
+    size = len(program) + sum(array.nbytes for array in weights.values())
+    print(f"{size / 1e6:.1f} MB for {', '.join(names)}; written to {folder}; try: python {folder}/load.py 0 0")
 
 
 def _putting(content: bytes) -> Callable[[IO[bytes]], Any]:
@@ -116,21 +119,24 @@ def handler(folder: Path) -> Any:
     import urllib.parse
     from http.server import BaseHTTPRequestHandler
 
+    import jax
     import jax.export
     import numpy as np
     from PIL import Image
 
+    from gen import arrays
     from gen.files import read_json, reading
 
     if not (folder / "model.stablehlo").is_file():
         raise GenError(f"{folder} holds no model.stablehlo; give the folder of gen export")
     with reading(folder / "model.stablehlo"):
         program = jax.export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
+    weights = jax.device_put(arrays.read(folder / "weights.safetensors"))
     classes = read_json(folder / "model.json")["classes"] or 1
 
     def picture(seed: int, label: int) -> bytes:
         rows = (np.asarray([value], np.int32) for value in (seed, label % classes))
-        levels = np.clip(np.rint((np.asarray(program.call(*rows))[0] + 1.0) * 127.5), 0, 255).astype(np.uint8)
+        levels = np.clip(np.rint((np.asarray(program.call(weights, *rows))[0] + 1.0) * 127.5), 0, 255).astype(np.uint8)
         file = io.BytesIO()
         Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).save(file, "PNG")
         return file.getvalue()

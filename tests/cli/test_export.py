@@ -55,7 +55,8 @@ def test_same_samples_without_gen(run: Path, tmp_path: Path) -> None:
     """The program's images are the run's to 1e-5, and what the loader rounds them to to one of 256 levels."""
     code = "import sys, numpy as np, load\n"
     code += "seeds, labels = np.array([3, 5, 8], np.int32), np.array([0, 2, 1], np.int32)\n"
-    code += "np.savez(sys.argv[1], exact=load.program.call(seeds, labels), rounded=load.sample(seeds, labels))\n"
+    code += "exact = load.program.call(load.weights, seeds, labels)\n"
+    code += "np.savez(sys.argv[1], exact=exact, rounded=load.sample(seeds, labels))\n"
     code += "print(sorted({name.split('.')[0] for name in sys.modules} & {'gen', 'flax', 'optax', 'orbax', 'jax'}))"
     out, loaded = tmp_path / "images.npz", load(run)
     said = subprocess.run(
@@ -72,6 +73,9 @@ def test_same_samples_without_gen(run: Path, tmp_path: Path) -> None:
         levels = loaded.sample([3, 5, 8], [0, 2, 1], steps=1).astype(int)
         assert np.abs(found["rounded"].astype(int) - levels).max() <= 1  # a tie of the rounding
     assert "| network calls | 1 |" in (run / "export" / "README.md").read_text()
+    weights = np.asarray(loaded.params["net"]["patch"]["kernel"]).tobytes()
+    assert weights in (run / "export" / "weights.safetensors").read_bytes()
+    assert weights not in (run / "export" / "model.stablehlo").read_bytes()  # which cannot hold more than 2 GB
 
 
 def test_page(run: Path) -> None:

@@ -71,6 +71,7 @@ def test_each_command_explains_itself_by_example(capsys: pytest.CaptureFixture[s
     out = capsys.readouterr().out
     assert f"\n  gen {command}" in out
     assert "Args:" not in out
+    assert "--module FILE" in out
     assert not re.search(r" (PATH|STR|INT|FLOAT|None)\b", out)
     assert len(re.findall(r"[\w'.:|-]*\w", out)) <= 480  # a help is read on one screen or two
 
