@@ -15,9 +15,9 @@ masks, times and noise for each image:
 | MAR, MaskGen of latents | squared error of the noise of a masked token | of a normal law for each token |
 | diffusion over bits | bits of a bit, times as in training | of what its place and its noisy value say |
 
-"shown no token" is the figure of the same network of latents where all tokens are masked.
+"shown no token" is the figure of the same network, of MAR's kind, where all tokens are masked.
 Marginals are those of the training data at the same place of the image; "anywhere" are those without regard to it.
-`--unigram` writes as many images as are held out, decoded from tokens that are each drawn by itself at its place.
+`--unigram` writes as many images as are held out, of tokens (not latents) that are each drawn by itself at its place.
 """
 
 import argparse
@@ -199,15 +199,17 @@ def compared(path: str, heldout: str, repeats: int, unigram: str) -> dict[str, f
 
 
 def _unigram_images(loaded: Any, model: Any, known: np.ndarray, count: int, path: str) -> None:
-    """Images of tokens that are each drawn by itself, at its place."""
+    """Images of tokens that are each drawn by itself, at its place; of pixels, where there is no tokenizer."""
     rng = np.random.default_rng(0)
     picks = rng.integers(0, len(known), (count, known.shape[1]))  # a training image for each place
     tokens = known[picks, np.arange(known.shape[1])]
-    params, tokenizer = loaded.params["tokenizer"], loaded.tokenizer
 
     @jax.jit
-    def decode(ids: jax.Array) -> jax.Array:
-        images = tokenizer.decode(params, tokenizer.embed(params, model.stored(ids)))
+    def decode(tokens: jax.Array) -> jax.Array:
+        images = model.stored(tokens)
+        if "tokenizer" in loaded.params:
+            params, tokenizer = loaded.params["tokenizer"], loaded.tokenizer
+            images = tokenizer.decode(params, tokenizer.embed(params, images))
         return jnp.clip(jnp.round(127.5 * (images + 1)), 0, 255).astype(jnp.uint8)
 
     np.savez(path, arr_0=np.concatenate([decode(tokens[i : i + BATCH]) for i in range(0, count, BATCH)]))
