@@ -17,6 +17,7 @@ from gen.config import from_json, to_json
 from gen.data.sources import Digits, digits
 from gen.errors import GenError
 from gen.experiments import Recipe, build, find
+from gen.files import read_json
 from gen.nn.network import count, param_shapes
 from gen.runs import Loaded
 from gen.tokenizers.encode import encode_images
@@ -135,6 +136,24 @@ def test_diffusion_over_bits_learns_digits(tmp_path: Path) -> None:
     losses = [row["loss"] for row in read_metrics(tmp_path / "run")]
     assert np.mean(losses[-5:]) < 0.8 * independent(bits, recipe.config.stages[0].task.model)
     assert agreement(gen.load(tmp_path / "run").sample(range(100), [i % 10 for i in range(100)])) > 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["var-smoke", "flextok-ar-smoke", "instella-ar-smoke"])
+def test_writers_learn_digits(name: str, tmp_path: Path) -> None:
+    """Far fewer bits than tokens by themselves, in digits not seen, and digits of the class that is asked for."""
+    tokenizer = {toy: made_by for toy, made_by, _ in TOYS}[name] or "var-vqvae-smoke"
+    run, out, quiet = str(tmp_path / "tokenizer"), str(tmp_path / "run"), ["--engine.quiet", "true"]
+    data = {split: str(tmp_path / split) for split in ("train", "test")}
+    cut = ["--steps", "1000"] if tokenizer == "flextok-smoke" else []  # of 2500, which take minutes
+    assert cli.main(["train", tokenizer, "--outdir", run, *cut, *quiet]) == 0
+    for split, cache in data.items():
+        assert cli.main(["encode", run, "--data", f"digits:{split}", "--out", cache]) == 0
+    assert cli.main(["train", name, "--data", data["train"], "--tokenizer", run, "--outdir", out, *quiet]) == 0
+    assert cli.main(["evaluate", out, "--measures", "likelihood", "--heldout", data["test"]]) == 0
+    values = read_json(Path(out) / "likelihood.json")["values"]
+    assert values["bits_per_image"] < 0.85 * values["unigram_bits_per_image"]
+    assert agreement(gen.load(out).sample(range(100), [i % 10 for i in range(100)])) > 0.6
 
 
 def independent(bits: np.ndarray, model: BinaryDiffusion) -> float:

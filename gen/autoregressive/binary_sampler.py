@@ -95,6 +95,8 @@ class BinarySampler(TokenSamplerConfig):
       temperature: divides the guided outputs of the network.
       power: the times are (1 - i / steps)^power; of a model of levels, those that are nearest below.
       decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
+
+    Raises GenError for no step, and a temperature or a power that is not above 0.
     """
 
     steps: int = 20

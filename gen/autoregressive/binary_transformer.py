@@ -38,6 +38,8 @@ class BinaryTransformerConfig:
       text: (T, D) of a caption's features that every block attends to; None for none.
       dtype: compute type of the matrix products; parameters and norms are float32.
       remat, scan: see `gen.nn.layers.run_stack`.
+
+    Raises GenError for a width that the heads, or 4, do not divide, and for classes beside captions.
     """
 
     shape: tuple[int, int, int] = (16, 16, 64)

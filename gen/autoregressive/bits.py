@@ -22,6 +22,8 @@ class BitSampler(WritingSampler):
       guidance: the scale of classifier-free guidance by token (`gen.autoregressive.decoding.ScaleSchedule`).
       temperature: divides the guided logits; 0 takes the likelier values.
       decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
+
+    Raises GenError for a negative temperature.
     """
 
     temperature: float = 1.0

@@ -130,7 +130,7 @@ class LinearScale:
 class PowerCosineScale:
     """Gives w_i = 1 + (w - 1) (1 - cos(pi (i / steps)^power)) / 2: MDT's schedule, as RAR uses it (arXiv 2411.00776).
 
-    A power of 0 gives w at every step.
+    A power of 0 gives w at every step. A negative one raises GenError.
     """
 
     scale: float = 1.0

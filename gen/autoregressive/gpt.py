@@ -193,7 +193,10 @@ class GPT(nnx.Module):
         self.head = linear(config.width, config.vocabulary, bias=False, init=zeros, dtype=dtype, rngs=rngs)
 
     def null(self, cond: Cond) -> Cond:
-        """Gives the same condition with the null label num_classes, or without a caption; its mask stays."""
+        """Gives the same condition with the null label num_classes, or without a caption; its mask stays.
+
+        Raises GenError for a network without a null class or captions.
+        """
         config = self.config
         if config.text is not None:
             return {**cond, "text": jnp.broadcast_to(self.text.null[...], cond["text"].shape)}

@@ -167,6 +167,8 @@ class InfillingSampler:
       temperature: factor on the noise of these steps.
       guidance: scale of classifier-free guidance of the head.
       decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
+
+    Raises GenError for no step of either kind, and for a negative temperature.
     """
 
     steps: int = 64

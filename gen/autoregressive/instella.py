@@ -38,6 +38,8 @@ class InstellaNetwork:
         token, in its first token; 0 for none.
       dtype: compute type of the matrix products; parameters, norms and the residual stream are float32.
       remat, scan: see `gen.nn.layers.run_stack`.
+
+    Raises GenError for heads that do not divide the width, and for classes beside captions.
     """
 
     shape: tuple[int, int] = (128, 64)

@@ -70,6 +70,8 @@ class TrunkConfig:
       width, depth, heads: as everywhere.
       dtype: compute type of the matrix products.
       remat, scan: see `gen.nn.layers.run_stack`.
+
+    Raises GenError for heads that do not divide the width, and for fewer than two blocks.
     """
 
     width: int = 1024

@@ -47,6 +47,8 @@ class LatentTokenModel(abc.ABC):
         share is drawn for a batch.
       cond_dropout: share of samples that training gives the null condition.
       dropout: share of what each block's attention adds that training drops.
+
+    Raises GenError for shares out of [0, 1), masks that are no law on [`mask_least`, 1], and no time.
     """
 
     shape: tuple[int, ...]

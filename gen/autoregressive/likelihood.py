@@ -14,7 +14,7 @@ from gen.errors import GenError
 from gen.nn.network import Cond, Params
 from gen.training.sharding import batch_parts, batch_sharding, place, replicated
 
-__all__ = ["bits_of_rows", "bits_per_image", "unigram_bits"]
+__all__ = ["bits_of_rows", "bits_per_image", "coin_bits", "unigram_bits"]
 
 
 def bits_per_image(model: TokenModel, params: Mapping[str, Any], stored: jax.Array, cond: Cond) -> jax.Array:
@@ -81,3 +81,16 @@ def unigram_bits(trained: np.ndarray, heldout: np.ndarray, vocabulary: int) -> n
     counts = np.bincount(np.asarray(trained).reshape(-1), minlength=vocabulary).astype(np.float64) + 1.0
     bits = -np.log2(counts / counts.sum())
     return np.asarray(bits[np.asarray(heldout).reshape(len(heldout), -1)].sum(axis=-1))
+
+
+def coin_bits(trained: np.ndarray, heldout: np.ndarray) -> np.ndarray:
+    """Gives bits per image (N,) of bits that are drawn each by itself, from how often its place was 1 in training.
+
+    0 and 1 are each counted once more than they came (Laplace).
+
+    Args:
+      trained: (M, ...) of 0 and 1; heldout: (N, ...).
+    """
+    p = (np.asarray(trained).sum(axis=0, dtype=np.float64) + 1.0) / (len(trained) + 2.0)
+    bits = -np.log2(np.where(np.asarray(heldout) > 0, p, 1.0 - p))
+    return np.asarray(bits.reshape(len(bits), -1).sum(axis=-1))

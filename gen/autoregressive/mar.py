@@ -39,6 +39,8 @@ class MARConfig(LatentTokenModel):
       head_width, head_depth: of the diffusion head.
       dtype: compute type of the matrix products.
       remat, scan: see `gen.nn.layers.run_stack`.
+
+    Raises GenError for patches that do not divide the latents, heads that do not divide the width, and no buffer.
     """
 
     shape: tuple[int, ...] = (16, 16, 16)

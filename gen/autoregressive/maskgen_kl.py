@@ -37,6 +37,8 @@ class MaskGenKLConfig(LatentTokenModel):
       trunk: the transformer.
       text: what captions are given by.
       head_depth: residual blocks of the diffusion head, which is as wide as the transformer.
+
+    Raises GenError for dropout, which the network has not.
     """
 
     shape: tuple[int, ...] = (32, 16)

@@ -75,6 +75,8 @@ class MaskGITSkipConfig(_Sizes):
     """A U-ViT: the second half of the blocks sees the outputs of the first half, last one first.
 
     `depth` counts these two halves; one more block stands between them. The defaults are TiTok-S-128's generator.
+
+    Raises GenError for an odd depth, and for dropout, which the network has not.
     """
 
     shape: tuple[int, ...] = (128,)

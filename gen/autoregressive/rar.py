@@ -178,7 +178,7 @@ class RAR(nnx.Module):
         self.head = linear(width, config.vocabulary, init=_INIT, dtype=dtype, rngs=rngs)
 
     def null(self, cond: Cond) -> Cond:
-        """Gives the same condition with the null label num_classes."""
+        """Gives the same condition with the null label num_classes. Raises GenError for a network without classes."""
         if not self.config.num_classes:
             raise GenError("this RAR has no classes; sample with guidance 1 and train with cond_dropout 0")
         return {**cond, "label": jnp.full_like(cond["label"], self.config.num_classes)}

@@ -107,6 +107,8 @@ class TokenSampler(WritingSampler):
       top_k: how many of the likeliest tokens may be drawn; 0 for all.
       top_p: probability of the likeliest tokens that may be drawn; 1 for all.
       decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
+
+    Raises GenError for negative settings, and `top_p` above 1.
     """
 
     temperature: float = 1.0

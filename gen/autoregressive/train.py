@@ -23,6 +23,8 @@ class TokenTask(Method):
 
     Attributes:
       model: the token model, which draws what is random in a step and states its loss.
+
+    Raises GenError for a model whose shares of dropped conditions or activations are not in [0, 1).
     """
 
     model: Any

@@ -151,6 +151,8 @@ class MaskedSampler(TokenSamplerConfig):
         calls the other one ``choice_temperature``); None to draw tokens with the falling noise too, as TiTok does.
       guidance: the scale of classifier-free guidance by step (`gen.autoregressive.decoding.ScaleSchedule`).
       decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
+
+    Raises GenError for no step, a negative temperature, and a `token_temperature` that is not above 0.
     """
 
     steps: int = 8

@@ -318,7 +318,10 @@ class VAR(nnx.Module):
         return self.logits(self.before(inputs, cond), self.condition(cond["label"])[0])
 
     def before(self, inputs: jax.Array, cond: Cond) -> jax.Array:
-        """Gives what the blocks say of each token (B, tokens, width) from the coarser maps."""
+        """Gives what the blocks say of each token (B, tokens, width) from the coarser maps.
+
+        Raises GenError for inputs of other scales.
+        """
         config = self.config
         expected = (config.shape[0] - config.groups[0], config.quantizer.width)
         if inputs.shape[1:] != expected:

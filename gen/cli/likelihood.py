@@ -64,12 +64,13 @@ def likelihood(run: Path, data: str, sampling: Sampling, batch: int, out: Path |
 
 
 def _unigram(loaded: Any, source: Any, model: Any) -> Any:
-    """Bits per image of tokens by themselves, as often as the run's training data have them; None where these are
-    unknown.
+    """Bits per image of tokens, or bits, by themselves, as often as the run's training data have them; None where these
+    are unknown.
     """
-    from gen.autoregressive.likelihood import unigram_bits
+    from gen.autoregressive.likelihood import coin_bits, unigram_bits
 
     data = loaded.config.stages[-1].data if loaded.config.stages else None
-    if data is None or not Path(getattr(data, "path", "")).exists() or not hasattr(data, "vocabulary"):
+    if data is None or not (Path(getattr(data, "path", "")) / "cache.json").exists():
         return None
-    return unigram_bits(data.source().rows.arrays["tokens"], source.rows.arrays["tokens"], model.vocabulary)
+    trained, heldout = (held.rows.arrays[model.kind] for held in (data.source(), source))
+    return coin_bits(trained, heldout) if model.kind == "bits" else unigram_bits(trained, heldout, model.vocabulary)

@@ -69,6 +69,8 @@ class AdversarialTask(TokenizerTask):
       ratio: discriminator updates per tokenizer update, once it has begun.
       lecam: the discriminator's regulariser, or None.
       r1: weight gamma of gamma / 2 E ||d D / d x||^2 on real images (`gen.nn.adversarial.r1_penalty`).
+
+    Raises GenError for unknown losses, negative weights and steps, and a ratio below 1.
     """
 
     discriminator: Any

@@ -24,6 +24,8 @@ class CodeVectors:
 
     Attributes:
       discrete: the tokenizer.
+
+    Raises GenError for a tokenizer of continuous latents.
     """
 
     discrete: Any

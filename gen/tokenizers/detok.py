@@ -165,7 +165,10 @@ class DeTok(nnx.Module):
         return Gaussian(*jnp.split(moments, 2, axis=-1))
 
     def decode(self, latents: jax.Array, visible: jax.Array | None = None) -> jax.Array:
-        """(B, h, w, channels) -> (B, H, W, C), about [-1, 1]; the mask token stands for what is not `visible`."""
+        """(B, h, w, channels) -> (B, H, W, C), about [-1, 1]; the mask token stands for what is not `visible`.
+
+        Raises GenError for latents of another shape.
+        """
         config = self.config
         if latents.shape[1:] != config.spec.shape:
             raise GenError(f"latents are {latents.shape}; this l-DeTok decodes (B, *{config.spec.shape})")
@@ -202,6 +205,8 @@ class LatentDenoising:
         release draws one for a batch, whose shapes depend on it).
       gamma: standard deviation of the noise.
       additive: latents + level noise instead of (1 - level) latents + level noise.
+
+    Raises GenError for a mask out of [0, 1), and negative noise.
     """
 
     mask: float = 0.7

@@ -132,6 +132,8 @@ class FlexTokTask(Method):
       dropout: share of images whose tokens are all replaced by the unconditional vector.
       alignment: with a foundation encoder; None for none.
       pictures: images shown in previews.
+
+    Raises GenError for a dropout out of [0, 1), and an alignment with a block that the decoder has not.
     """
 
     tokenizer: FlexTokConfig

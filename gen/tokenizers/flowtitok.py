@@ -135,7 +135,10 @@ class FlowTiTok(nnx.Module):
         )
 
     def encode(self, images: jax.Array) -> Gaussian:
-        """(B, H, W, C) in [-1, 1] -> Gaussian over (B, tokens, channels)."""
+        """(B, H, W, C) in [-1, 1] -> Gaussian over (B, tokens, channels).
+
+        Raises GenError for images of another shape.
+        """
         config = self.config
         if images.shape[1:] != config.image:
             raise GenError(f"images are {images.shape}; this tokenizer takes (B, {', '.join(map(str, config.image))})")
@@ -145,7 +148,10 @@ class FlowTiTok(nnx.Module):
         return Gaussian(*jnp.split(self.to_code(x).astype(jnp.float32), 2, axis=-1))
 
     def decode(self, latents: jax.Array, text: jax.Array | None) -> jax.Array:
-        """(B, tokens, channels) and text (B, length, width) -> (B, H, W, C), about [-1, 1]."""
+        """(B, tokens, channels) and text (B, length, width) -> (B, H, W, C), about [-1, 1].
+
+        Raises GenError for latents or text of another shape, or no text.
+        """
         config = self.config
         if latents.shape[1:] != config.spec.shape:
             raise GenError(f"latents are {latents.shape}; this tokenizer decodes (B, *{config.spec.shape})")

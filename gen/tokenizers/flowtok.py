@@ -50,6 +50,8 @@ class TextProjectorConfig:
       channels: channels per latent token.
       depth, heads, hidden: blocks, their attention heads, and the inner width of their feed-forward layers.
       aligned: inner width of the MLP whose output the latents are aligned with.
+
+    Raises GenError for heads that do not divide the width of the text.
     """
 
     text: tuple[int, int] = (77, 768)
@@ -131,6 +133,8 @@ class FlowTokConfig:
     Attributes:
       text: the projector.
       velocity: the network of the flow, over as many tokens and channels as the projector makes.
+
+    Raises GenError for a flow over other latents than the projector makes, or without its one class.
     """
 
     text: TextProjectorConfig = TextProjectorConfig()

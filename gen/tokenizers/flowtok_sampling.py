@@ -38,6 +38,8 @@ class FlowTokSampler:
       steps: calls of the network, guided ones on two halves.
       guidance: how text that means something is set against text that does not; its scale w.
       decoding: settings of a tokenizer's decoder that samples; None for the tokenizer's own.
+
+    Raises GenError for no step.
     """
 
     steps: int = 20

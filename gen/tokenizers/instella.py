@@ -322,7 +322,10 @@ class Instella(DiscreteModule):
         self.to_pixel = linear(config.decoder.width, config.patch**2 * config.image[2], rngs=rngs)
 
     def features(self, images: jax.Array) -> jax.Array:
-        """images (B, H, W, C) in [-1, 1] of any size that fits -> logits of the bits (B, tokens, bits) float32."""
+        """images (B, H, W, C) in [-1, 1] of any size that fits -> logits of the bits (B, tokens, bits) float32.
+
+        Raises GenError for images of other channels.
+        """
         if images.ndim != 4 or images.shape[3] != self.config.image[2]:
             raise GenError(f"images are {images.shape}; this tokenizer takes (B, H, W, {self.config.image[2]})")
         self.config.check_size(*images.shape[1:3])

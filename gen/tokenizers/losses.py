@@ -73,6 +73,8 @@ class LPIPS:
       weight: in the loss.
       net: the trunk, VGG16 where a paper names none. It needs images of at least 16 pixels.
       weights: a file made by ``gen convert lpips``; that of the per-user cache by default.
+
+    Raises GenError for an unknown trunk, and a negative weight.
     """
 
     weight: float = 1.0
@@ -114,6 +116,8 @@ class FeatureTerm:
       extractor: the network (`gen.features.extractor.Extractor`), which resizes images itself.
       output: which of its outputs.
       weight: in the loss.
+
+    Raises GenError for an output that the network has not, and a negative weight.
     """
 
     extractor: Any = EfficientNetLite()
@@ -161,6 +165,8 @@ class LiteMaps:
       blocks: numbers of the blocks whose maps are compared; that of block 0 has half the image's side, of block 2 a
         quarter, of block 4 an eighth.
       weights: a file made by ``gen convert lite``; that of the per-user cache by default.
+
+    Raises GenError for blocks that the network has not, none, and a negative weight.
     """
 
     weight: float = 1.0

@@ -35,6 +35,8 @@ class ProxyTask(TokenizerMethod):
 
     The loss is `code_loss` and the quantizer's weighted losses. The 2D tokenizer's codes and decoder are taken over
     into the tokenizer at the start and learn nothing here.
+
+    Raises GenError for a tokenizer without such a 2D tokenizer.
     """
 
     train: tuple[str, ...] = ("[!p]*", "patch_embed/*")  # all but pixel_codes and pixel_decoder
@@ -45,7 +47,10 @@ class ProxyTask(TokenizerMethod):
             raise GenError("proxy codes are those of the tokenizer's 2D tokenizer; this one has none: set its `pixels`")
 
     def start(self, key: jax.Array, frozen: Frozen, previous: State | None) -> Mapping[str, Any]:
-        """Gives fresh parameters with the 2D tokenizer's decoder, or those of the previous stage."""
+        """Gives fresh parameters with the 2D tokenizer's decoder, or those of the previous stage.
+
+        Raises GenError without the frozen role "proxy".
+        """
         if "proxy" not in frozen:
             raise GenError("proxy codes need the frozen role 'proxy', the weights of the tokenizer's 2D tokenizer")
         own = super().start(key, frozen, previous)["tokenizer"]

@@ -141,7 +141,10 @@ class RAE(nnx.Module):
         self.decoder = RAEDecoder(config, rngs)
 
     def encode(self, images: jax.Array) -> Exact:
-        """(B, H, W, C) in [-1, 1] -> patch features after the final norm (B, h, w, width)."""
+        """(B, H, W, C) in [-1, 1] -> patch features after the final norm (B, h, w, width).
+
+        Raises GenError for images of another shape.
+        """
         config = self.config
         if images.shape[1:] != config.image:
             raise GenError(f"images are {images.shape}; this RAE takes (B, {', '.join(map(str, config.image))})")
@@ -149,7 +152,7 @@ class RAE(nnx.Module):
         return Exact(jax.lax.stop_gradient(patches.reshape(len(images), *config.spec.shape)))
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """(B, h, w, width) -> (B, H, W, C), about [-1, 1]."""
+        """(B, h, w, width) -> (B, H, W, C), about [-1, 1]. Raises GenError for latents of another shape."""
         config = self.config
         if latents.shape[1:] != config.spec.shape:
             raise GenError(f"latents are {latents.shape}; this RAE decodes (B, *{config.spec.shape})")
@@ -178,6 +181,8 @@ class LatentNoise:
 
     Attributes:
       tau: 0.8 for the released decoders.
+
+    Raises GenError for a negative `tau`.
     """
 
     tau: float = 0.8

@@ -58,6 +58,8 @@ class TiTokConfig:
       dtype: compute type of the matrix products.
       remat: what the backward pass recomputes (see `gen.nn.layers.run_stack`).
       scan: one scan over depth, or unrolled layers (faster on CPU for a few of them).
+
+    Raises GenError where the settings do not fit together.
     """
 
     image: tuple[int, int, int] = (256, 256, 3)
@@ -156,7 +158,10 @@ class TiTokConfig:
         keys: jax.Array | None = None,
         options: Any = None,
     ) -> jax.Array:
-        """Latents or codes (B, tokens, width), and cond["text"] where it reads one -> images, about [-1, 1]."""
+        """Latents or codes (B, tokens, width), and cond["text"] where it reads one -> images, about [-1, 1].
+
+        Raises GenError without the text that it reads.
+        """
         del keys, options
         text = None if self.text is None else (cond or {}).get("text")
         if self.text is not None and text is None:
@@ -164,7 +169,10 @@ class TiTokConfig:
         return Network(self).apply(params, codes, text, method="decode")
 
     def logits(self, params: Params, codes: jax.Array) -> jax.Array:
-        """Codes (B, tokens, width) -> logits (B, h, w, n) of the codes of the 2D tokenizer `pixels`."""
+        """Codes (B, tokens, width) -> logits (B, h, w, n) of the codes of the 2D tokenizer `pixels`.
+
+        Raises GenError for a tokenizer that paints pixels.
+        """
         if self.pixels is None:
             raise GenError("this decoder paints pixels; only the two-stage TiTok names a 2D tokenizer's codes")
         return Network(self).apply(params, codes, method="logits")

@@ -61,6 +61,8 @@ class TokenizerMethod(Method):
       pictures: images shown in previews.
       train: patterns of the parameters that learn (`gen.training.part.Part`): ("decoder/*",) tunes a decoder on the
         latents of a fixed encoder, whose quantizer then keeps its statistics as well.
+
+    Raises GenError for a negative weight, and a fraction out of [0, 1].
     """
 
     tokenizer: Any
@@ -201,6 +203,8 @@ class TokenizerTask(TokenizerMethod):
         which its weights of the KL belong.
       corruption: how latents are disturbed before they are decoded (`gen.tokenizers.rae.LatentNoise`,
         `gen.tokenizers.detok.LatentDenoising`); None for a posterior sample as it is.
+
+    Raises GenError for negative weights, and terms of one name.
     """
 
     l1: float = 0.0

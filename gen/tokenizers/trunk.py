@@ -18,7 +18,10 @@ __all__ = ["Tower", "Trunk", "grid_of"]
 
 @dataclasses.dataclass(frozen=True)
 class Tower:
-    """The size of one trunk: its width, number of blocks and attention heads."""
+    """The size of one trunk: its width, number of blocks and attention heads.
+
+    Raises GenError for heads that do not divide the width.
+    """
 
     width: int
     depth: int

@@ -30,6 +30,8 @@ class VARVQVAEConfig(VQGANConfig):
 
     Attributes:
       quantizer: its last scale is the side of the features.
+
+    Raises GenError for images whose features are not of the last scale.
     """
 
     quantizer: Residual = Residual()
@@ -54,7 +56,10 @@ class VARVQVAEConfig(VQGANConfig):
         return TokenizerSpec("tokens", shape, self.image, quantizer.vocabulary, quantizer.width, scales)
 
     def scaled(self, scales: tuple[int, ...]) -> "VARVQVAEConfig":
-        """Gives the same network with as many other scales, for images of the size that they are of."""
+        """Gives the same network with as many other scales, for images of the size that they are of.
+
+        Raises GenError for another number of scales.
+        """
         if len(scales) != len(self.quantizer.scales):
             raise GenError(f"scales {scales} for {len(self.quantizer.scales)} maps; give the tokenizer of these scales")
         side = scales[-1] * self.factor

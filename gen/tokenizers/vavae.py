@@ -55,6 +55,8 @@ class VisionFoundation:
       layer: path of the encoder's last weights in the tokenizer.
       standardised: images have ImageNet's mean and deviation removed, as the encoder expects; the published runs did
         without.
+
+    Raises GenError for a negative weight or margin.
     """
 
     encoder: ViTConfig
@@ -106,6 +108,8 @@ class VAVAETask(AdversarialTask):
 
     Attributes:
       alignment: the encoder and the weights of the term.
+
+    Raises GenError for a tokenizer whose latents are no square map of numbers.
     """
 
     alignment: VisionFoundation

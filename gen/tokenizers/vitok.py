@@ -189,7 +189,7 @@ class ViTok(nnx.Module):
         return trunk(x, lambda q: rotate_pairs(q, cos, sin))
 
     def encode(self, images: jax.Array) -> Gaussian:
-        """(B, *image) in [-1, 1] -> Gaussian over (B, *grid, channels)."""
+        """(B, *image) in [-1, 1] -> Gaussian over (B, *grid, channels). Raises GenError for images of another shape."""
         config = self.config
         if images.shape[1:] != config.image:
             raise GenError(f"images are {images.shape}; this ViTok takes (B, {', '.join(map(str, config.image))})")
@@ -198,7 +198,7 @@ class ViTok(nnx.Module):
         return Gaussian(*jnp.split(moments, 2, axis=-1))
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """(B, *grid, channels) -> (B, *image), about [-1, 1]."""
+        """(B, *grid, channels) -> (B, *image), about [-1, 1]. Raises GenError for latents of another shape."""
         config = self.config
         if latents.shape[1:] != config.spec.shape:
             raise GenError(f"latents are {latents.shape}; this ViTok decodes (B, *{config.spec.shape})")

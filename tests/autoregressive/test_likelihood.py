@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gen import arrays
-from gen.autoregressive.likelihood import bits_of_rows, unigram_bits
+from gen.autoregressive.likelihood import bits_of_rows, coin_bits, unigram_bits
 from gen.autoregressive.sampler import TokenSampler
 from gen.cli import main
 from gen.config import to_json
@@ -48,6 +48,11 @@ def test_unigrams() -> None:
     np.testing.assert_allclose(
         unigram_bits(trained, np.array([[0, 2], [1, 1]]), 3), [-np.log2(4 / 7) - np.log2(1 / 7), -2 * np.log2(2 / 7)]
     )
+
+
+def test_coins() -> None:
+    trained = np.array([[[0, 1]], [[0, 0]]], np.uint8)
+    np.testing.assert_allclose(coin_bits(trained, np.array([[[0, 1]], [[1, 0]]])), [-np.log2(3 / 8), -np.log2(1 / 8)])
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

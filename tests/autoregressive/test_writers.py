@@ -88,7 +88,8 @@ def test_cached_sampling_is_full_recomputation(name: str) -> None:
 
 
 DEVICES = """
-import jax, numpy as np
+import jax, jax.numpy as jnp, numpy as np
+from gen.nn.attention import new_cache
 from gen.training.sharding import MeshConfig, make_mesh, place, shardings
 from gen.autoregressive.generator import TokenGenerator
 from tests.autoregressive.test_writers import SAMPLER, TOYS, conditions, noisy
@@ -101,6 +102,9 @@ for name, model in TOYS.items():
         with jax.set_mesh(mesh):
             found = jax.jit(generator.tokens)(params, keys, cond)
         np.testing.assert_array_equal(found, one, err_msg=f"{name} {config}")
+with jax.set_mesh(mesh):  # of two devices along "tensor": each keeps half of the heads, and a quarter of the batch
+    kept = jax.jit(lambda: new_cache(2, 8, 5, 4, 3, jnp.float32))()
+assert {shard.data.shape for array in kept.values() for shard in array.addressable_shards} == {(2, 2, 2, 5, 3)}
 print("same", jax.device_count())
 """
 

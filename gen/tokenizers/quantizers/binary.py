@@ -32,6 +32,8 @@ class Binary:
       temperature: of the draws.
       squashed_loss: the loss takes the sigmoid of the activation and not of z, as the published code of binary latent
         diffusion does (its weight there is 0).
+
+    Raises GenError for no bit, and a temperature that is not above 0.
     """
 
     kind: ClassVar[Literal["bits"]] = "bits"

@@ -42,6 +42,8 @@ class Residual:
       convolutions: how many there are (share_quant_resi): scale s uses the one whose place is nearest to its own; 1 for
         one of all scales; 0 for one of each.
       decay: of the running hits.
+
+    Raises GenError for no code or channel, negative numbers, a decay out of [0, 1), and scales that do not grow.
     """
 
     kind: ClassVar[Literal["tokens"]] = "tokens"
@@ -164,7 +166,10 @@ class ResidualModule(nnx.Module):
         return total, shrink(total, scales[scale + 1]).reshape(len(ids), -1, self.config.width)
 
     def __call__(self, z: jax.Array, keys: jax.Array | None = None) -> Quantized:
-        """Gives the token maps of features z (B, N, N, width), N the last scale; `keys` are not needed."""
+        """Gives the token maps of features z (B, N, N, width), N the last scale; `keys` are not needed.
+
+        Raises GenError for features of another shape.
+        """
         del keys
         config, z = self.config, z.astype(jnp.float32)
         side = config.scales[-1]

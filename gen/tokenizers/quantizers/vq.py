@@ -36,6 +36,8 @@ class VQ:
       decay: of the running averages, per step.
       temperature: of soft codes softmax(-|z - e|^2 / temperature); ``entropy`` is then a loss as well: the mean entropy
         of the vectors' less that of their mean over the batch (LlamaGen: 0.01). None for no such loss.
+
+    Raises GenError for no code or channel, a decay out of [0, 1), and a temperature that is not above 0.
     """
 
     kind: ClassVar[Literal["tokens", "bits"]] = "tokens"
