@@ -245,7 +245,8 @@ def table(methods: Sequence[str], made: Made) -> list[list[Any]]:
         values = [scores[key].values if key in scores else {} for key in ("1 call", "2 calls", "4 calls")]
         distances = [v.get("frechet_distance") for v in values]
         over = None if distances[0] is None else distances[0] / best
-        sizes = [count(student.params["net"]) / 1e6, student.step, _cpu_seconds(student)]
+        own = next(iter(student.config.exported()))
+        sizes = [count(student.params[own]) / 1e6, student.step, _cpu_seconds(student)]
         rows.append([name, *sizes, *distances, values[0].get("recall"), values[0].get("accuracy"), over])
     return sorted(rows, key=lambda row: float("inf") if row[-1] is None else row[-1])
 
@@ -254,11 +255,10 @@ def _cpu_seconds(student: Loaded) -> float:
     return float(read_json(student.path.with_name(f"{student.path.name}-{_TIMES}"))["cpu_seconds"])
 
 
-def _front(rows: Sequence[Sequence[Any]]) -> tuple[list[float], list[float]]:
-    """The (CPU seconds, distance) of the methods that no other beats in both, by seconds."""
-    points = sorted((row[3], row[4]) for row in rows if row[4] is not None)
-    kept = [p for i, p in enumerate(points) if all(p[1] < q[1] for q in points[:i])]
-    return [x for x, _ in kept], [y for _, y in kept]
+def _front(rows: Sequence[Sequence[Any]]) -> list[str]:
+    """The methods that no other beats in both CPU seconds and distance, by seconds."""
+    points = sorted((row[3], row[4], row[0]) for row in rows if row[4] is not None)
+    return [p[2] for i, p in enumerate(points) if all(p[1] < q[1] for q in points[:i])]
 
 
 def _page(methods: tuple[str, ...], judge: _Judge, budget: Budget, made: Made) -> Report:
@@ -275,14 +275,12 @@ def _page(methods: tuple[str, ...], judge: _Judge, budget: Budget, made: Made) -
         "best number of steps. Two and four calls are shown for students that have them.",
     )
     page.table(HEAD, rows, "CPU seconds: of all threads, for training after the teacher and its stored pairs.")
-    series = {row[0]: ([row[3]], [row[4]]) for row in rows if row[4] is not None}
-    page.curves(
-        series | {"no other is better in both": _front(rows)},
-        "Distance of one call over training cost.",
+    points = {row[0]: (row[3], row[4]) for row in rows if row[4] is not None}
+    page.points(
+        points,
+        f"Distance of one call over training cost. No method beats {', '.join(_front(rows))} in both.",
         x="CPU seconds",
         y="distance of one call",
-        log=True,
-        log_x=True,
     )
     steps = {int(name.split()[0]): result.values["frechet_distance"] for name, result in made["teacher-scores"].items()}
     page.section("The teacher by steps of its solver").curves(
