@@ -24,6 +24,7 @@ from gen.training.task import Stage
 
 __all__ = [
     "falling",
+    "falling_slowly",
     "guidance_of",
     "jumping_student",
     "latent_arrays",
@@ -44,6 +45,11 @@ def falling(lr: float, *, warmup: int = 20, average: float = 0.98) -> dict[str, 
     """Gives optimiser and average of a student that is trained for a minute: settings ``optim`` and ``emas``."""
     optim = OptimConfig(lr, betas=(0.9, 0.99), schedule="cosine", warmup=warmup, final=0.05, clip=1.0)
     return {"optim": optim, "emas": (Constant(average, warmup=True),)}
+
+
+def falling_slowly() -> dict[str, Any]:
+    """Gives `falling` for a student without a teacher: what data alone say is noisy, and is averaged for longer."""
+    return falling(2e-4, average=0.999)
 
 
 def guidance_of(teacher: Loaded) -> Any:

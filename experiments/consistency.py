@@ -29,7 +29,15 @@ from gen.distill.consistency import ConsistencyDistillationTask, ConsistencyTask
 from gen.distill.distances import Norm, Perceptual, PseudoHuber
 from gen.distill.pairs import Doubling, Fixed, GridPairs, LogLevels, Progressive, ShrinkingPairs
 from gen.experiments import Recipe
-from gen.experiments._students import falling, guidance_of, jumping_student, like_teacher, student_data, student_recipe
+from gen.experiments._students import (
+    falling,
+    falling_slowly,
+    guidance_of,
+    jumping_student,
+    like_teacher,
+    student_data,
+    student_recipe,
+)
 from gen.experiments.edm import ADM64, CIFAR
 from gen.runs import Loaded
 from gen.sampling.flowmaps import FlowMapSampler
@@ -87,7 +95,7 @@ def consistency_training(
         distance=Norm(),
         weight="uniform",
         target_decay=0.9,
-        **_slowly(),
+        **falling_slowly(),
     )
     return jumping_student("consistency-training", teacher, task, steps, batch, data, calls)
 
@@ -106,7 +114,7 @@ def ict(
         flow_map=consistency_map(like_teacher(teacher, student)),
         pairs=GridPairs(Doubling(4, 32), mean=-0.4, std=1.6),
         distance=PseudoHuber(0.06),
-        **_slowly(),
+        **falling_slowly(),
     )
     return jumping_student("ict", teacher, task, steps, batch, data, calls)
 
@@ -123,7 +131,7 @@ def ect(
     """Easy consistency tuning of any teacher, minutes on a laptop for the digits (data: latents or images)."""
     pairs = ShrinkingPairs(LogLevels(-0.4, 1.6), q=4.0, double=steps / 4)
     task = ConsistencyTask(
-        flow_map=data_map(like_teacher(teacher, student)), pairs=pairs, distance=PseudoHuber(0.06), **_slowly()
+        flow_map=data_map(like_teacher(teacher, student)), pairs=pairs, distance=PseudoHuber(0.06), **falling_slowly()
     )
     return jumping_student("ect", teacher, task, steps, batch, data, calls)
 
@@ -142,18 +150,13 @@ def tcm(
     (stage,) = first.config.stages
     pairs = ShrinkingPairs(LogLevels(0.0, 1.2, 2.0, 1.0, 80.0), q=4.0, double=steps / 8, begun=steps // 2)
     task = TruncatedTask(
-        flow_map=data_map(like_teacher(teacher, student)), pairs=pairs, distance=PseudoHuber(0.06), **_slowly()
+        flow_map=data_map(like_teacher(teacher, student)), pairs=pairs, distance=PseudoHuber(0.06), **falling_slowly()
     )
     stages = (
         dataclasses.replace(stage, name="whole"),
         Stage("truncated", task, steps - steps // 2, batch, stage.data),
     )
     return dataclasses.replace(first, config=dataclasses.replace(first.config, name="tcm", stages=stages))
-
-
-def _slowly() -> dict[str, Any]:
-    """Settings of a student without a teacher's answers: what data alone say is noisy, and is averaged for longer."""
-    return falling(2e-4, average=0.999)
 
 
 def perceptual() -> tuple[Any, dict[str, tuple[str, Any]]]:

@@ -23,7 +23,15 @@ from gen.diffusion.consistency_maps import trig_map
 from gen.distill.pairs import LogLevels
 from gen.distill.scm import SCDTask, SCMTask
 from gen.experiments import Recipe
-from gen.experiments._students import falling, guidance_of, jumping_student, like_teacher, student_data, student_recipe
+from gen.experiments._students import (
+    falling,
+    falling_slowly,
+    guidance_of,
+    jumping_student,
+    like_teacher,
+    student_data,
+    student_recipe,
+)
 from gen.experiments.consistency import LONG
 from gen.runs import Loaded
 from gen.sampling.flowmaps import FlowMapSampler
@@ -60,8 +68,7 @@ def sct(
     batch: int = 128,
 ) -> Recipe:
     """Continuous-time consistency training from any teacher's weights, minutes on a laptop for the digits."""
-    # a small rate and a long average: the velocity of one sample is noisier than a teacher's
-    task = SCMTask(**_laptop(teacher, student, steps), **falling(2e-4, average=0.999))
+    task = SCMTask(**_laptop(teacher, student, steps), **falling_slowly())
     return jumping_student("sct", teacher, task, steps, batch, data, calls)
 
 

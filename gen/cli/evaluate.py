@@ -46,7 +46,7 @@ def evaluate(
     """Scores a run, or images, against real images: a table, a JSON file with the protocol, and a page.
 
     A run makes its images meanwhile, as many as the reference, 50,000 at most. --protocol keeps to
-    one that papers use, and refuses what departs from it. Interrupted, the same goes on.
+    one that papers use, and refuses what departs from it. Started again, it goes on.
 
     Examples:
       gen evaluate runs/demo/student
@@ -67,7 +67,7 @@ def evaluate(
       label_rule: "seed mod classes" or "random"; of stored images what is known.
       quantiser: round or truncate; of stored images what is known.
       neighbours: k of precision, recall, density, coverage.
-      captions: a line an image, or token ids .npy, for the CLIP score.
+      captions: a line per image, or token ids .npy, for the CLIP score.
       training: real images that were trained on; with --heldout, which samples copy one.
       heldout: real images that were not.
       backend: cleanfid sets clean-fid's distances beside ours.
